@@ -1,0 +1,49 @@
+"""Time, in one place, so that tests and recovery can own it.
+
+Promises: UTC nanoseconds since 1970. Never: local time, a reading taken anywhere else.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+NS_PER_S = 1_000_000_000
+
+
+class Clock(Protocol):
+    """Where the time comes from."""
+
+    def now_ns(self) -> int:
+        """UTC nanoseconds since 1970. May step back; the ledger's own time never does."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now_ns(self) -> int:
+        """UTC nanoseconds since 1970."""
+        return time.time_ns()
+
+
+class ManualClock:
+    """A clock that moves only when told to; for tests and simulations."""
+
+    def __init__(self, now_ns: int = 1_750_000_000 * NS_PER_S) -> None:
+        self._now_ns = now_ns
+
+    def now_ns(self) -> int:
+        """The time it was last set to."""
+        return self._now_ns
+
+    def advance(self, seconds: float) -> None:
+        """Move forward, or back when negative."""
+        self._now_ns += int(seconds * NS_PER_S)
+
+
+def iso(at_ns: int) -> str:
+    """UTC time as RFC 3339 with milliseconds and a trailing Z."""
+    moment = datetime.fromtimestamp(at_ns // NS_PER_S, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{at_ns % NS_PER_S // 1_000_000:03d}Z"
