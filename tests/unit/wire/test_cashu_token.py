@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from farebox.errors import InvalidCredential
 from farebox.wire.cashu import crypto
+from farebox.wire.cashu.documents import DleqJson, ProofJson
 from farebox.wire.cashu.model import Dleq, Proof, Token, normalize_mint_url
 from farebox.wire.cashu.token import (
     MAX_PROOFS,
@@ -87,6 +88,14 @@ def test_a_uri_scheme_and_white_space_around_a_token_are_understood() -> None:
     assert decode_token(text.encode()) == decode_token(text)
 
 
+@pytest.mark.parametrize("text", VECTORS["tokens_v4"])
+def test_the_v4_vectors_encode_to_the_same_document(text: str) -> None:
+    def document(one: str) -> object:
+        return cbor2.loads(base64.urlsafe_b64decode(one[6:] + "=="))
+
+    assert document(encode_token(decode_token(text))) == document(text)
+
+
 def dleq() -> Dleq:
     return Dleq(b"\x01" * 32, b"\x02" * 32, b"\x03" * 32)
 
@@ -109,6 +118,7 @@ def test_what_is_encoded_decodes_to_the_same_token(encode: Any) -> None:
 
 def test_a_repr_shows_neither_secrets_nor_signatures() -> None:
     shown = repr(SAMPLE) + repr(SAMPLE.proofs) + repr(dleq())
+    shown += repr(ProofJson(1, "id", "one", POINT.hex(), DleqJson("one", "two")))
     assert not any(part in shown for part in ("one", "two", POINT.hex(), str(POINT), "\\x01"))
 
 

@@ -38,7 +38,14 @@ Secret = Annotated[str, msgspec.Meta(min_length=1, max_length=SECRET_MAX_CHARS)]
 _T = TypeVar("_T")
 
 
-class DleqJson(msgspec.Struct, frozen=True):
+class Hidden(msgspec.Struct, frozen=True):
+    """A shape that may hold spendable secrets: its repr is its name."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"
+
+
+class DleqJson(Hidden, frozen=True):
     """`{e, s, r?}` in hex."""
 
     e: str
@@ -46,7 +53,7 @@ class DleqJson(msgspec.Struct, frozen=True):
     r: str | None = None
 
 
-class ProofJson(msgspec.Struct, frozen=True):
+class ProofJson(Hidden, frozen=True):
     """`{amount, id, secret, C, dleq?, witness?}`."""
 
     amount: Amount
@@ -65,7 +72,7 @@ class OutputJson(msgspec.Struct, frozen=True):
     B_: str
 
 
-class SignatureJson(msgspec.Struct, frozen=True):
+class SignatureJson(Hidden, frozen=True):
     """`{amount, id, C_, dleq?}`."""
 
     amount: Amount

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Annotated, Any
 
 import cbor2
@@ -13,6 +12,7 @@ import msgspec
 from farebox.errors import InvalidCredential
 from farebox.wire.cashu.documents import (
     Amount,
+    Hidden,
     ProofJson,
     Secret,
     convert,
@@ -46,24 +46,24 @@ class UnknownKeyset:
     keyset_id: str
 
 
-class _V3Entry(msgspec.Struct, frozen=True):
+class _V3Entry(Hidden, frozen=True):
     mint: str
     proofs: Annotated[list[ProofJson], msgspec.Meta(max_length=MAX_PROOFS)]
 
 
-class _V3(msgspec.Struct, frozen=True):
+class _V3(Hidden, frozen=True):
     token: Annotated[list[_V3Entry], msgspec.Meta(min_length=1, max_length=MAX_PROOFS)]
     unit: str | None = None
     memo: _Memo | None = None
 
 
-class _V4Dleq(msgspec.Struct, frozen=True):
+class _V4Dleq(Hidden, frozen=True):
     e: bytes
     s: bytes
     r: bytes | None = None
 
 
-class _V4Proof(msgspec.Struct, frozen=True):
+class _V4Proof(Hidden, frozen=True):
     a: Amount
     s: Secret
     c: bytes
@@ -71,12 +71,12 @@ class _V4Proof(msgspec.Struct, frozen=True):
     w: str | None = None
 
 
-class _V4Group(msgspec.Struct, frozen=True):
+class _V4Group(Hidden, frozen=True):
     i: bytes
     p: Annotated[list[_V4Proof], msgspec.Meta(max_length=MAX_PROOFS)]
 
 
-class _V4(msgspec.Struct, frozen=True):
+class _V4(Hidden, frozen=True):
     m: str
     u: str
     t: Annotated[list[_V4Group], msgspec.Meta(min_length=1, max_length=MAX_PROOFS)]
@@ -143,12 +143,11 @@ def _checked(token: Token) -> Token:
 
 def encode_token(token: Token) -> str:
     """A V4 token with whole keyset ids, proofs grouped by keyset, DLEQ proofs included."""
-    ordered = sorted(token.proofs, key=lambda proof: proof.keyset_id)
-    groups = [
-        {"i": bytes.fromhex(keyset_id), "p": [_v4_document(proof) for proof in proofs]}
-        for keyset_id, proofs in groupby(ordered, key=lambda proof: proof.keyset_id)
-    ]
-    document: dict[str, Any] = {"m": token.mint, "u": token.unit, "t": groups}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for proof in token.proofs:
+        groups.setdefault(proof.keyset_id, []).append(_v4_document(proof))
+    listed = [{"i": bytes.fromhex(keyset_id), "p": group} for keyset_id, group in groups.items()]
+    document: dict[str, Any] = {"m": token.mint, "u": token.unit, "t": listed}
     if token.memo is not None:
         document["d"] = token.memo
     return "cashuB" + encode_base64(cbor2.dumps(document))
