@@ -1,0 +1,307 @@
+"""The settings, one frozen type per section. Descriptions and defaults stand beside each."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from farebox.settings.fields import (
+    optional,
+    raw_tables,
+    required,
+    section,
+    sections,
+    setting,
+)
+from farebox.settings.secrets import Secret
+from farebox.settings.values import (
+    ADDRESS,
+    AMOUNT_MSAT,
+    DATABASE,
+    DIRECTORY,
+    FEED_URL,
+    FLAG,
+    HEADERS,
+    PATH_PREFIX,
+    RATE,
+    URL,
+    Address,
+    choice,
+    integer,
+    many,
+    seconds,
+)
+
+_DAY_S = 86_400
+_YEAR_S = 366 * _DAY_S
+_MIB = 1024 * 1024
+
+
+class MintPolicy(enum.Enum):
+    """What to do with tokens of a mint."""
+
+    TRUSTED = "trusted"
+    REFUSED = "refused"
+
+
+class ForeignPolicy(enum.Enum):
+    """What to do with tokens of a mint that no `[[mint]]` names."""
+
+    REFUSE = "refuse"
+    SWAP = "swap"
+
+
+class MintUnit(enum.Enum):
+    """The units of a mint that are accepted."""
+
+    SAT = "sat"
+    MSAT = "msat"
+
+
+class ChangePolicy(enum.Enum):
+    """A way to give change back."""
+
+    SAME = "same"
+    CHEAPEST = "cheapest"
+    CREDIT = "credit"
+    AGGREGATE = "aggregate"
+
+
+class LogLevel(enum.Enum):
+    """The least severity that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(enum.Enum):
+    """How a log line looks."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseSettings:
+    """Where the books are kept."""
+
+    url: str = setting(
+        DATABASE,
+        "The database file. A relative path is inside the data directory.",
+        "sqlite:farebox.db",
+    )
+
+    def sqlite_path(self, data_dir: Path) -> Path:
+        """The database file."""
+        return data_dir / self.url.removeprefix("sqlite:")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """The door that callers come through."""
+
+    listen: Address = setting(ADDRESS, "Where to listen.", "127.0.0.1:8080")
+    public_url: str | None = optional(
+        URL,
+        "The address callers know us by, for the links in answers. Left out, it is taken from "
+        "`listen`.",
+        "https://api.example.com",
+    )
+    body_bytes_max: int = setting(
+        integer(1, 1024 * _MIB), "The largest request body; a larger one is 413.", 10 * _MIB
+    )
+    header_bytes_max: int = setting(
+        integer(8192, _MIB),
+        "All request headers together. Tokens travel in a header: leave them room.",
+        65_536,
+    )
+    requests_max: int = setting(
+        integer(1, 100_000), "How many requests are served at the same time.", 1024
+    )
+    queue_max: int = setting(
+        integer(0, 100_000), "How many more may wait for their turn; beyond that it is 503.", 1024
+    )
+    body_timeout_s: float = setting(
+        seconds(3600), "How long a caller may take to send a request body.", 30
+    )
+    queue_timeout_s: float = setting(
+        seconds(3600), "How long a request may wait for its turn; then it is 503.", 10
+    )
+    stop_grace_s: float = setting(
+        seconds(3600),
+        "How long running requests may go on after a stop signal; then they are cut and settled.",
+        30,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamSettings:
+    """A service behind the gateway."""
+
+    path: str = setting(
+        PATH_PREFIX,
+        "Requests whose path begins with this go here; of several, the longest match wins.",
+        "/",
+    )
+    urls: tuple[str, ...] = required(
+        many(URL, least=1),
+        "Where the service is. The second is tried when the first is down, and so on.",
+        ["http://127.0.0.1:11434"],
+    )
+    headers: Mapping[str, Secret] = setting(
+        HEADERS,
+        "Headers to set on each forwarded request. A key is best written as "
+        '{ Authorization = { env = "UPSTREAM_KEY", prefix = "Bearer " } }.',
+        {},
+    )
+    connect_timeout_s: float = setting(seconds(600), "How long a connection may take.", 5)
+    first_byte_timeout_s: float = setting(
+        seconds(3600), "How long the first byte of an answer may take.", 120
+    )
+    idle_timeout_s: float = setting(
+        seconds(3600), "How long a stream may be silent between two chunks.", 60
+    )
+    models_refresh_s: int = setting(
+        integer(0, _DAY_S),
+        "How often models and prices are read again from /v1/models; 0 never reads them.",
+        0,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MintSettings:
+    """A mint whose eCash tokens are known."""
+
+    url: str = required(URL, "The address of the mint.", "https://mint.example.com")
+    policy: MintPolicy = setting(
+        choice(MintPolicy),
+        "A trusted mint's tokens are money here. A refused one's never are, not even swapped.",
+        "trusted",
+    )
+    units: tuple[MintUnit, ...] = setting(
+        many(choice(MintUnit), least=1), "The units that are accepted.", ["sat"]
+    )
+    ceiling_msat: int = setting(
+        AMOUNT_MSAT,
+        "The most we are ready to hold at this mint, which could run away with it. A payment that "
+        "would exceed it is refused.",
+        "100000 sat",
+        key="ceiling",
+    )
+    require_dleq: bool = setting(
+        FLAG, "Refuse tokens that don't carry the mint's proof of its signature (NUT-12).", False
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EcashSettings:
+    """How eCash is received and returned."""
+
+    foreign: ForeignPolicy = setting(
+        choice(ForeignPolicy),
+        "A token of a mint that is not listed: refuse it, or swap it into a trusted mint over "
+        "Lightning (the payer bears the fees).",
+        "refuse",
+    )
+    change: tuple[ChangePolicy, ...] = setting(
+        many(choice(ChangePolicy), least=1),
+        "How to give change, the first that is possible: by the same method, by the cheapest one, "
+        "as account credit, or collected until it is worth returning.",
+        ["same", "cheapest", "credit", "aggregate"],
+    )
+    small_change_msat: int = setting(
+        AMOUNT_MSAT,
+        "Change below this stays as account credit. 0 returns every unit.",
+        "0 msat",
+        key="small_change",
+    )
+    consolidate_proofs: int = setting(
+        integer(2, 1000),
+        "How many small proofs of a mint are gathered before they are swapped into larger ones.",
+        64,
+    )
+    mint_timeout_s: float = setting(
+        seconds(600), "How long a mint may take to answer; then the outcome is asked for.", 10
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatesSettings:
+    """What a bitcoin is worth in dollars. Without a rate, prices in USD are refused."""
+
+    btc_usd: str | None = optional(RATE, "A fixed rate, instead of sources.", "97000.50")
+    sources: tuple[str, ...] = setting(
+        many(FEED_URL), "Where rates are read; the median of the answers counts.", []
+    )
+    sources_min: int = setting(
+        integer(1, 64), "How many sources must have answered for a rate to count.", 2
+    )
+    refresh_s: int = setting(integer(1, _DAY_S), "How often rates are read.", 60)
+    age_max_s: int = setting(integer(1, _DAY_S), "A rate older than this is no rate.", 300)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountsSettings:
+    """Accounts and their keys."""
+
+    keys_max: int = setting(
+        integer(1, 1_000_000_000), "How many keys may exist; then no new ones are made.", 1_000_000
+    )
+    key_expiry_s: int = setting(
+        integer(0, 10 * _YEAR_S),
+        "How long a new key lives unless it says so itself; what is left then goes to its refund "
+        "address. 0 is for ever.",
+        0,
+    )
+    failures_max: int = setting(
+        integer(1, 100_000), "Wrong keys from one address within the window; then it is 429.", 20
+    )
+    failures_window_s: int = setting(integer(1, _DAY_S), "That window.", 60)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """What is written to standard error. Secrets never are."""
+
+    level: LogLevel = setting(choice(LogLevel), "The least severity that is logged.", "info")
+    format: LogFormat = setting(choice(LogFormat), "Lines for people, or for machines.", "text")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything the operator decides."""
+
+    data_dir: Path = setting(
+        DIRECTORY,
+        "Where the books and the root key are kept. A relative path starts at this file.",
+        "farebox-data",
+    )
+    database: DatabaseSettings = section(DatabaseSettings, "Where the books are kept.")
+    gateway: GatewaySettings = section(GatewaySettings, "The door that callers come through.")
+    upstreams: tuple[UpstreamSettings, ...] = sections(
+        UpstreamSettings, "A service behind the gateway. Repeat it for each.", key="upstream"
+    )
+    mints: tuple[MintSettings, ...] = sections(
+        MintSettings, "A mint whose eCash is accepted or refused. Repeat it for each.", key="mint"
+    )
+    ecash: EcashSettings = section(EcashSettings, "How eCash is received and returned.")
+    prices: tuple[Mapping[str, object], ...] = raw_tables(
+        "A price. The first rule that matches counts; what none matches is refused, not free. "
+        "All that a rule may say is in docs/pricing.md.",
+        key="price",
+        example={"path": "/v1/*", "per_request": "10 sat"},
+    )
+    rates: RatesSettings = section(
+        RatesSettings, "What a bitcoin is worth in dollars, for prices in USD."
+    )
+    accounts: AccountsSettings = section(AccountsSettings, "Accounts and their keys.")
+    log: LogSettings = section(LogSettings, "What is written to standard error.")
+
+    @property
+    def database_path(self) -> Path:
+        """The file the books are kept in."""
+        return self.database.sqlite_path(self.data_dir)
