@@ -1,0 +1,42 @@
+"""Peers as fixtures, started when first asked for and shared by the session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.peers.install import PeerUnavailable
+from tests.peers.nutshell import Nutshell
+
+
+def missing(peer: str, reason: PeerUnavailable) -> None:
+    """Skip the test, or fail it where peers are required."""
+    message = f"{peer} is not to be had: {reason}"
+    if os.environ.get("FAREBOX_REQUIRE_PEERS") == "1":
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def nutshell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nutshell]:
+    """A Nutshell mint that takes no input fees."""
+    yield from _nutshell(tmp_path_factory, fee_ppk=0)
+
+
+@pytest.fixture(scope="session")
+def nutshell_with_fees(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nutshell]:
+    """A Nutshell mint that takes a tenth of a sat per input."""
+    yield from _nutshell(tmp_path_factory, fee_ppk=100)
+
+
+def _nutshell(factory: pytest.TempPathFactory, fee_ppk: int) -> Iterator[Nutshell]:
+    try:
+        mint = Nutshell(factory.mktemp("nutshell"), fee_ppk=fee_ppk)
+        mint.start()
+    except PeerUnavailable as reason:
+        missing("Nutshell", reason)
+        return
+    yield mint
+    mint.stop()

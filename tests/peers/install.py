@@ -1,0 +1,87 @@
+"""Installs peers into `.peers/`: `python -m tests.peers.install nutshell`."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PEERS = HERE.parent.parent / ".peers"
+#: The peers that are Python packages; each has a lock file of the same name beside this one.
+PYTHON_PEERS = ("nutshell",)
+_INSTALL_TIMEOUT_S = 600
+_SAID_MAX_CHARS = 2_000
+
+
+class PeerUnavailable(Exception):
+    """A peer could not be installed or started; the message says why."""
+
+
+def environment(name: str) -> Path:
+    """The environment of a Python peer, installed now if it is not there as locked.
+
+    Raises PeerUnavailable.
+    """
+    lock = HERE / f"{name}.lock"
+    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
+    where = PEERS / name
+    stamp = where / "installed"
+    with _one_at_a_time(name):
+        if not stamp.exists() or stamp.read_text() != wanted:
+            shutil.rmtree(where, ignore_errors=True)
+            uv = _uv()
+            run([*uv, "venv", "-q", "--python", sys.executable, str(where)])
+            python = str(where / "bin" / "python")
+            install = ["pip", "install", "-q", "--no-deps", "--require-hashes"]
+            run([*uv, *install, "--python", python, "-r", str(lock)])
+            stamp.write_text(wanted)
+    return where
+
+
+@contextmanager
+def _one_at_a_time(name: str) -> Iterator[None]:
+    """Two test runs in one checkout must not install over each other."""
+    PEERS.mkdir(exist_ok=True)
+    with (PEERS / f"{name}.busy").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _uv() -> list[str]:
+    found = shutil.which("uv")
+    return [found] if found else [sys.executable, "-m", "uv"]
+
+
+def run(command: list[str], timeout_s: int = _INSTALL_TIMEOUT_S) -> None:
+    """Run a command to its end. Raises PeerUnavailable with what it said last."""
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PeerUnavailable(f"{command[0]} could not be run: {error}") from None
+    if ended.returncode != 0:
+        said = (ended.stderr or ended.stdout)[-_SAID_MAX_CHARS:]
+        raise PeerUnavailable(f"{' '.join(command[:3])} ended with {ended.returncode}: {said}")
+
+
+def main(names: list[str]) -> int:
+    """Install the named peers, or all of them. Returns the exit status."""
+    for name in names or PYTHON_PEERS:
+        if name not in PYTHON_PEERS:
+            print(f"unknown peer {name!r}; there are: {', '.join(PYTHON_PEERS)}", file=sys.stderr)
+            return 2
+        try:
+            print(f"{name}: {environment(name)}")
+        except PeerUnavailable as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,79 @@
+"""A peer's process: started on a free port of loopback, waited for, stopped or killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.peers.install import PeerUnavailable
+
+_STOP_TIMEOUT_S = 10
+_POLL_S = 0.1
+_SAID_MAX_CHARS = 2_000
+
+
+def free_port() -> int:
+    """A port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class PeerProcess:
+    """One process in a process group of its own, its output in a file."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+        self._log = log
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                list(command),
+                env=dict(env),
+                cwd=log.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_ready(self, url: str, timeout_s: float) -> None:
+        """Until `url` answers 200. Raises PeerUnavailable with the last output."""
+        ends_at = time.monotonic() + timeout_s
+        while time.monotonic() < ends_at:
+            if self._process.poll() is not None:
+                raise PeerUnavailable(f"it ended with {self._process.returncode}: {self.said()}")
+            try:
+                with urllib.request.urlopen(url, timeout=2):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(_POLL_S)
+        self.kill()
+        raise PeerUnavailable(f"not ready after {timeout_s} s: {self.said()}")
+
+    def said(self) -> str:
+        """The end of its output."""
+        return self._log.read_text(errors="replace")[-_SAID_MAX_CHARS:]
+
+    def stop(self) -> None:
+        """Ask it to end, and end it if it does not. Does nothing once it has ended."""
+        self._signal(signal.SIGTERM)
+        try:
+            self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL: it gets no chance to finish anything."""
+        self._signal(signal.SIGKILL)
+        self._process.wait(_STOP_TIMEOUT_S)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, number)
