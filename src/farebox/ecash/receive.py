@@ -62,7 +62,7 @@ class Receive:
     A subset of `amounts` sums to every change from net − maximum (all used) to net (all back).
     """
 
-    token_mint: str
+    mint: str
     unit: str
     inputs: tuple[Proof, ...]
     fee: int
@@ -73,7 +73,7 @@ class Receive:
     def swap_plan(self, first_counter: int) -> SwapPlan:
         """The plan to store before the swap, with `len(amounts)` counters from `first_counter`."""
         return SwapPlan(
-            mint=self.token_mint,
+            mint=self.mint,
             unit=self.unit,
             keyset_id=self.keyset_id,
             first_counter=first_counter,

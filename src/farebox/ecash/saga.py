@@ -41,7 +41,7 @@ definite: a request that is still on its way could turn silence into a payment.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from farebox.ecash.codes import Call, NutError, Verdict, verdict
@@ -78,7 +78,7 @@ class Paid:
     """The melt was paid. `fee` is all it cost above the amount: Lightning, inputs, what the mint
     kept. Some mints tell no preimage."""
 
-    preimage: str | None
+    preimage: str | None = field(repr=False)
     fee: int
     change: tuple[Proof, ...]
 
