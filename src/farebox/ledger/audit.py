@@ -1,0 +1,109 @@
+"""The audit chain: every committed unit extends one SHA-256 chain over the whole book.
+
+    digest(n) = SHA-256( digest(n-1) ‖ MessagePack([seq, at, id, body, movements, events]) )
+    body      = MessagePack([fingerprint, sticky, outcome, reply, opens, ceilings, puts])
+    puts      = [[kind, key, version, SHA-256(value)], …]
+
+MessagePack arrays, strings, bytes and shortest-form integers carry their own lengths, so no two
+different units have the same encoding. Amounts are decimal strings (MessagePack stops at 64 bits).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from farebox.ledger.evaluator import Decision, Known, Movement
+from farebox.ledger.model import Applied, Code, Open, Refused, SetCeiling
+
+#: The digest before the first unit.
+GENESIS = bytes(32)
+
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class PutDigest(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What a unit wrote to one row: the version it made and the hash of the stored bytes."""
+
+    kind: str
+    key: str
+    version: int
+    digest: bytes
+
+
+class Body(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What is stored of a unit beside its movements and events."""
+
+    fingerprint: bytes
+    sticky: bool
+    outcome: tuple[Any, ...]  # ("applied", [amounts…]) or ("refused", step, code)
+    reply: bytes
+    opens: tuple[tuple[str, str, str], ...]  # account, asset, kind
+    ceilings: tuple[tuple[str, str | None], ...]  # account, decimal amount
+    puts: tuple[PutDigest, ...]
+
+
+class EventRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """An event as stored and as hashed; `data` is JSON."""
+
+    number: int
+    name: str
+    subject: str
+    data: bytes
+
+
+_decode_body = msgspec.msgpack.Decoder(Body).decode
+
+
+def value_digest(raw: bytes) -> bytes:
+    """SHA-256 of a row's stored bytes."""
+    return hashlib.sha256(raw).digest()
+
+
+def encode_body(decision: Decision, puts: tuple[PutDigest, ...]) -> bytes:
+    """The canonical bytes of a unit's body."""
+    unit, outcome = decision.unit, decision.outcome
+    told: tuple[Any, ...]
+    opens: list[tuple[str, str, str]] = []
+    ceilings: list[tuple[str, str | None]] = []
+    if isinstance(outcome, Applied):
+        told = ("applied", [str(amount) for amount in outcome.amounts])
+        for step in unit.steps:
+            if type(step) is Open:
+                opens.append((step.account, step.asset, step.kind))
+            elif type(step) is SetCeiling:
+                ceiling = None if step.ceiling is None else str(step.ceiling)
+                ceilings.append((step.account, ceiling))
+    else:
+        told = ("refused", outcome.step, outcome.code)
+    return _pack((unit.fingerprint, unit.sticky, told, unit.reply, opens, ceilings, puts))
+
+
+def decode_body(raw: bytes) -> Body:
+    """Undo `encode_body`. Raises msgspec.DecodeError on anything else."""
+    return _decode_body(raw)
+
+
+def known_from(seq: int, at: int, body: Body) -> Known:
+    """What a stored unit answers when its id comes again."""
+    if body.outcome[0] == "applied":
+        amounts = tuple(int(amount) for amount in body.outcome[1])
+        return Known(body.fingerprint, Applied(seq, at, amounts, body.reply))
+    return Known(body.fingerprint, Refused(body.outcome[1], Code(body.outcome[2])))
+
+
+def extend(
+    previous: bytes,
+    seq: int,
+    at: int,
+    unit_id: str,
+    body: bytes,
+    movements: Sequence[Movement],
+    events: Sequence[EventRow],
+) -> bytes:
+    """The digest after unit `seq`."""
+    link = _pack((seq, at, unit_id, body, movements, events))
+    return hashlib.sha256(previous + link).digest()

@@ -1,0 +1,47 @@
+"""Domain rows: what a room keeps beside the money. Declared as data, compiled by the stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import msgspec
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, eq=False)
+class RecordType(Generic[T]):
+    """One kind of row: its value type, and the fields it can be found by.
+
+    `indexes` are tuples of field names of `type` (str, int or str-enum fields; a None is not
+    found by). A query gives equal values for leading fields and may range over the next one.
+    """
+
+    kind: str
+    type: type[T]
+    indexes: tuple[tuple[str, ...], ...] = ()
+    columns: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = dict.fromkeys(name for index in self.indexes for name in index)
+        object.__setattr__(self, "columns", tuple(names))
+        object.__setattr__(self, "decode", msgspec.json.Decoder(self.type).decode)
+
+    def encode(self, value: T) -> bytes:
+        """The stored form of a row."""
+        return _ENCODER.encode(value)
+
+    def decode(self, raw: bytes) -> T:
+        """Undo `encode`."""
+        raise AssertionError("replaced in __post_init__ by the compiled decoder")
+
+
+_ENCODER = msgspec.json.Encoder()
+
+
+class Row(msgspec.Struct, Generic[T], frozen=True):
+    """A stored value and the version it was read at."""
+
+    value: T
+    version: int

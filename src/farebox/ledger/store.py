@@ -1,0 +1,77 @@
+"""The port to durable storage of one book. `farebox.stores` holds the implementations.
+
+A store batches what queues up while its last commit ran, evaluates it in order (`evaluator`),
+commits it in one transaction, and only then answers everybody in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from farebox.ledger.model import Account, Applied, Outcome, Refused, StoredEvent, Unit
+from farebox.ledger.records import RecordType, Row
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+#: The most rows one read returns.
+PAGE_MAX = 1_000
+
+
+class Store(Protocol):
+    """One book. Reads see committed state only."""
+
+    async def commit(self, unit: Unit) -> Outcome:
+        """Decide and durably store one unit.
+
+        Raises StoreBusy (nothing done) when the queue is full, OutcomeUnknown when the answer to
+        the commit was lost, StoreError when the store failed and nothing was done.
+        """
+        ...
+
+    async def outcome(self, unit_id: str) -> Applied | Refused | None:
+        """What became of a unit, or None when no such unit was committed."""
+        ...
+
+    async def get(self, record: RecordType[T], key: str) -> Row[T] | None:
+        """One domain row."""
+        ...
+
+    async def find(
+        self,
+        record: RecordType[T],
+        where: Mapping[str, str | int],
+        *,
+        at_most: tuple[str, int] | None = None,
+        after: str = "",
+        limit: int = PAGE_MAX,
+    ) -> list[tuple[str, Row[T]]]:
+        """Rows whose indexed fields equal `where`, in key order, keys above `after`.
+
+        `at_most=(field, bound)` keeps rows whose integer field is at most the bound.
+        """
+        ...
+
+    async def account(self, account_id: str) -> Account | None:
+        """One account with its balances."""
+        ...
+
+    async def accounts(self, after: str = "", limit: int = PAGE_MAX) -> list[Account]:
+        """Accounts in id order, ids above `after`."""
+        ...
+
+    async def events(
+        self, after: int = 0, *, subject: str | None = None, limit: int = PAGE_MAX
+    ) -> list[StoredEvent]:
+        """Events numbered above `after`, in order; of one subject when given."""
+        ...
+
+    async def expire_due(self) -> int:
+        """Release every hold that is due; returns how many."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is queued, then let go of the book."""
+        ...
