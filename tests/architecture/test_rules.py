@@ -13,6 +13,7 @@ TEST_FILE_LINES_MAX = 800  # a list of promises reads more easily than code
 MONEY_ROOMS = {"money.py", "ledger", "payments", "ecash", "pricing", "channels", "credits"}
 WALL_CLOCK = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "date.today"}
 WALL_CLOCK |= {"datetime.today", "time.localtime", "time.gmtime"}
+NO_MONEY = {"isinstance", "difflib.get_close_matches"}
 #: An id begins with the time so that ids sort; nobody reads a time out of one.
 READS_THE_CLOCK = {"clock.py", "ids.py"}
 SQL = re.compile(
@@ -32,18 +33,18 @@ def dotted(node: ast.expr) -> str:
     return ""
 
 
-def refused(source: Source) -> set[ast.AST]:
-    """What stands in an `isinstance` call: a float is looked for there, not used."""
+def harmless_names(source: Source) -> set[ast.AST]:
+    """What is no amount: a float is looked for in `isinstance`, a likeness is not money."""
     return {
         name
         for node in ast.walk(source.tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in NO_MONEY
         for name in ast.walk(node)
     }
 
 
 def floats(source: Source) -> list[str]:
-    lines, harmless = source.text.splitlines(), refused(source)
+    lines, harmless = source.text.splitlines(), harmless_names(source)
     return [
         source.at(node)
         for node in ast.walk(source.tree)

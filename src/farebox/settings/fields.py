@@ -124,7 +124,7 @@ def read_section(of: type[T], raw: object, where: Where) -> T:
 def unknown(dotted: str, key: str, known: Iterable[str]) -> InvalidSettings:
     """The error for a key nobody declared, with the nearest one that is."""
     names = sorted(known)
-    near = difflib.get_close_matches(key[:128].lower(), names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key[:128].lower(), names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(names)}"
     return InvalidSettings(dotted[:256], "an unknown key", hint)
 

@@ -1,0 +1,65 @@
+"""The command line: `farebox COMMAND`.
+
+Promises: what a command found is on standard output, as text or with `--json` as one JSON object;
+an error is one sentence with a way out on standard error, and exit code 2.
+Never: a traceback for a mistake of the operator's, a secret on the screen that was not asked for.
+
+A command is a function in a module of its own, named in `_COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from farebox import __version__
+from farebox.cli.init import init
+from farebox.errors import FareboxError
+
+__all__ = ["app", "main"]
+
+EXIT_ERROR = 2
+
+_COMMANDS: tuple[Callable[..., None], ...] = (init,)
+
+app = typer.Typer(
+    name="farebox",
+    help="Any HTTP service, paid per request, with exact change.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for _command in _COMMANDS:
+    app.command()(_command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"farebox {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _farebox(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and leave."
+        ),
+    ] = False,
+) -> None:
+    """Any HTTP service, paid per request, with exact change."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit code."""
+    try:
+        app(arguments)
+    except FareboxError as error:
+        sentence = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
