@@ -16,14 +16,14 @@ from typing import Annotated
 import typer
 
 from farebox import __version__
-from farebox.cli.init import init
+from farebox.cli import init
 from farebox.errors import FareboxError
 
 __all__ = ["app", "main"]
 
 EXIT_ERROR = 2
 
-_COMMANDS: tuple[Callable[..., None], ...] = (init,)
+_COMMANDS: dict[str, Callable[..., None]] = {"init": init.init}
 
 app = typer.Typer(
     name="farebox",
@@ -33,8 +33,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for _command in _COMMANDS:
-    app.command()(_command)
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)
 
 
 def _show_version(wanted: bool) -> None:

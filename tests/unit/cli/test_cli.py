@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Run]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Run a command in a directory of its own: exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
 
@@ -30,7 +28,7 @@ def run(
         out, error = capfd.readouterr()
         return left.value.code, out, error
 
-    yield run
+    return run
 
 
 def test_init_writes_a_file_that_is_read_back_as_the_defaults(run: Run, tmp_path: Path) -> None:
