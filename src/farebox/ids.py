@@ -1,4 +1,4 @@
-"""Identifiers: sortable by time, unguessable where they are secrets, derived where they must repeat.
+"""Identifiers: sortable by time, unguessable where secret, derived where they must repeat.
 
 Promises: `new_id` never repeats in practice; `derived_id` always repeats for the same parts.
 """
