@@ -39,7 +39,7 @@ def test_a_room_says_what_it_promises_and_never_does(room: Path) -> None:
 def test_no_package_is_empty_or_silent(package: Path) -> None:
     tree = ast.parse((package / "__init__.py").read_text())
     assert ast.get_docstring(tree)
-    assert len(list(package.glob("*.py"))) > 1 or len(tree.body) > 1
+    assert len(list(package.rglob("*.py"))) > 1 or len(tree.body) > 1
 
 
 def test_every_directory_of_modules_is_a_package() -> None:
