@@ -128,14 +128,16 @@ _decode = msgspec.json.Decoder().decode
 def read_request(method: str, path: str, body: bytes | None) -> RequestFacts:
     """Read the facts of a request. Never raises: what cannot be read is its `problem`.
 
-    `path` is as the caller sent it, without the query. `body` is None where it was not read.
+    `path` is as the caller sent it, without the query. `body` is None where it was not read
+    because no price there depends on it.
     """
     canonical = _canonical_path(path)
     if isinstance(canonical, Problem):
         return RequestFacts(method=method, path=path[:PATH_MAX_CHARS], problem=canonical)
     protocol = find_protocol(method, canonical)
     if not body:
-        problem = None if protocol is ApiProtocol.OTHER else Problem.BODY_NOT_JSON
+        expected = body is not None and protocol is not ApiProtocol.OTHER
+        problem = Problem.BODY_NOT_JSON if expected else None
         return RequestFacts(method=method, path=canonical, protocol=protocol, problem=problem)
     document = _read_body(body)
     if isinstance(document, Problem):

@@ -113,8 +113,9 @@ class StreamMeter:
         rest = b""
         if self._tail and not self._oversized:
             held = bytes(self._tail)
-            if self._take(held) and self._strips:
-                rest = held[self._tail_sent :]
+            kept = self._take(held)
+            if self._strips:
+                rest = held if kept else held[: _blank_length(held, 0)]
         self._tail.clear()
         self._body_bytes += len(rest)
         return rest
@@ -235,7 +236,7 @@ def _document(event: bytes) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _blank_length(events: bytearray, start: int) -> int:
+def _blank_length(events: bytes | bytearray, start: int) -> int:
     end = start
     while end < len(events) and events[end] in b"\r\n":
         end += 1
