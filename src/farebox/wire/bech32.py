@@ -4,7 +4,7 @@ longer than addresses."""
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from farebox.errors import InvalidCredential
@@ -50,7 +50,11 @@ def decode(text: str, checksum: Checksum, chars_max: int) -> Decoded:
 
 def encode(prefix: str, raw: bytes, checksum: Checksum) -> str:
     """Lower-case text of `raw` behind `prefix`."""
-    words = to_words(raw)
+    return encode_words(prefix, to_words(raw), checksum)
+
+
+def encode_words(prefix: str, words: Sequence[int], checksum: Checksum) -> str:
+    """Lower-case text of words of five bits behind `prefix`."""
     remainder = _polymod((*_expanded(prefix), *words, *[0] * _CHECKSUM_WORDS)) ^ checksum.value
     tail = [remainder >> 5 * (_CHECKSUM_WORDS - 1 - i) & 31 for i in range(_CHECKSUM_WORDS)]
     return prefix + "1" + "".join(_ALPHABET[word] for word in (*words, *tail))

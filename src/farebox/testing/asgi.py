@@ -1,0 +1,125 @@
+"""The little that a bare ASGI app needs: bodies in and out, a broken connection, a server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import uvicorn
+
+from farebox.errors import FareboxError, InvalidInput
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_STOP_GRACE_S = 1
+#: A dropped connection is noticed by the server within this many turns of the loop.
+_DROP_TURNS = 3
+
+
+class BodyTooLarge(InvalidInput):
+    """A request body is longer than its limit; the caller answers 413."""
+
+
+async def read_body(receive: Receive, bytes_max: int) -> bytes:
+    """The whole request body. Raises BodyTooLarge."""
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionResetError("the client left while sending")
+        body += message.get("body", b"")
+        if len(body) > bytes_max:
+            raise BodyTooLarge
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+async def respond(
+    send: Send,
+    status: int,
+    body: bytes,
+    content_type: str = "application/json",
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+) -> None:
+    """One whole answer."""
+    await start(send, status, content_type, (*headers, length_header(body)))
+    await send({"type": "http.response.body", "body": body})
+
+
+async def start(
+    send: Send, status: int, content_type: str, headers: tuple[tuple[bytes, bytes], ...] = ()
+) -> None:
+    """The head of an answer whose body follows."""
+    fields = [(b"content-type", content_type.encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+
+
+def length_header(body: bytes) -> tuple[bytes, bytes]:
+    """The header that says how long `body` is."""
+    return (b"content-length", str(len(body)).encode())
+
+
+async def drop(send: Send) -> None:
+    """Break the client's connection without a word more.
+
+    ASGI knows no such thing. Uvicorn's `send` belongs to the object that holds the connection;
+    under another server the exception is what comes nearest.
+    """
+    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    if not isinstance(transport, asyncio.Transport):
+        raise ConnectionResetError("the connection was dropped on purpose")
+    transport.abort()
+    for _ in range(_DROP_TURNS):
+        await asyncio.sleep(0)
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves the process's signals alone, and says when it has started."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def serving(app: App, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+    """Serve `app` in the running loop; gives its URL. Port 0 takes a free one.
+
+    Raises FareboxError if the app does not start.
+    """
+    listener = socket.create_server((host, port))
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        log_level="critical",
+        timeout_graceful_shutdown=_STOP_GRACE_S,
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    task.add_done_callback(lambda _: server.ready.set())
+    try:
+        await server.ready.wait()
+        if not server.started:
+            raise FareboxError("the app did not start")
+        yield f"http://{host}:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()
