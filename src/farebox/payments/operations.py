@@ -1,0 +1,369 @@
+"""Operations: the journal of every effect outside this process.
+
+    queued ──► open ──► succeeded ──► reversed
+      │          ├────► rejected
+      ▼          └────► manual ──► succeeded | rejected   (an operator's named way out)
+    cancelled
+
+| boundary                  | what can fail               | recovery                              |
+|---------------------------|-----------------------------|---------------------------------------|
+| before the opening commit | anything                    | nothing happened, nothing to do       |
+| opening commit → call     | we stop                     | the handler asks, then repeats        |
+| call → closing commit     | answer lost, we stop        | the handler asks; never a guess       |
+| after the closing commit  | our own answer is lost      | the same request finds the closed row |
+
+The opening commit stores what is needed to repeat the call or to ask about it, and the hold that
+the operation rests on. The closing commit moves the money. Nothing but a definite rejection by
+the rail releases the hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from farebox.clock import NS_PER_S
+from farebox.errors import RailRejected, RailUnavailable
+from farebox.ledger.model import (
+    ABSENT,
+    Applied,
+    Event,
+    Outcome,
+    Post,
+    Put,
+    Refused,
+    Replayed,
+    Step,
+    Unit,
+    Void,
+)
+from farebox.ledger.records import RecordType, Row
+from farebox.ledger.service import Ledger
+
+_log = structlog.get_logger("farebox.operations")
+
+#: Seconds between two checks of an unresolved operation: 1, 2, 4 … up to this.
+_BACKOFF_MAX_S = 300
+#: How long an operation may stay unresolved before a person must look at it.
+_DEADLINE_S = 7 * 24 * 3600
+_RECOVERED_AT_ONCE = 16
+
+
+class OperationState(enum.StrEnum):
+    """Where an operation stands."""
+
+    QUEUED = "queued"
+    OPEN = "open"
+    SUCCEEDED = "succeeded"
+    REJECTED = "rejected"
+    MANUAL = "manual"
+    CANCELLED = "cancelled"
+    REVERSED = "reversed"
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """One effect outside. `plan` is sealed by whoever made it when it holds secrets."""
+
+    id: str
+    kind: str
+    account: str
+    hold: str
+    plan: bytes
+    state: OperationState = OperationState.OPEN
+    created_at: int = 0
+    next_check_at: int = 0
+    deadline_at: int = 0
+    attempts: int = 0
+    lease_owner: str = ""
+    lease_until: int = 0
+    parent: str = ""
+    amount: int = 0  # what really moved, once succeeded
+    result: bytes = b""
+    error: str = ""
+
+    def __repr__(self) -> str:
+        return f"Operation({self.id}, {self.kind}, {self.state})"
+
+
+OPERATION = RecordType(
+    "operation", Operation, indexes=(("state", "next_check_at"), ("account",), ("parent",))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Part of a unit: what joins an opening or closing commit."""
+
+    steps: tuple[Step, ...] = ()
+    puts: tuple[Put, ...] = ()
+    events: tuple[Event, ...] = ()
+
+
+NO_CHANGES = Changes()
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """It happened. `amount` of the hold is posted; `changes` join the closing commit."""
+
+    amount: int
+    result: bytes = b""
+    changes: Changes = NO_CHANGES
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """It definitely did not and will not happen. `code` is stable, `message` is for people."""
+
+    code: str
+    message: str
+    changes: Changes = NO_CHANGES
+
+
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """Nobody knows yet; ask again later. `alarm` calls a person at once."""
+
+    reason: str
+    alarm: bool = False
+
+
+Verdict = Succeeded | Rejected | Unresolved
+
+
+class Handler(Protocol):
+    """What knows how to carry out one kind of operation."""
+
+    async def attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:
+        """Call outside, or, when an attempt may already have left, ask first.
+
+        RailRejected and RailUnavailable count as Rejected and Unresolved; any other exception is
+        Unresolved too, because nobody knows what had happened by then.
+        """
+        ...
+
+
+class Operations:
+    """Opens operations and carries each to its end."""
+
+    def __init__(self, ledger: Ledger, owner: str) -> None:
+        self._ledger = ledger
+        self._owner = owner
+        self._handlers: dict[str, Handler] = {}
+        self._running: dict[str, asyncio.Lock] = {}
+
+    def register(self, kind: str, handler: Handler) -> None:
+        """Name the handler of a kind; one kind has one handler."""
+        if kind in self._handlers:
+            raise ValueError(f"operation kind {kind} has a handler already")
+        self._handlers[kind] = handler
+
+    async def get(self, operation_id: str) -> Operation | None:
+        """One operation as stored."""
+        row = await self._ledger.store.get(OPERATION, operation_id)
+        return None if row is None else row.value
+
+    async def open(self, operation: Operation, changes: Changes = NO_CHANGES) -> Outcome:
+        """The opening commit: the row, the hold and what else `changes` has, or none of it.
+
+        Applied: the caller should `advance(id, fresh=True)`. Replayed: an operation of this id
+        exists; `advance(id)` finds out how it stands.
+        """
+        now = self._ledger.clock.now_ns()
+        row = msgspec.structs.replace(
+            operation,
+            created_at=now,
+            next_check_at=now,
+            deadline_at=now + _DEADLINE_S * NS_PER_S,
+            lease_owner=self._owner,
+        )
+        return await self._ledger.store.commit(
+            Unit(
+                operation.id,
+                steps=changes.steps,
+                puts=(Put(OPERATION, operation.id, row, ABSENT), *changes.puts),
+                events=changes.events,
+            )
+        )
+
+    async def advance(
+        self, operation_id: str, *, fresh: bool = False, also: Changes = NO_CHANGES
+    ) -> Operation:
+        """Carry one operation as far as it goes now, and return how it stands.
+
+        `fresh`: this process has just opened it, so no attempt can have left before. `also` joins
+        the closing commit if it succeeds here; when the ledger refuses the two together the
+        operation closes without it, since what happened outside is a fact.
+        """
+        lock = self._running.setdefault(operation_id, asyncio.Lock())
+        try:
+            async with lock:
+                row = await self._ledger.store.get(OPERATION, operation_id)
+                if row is None:
+                    raise KeyError(operation_id)
+                if row.value.state not in (OperationState.OPEN, OperationState.QUEUED):
+                    return row.value
+                verdict = await self._attempt(row.value, asked_before=not fresh)
+                return await self._close(row, verdict, also)
+        finally:
+            if not lock.locked():
+                self._running.pop(operation_id, None)
+
+    async def recover(self) -> int:
+        """Advance every operation that is due; returns how many were looked at."""
+        now = self._ledger.clock.now_ns()
+        seen, after = 0, ""
+        limit = asyncio.Semaphore(_RECOVERED_AT_ONCE)
+
+        async def one(key: str) -> None:
+            async with limit:
+                await self.advance(key)
+
+        for state in (OperationState.OPEN, OperationState.QUEUED):
+            after = ""
+            while due := await self._ledger.store.find(
+                OPERATION, {"state": state}, at_most=("next_check_at", now), after=after, limit=100
+            ):
+                # An operation whose first attempt is running here is not due for another.
+                keys = [key for key, _ in due if key not in self._running]
+                await asyncio.gather(*(one(key) for key in keys))
+                seen += len(keys)
+                after = due[-1][0]
+        return seen
+
+    async def unfinished(self) -> Sequence[Operation]:
+        """Operations that are open, queued or manual, oldest id first; at most 1,000 of each."""
+        found: list[Operation] = []
+        for state in (OperationState.OPEN, OperationState.QUEUED, OperationState.MANUAL):
+            rows = await self._ledger.store.find(OPERATION, {"state": state})
+            found.extend(row.value for _, row in rows)
+        return found
+
+    async def _attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:
+        handler = self._handlers.get(operation.kind)
+        if handler is None:
+            return Unresolved(f"nothing here handles {operation.kind}", alarm=True)
+        try:
+            return await handler.attempt(operation, asked_before=asked_before)
+        except RailRejected as error:
+            return Rejected("rail_rejected", str(error))
+        except RailUnavailable as error:
+            return Unresolved(str(error))
+        except Exception as error:
+            _log.exception("operation.attempt_failed", operation=operation.id)
+            return Unresolved(f"{type(error).__name__} while it was carried out")
+
+    async def _close(self, row: Row[Operation], verdict: Verdict, also: Changes) -> Operation:
+        operation = row.value
+        match verdict:
+            case Succeeded():
+                return await self._succeed(row, verdict, also)
+            case Rejected():
+                closed = msgspec.structs.replace(
+                    operation,
+                    state=OperationState.REJECTED,
+                    error=f"{verdict.code}: {verdict.message}",
+                    plan=b"",
+                )
+                steps: tuple[Step, ...] = (Void(operation.hold),) if operation.hold else ()
+                event = _event("operation.rejected", closed)
+                return await self._store(row, closed, verdict.changes, steps, event)
+            case Unresolved():
+                return await self._postpone(row, verdict)
+
+    async def _succeed(self, row: Row[Operation], verdict: Succeeded, also: Changes) -> Operation:
+        operation = row.value
+        closed = msgspec.structs.replace(
+            operation,
+            state=OperationState.SUCCEEDED,
+            amount=verdict.amount,
+            result=verdict.result,
+            plan=b"",
+            error="",
+        )
+        steps: tuple[Step, ...] = (Post(operation.hold, verdict.amount),) if operation.hold else ()
+        event = _event("operation.succeeded", closed)
+        if also != NO_CHANGES:
+            both = Changes(
+                (*verdict.changes.steps, *also.steps),
+                (*verdict.changes.puts, *also.puts),
+                (*verdict.changes.events, *also.events),
+            )
+            outcome = await self._commit(operation, closed, row.version, both, steps, event)
+            if isinstance(outcome, Applied | Replayed):
+                return closed
+        return await self._store(row, closed, verdict.changes, steps, event)
+
+    async def _store(
+        self,
+        row: Row[Operation],
+        closed: Operation,
+        changes: Changes,
+        steps: tuple[Step, ...],
+        event: Event,
+    ) -> Operation:
+        outcome = await self._commit(row.value, closed, row.version, changes, steps, event)
+        if isinstance(outcome, Applied | Replayed):
+            return closed
+        # What happened outside cannot be refused; the hold stays and a person must look.
+        reason = outcome.code if isinstance(outcome, Refused) else type(outcome).__name__
+        return await self._postpone(row, Unresolved(f"the books refuse it: {reason}", alarm=True))
+
+    async def _commit(
+        self,
+        operation: Operation,
+        closed: Operation,
+        version: int,
+        changes: Changes,
+        steps: tuple[Step, ...],
+        event: Event,
+    ) -> Outcome:
+        return await self._ledger.store.commit(
+            Unit(
+                f"{operation.id}:close",
+                steps=(*steps, *changes.steps),
+                puts=(Put(OPERATION, operation.id, closed, version), *changes.puts),
+                events=(event, *changes.events),
+            )
+        )
+
+    async def _postpone(self, row: Row[Operation], verdict: Unresolved) -> Operation:
+        now = self._ledger.clock.now_ns()
+        operation = row.value
+        attempts = operation.attempts + 1
+        wait_s = min(2 ** min(attempts - 1, 20), _BACKOFF_MAX_S)
+        manual = verdict.alarm or now >= operation.deadline_at
+        waiting = msgspec.structs.replace(
+            operation,
+            state=OperationState.MANUAL if manual else OperationState.OPEN,
+            attempts=attempts,
+            next_check_at=now + wait_s * NS_PER_S,
+            error=verdict.reason,
+        )
+        _log.warning(
+            "operation.manual" if manual else "operation.unresolved",
+            operation=operation.id,
+            kind=operation.kind,
+            reason=verdict.reason,
+        )
+        events = (_event("operation.manual", waiting),) if manual else ()
+        unit = Unit(
+            f"{operation.id}:wait:{row.version}",
+            puts=(Put(OPERATION, operation.id, waiting, row.version),),
+            events=events,
+        )
+        await self._ledger.store.commit(unit)
+        return waiting
+
+
+def _event(name: str, operation: Operation) -> Event:
+    data = {"operation": operation.id, "kind": operation.kind, "state": operation.state.value}
+    if operation.state is OperationState.SUCCEEDED:
+        return Event(name, operation.account, data | {"amount_msat": operation.amount})
+    return Event(name, operation.account, data)

@@ -1,0 +1,328 @@
+"""Crediting and debiting accounts by what the methods report: every rail, one path.
+
+Postings (amounts in msat):
+
+| flow    | opening commit                        | closing commit                               |
+|---------|---------------------------------------|----------------------------------------------|
+| receive | Hold custody → account, what we expect | Post what arrived, or Void                   |
+| receive, amount unknown | -                     | Transfer custody → account what arrived      |
+| refund  | Hold account → custody, the most       | Post what left, fees included, or Void       |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from farebox.ids import derived_id
+from farebox.ledger.model import (
+    ABSENT,
+    Applied,
+    Code,
+    Event,
+    Hold,
+    Kind,
+    Mismatch,
+    Open,
+    Put,
+    Refused,
+    Replayed,
+    Stale,
+    Step,
+    Taken,
+    Transfer,
+    hold_id,
+)
+from farebox.ledger.records import RecordType
+from farebox.ledger.service import Ledger
+from farebox.money import BTC
+from farebox.payments.method import (
+    AbstractPaymentMethod,
+    PaymentCredentials,
+    PaymentPlan,
+    RefundRequest,
+    RefundResult,
+    Refusal,
+)
+from farebox.payments.operations import (
+    NO_CHANGES,
+    Changes,
+    Operation,
+    Operations,
+    OperationState,
+    Rejected,
+    Succeeded,
+    Unresolved,
+    Verdict,
+)
+from farebox.payments.registry import PaymentMethods
+from farebox.signer import Signer
+
+#: Replanning after another refund took the same proofs.
+_REFUND_TRIES_MAX = 8
+
+
+class Deposit(msgspec.Struct, frozen=True, kw_only=True):
+    """Value that arrived, once for each (source, reference): the key of the row says both."""
+
+    source: str
+    reference: str
+    account: str
+    amount_msat: int
+    currency: str
+    amount: int
+    at: int
+
+
+DEPOSIT = RecordType("deposit", Deposit, indexes=(("account",),))
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """The money is on the account. `fresh` is False when it had arrived before."""
+
+    operation_id: str
+    amount_msat: int
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Nobody knows yet whether money moved; ask again with the same credential or key."""
+
+    operation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refunded:
+    """It left; `reply` is what the method tells the receiver."""
+
+    operation_id: str
+    amount_msat: int
+    reply: dict[str, str]
+
+
+class _ReceivePlan(msgspec.Struct, frozen=True):
+    method: str
+    custody: str
+    payload: bytes
+
+
+class _RefundPlan(msgspec.Struct, frozen=True):
+    method: str
+    payload: bytes
+
+
+class Payments:
+    """Receives and refunds through the registered methods, journalled."""
+
+    def __init__(
+        self, ledger: Ledger, operations: Operations, methods: PaymentMethods, signer: Signer
+    ) -> None:
+        self._ledger = ledger
+        self._operations = operations
+        self._signer = signer
+        self.methods = methods
+        operations.register("receive", _Receive(self))
+        operations.register("refund", _Refund(self))
+
+    async def receive(
+        self,
+        credentials: PaymentCredentials,
+        account: str,
+        *,
+        reserve_msat: int = 0,
+        owner: str = "",
+        also: Changes = NO_CHANGES,
+    ) -> Received | Pending | Refusal:
+        """Take the money of a credential onto a customer account, once whoever asks how often.
+
+        `also` joins the crediting commit when this very call makes it. `owner` and
+        `reserve_msat` name the request it pays for, so that its change can be cut now.
+        """
+        operation_id = derived_id("rcv", credentials.identity_or_hash)
+        known = await self._operations.get(operation_id)
+        if known is None:
+            method = self.methods[credentials.payment_type]
+            plan = await method.plan_payment(credentials, reserve_msat=reserve_msat, owner=owner)
+            if isinstance(plan, Refusal):
+                return plan
+            opened = await self._open_receive(operation_id, method, plan, account)
+            if isinstance(opened, Refusal):
+                return opened
+            done = await self._operations.advance(operation_id, fresh=opened, also=also)
+            return _received(done, account, fresh=opened)
+        done = await self._operations.advance(operation_id)
+        return _received(done, account, fresh=False)
+
+    async def refund(
+        self,
+        account: str,
+        amount_msat: int,
+        *,
+        method: str,
+        operation_id: str,
+        destination: str = "",
+        metadata: dict[str, str] | None = None,
+    ) -> Refunded | Pending | Refusal:
+        """Give back up to `amount_msat` from an account, at most once for one `operation_id`."""
+        if await self._operations.get(operation_id) is None:
+            request = RefundRequest(operation_id, amount_msat, destination, metadata or {})
+            opened = await self._open_refund(account, self.methods[method], request)
+            if isinstance(opened, Refusal):
+                return opened
+            done = await self._operations.advance(operation_id, fresh=opened)
+        else:
+            done = await self._operations.advance(operation_id)
+        return self._refunded(done)
+
+    # ── opening ──────────────────────────────────────────────────────────────────────────────────
+
+    async def _open_receive(
+        self, operation_id: str, method: AbstractPaymentMethod, plan: PaymentPlan, account: str
+    ) -> bool | Refusal:
+        """True: opened here. False: somebody else opened it a moment ago."""
+        steps: tuple[Step, ...] = (
+            Open(plan.custody, BTC.code, Kind.CUSTODY),
+            Open(account, BTC.code, Kind.CUSTOMER),
+        )
+        hold = ""
+        if plan.amount_msat is not None:
+            hold = hold_id(operation_id, len(steps))
+            steps += (Hold(plan.custody, account, plan.amount_msat, "receive"),)
+        stored = _ReceivePlan(method.payment_type, plan.custody, plan.payload)
+        operation = Operation(
+            id=operation_id,
+            kind="receive",
+            account=account,
+            hold=hold,
+            plan=self._signer.seal(msgspec.json.encode(stored), operation_id),
+        )
+        return _opened(await self._operations.open(operation, Changes(steps, plan.puts)))
+
+    async def _open_refund(
+        self, account: str, method: AbstractPaymentMethod, request: RefundRequest
+    ) -> bool | Refusal:
+        for _ in range(_REFUND_TRIES_MAX):
+            plan = await method.plan_refund(request)
+            if isinstance(plan, Refusal):
+                return plan
+            stored = _RefundPlan(method.payment_type, plan.payload)
+            operation = Operation(
+                id=request.operation_id,
+                kind="refund",
+                account=account,
+                hold=hold_id(request.operation_id, 0),
+                plan=self._signer.seal(msgspec.json.encode(stored), request.operation_id),
+            )
+            steps = (Hold(account, plan.custody, plan.amount_msat, "refund"),)
+            outcome = await self._operations.open(operation, Changes(steps, plan.puts))
+            if not isinstance(outcome, Stale | Taken) or outcome.kind == "operation":
+                return _opened(outcome)
+        return Refusal("busy", "too many refunds at once; try again")
+
+    def _refunded(self, done: Operation) -> Refunded | Pending | Refusal:
+        match done.state:
+            case OperationState.SUCCEEDED:
+                reply = msgspec.json.decode(
+                    self._signer.unseal(done.result, done.id), type=dict[str, str]
+                )
+                return Refunded(done.id, done.amount, reply)
+            case OperationState.REJECTED | OperationState.CANCELLED:
+                return _refusal(done)
+            case _:
+                return Pending(done.id)
+
+
+class _Receive:
+    """Carries out `receive` operations."""
+
+    def __init__(self, payments: Payments) -> None:
+        self._payments = payments
+
+    async def attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:
+        signer = self._payments._signer
+        plan = msgspec.json.decode(signer.unseal(operation.plan, operation.id), type=_ReceivePlan)
+        method = self._payments.methods[plan.method]
+        result = await method.receive_payment(plan.payload, asked_before=asked_before)
+        if isinstance(result, Rejected | Unresolved):
+            return result
+        deposit = Deposit(
+            source=result.payment_method,
+            reference=result.transaction_id,
+            account=operation.account,
+            amount_msat=result.amount_msats,
+            currency=result.currency,
+            amount=result.amount,
+            at=self._payments._ledger.clock.now_ns(),
+        )
+        key = f"{deposit.source}:{deposit.reference}"
+        known = await self._payments._ledger.store.get(DEPOSIT, key)
+        if known is not None:
+            return Rejected("already_credited", "this payment was credited before")
+        steps: tuple[Step, ...] = ()
+        if not operation.hold:
+            steps = (Transfer(plan.custody, operation.account, result.amount_msats, "receive"),)
+        data = {"method": result.payment_method, "reference": result.transaction_id}
+        event = Event(
+            "deposit.credited", operation.account, data | {"amount_msat": result.amount_msats}
+        )
+        changes = Changes(steps, (Put(DEPOSIT, key, deposit, ABSENT), *result.puts), (event,))
+        return Succeeded(result.amount_msats, changes=changes)
+
+
+class _Refund:
+    """Carries out `refund` operations."""
+
+    def __init__(self, payments: Payments) -> None:
+        self._payments = payments
+
+    async def attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:
+        signer = self._payments._signer
+        plan = msgspec.json.decode(signer.unseal(operation.plan, operation.id), type=_RefundPlan)
+        method = self._payments.methods[plan.method]
+        result: RefundResult | Rejected | Unresolved = await method.refund_payment(
+            plan.payload, asked_before=asked_before
+        )
+        if isinstance(result, Rejected | Unresolved):
+            return result
+        data = {"method": plan.method, "reference": result.transaction_id}
+        event = Event(
+            "refund.completed", operation.account, data | {"amount_msat": result.amount_msat}
+        )
+        sealed = signer.seal(msgspec.json.encode(result.reply), operation.id)
+        return Succeeded(result.amount_msat, sealed, Changes((), result.puts, (event,)))
+
+
+def _opened(outcome: object) -> bool | Refusal:
+    match outcome:
+        case Applied():
+            return True
+        case Replayed() | Mismatch() | Taken(kind="operation"):
+            return False  # opened by another call of the same intent: its plan stands
+        case Refused(code=Code.EXCEEDS_CEILING):
+            return Refusal("custody_full", "we hold as much at this place as we are ready to")
+        case Refused(code=Code.EXCEEDS_CREDITS | Code.EXCEEDS_DEBITS):
+            return Refusal("insufficient_balance", "the balance does not cover this amount")
+        case Refused(code=code):
+            return Refusal(code.value, f"the books refuse it: {code.value}")
+        case _:
+            return Refusal("busy", "the same money is being moved by another request; try again")
+
+
+def _received(done: Operation, account: str, *, fresh: bool) -> Received | Pending | Refusal:
+    match done.state:
+        case OperationState.SUCCEEDED if done.account == account:
+            return Received(done.id, done.amount, fresh)
+        case OperationState.SUCCEEDED:
+            return Refusal("already_credited", "this payment was credited to another account")
+        case OperationState.REJECTED | OperationState.CANCELLED:
+            return _refusal(done)
+        case _:
+            return Pending(done.id)
+
+
+def _refusal(done: Operation) -> Refusal:
+    code, _, message = done.error.partition(": ")
+    return Refusal(code, message)

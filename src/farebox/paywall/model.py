@@ -1,0 +1,121 @@
+"""What passes between the paywall and the doors that use it (gateway, middleware)."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import msgspec
+
+from farebox.ledger.records import RecordType
+from farebox.payments import PaymentCredentials
+from farebox.pricing import Quote
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole HTTP answer that a dialect has written: a challenge, a refusal, a status."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPresented:
+    """`Authorization: Bearer sk-…`"""
+
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BearerMoney:
+    """`Authorization: Bearer cashu…`: redeemed once, then the key to its account."""
+
+    credential: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedMoney:
+    """`X-Cashu: cashu…`: pays for this request, the rest comes back."""
+
+    credential: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NothingPresented:
+    """No payment in the request."""
+
+
+Presented = KeyPresented | BearerMoney | EmbeddedMoney | NothingPresented
+
+
+class Ended(enum.StrEnum):
+    """How a forwarded request ended; decides what is charged."""
+
+    COMPLETE = "complete"
+    REFUSED = "refused"  # by the upstream: 4xx or 5xx, or not reached at all: nothing is charged
+    CLIENT_LEFT = "client_left"  # charged for what the upstream had delivered
+    UPSTREAM_DIED = "upstream_died"  # in mid-stream: charged for what was metered
+    CUT = "cut"  # by us, at the end of the hold
+    CRASHED = "crashed"  # we stopped: charged for the last checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request that may be forwarded: its hold is in the books."""
+
+    request_id: str
+    account: str
+    quote: Quote
+    #: Joins the first headers of the answer (request id, where to fetch change).
+    headers: Headers
+    #: Version of the request row, for the settling commit.
+    version: int
+    credentials: PaymentCredentials | None = None
+    method: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The end of a request in the books."""
+
+    charged_msat: int
+    returned_msat: int
+    #: Change and receipt, for answers whose headers are not sent yet.
+    headers: Headers
+    #: The same as an SSE comment that standard clients ignore.
+    comment: bytes
+
+
+class RequestState(enum.StrEnum):
+    """Where a paid request stands."""
+
+    AUTHORISED = "authorised"
+    SETTLED = "settled"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One paid request: its hold until settled, then what it came to."""
+
+    account: str
+    hold: str
+    owner: str
+    quote: bytes
+    created_at: int
+    state: RequestState = RequestState.AUTHORISED
+    method: str = ""
+    credential: str = ""
+    checkpoint_msat: int = 0
+    maximum_msat: int = 0
+    charged_msat: int = 0
+    returned_msat: int = 0
+    ended: str = ""
+    settled_at: int = 0
+    change: bytes = b""
+    receipt: str = ""
+
+
+REQUEST = RecordType("request", Request, indexes=(("state", "owner"), ("credential",)))
