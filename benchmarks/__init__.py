@@ -1,0 +1,1 @@
+"""Farebox against the bare machine, in one run: `python -m benchmarks.ledger`."""
