@@ -89,6 +89,14 @@ class NoPrice(msgspec.Struct, frozen=True):
     reason: NoPriceReason
 
 
+class Offer(msgspec.Struct, frozen=True):
+    """A rule with its terms at today's rate, before anything is known about a request's size."""
+
+    rule: Rule
+    terms: Terms
+    rate: QuotedRate | None
+
+
 class Charge(msgspec.Struct, frozen=True):
     """What a request cost. `capped`: the usage was worth more than the quote's maximum."""
 
@@ -103,8 +111,7 @@ class _Entry:
         "_compiled_with",
         "_matches_model",
         "_matches_path",
-        "_quoted_rate",
-        "_terms",
+        "_offer",
         "fixed_msat",
         "rule",
     )
@@ -114,8 +121,7 @@ class _Entry:
         self._matches_path: Glob | None = glob(rule.path) if rule.path != "*" else None
         self._matches_model = glob(rule.model) if rule.model is not None else None
         self._compiled_with: Rate | None = None
-        self._quoted_rate: QuotedRate | None = None
-        self._terms: Terms | None = None
+        self._offer: Offer | None = None
         self.fixed_msat: int | None = None
         if Currency.USD not in rule.currencies:
             self._compile(None)
@@ -142,27 +148,25 @@ class _Entry:
         wanted = self._matches_model
         return wanted is None or (model is not None and bool(wanted(model)))
 
-    def terms(
-        self, rates: Mapping[Currency, Rate], now_ns: int
-    ) -> tuple[Terms, QuotedRate | None] | RateStale:
+    def offer(self, rates: Mapping[Currency, Rate], now_ns: int) -> Offer | RateStale:
         """Its terms at today's rate, compiled anew only when the rate has changed."""
-        if self._terms is not None and self._compiled_with is None:
-            return self._terms, None
+        if self._offer is not None and self._compiled_with is None:
+            return self._offer
         rate = rates.get(Currency.USD)
         if rate is None or not rate.holds(now_ns):
             return RateStale(Currency.USD, StaleReason.EXPIRED)
-        if rate is not self._compiled_with or self._terms is None:
-            return self._compile(rate), self._quoted_rate
-        return self._terms, self._quoted_rate
+        if self._offer is None or rate is not self._compiled_with:
+            return self._compile(rate)
+        return self._offer
 
-    def _compile(self, rate: Rate | None) -> Terms:
+    def _compile(self, rate: Rate | None) -> Offer:
         terms = compile_terms(self.rule, None if rate is None else rate.msat_per_unit)
-        self._terms, self._compiled_with = terms, rate
+        quoted = None
         if rate is not None:
-            worth = str(rate.msat_per_unit)
-            self._quoted_rate = QuotedRate(rate.currency, worth, rate.as_of_ns)
+            quoted = QuotedRate(rate.currency, str(rate.msat_per_unit), rate.as_of_ns)
+        self._offer, self._compiled_with = Offer(self.rule, terms, quoted), rate
         self.fixed_msat = _charge_msat(terms, _NO_USAGE) if terms.is_fixed else None
-        return terms
+        return self._offer
 
 
 class PriceBook:
@@ -173,7 +177,7 @@ class PriceBook:
     ) -> None:
         """A quote can be accepted for `quote_ttl_s` seconds after it was given."""
         self.rules = tuple(rules)
-        self._bounds = bounds
+        self.bounds = bounds
         self._ttl_ns = quote_ttl_s * NS_PER_S
         # A list of models has hundreds of rules that each name one: those are looked up.
         self._entries = tuple(map(_Entry, self.rules))
@@ -196,19 +200,16 @@ class PriceBook:
         `rates` are the last ones that the feed gave; one that does not hold any more is refused.
         `quote_id` is the request's id, or any other that is unique.
         """
-        if not facts.is_readable:
-            return NoPrice(NoPriceReason.UNREADABLE)
-        entry = self._find(facts.method, facts.path, facts.model)
-        if entry is None:
-            return NoPrice(NoPriceReason.NO_RULE)
-        priced = entry.terms(rates, now_ns)
-        if isinstance(priced, RateStale):
-            return priced
-        terms, rate = priced
-        rule, maximum_msat = entry.rule, entry.fixed_msat
+        entry = self._entry(facts)
+        if isinstance(entry, NoPrice):
+            return entry
+        offer = entry.offer(rates, now_ns)
+        if isinstance(offer, RateStale):
+            return offer
+        rule, terms, maximum_msat = offer.rule, offer.terms, entry.fixed_msat
         if maximum_msat is None:
             terms = _with_images(terms, facts.images)
-            maximum_msat = _maximum_msat(terms, most_usage(facts, rule, self._bounds))
+            maximum_msat = _maximum_msat(terms, most_usage(facts, rule, self.bounds))
         if maximum_msat >= AMOUNT_END:
             return NoPrice(NoPriceReason.TOO_LARGE)
         return Quote(
@@ -217,7 +218,7 @@ class PriceBook:
             terms=terms,
             maximum_msat=maximum_msat,
             expires_at_ns=now_ns + self._ttl_ns,
-            rate=rate,
+            rate=offer.rate,
             unit=rule.unit,
             free=rule.free,
         )
@@ -235,23 +236,23 @@ class PriceBook:
             self._body_needed[key] = first is not None and first.reads_body
         return self._body_needed[key]
 
-    def find(self, method: str, path: str, model: str | None) -> Rule | None:
-        """The rule that holds for a request, if any does."""
-        entry = self._find(method, path, model)
-        return None if entry is None else entry.rule
+    def offer(
+        self, facts: RequestFacts, rates: Mapping[Currency, Rate], now_ns: int
+    ) -> Offer | NoPrice | RateStale:
+        """The rule that holds for a request, and its terms today."""
+        entry = self._entry(facts)
+        return entry if isinstance(entry, NoPrice) else entry.offer(rates, now_ns)
 
-    def _find(self, method: str, path: str, model: str | None) -> _Entry | None:
-        key = (method, path, model)
-        try:
-            return self._found[key]
-        except KeyError:
-            pass
-        candidates = self._in_order(model)
-        found = next((entry for _, entry in candidates if entry.matches(*key)), None)
-        if len(self._found) >= _CACHE_MAX:
-            self._found.clear()
-        self._found[key] = found
-        return found
+    def _entry(self, facts: RequestFacts) -> _Entry | NoPrice:
+        if not facts.is_readable:
+            return NoPrice(NoPriceReason.UNREADABLE)
+        key = (facts.method, facts.path, facts.model)
+        if key not in self._found:
+            candidates = self._in_order(facts.model)
+            if len(self._found) >= _CACHE_MAX:
+                self._found.clear()
+            self._found[key] = next((entry for _, entry in candidates if entry.matches(*key)), None)
+        return self._found[key] or _NO_RULE
 
     def _in_order(self, model: str | None) -> list[tuple[int, _Entry]]:
         named = self._by_model.get(model, []) if model is not None else []
@@ -326,3 +327,4 @@ def _with_images(terms: Terms, images: int) -> Terms:
 
 
 _NO_USAGE: Final = Usage()
+_NO_RULE: Final = NoPrice(NoPriceReason.NO_RULE)

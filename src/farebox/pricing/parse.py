@@ -23,7 +23,7 @@ _TEXT_MAX_CHARS: Final = 1_000
 _PATTERN_MAX_CHARS: Final = 512
 _LIMIT_END: Final = 10**12
 
-_DECIMAL = re.compile(r"(0|[1-9][0-9]{0,17})(?:\.([0-9]{1,24}))?")
+_DECIMAL = re.compile(r"(0|[1-9][0-9]{0,17})(?:\.([0-9]{1,40}))?")
 _TERM = re.compile(r"(\S+)\s+(\S+?)(?:\s*/\s*(?:(1k|1M|1)(?:\s+|$))?(.*))?")
 _METHOD = re.compile(r"[A-Z]{1,20}")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Final, Protocol
 
@@ -64,6 +64,12 @@ class RateFeed(Protocol):
     async def rate(self, currency: Currency) -> Rate | RateStale:
         """The rate now. Never raises for a source that fails."""
         ...
+
+
+async def current_rates(feed: RateFeed, currencies: Iterable[Currency]) -> dict[Currency, Rate]:
+    """The rates there are now, as `PriceBook.quote` takes them. What has none is not in it."""
+    rates = [await feed.rate(currency) for currency in currencies]
+    return {rate.currency: rate for rate in rates if isinstance(rate, Rate)}
 
 
 class Observation(msgspec.Struct, frozen=True):
