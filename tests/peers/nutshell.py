@@ -14,6 +14,7 @@ from tests.peers.process import PeerProcess, free_port
 _READY_TIMEOUT_S = 90
 _WALLET_TIMEOUT_S = 60
 _TOKEN = re.compile(r"cashu[AB][A-Za-z0-9_=-]+")
+_QUOTE = re.compile(r"--id ([A-Za-z0-9_-]+)")
 _BALANCE = re.compile(r"Balance: ([0-9]+) sat")
 
 
@@ -88,8 +89,15 @@ class NutshellWallet:
         self._directory = directory
 
     def invoice(self, amount_sat: int) -> None:
-        """Fill the purse by an invoice that pays itself."""
-        self._run("invoice", str(amount_sat))
+        """Fill the purse by an invoice that pays itself.
+
+        In two steps: left to itself the wallet waits for a notice of the payment, and for ever if
+        the payment was quicker than its subscription.
+        """
+        quote = _QUOTE.search(self._run("invoice", "--no-check", str(amount_sat)))
+        if quote is None:
+            raise PeerUnavailable("the wallet printed no quote")
+        self._run("invoice", str(amount_sat), "--id", quote[1])
 
     def send(self, amount_sat: int) -> str:
         """A cashuB token out of the purse."""
