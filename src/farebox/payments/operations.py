@@ -326,7 +326,7 @@ class Operations:
     ) -> Outcome:
         return await self._ledger.store.commit(
             Unit(
-                f"{operation.id}:close",
+                closing_unit(operation.id),
                 steps=(*steps, *changes.steps),
                 puts=(Put(OPERATION, operation.id, closed, version), *changes.puts),
                 events=(event, *changes.events),
@@ -360,6 +360,11 @@ class Operations:
         )
         await self._ledger.store.commit(unit)
         return waiting
+
+
+def closing_unit(operation_id: str) -> str:
+    """The id of the unit that closes an operation."""
+    return f"{operation_id}:close"
 
 
 def _event(name: str, operation: Operation) -> Event:

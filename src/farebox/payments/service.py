@@ -55,6 +55,7 @@ from farebox.payments.operations import (
     Succeeded,
     Unresolved,
     Verdict,
+    closing_unit,
 )
 from farebox.payments.registry import PaymentMethods
 from farebox.signer import Signer
@@ -103,6 +104,19 @@ class Refunded:
     reply: dict[str, str]
 
 
+def receive_id(credentials: PaymentCredentials) -> str:
+    """The operation that redeems a credential: one for the same money, however it is written."""
+    return derived_id("rcv", credentials.identity_or_hash)
+
+
+def also_hold_id(credentials: PaymentCredentials) -> str:
+    """The id of a Hold that is the first step of `also` in `Payments.receive`.
+
+    Every crediting commit has exactly one step before it: a Post, or a Transfer.
+    """
+    return hold_id(closing_unit(receive_id(credentials)), 1)
+
+
 class _ReceivePlan(msgspec.Struct, frozen=True):
     method: str
     custody: str
@@ -134,20 +148,29 @@ class Payments:
         *,
         reserve_msat: int = 0,
         owner: str = "",
+        minimum_msat: int = 0,
         also: Changes = NO_CHANGES,
     ) -> Received | Pending | Refusal:
         """Take the money of a credential onto a customer account, once whoever asks how often.
 
         `also` joins the crediting commit when this very call makes it. `owner` and
-        `reserve_msat` name the request it pays for, so that its change can be cut now.
+        `reserve_msat` name the request it pays for, so that its change can be cut now. What is
+        known to bring less than `minimum_msat` is refused and stays with the payer.
         """
-        operation_id = derived_id("rcv", credentials.identity_or_hash)
+        operation_id = receive_id(credentials)
         known = await self._operations.get(operation_id)
         if known is None:
             method = self.methods[credentials.payment_type]
             plan = await method.plan_payment(credentials, reserve_msat=reserve_msat, owner=owner)
             if isinstance(plan, Refusal):
                 return plan
+            if plan.amount_msat is not None and plan.amount_msat < minimum_msat:
+                return Refusal(
+                    "insufficient_payment",
+                    f"the payment is worth {plan.amount_msat} msat after {plan.fee_msat} msat of "
+                    f"fees; {minimum_msat} msat are needed",
+                    {"received_msat": plan.amount_msat, "fee_msat": plan.fee_msat},
+                )
             opened = await self._open_receive(operation_id, method, plan, account)
             if isinstance(opened, Refusal):
                 return opened

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from farebox.ledger.records import RecordType
-from farebox.payments import PaymentCredentials
-from farebox.pricing import Quote
+from farebox.pricing.book import Quote
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -72,10 +71,11 @@ class Admission:
     quote: Quote
     #: Joins the first headers of the answer (request id, where to fetch change).
     headers: Headers
-    #: Version of the request row, for the settling commit.
-    version: int
-    credentials: PaymentCredentials | None = None
-    method: str = ""
+
+    @property
+    def is_free(self) -> bool:
+        """Nothing is held and nothing will be charged."""
+        return not self.account
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +98,16 @@ class RequestState(enum.StrEnum):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One paid request: its hold until settled, then what it came to."""
+    """One paid request: its hold until settled, then what it came to.
+
+    `credential` is the identity of the money embedded in it, "" for a request on an account;
+    `change` finds the change of it again.
+    """
 
     account: str
     hold: str
     owner: str
-    quote: bytes
+    quote: Quote
     created_at: int
     state: RequestState = RequestState.AUTHORISED
     method: str = ""
@@ -115,7 +119,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     ended: str = ""
     settled_at: int = 0
     change: bytes = b""
-    receipt: str = ""
 
 
-REQUEST = RecordType("request", Request, indexes=(("state", "owner"), ("credential",)))
+REQUEST = RecordType("request", Request, indexes=(("state", "owner"),))

@@ -1,0 +1,134 @@
+"""What the paywall says, in words: each answer that is not a forwarded one."""
+
+from __future__ import annotations
+
+import msgspec
+
+from farebox.payments.service import Pending
+from farebox.paywall.dialects import Problem, problem, refusal
+from farebox.paywall.model import Answer, Headers, Request, RequestState
+from farebox.pricing.book import NoPrice, NoPriceReason, Quote
+from farebox.pricing.rates import RateStale
+from farebox.pricing.request import RequestFacts
+
+
+def asks(quote: Quote) -> str:
+    """The sentence of a first challenge."""
+    return (
+        f"This request costs at most {quote.maximum_msat} msat. Send it again with X-Cashu or an "
+        "account key; what it does not use comes back."
+    )
+
+
+def unpriced(why: NoPrice | RateStale, facts: RequestFacts) -> Answer:
+    """What has no price is refused, not free."""
+    if isinstance(why, RateStale):
+        return refusal(
+            "rate_unavailable",
+            f"There is no trustworthy exchange rate for {why.currency.value} right now.",
+            {},
+        )
+    if why.reason is NoPriceReason.UNREADABLE and facts.problem is not None:
+        return refusal("request_unreadable", f"{facts.problem.value}.", {})
+    return refusal("no_price", f"{why.reason.value}; it is refused, not free.", {})
+
+
+def pending(operation: Pending) -> Answer:
+    """A payment whose outcome is unknown forwards nothing."""
+    return problem(
+        Problem(
+            503,
+            "payment_pending",
+            "Payment pending",
+            "The mint has not told yet whether it took the token; nothing was forwarded. "
+            "Send the same request with the same token again.",
+            "If it was taken, it is on the token's account.",
+            {"operation": operation.operation_id},
+            ((b"retry-after", b"2"),),
+        )
+    )
+
+
+def in_progress(request_id: str) -> Answer:
+    """The request that this money pays for has not ended."""
+    return problem(
+        Problem(
+            409,
+            "request_in_progress",
+            "Still in progress",
+            "The request that this token pays for is still running; ask again.",
+            "The money is held for the request.",
+            {"request_id": request_id, "state": RequestState.AUTHORISED.value},
+            ((b"retry-after", b"1"),),
+        )
+    )
+
+
+def redeemed_before() -> Answer:
+    """The token was taken, but not for this, and what is left is not enough."""
+    return refusal(
+        "insufficient_payment",
+        "This token was redeemed before; what is left of it does not cover this request. "
+        "Use it as a bearer key to spend or refund the rest.",
+        {},
+        "The money is on the token's account.",
+    )
+
+
+def token_required() -> Answer:
+    """Change is told to whoever presents the money."""
+    return problem(
+        Problem(
+            401,
+            "token_required",
+            "Token required",
+            "Present the token that paid for this request, as X-Cashu or as bearer.",
+        )
+    )
+
+
+def request_unknown() -> Answer:
+    """The same answer whether the request or the token is wrong."""
+    return problem(
+        Problem(
+            404,
+            "request_unknown",
+            "No such request",
+            "No request of this id was paid with this token.",
+        )
+    )
+
+
+def told_again(request_id: str, request: Request, token: str, *, asked: bool) -> Answer:
+    """Status and change of a settled request: 200 to who asked for it, else 409."""
+    facts: dict[str, object] = {
+        "request_id": request_id,
+        "state": request.state.value,
+        "quoted_msat": request.quote.maximum_msat,
+        "charged_msat": request.charged_msat,
+        "returned_msat": request.returned_msat,
+        "token": token or None,
+    }
+    if request.change and not token:
+        facts["change_spent"] = True
+    change: Headers = ((b"x-cashu", token.encode()),) if token else ()
+    if not asked:
+        return problem(
+            Problem(
+                409,
+                "payment_used",
+                "This token has paid already",
+                "This token paid for an earlier request; its change is here.",
+                "The change is in X-Cashu and in `token`.",
+                facts,
+                change,
+            )
+        )
+    body = msgspec.json.encode(facts)
+    headers = (
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        *change,
+    )
+    return Answer(200, headers, body)

@@ -1,0 +1,220 @@
+"""How a paywall speaks HTTP: reads payments from headers, writes challenges and problems.
+
+NUT-24 (`X-Cashu`), bearer keys, and RFC 9457 problem documents. The problem documents carry an
+`error` member too, because model clients show that one to their users.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from farebox.paywall.model import (
+    Answer,
+    BearerMoney,
+    EmbeddedMoney,
+    Headers,
+    KeyPresented,
+    NothingPresented,
+    Presented,
+)
+from farebox.signer import Signer
+from farebox.wire.cashu.request import PaymentRequest, encode_request
+
+_KEY_PREFIX = "sk-"
+#: A credential longer than this is refused before anything reads it.
+CREDENTIAL_MAX_CHARS = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class CashuOffer:
+    """What a token must be to pay: `amount` in `unit`, mint fees allowed for."""
+
+    amount: int
+    unit: str
+    mints: tuple[str, ...]
+
+
+class CashuTerms(Protocol):
+    """Who knows which tokens are accepted."""
+
+    def offer(self, amount_msat: int) -> CashuOffer | None:
+        """The token that pays for `amount_msat`; None when no mint is accepted."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An RFC 9457 problem. `code` is stable; `money` says whether any moved and where it is."""
+
+    status: int
+    code: str
+    title: str
+    detail: str
+    money: str = "No money moved."
+    extra: Mapping[str, object] | None = None
+    headers: Headers = ()
+
+
+def problem(fault: Problem) -> Answer:
+    """Write a problem document."""
+    document = {
+        "type": f"urn:farebox:problem:{fault.code}",
+        "title": fault.title,
+        "status": fault.status,
+        "code": fault.code,
+        "detail": fault.detail,
+        "money": fault.money,
+        **(fault.extra or {}),
+        "error": {"message": fault.detail, "type": "payment_error", "code": fault.code},
+    }
+    body = msgspec.json.encode(document)
+    headers = (
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        *fault.headers,
+    )
+    return Answer(fault.status, headers, body)
+
+
+def read(headers: Iterable[tuple[bytes, bytes]], accepted: Sequence[str]) -> Presented | Answer:
+    """Find the one payment in a request's headers; more than one is an error, none touched."""
+    embedded: list[bytes] = []
+    bearer: list[bytes] = []
+    for name, value in headers:
+        lowered = name.lower()
+        if lowered == b"x-cashu":
+            embedded.append(value)
+        elif lowered == b"authorization" and value[:7].lower() == b"bearer ":
+            bearer.append(value[7:].strip())
+    if len(embedded) + len(bearer) > 1:
+        return problem(
+            Problem(
+                400,
+                "two_payments",
+                "More than one payment",
+                "The request carries more than one payment; send exactly one.",
+                extra={"accepted": list(accepted)},
+            )
+        )
+    if embedded:
+        text = _text(embedded[0])
+        return EmbeddedMoney(text) if text else unreadable(accepted)
+    if bearer:
+        text = _text(bearer[0])
+        if not text:
+            return unreadable(accepted)
+        return KeyPresented(text) if text.startswith(_KEY_PREFIX) else BearerMoney(text)
+    return NothingPresented()
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode("ascii").strip() if len(raw) <= CREDENTIAL_MAX_CHARS else ""
+    except UnicodeDecodeError:
+        return ""
+
+
+def unreadable(accepted: Sequence[str]) -> Answer:
+    """A credential that nothing here can handle."""
+    return problem(
+        Problem(
+            400,
+            "credential_not_understood",
+            "Payment not understood",
+            f"Nothing here can read this credential; accepted are: {', '.join(accepted)}.",
+            extra={"accepted": list(accepted)},
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a challenge asks for, and why."""
+
+    code: str
+    detail: str
+    quote_id: str
+    maximum_msat: int
+    expires_at: str
+    create_url: str
+    extra: Mapping[str, object]
+
+
+def challenge(wanted: Wanted, offer: CashuOffer | None) -> Answer:
+    """402 with terms that every dialect's client understands."""
+    headers: Headers = ()
+    accepted: dict[str, object] = {"accepted_mints": [], "units": []}
+    if offer is not None:
+        request = PaymentRequest(
+            amount=offer.amount, unit=offer.unit, mints=offer.mints, single_use=True
+        )
+        headers = ((b"x-cashu", encode_request(request).encode()),)
+        accepted = {
+            "amount": offer.amount,
+            "unit": offer.unit,
+            "accepted_mints": list(offer.mints),
+            "units": [offer.unit],
+        }
+    return problem(
+        Problem(
+            402,
+            wanted.code,
+            "Payment required",
+            wanted.detail,
+            extra={
+                "amount_msat": wanted.maximum_msat,
+                **accepted,
+                "quote": wanted.quote_id,
+                "quote_expires_at": wanted.expires_at,
+                "create_account_key": wanted.create_url,
+                **wanted.extra,
+            },
+            headers=headers,
+        )
+    )
+
+
+#: Refusal code → (status, title). What is not here is the payer's fault: 400.
+_REFUSALS: Mapping[str, tuple[int, str]] = {
+    "insufficient_payment": (402, "Payment too small"),
+    "insufficient_balance": (402, "Balance too small"),
+    "key_unknown": (401, "Unknown key"),
+    "key_revoked": (401, "Revoked key"),
+    "key_expired": (401, "Expired key"),
+    "mint_unavailable": (503, "Mint unavailable"),
+    "custody_full": (503, "No more accepted at this mint"),
+    "busy": (503, "Busy"),
+    "rate_unavailable": (503, "No exchange rate"),
+    "no_price": (403, "No price"),
+}
+
+
+def refusal(code: str, detail: str, details: Mapping[str, object], money: str = "") -> Answer:
+    """A refusal of the core as a problem document."""
+    status, title = _REFUSALS.get(code, (400, "Payment refused"))
+    headers: Headers = ()
+    if status == 401:
+        headers = ((b"www-authenticate", b'Bearer realm="farebox"'),)
+    elif status == 503:
+        headers = ((b"retry-after", b"5"),)
+    return problem(
+        Problem(
+            status, code, title, detail, money or "No money moved.", extra=details, headers=headers
+        )
+    )
+
+
+def receipt(signer: Signer, facts: Mapping[str, object]) -> str:
+    """`base64url(JSON) "." base64url(Ed25519 signature of the JSON)`, without padding."""
+    body = msgspec.json.encode(facts)
+    return f"{_b64(body)}.{_b64(signer.sign(body))}"
+
+
+def _b64(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

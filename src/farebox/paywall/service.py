@@ -1,0 +1,509 @@
+"""The paywall: authorise a request before it is forwarded, settle it after.
+
+States of a paid request (row `request`, hold in the ledger):
+
+| boundary                        | what can fail      | recovery                                 |
+|---------------------------------|--------------------|------------------------------------------|
+| receive operation → its close   | we stop            | the operation is resolved; the money is  |
+|                                 |                    | on the payer's account; try again        |
+| authorising commit → forwarding | we stop            | settled as CRASHED: nothing was metered, |
+|                                 |                    | nothing is charged, all goes back        |
+| forwarding → settling commit    | we stop            | settled as CRASHED, last checkpoint      |
+| settling commit → last byte     | the answer is lost | `change` tells it again, for ever        |
+
+Postings: Hold customer → revenue the maximum; Post what it cost; Transfer customer → custody the
+change that leaves as money.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import assert_never
+
+import msgspec
+import structlog
+
+from farebox.clock import Clock, iso
+from farebox.errors import InvalidCredential, StoreError
+from farebox.identity.keys import KeyRefused, Keys
+from farebox.ids import derived_id, new_id
+from farebox.ledger.model import (
+    ABSENT,
+    Applied,
+    Event,
+    Hold,
+    Outcome,
+    Post,
+    Put,
+    Step,
+    Transfer,
+    Unit,
+    Void,
+    hold_id,
+)
+from farebox.ledger.service import Ledger
+from farebox.payments import PaymentCredentials, PlannedChange, Refusal
+from farebox.payments.operations import Changes
+from farebox.payments.service import Payments, Pending, also_hold_id
+from farebox.paywall import answers, dialects
+from farebox.paywall.dialects import CashuTerms, Wanted
+from farebox.paywall.model import (
+    REQUEST,
+    Admission,
+    Answer,
+    BearerMoney,
+    EmbeddedMoney,
+    Ended,
+    Headers,
+    KeyPresented,
+    NothingPresented,
+    Presented,
+    Request,
+    RequestState,
+    Settlement,
+)
+from farebox.paywall.prices import Prices
+from farebox.pricing.book import Quote, charge
+from farebox.pricing.request import RequestFacts
+from farebox.pricing.usage import Usage
+from farebox.signer import Signer
+
+_log = structlog.get_logger("farebox.paywall")
+
+REVENUE = "revenue"
+_SETTLE_TRIES_MAX = 8
+_NO_USAGE = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """A request of this process between its authorising and its settling commit."""
+
+    request: Request
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Bill:
+    """How a request ended, before it is in the books."""
+
+    charged_msat: int
+    ended: Ended
+    usage: Usage
+
+
+class Paywall:
+    """Decides about requests; one instance serves every door of a process."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        payments: Payments,
+        keys: Keys,
+        prices: Prices,
+        signer: Signer,
+        cashu: CashuTerms,
+        *,
+        owner: str,
+        public_url: str,
+    ) -> None:
+        self._ledger = ledger
+        self._payments = payments
+        self._keys = keys
+        self._signer = signer
+        self._cashu = cashu
+        self._owner = owner
+        self._public_url = public_url.rstrip("/")
+        self._live: dict[str, _Live] = {}
+        self._unsettled: dict[str, _Bill] = {}
+        self.prices = prices
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that decisions are made by."""
+        return self._ledger.clock
+
+    # ── before ───────────────────────────────────────────────────────────────────────────────────
+
+    def read(self, headers: Iterable[tuple[bytes, bytes]]) -> Presented | Answer:
+        """The payment in a request's headers, or the 400 that says why there is none to read."""
+        return dialects.read(headers, self._accepted())
+
+    async def authorise(self, presented: Presented, facts: RequestFacts) -> Admission | Answer:
+        """Hold what the request can cost at most, in one commit, or answer why not.
+
+        An Admission must be settled. Raises StoreError when the books cannot be written: nothing
+        was held then.
+        """
+        request_id = new_id("req")
+        quote = self.prices.quote(facts, self.clock.now_ns(), request_id)
+        if not isinstance(quote, Quote):
+            return answers.unpriced(quote, facts)
+        if quote.free or quote.maximum_msat == 0:
+            return Admission(request_id, "", quote, _request_headers(request_id))
+        match presented:
+            case NothingPresented():
+                return self._challenge(facts, quote, "payment_required", answers.asks(quote))
+            case KeyPresented(secret):
+                key = await self._keys.authenticate(secret)
+                if isinstance(key, KeyRefused):
+                    return dialects.refusal(f"key_{key.reason.value}", key.message, {})
+                return await self._authorise_account(request_id, key.account, facts, quote)
+            case BearerMoney(credential):
+                return await self._authorise_bearer(request_id, credential, facts, quote)
+            case EmbeddedMoney(credential):
+                return await self._authorise_embedded(credential, facts, quote)
+            case _:
+                assert_never(presented)
+
+    async def _authorise_account(
+        self, request_id: str, account: str, facts: RequestFacts, quote: Quote
+    ) -> Admission | Answer:
+        request = self._request(account, hold_id(request_id, 0), quote)
+        outcome = await self._hold(request_id, request)
+        if isinstance(outcome, Applied):
+            return self._admit(request_id, request)
+        balance = await self._available(account)
+        return self._challenge(
+            facts,
+            quote,
+            "insufficient_balance",
+            f"The balance of {balance} msat does not cover {quote.maximum_msat} msat, the most "
+            "this request can cost; top it up, or lower its output limit.",
+            balance_msat=balance,
+        )
+
+    async def _authorise_bearer(
+        self, request_id: str, credential: str, facts: RequestFacts, quote: Quote
+    ) -> Admission | Answer:
+        """A token as key: redeemed the first time, an account from then on."""
+        credentials = await self._parse(credential)
+        if isinstance(credentials, Answer):
+            return credentials
+        account = account_of(credentials)
+        if await self._available(account) < quote.maximum_msat:
+            received = await self._payments.receive(
+                credentials, account, minimum_msat=quote.maximum_msat
+            )
+            if isinstance(received, Pending):
+                return answers.pending(received)
+            if isinstance(received, Refusal) and await self._ledger.store.account(account) is None:
+                return self._refused(received, facts, quote)
+        return await self._authorise_account(request_id, account, facts, quote)
+
+    async def _authorise_embedded(
+        self, credential: str, facts: RequestFacts, quote: Quote
+    ) -> Admission | Answer:
+        credentials = await self._parse(credential)
+        if isinstance(credentials, Answer):
+            return credentials
+        # One credential pays for one request: its id follows from the money, so that the same
+        # money again finds the same request.
+        request_id = request_of(credentials)
+        if request_id in self._live:
+            return answers.in_progress(request_id)
+        if await self._ledger.store.get(REQUEST, request_id) is not None:
+            return await self._told_again(request_id)
+        account = account_of(credentials)
+        request = self._request(account, also_hold_id(credentials), quote, credentials)
+        also = Changes(
+            (Hold(account, REVENUE, quote.maximum_msat, "request"),),
+            (Put(REQUEST, request_id, request, ABSENT),),
+        )
+        # Live from before the commit that creates the row, so that recovery keeps its hands off.
+        self._live[request_id] = _Live(request, 1)
+        try:
+            received = await self._payments.receive(
+                credentials,
+                account,
+                reserve_msat=quote.maximum_msat,
+                owner=request_id,
+                minimum_msat=quote.maximum_msat,
+                also=also,
+            )
+            row = await self._ledger.store.get(REQUEST, request_id)
+        finally:
+            self._live.pop(request_id, None)
+        if isinstance(received, Pending):
+            return answers.pending(received)
+        if isinstance(received, Refusal):
+            return self._refused(received, facts, quote)
+        if row is None:
+            # Redeemed before, or by somebody who stopped: the money is on the account.
+            request = msgspec.structs.replace(request, hold=hold_id(request_id, 0))
+            if isinstance(await self._hold(request_id, request), Applied):
+                return self._admit(request_id, request)
+            return await self._told_again(request_id)
+        if received.fresh and row.value == request:
+            return self._admit(request_id, request)
+        return await self._told_again(request_id)
+
+    def _request(
+        self,
+        account: str,
+        hold: str,
+        quote: Quote,
+        credentials: PaymentCredentials | None = None,
+    ) -> Request:
+        return Request(
+            account=account,
+            hold=hold,
+            owner=self._owner,
+            quote=quote,
+            created_at=self.clock.now_ns(),
+            method=credentials.payment_type if credentials else "",
+            credential=credentials.identity_or_hash if credentials else "",
+        )
+
+    async def _hold(self, request_id: str, request: Request) -> Outcome:
+        maximum_msat = request.quote.maximum_msat
+        return await self._ledger.store.commit(
+            Unit(
+                request_id,
+                steps=(Hold(request.account, REVENUE, maximum_msat, "request"),),
+                puts=(Put(REQUEST, request_id, request, ABSENT),),
+            )
+        )
+
+    def _admit(self, request_id: str, request: Request) -> Admission:
+        self._live[request_id] = _Live(request, 1)
+        headers = _request_headers(request_id)
+        if request.credential:
+            link = f'<{self._public_url}/v1/change/{request_id}>; rel="payment-change"'
+            headers = (*headers, (b"link", link.encode()))
+        return Admission(request_id, request.account, request.quote, headers)
+
+    # ── after ────────────────────────────────────────────────────────────────────────────────────
+
+    async def checkpoint(self, admission: Admission, usage: Usage) -> None:
+        """Make durable what was metered so far: a crash charges this much, not less."""
+        live = self._live.get(admission.request_id)
+        if live is None:
+            return
+        metered = charge(admission.quote, usage).amount_msat
+        request = msgspec.structs.replace(live.request, checkpoint_msat=metered)
+        unit = Unit(
+            f"{admission.request_id}:checkpoint:{live.version}",
+            puts=(Put(REQUEST, admission.request_id, request, live.version),),
+        )
+        if isinstance(await self._ledger.store.commit(unit), Applied):
+            self._live[admission.request_id] = _Live(request, live.version + 1)
+
+    async def settle(self, admission: Admission, usage: Usage, ended: Ended) -> Settlement:
+        """Charge what it cost, release the rest, make the change: one commit, once.
+
+        Raises StoreError when the books cannot be written; `recover` settles it then.
+        """
+        if admission.is_free:
+            return self._settlement(admission.request_id, _free(admission), usage, "")
+        if ended is Ended.REFUSED:
+            bill = _Bill(0, ended, _NO_USAGE)
+        else:
+            bill = _Bill(charge(admission.quote, usage).amount_msat, ended, usage)
+        live = self._live.get(admission.request_id)
+        try:
+            request = await self._settle(admission.request_id, live, bill)
+        except StoreError:
+            self._unsettled[admission.request_id] = bill
+            raise
+        self._live.pop(admission.request_id, None)
+        return self._settlement(admission.request_id, request, usage, await self._change(request))
+
+    async def recover(self) -> int:
+        """Settle what this process could not, and what processes that stopped left behind."""
+        settled, after = 0, ""
+        while rows := await self._ledger.store.find(
+            REQUEST, {"state": RequestState.AUTHORISED}, after=after, limit=100
+        ):
+            for request_id, row in rows:
+                bill = self._unsettled.get(request_id)
+                if bill is None and request_id in self._live:
+                    continue
+                if bill is None:
+                    bill = _Bill(row.value.checkpoint_msat, Ended.CRASHED, _NO_USAGE)
+                await self._settle(request_id, _Live(row.value, row.version), bill)
+                self._unsettled.pop(request_id, None)
+                self._live.pop(request_id, None)
+                settled += 1
+            after = rows[-1][0]
+        return settled
+
+    async def _settle(self, request_id: str, live: _Live | None, bill: _Bill) -> Request:
+        for _ in range(_SETTLE_TRIES_MAX):
+            if live is None:
+                row = await self._ledger.store.get(REQUEST, request_id)
+                assert row is not None, "an admission always has a row"
+                if row.value.state is RequestState.SETTLED:
+                    return row.value
+                live = _Live(row.value, row.version)
+            change = await self._plan_change(request_id, live.request, bill)
+            settled = self._settled(live.request, bill, change)
+            unit = _settling_unit(request_id, live, settled, change)
+            outcome = await self._ledger.store.commit(unit)
+            if isinstance(outcome, Applied):
+                return settled
+            _log.warning("request.settle_raced", request=request_id, outcome=str(outcome))
+            live = None
+        raise StoreError(f"request {request_id} lost too many races; it is settled by recovery")
+
+    async def _plan_change(
+        self, request_id: str, request: Request, bill: _Bill
+    ) -> PlannedChange | None:
+        if not request.credential:
+            return None
+        held = request.quote.maximum_msat
+        left = await self._available(request.account) + held - bill.charged_msat
+        return await self._payments.methods[request.method].plan_change(request_id, left)
+
+    def _settled(self, request: Request, bill: _Bill, change: PlannedChange | None) -> Request:
+        return msgspec.structs.replace(
+            request,
+            state=RequestState.SETTLED,
+            charged_msat=bill.charged_msat,
+            returned_msat=change.amount_msat if change else 0,
+            ended=bill.ended,
+            settled_at=self.clock.now_ns(),
+            change=change.reference if change and change.amount_msat else b"",
+        )
+
+    async def _change(self, request: Request) -> str:
+        if not request.change:
+            return ""
+        method = self._payments.methods[request.method]
+        return await method.render_change(request.change) or ""
+
+    def _settlement(
+        self, request_id: str, request: Request, usage: Usage, change: str
+    ) -> Settlement:
+        receipt = dialects.receipt(self._signer, _receipt_facts(request_id, request, usage))
+        headers: Headers = ((b"x-farebox-receipt", receipt.encode()),)
+        if change:
+            headers = (*headers, (b"x-cashu", change.encode()))
+        comment = f": farebox receipt={receipt}{' change=' + change if change else ''}\n\n"
+        return Settlement(request.charged_msat, request.returned_msat, headers, comment.encode())
+
+    # ── asked again ──────────────────────────────────────────────────────────────────────────────
+
+    async def change(self, request_id: str, presented: Presented) -> Answer:
+        """The status and change of a request, for whoever presents the money that paid for it."""
+        if not isinstance(presented, BearerMoney | EmbeddedMoney):
+            return answers.token_required()
+        credentials = await self._parse(presented.credential)
+        if isinstance(credentials, Answer):
+            return credentials
+        row = await self._ledger.store.get(REQUEST, request_id)
+        identity = credentials.identity_or_hash
+        if row is None or not hmac.compare_digest(row.value.credential, identity):
+            return answers.request_unknown()
+        return await self._told_again(request_id, asked=True)
+
+    async def _told_again(self, request_id: str, *, asked: bool = False) -> Answer:
+        """A payment that was used before gets the answer it had, never "already spent"."""
+        row = await self._ledger.store.get(REQUEST, request_id)
+        if row is None:
+            return answers.redeemed_before()
+        if row.value.state is RequestState.AUTHORISED:
+            return answers.in_progress(request_id)
+        token = await self._change(row.value)
+        return answers.told_again(request_id, row.value, token, asked=asked)
+
+    # ── words ────────────────────────────────────────────────────────────────────────────────────
+
+    async def _parse(self, credential: str) -> PaymentCredentials | Answer:
+        method = self._payments.methods.detect(credential)
+        if method is None:
+            return dialects.unreadable(self._accepted())
+        try:
+            return await method.parse_credential(credential)
+        except InvalidCredential as error:
+            return dialects.refusal("credential_malformed", str(error), {})
+
+    def _accepted(self) -> list[str]:
+        return ["sk-… (an account key)", *self._payments.methods.accepted()]
+
+    async def _available(self, account: str) -> int:
+        found = await self._ledger.store.account(account)
+        return 0 if found is None else found.available
+
+    def _challenge(
+        self, facts: RequestFacts, quote: Quote, code: str, detail: str, **extra: object
+    ) -> Answer:
+        self.prices.given(facts, quote)
+        wanted = Wanted(
+            code,
+            detail,
+            quote.id,
+            quote.maximum_msat,
+            iso(quote.expires_at_ns),
+            f"{self._public_url}/create",
+            extra,
+        )
+        return dialects.challenge(wanted, self._cashu.offer(quote.maximum_msat))
+
+    def _refused(self, refused: Refusal, facts: RequestFacts, quote: Quote) -> Answer:
+        if refused.code == "insufficient_payment":
+            return self._challenge(
+                facts, quote, refused.code, f"Too little: {refused.message}.", **refused.details
+            )
+        return dialects.refusal(refused.code, refused.message, refused.details)
+
+
+def account_of(credentials: PaymentCredentials) -> str:
+    """The account of money used as its own key."""
+    return f"customer:{credentials.identity_or_hash}"
+
+
+def request_of(credentials: PaymentCredentials) -> str:
+    """The request that embedded money pays for."""
+    return derived_id("req", credentials.identity_or_hash)
+
+
+def _request_headers(request_id: str) -> Headers:
+    return ((b"x-farebox-request-id", request_id.encode()),)
+
+
+def _free(admission: Admission) -> Request:
+    return Request(
+        account="", hold="", owner="", quote=admission.quote, created_at=0, ended=Ended.COMPLETE
+    )
+
+
+def _settling_unit(
+    request_id: str, live: _Live, settled: Request, change: PlannedChange | None
+) -> Unit:
+    charged = settled.charged_msat
+    steps: tuple[Step, ...] = (Post(settled.hold, charged) if charged else Void(settled.hold),)
+    puts: tuple[Put, ...] = (Put(REQUEST, request_id, settled, live.version),)
+    if change is not None:
+        puts += change.puts
+        if change.amount_msat:
+            steps += (Transfer(settled.account, change.custody, change.amount_msat, "change"),)
+    event = Event(
+        "payment.completed",
+        settled.account,
+        {
+            "request_id": request_id,
+            "charged_msat": charged,
+            "returned_msat": settled.returned_msat,
+            "ended": settled.ended,
+        },
+    )
+    return Unit(f"{request_id}:settle", steps=steps, puts=puts, events=(event,))
+
+
+def _receipt_facts(request_id: str, request: Request, usage: Usage) -> dict[str, object]:
+    facts: dict[str, object] = {
+        "request_id": request_id,
+        "quoted_msat": request.quote.maximum_msat,
+        "charged_msat": request.charged_msat,
+        "returned_msat": request.returned_msat,
+        "ended": request.ended,
+        "at": iso(request.settled_at),
+    }
+    if usage is not _NO_USAGE and (usage.input_tokens or usage.output_tokens):
+        facts["input_tokens"] = usage.input_tokens
+        facts["output_tokens"] = usage.output_tokens
+        facts["usage_source"] = usage.source.value
+    return facts
