@@ -1,0 +1,9 @@
+"""Bounded loops that keep a running process tidy: recovery, expiry, refreshes.
+
+Promises: one job at a time of each kind, a failing job is logged and tried again, all stop when
+told to. Never: a decision of its own; it only schedules.
+"""
+
+from farebox.worker.loop import Job, Worker
+
+__all__ = ["Job", "Worker"]
