@@ -1,0 +1,199 @@
+"""`Idempotency-Key`: one caller's name for one intent, answered once.
+
+    begin ──► Ticket ──► act ──► finish      the answer is kept, sealed, for a day
+      │                   └────► release     not final yet: the same call may come again and resume
+      ├──► Recorded     same key, same request: the same answer
+      ├──► InProgress   the first call is still running here
+      └──► KeyReused    same key, other request
+
+| boundary       | what can fail      | recovery                                                   |
+|----------------|--------------------|------------------------------------------------------------|
+| begin → act    | we stop            | the same call resumes: nothing runs it any more            |
+| act → finish   | we stop            | the same call resumes with the same operation id, so what  |
+|                |                    | it started is found, not started again                     |
+| after finish   | the answer is lost | the same call reads it                                     |
+
+One process owns a book, so a row that is in progress and not running here was left by a process
+that stopped.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import msgspec
+
+from farebox.clock import NS_PER_S
+from farebox.errors import InvalidInput
+from farebox.ids import derived_id
+from farebox.ledger.model import Applied, Put, Unit
+from farebox.ledger.records import RecordType
+from farebox.ledger.service import Ledger, State
+from farebox.signer import Signer
+
+#: How long an answer can be had again.
+KEPT_S = 24 * 3600
+_NAME_MAX_CHARS = 255
+_BODY_MAX_BYTES = 1 << 20
+_PRUNED_AT_ONCE = 500
+
+
+class IdempotentState(enum.StrEnum):
+    """Where a call stands."""
+
+    STARTED = "started"
+    DONE = "done"
+    WIPED = "wiped"  # too old: the name is free again, the answer is gone
+
+
+class Idempotent(msgspec.Struct, frozen=True, kw_only=True):
+    """One named call. The answer is sealed: it may hold a token or a key."""
+
+    fingerprint: bytes
+    started_at: int
+    state: IdempotentState = IdempotentState.STARTED
+    status: int = 0
+    body: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"Idempotent({self.state}, {self.status})"
+
+
+IDEMPOTENT = RecordType("idempotent", Idempotent, indexes=(("state", "started_at"),))
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Leave to act. `operation_id` is the same whenever this call resumes."""
+
+    key: str
+    operation_id: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The answer that was given before."""
+
+    status: int
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class InProgress:
+    """The same call is running now."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReused:
+    """The name was used for another request."""
+
+
+class Idempotency:
+    """Gives each named call one answer."""
+
+    def __init__(self, ledger: Ledger, signer: Signer) -> None:
+        self._ledger = ledger
+        self._signer = signer
+        self._running: dict[str, bytes] = {}
+
+    async def begin(
+        self, scope: str, name: str, fingerprint: bytes
+    ) -> Ticket | Recorded | InProgress | KeyReused:
+        """Start or resume a call, or say what became of it.
+
+        `scope` is whose name it is (an account, a credential): names of others are never met.
+        Every Ticket must be given to `finish` or `release`. Raises InvalidInput on a bad name.
+        """
+        if not 0 < len(name) <= _NAME_MAX_CHARS or not (name.isascii() and name.isprintable()):
+            raise InvalidInput(
+                f"an idempotency key has 1 to {_NAME_MAX_CHARS} printable characters"
+            )
+        key = derived_id("idem", scope, name)
+        if key in self._running:
+            return InProgress() if self._running[key] == fingerprint else KeyReused()
+        self._running[key] = fingerprint
+        begun: Ticket | Recorded | KeyReused | None = None
+        try:
+            begun = await self._begin(key, fingerprint)
+            return begun
+        finally:
+            if not isinstance(begun, Ticket):
+                del self._running[key]
+
+    async def finish(self, ticket: Ticket, status: int, body: bytes) -> None:
+        """Keep the final answer for whoever asks again. An answer over 1 MiB is not kept."""
+        sealed = self._signer.seal(body, ticket.key)
+
+        def decide(state: State, _: int) -> Unit:
+            row = state.row(IDEMPOTENT, ticket.key)
+            assert row is not None  # rows are never removed
+            done = msgspec.structs.replace(
+                row.value, state=IdempotentState.DONE, status=status, body=sealed
+            )
+            return _put(ticket.key, done, row.version)
+
+        try:
+            if len(body) <= _BODY_MAX_BYTES:
+                await self._ledger.transact([(IDEMPOTENT, ticket.key)], decide)
+        finally:
+            self.release(ticket)
+
+    def release(self, ticket: Ticket) -> None:
+        """End a call whose answer is not final; the same call may come again and resumes."""
+        self._running.pop(ticket.key, None)
+
+    async def prune(self) -> int:
+        """Wipe answers that are older than a day; returns how many."""
+        wiped, before = 0, self._ledger.clock.now_ns() - KEPT_S * NS_PER_S
+        for old in (IdempotentState.DONE, IdempotentState.STARTED):
+            after = ""
+            while rows := await self._ledger.store.find(
+                IDEMPOTENT,
+                {"state": old},
+                at_most=("started_at", before),
+                after=after,
+                limit=_PRUNED_AT_ONCE,
+            ):
+                for key, row in rows:
+                    if key not in self._running:
+                        tomb = Idempotent(
+                            fingerprint=b"",
+                            started_at=row.value.started_at,
+                            state=IdempotentState.WIPED,
+                        )
+                        await self._ledger.store.commit(_put(key, tomb, row.version))
+                        wiped += 1
+                after = rows[-1][0]
+        return wiped
+
+    async def _begin(self, key: str, fingerprint: bytes) -> Ticket | Recorded | KeyReused:
+        fresh: list[Ticket] = []
+
+        def decide(state: State, now: int) -> Unit | Ticket | Recorded | KeyReused:
+            row = state.row(IDEMPOTENT, key)
+            if row is None or row.value.started_at <= now - KEPT_S * NS_PER_S:
+                # The start is part of the operation id: a name that is free again means new money.
+                fresh[:] = [_ticket(key, now, fingerprint)]
+                started = Idempotent(fingerprint=fingerprint, started_at=now)
+                return _put(key, started, 0 if row is None else row.version)
+            if row.value.fingerprint != fingerprint:
+                return KeyReused()
+            if row.value.state is IdempotentState.DONE:
+                return Recorded(row.value.status, self._signer.unseal(row.value.body, key))
+            return _ticket(key, row.value.started_at, fingerprint)
+
+        begun = await self._ledger.transact([(IDEMPOTENT, key)], decide)
+        if isinstance(begun, Ticket | Recorded | KeyReused):
+            return begun
+        assert isinstance(begun, Applied), begun  # the row's version is in the unit's id
+        return fresh[0]
+
+
+def _ticket(key: str, started_at: int, fingerprint: bytes) -> Ticket:
+    return Ticket(key, derived_id("op", key, str(started_at)), fingerprint)
+
+
+def _put(key: str, row: Idempotent, version: int) -> Unit:
+    return Unit(f"{key}:{version + 1}", puts=(Put(IDEMPOTENT, key, row, version),))
