@@ -41,8 +41,8 @@ class Body(msgspec.Struct, frozen=True, gc=False, array_like=True):
     sticky: bool
     outcome: tuple[Any, ...]  # ("applied", [amounts…]) or ("refused", step, code)
     reply: bytes
-    opens: tuple[tuple[str, str, str], ...]  # account, asset, kind
-    ceilings: tuple[tuple[str, str | None], ...]  # account, decimal amount
+    opens: tuple[tuple[int, str, str, str], ...]  # step, account, asset, kind
+    ceilings: tuple[tuple[int, str, str | None], ...]  # step, account, decimal amount
     puts: tuple[PutDigest, ...]
 
 
@@ -67,16 +67,16 @@ def encode_body(decision: Decision, puts: tuple[PutDigest, ...]) -> bytes:
     """The canonical bytes of a unit's body."""
     unit, outcome = decision.unit, decision.outcome
     told: tuple[Any, ...]
-    opens: list[tuple[str, str, str]] = []
-    ceilings: list[tuple[str, str | None]] = []
+    opens: list[tuple[int, str, str, str]] = []
+    ceilings: list[tuple[int, str, str | None]] = []
     if isinstance(outcome, Applied):
         told = ("applied", [str(amount) for amount in outcome.amounts])
-        for step in unit.steps:
+        for number, step in enumerate(unit.steps):
             if type(step) is Open:
-                opens.append((step.account, step.asset, step.kind))
+                opens.append((number, step.account, step.asset, step.kind))
             elif type(step) is SetCeiling:
                 ceiling = None if step.ceiling is None else str(step.ceiling)
-                ceilings.append((step.account, ceiling))
+                ceilings.append((number, step.account, ceiling))
     else:
         told = ("refused", outcome.step, outcome.code)
     return _pack((unit.fingerprint, unit.sticky, told, unit.reply, opens, ceilings, puts))

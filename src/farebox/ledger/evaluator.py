@@ -146,6 +146,8 @@ class _Trial:
             raise _Refusal(Code.PENDING_TRANSFER_NOT_FOUND)
         if row.state is not HoldState.OPEN:
             raise _Refusal(_CLOSED[row.state])
+        if state is not HoldState.EXPIRED and 0 < row.expires_at <= self.at:
+            raise _Refusal(Code.PENDING_TRANSFER_EXPIRED)  # due, and not yet released
         taken = row.amount if amount is None else amount
         if taken > row.amount:
             raise _Refusal(Code.EXCEEDS_PENDING_TRANSFER_AMOUNT)

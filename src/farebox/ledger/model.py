@@ -17,6 +17,10 @@ from farebox.ledger.records import RecordType
 
 #: `Put.expect` of a row that must not exist yet: every "only once" is one of these.
 ABSENT = 0
+#: The units that release due holds begin with this; no caller's may.
+EXPIRY_PREFIX = "expire:"
+#: The longest a hold may live: a century.
+TIMEOUT_NS_MAX = 100 * 366 * 86_400 * 1_000_000_000
 
 
 class Kind(enum.StrEnum):
@@ -195,6 +199,24 @@ class Unit(msgspec.Struct, frozen=True, gc=False):
     fingerprint: bytes = b""
     sticky: bool = False
     reply: bytes = b""
+
+
+def check_unit(unit: Unit) -> None:
+    """Refuse what no correct program makes, before it can harm its neighbours in a batch.
+
+    Raises ValueError for an empty or reserved id, two puts of one row, an event that names a step
+    that is not there, a time-out that is negative or longer than TIMEOUT_NS_MAX.
+    """
+    if not unit.id or unit.id.startswith(EXPIRY_PREFIX):
+        raise ValueError(f"unit id {unit.id!r} is empty or reserved")
+    if len(unit.puts) > 1 and len({(p.record.kind, p.key) for p in unit.puts}) < len(unit.puts):
+        raise ValueError(f"unit {unit.id} puts one row twice")
+    for step in unit.steps:
+        if type(step) is Hold and not 0 <= step.timeout_ns <= TIMEOUT_NS_MAX:
+            raise ValueError(f"unit {unit.id} holds for {step.timeout_ns} ns")
+    for event in unit.events:
+        if event.amounts and not 0 <= max(event.amounts.values()) < len(unit.steps):
+            raise ValueError(f"event {event.name} of unit {unit.id} names a step that is not there")
 
 
 # ── outcomes ─────────────────────────────────────────────────────────────────────────────────────

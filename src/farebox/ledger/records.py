@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -27,6 +28,16 @@ class RecordType(Generic[T]):
         names = dict.fromkeys(name for index in self.indexes for name in index)
         object.__setattr__(self, "columns", tuple(names))
         object.__setattr__(self, "decode", msgspec.json.Decoder(self.type).decode)
+
+    def check_query(self, equal: Collection[str], at_most: str | None) -> None:
+        """Raise ValueError unless an index begins with the fields `equal`, then `at_most`."""
+        if not equal and at_most is None:
+            return
+        for index in self.indexes:
+            leading, rest = index[: len(equal)], index[len(equal) :]
+            if set(leading) == set(equal) and at_most in (None, *rest[:1]):
+                return
+        raise ValueError(f"no index of {self.kind} begins with {[*equal, at_most or '']}")
 
     def encode(self, value: T) -> bytes:
         """The stored form of a row."""

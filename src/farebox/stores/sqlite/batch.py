@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apsw
@@ -19,6 +19,8 @@ from farebox.ledger.audit import (
 )
 from farebox.ledger.evaluator import Decision, Movement, Overlay, evaluate, expire
 from farebox.ledger.model import (
+    ABSENT,
+    EXPIRY_PREFIX,
     Account,
     Applied,
     Hold,
@@ -35,9 +37,11 @@ from farebox.ledger.model import (
     Unit,
     Void,
 )
+from farebox.ledger.records import RecordType
 from farebox.stores.sqlite.schema import column_value, table
 
 _json = msgspec.json.Encoder().encode
+_KINDS = {kind.value: kind for kind in Kind}
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -53,7 +57,7 @@ def account_from(row: Sequence[Any]) -> Account:
     """An account from its columns, in table order after the book."""
     ceiling = None if row[7] is None else int(row[7])
     return Account(
-        row[0], row[1], Kind(row[2]), int(row[3]), int(row[4]), int(row[5]), int(row[6]), ceiling
+        row[0], row[1], _KINDS[row[2]], int(row[3]), int(row[4]), int(row[5]), int(row[6]), ceiling
     )
 
 
@@ -65,14 +69,24 @@ def event_from(row: Sequence[Any]) -> StoredEvent:
 class Batch:
     """The units of one transaction. Runs in the writer thread, inside BEGIN … COMMIT."""
 
-    def __init__(self, db: apsw.Connection, book: int, head: Head, now_ns: int) -> None:
+    def __init__(
+        self,
+        db: apsw.Connection,
+        book: int,
+        head: Head,
+        now_ns: int,
+        accounts: Mapping[str, Account],
+    ) -> None:
+        """`accounts` holds some of the book's accounts as they stand."""
         self._db = db
         self._book = book
+        self._known = accounts
         # Strictly increasing, whatever the machine's clock does.
         self._at = max(now_ns, head.at + 1)
         self.head = head
         self._overlay = Overlay()
-        self._accounts: dict[str, Account] = {}
+        #: The accounts that this batch changed.
+        self.accounts: dict[str, Account] = {}
         self._holds: dict[str, HoldRow] = {}
         self._unit_rows: list[tuple[Any, ...]] = []
         self._movement_rows: list[tuple[Any, ...]] = []
@@ -82,7 +96,7 @@ class Batch:
     def run(self, units: Sequence[Unit]) -> list[Outcome]:
         """Decide and write all units; their outcomes hold once the transaction is committed."""
         self._load(units)
-        self._expire(self._due_on(self._overlay.accounts))
+        self._expire(self._due_on(set(self._overlay.accounts)))
         outcomes: list[Outcome] = []
         for unit in units:
             decided = evaluate(unit, self._overlay, self.head.seq + 1, self._at)
@@ -98,7 +112,7 @@ class Batch:
         """Release up to `limit` holds that are due anywhere in the book."""
         due = self._db.execute(
             f"SELECT {_HOLD} FROM holds WHERE book = ? AND state = 'open' AND expires_at > 0 "
-            "AND expires_at <= ? ORDER BY expires_at LIMIT ?",
+            "AND expires_at <= ? ORDER BY expires_at, id LIMIT ?",
             (self._book, self._at, limit),
         )
         rows = [_hold_from(row) for row in due]
@@ -112,7 +126,7 @@ class Batch:
     def _load(self, units: Sequence[Unit]) -> None:
         accounts: set[str] = set()
         holds: set[str] = set()
-        rows: set[tuple[Any, str]] = set()
+        keys: dict[RecordType[Any], set[str]] = {}
         for unit in units:
             for step in unit.steps:
                 match step:
@@ -123,21 +137,28 @@ class Batch:
                         holds.add(step.hold)
                     case Open() | SetCeiling():
                         accounts.add(step.account)
-            rows.update((put.record, put.key) for put in unit.puts)
-            rows.update((guard.record, guard.key) for guard in unit.guards)
+            for put in unit.puts:
+                keys.setdefault(put.record, set()).add(put.key)
+            for guard in unit.guards:
+                keys.setdefault(guard.record, set()).add(guard.key)
         self._load_units({unit.id for unit in units})
         self._load_holds(holds)
-        for row in self._overlay.holds.values():
-            if row is not None:
-                accounts.add(row.debit)
-                accounts.add(row.credit)
+        for hold in self._overlay.holds.values():
+            if hold is not None:
+                accounts.add(hold.debit)
+                accounts.add(hold.credit)
         self._load_accounts(accounts)
-        for record, key in rows:
-            found = self._db.execute(
-                f"SELECT version FROM {table(record)} WHERE book = ? AND key = ?",
-                (self._book, key),
-            ).fetchone()
-            self._overlay.versions[record.kind, key] = found[0] if found else 0
+        for record, names in keys.items():
+            self._load_versions(record, names)
+
+    def _load_versions(self, record: RecordType[Any], keys: set[str]) -> None:
+        versions = self._overlay.versions
+        versions.update(dict.fromkeys(((record.kind, key) for key in keys), ABSENT))
+        found = self._db.execute(
+            f"SELECT key, version FROM {table(record)} WHERE book = ? AND key IN carray(?)",
+            (self._book, apsw.carray(tuple(keys))),
+        )
+        versions.update(((record.kind, key), version) for key, version in found)
 
     def _load_units(self, ids: set[str]) -> None:
         # Left to itself SQLite would read the whole book here instead of looking the ids up.
@@ -150,15 +171,18 @@ class Batch:
             self._overlay.units[unit_id] = known_from(seq, at, decode_body(body))
 
     def _load_accounts(self, ids: set[str]) -> None:
-        if not ids:
-            return
-        self._overlay.accounts.update(dict.fromkeys(ids))
-        found = self._db.execute(
-            f"SELECT {ACCOUNT} FROM accounts WHERE book = ? AND id IN carray(?)",
-            (self._book, apsw.carray(tuple(ids))),
-        )
-        for row in found:
-            self._overlay.accounts[row[0]] = account_from(row)
+        loaded = self._overlay.accounts
+        missing = []
+        for account in ids:
+            loaded[account] = known = self._known.get(account)
+            if known is None:
+                missing.append(account)
+        if missing:
+            found = self._db.execute(
+                f"SELECT {ACCOUNT} FROM accounts WHERE book = ? AND id IN carray(?)",
+                (self._book, apsw.carray(tuple(missing))),
+            )
+            loaded.update((row[0], account_from(row)) for row in found)
 
     def _load_holds(self, ids: set[str]) -> None:
         if not ids:
@@ -171,26 +195,29 @@ class Batch:
         for row in found:
             self._overlay.holds[row[0]] = _hold_from(row)
 
-    def _due_on(self, accounts: Iterable[str]) -> list[HoldRow]:
-        """Holds that are due on the accounts this batch touches."""
-        due = self._db.execute(
-            f"SELECT {_HOLD} FROM holds WHERE book = ? AND state = 'open' AND expires_at > 0 "
-            "AND expires_at <= ? ORDER BY expires_at LIMIT 10000",
-            (self._book, self._at),
-        ).fetchall()
-        if not due:
+    def _due_on(self, accounts: set[str]) -> list[HoldRow]:
+        """Holds that are due on the accounts this batch touches, oldest first."""
+        if not accounts or not self._db.execute(_ANY_DUE, (self._book, self._at)).fetchone():
             return []
-        touched = set(accounts)
-        rows = [_hold_from(row) for row in due if row[1] in touched or row[2] in touched]
+        touched = apsw.carray(tuple(accounts))
+        rows: dict[str, HoldRow] = {}
+        for side in ("debit", "credit"):
+            due = self._db.execute(
+                f"SELECT {_HOLD} FROM holds INDEXED BY holds_{side} WHERE book = ? "
+                f"AND {side} IN carray(?) AND state = 'open' AND expires_at > 0 "
+                "AND expires_at <= ? ORDER BY expires_at, id LIMIT ?",
+                (self._book, touched, self._at, _DUE_MAX),
+            )
+            rows.update((row[0], _hold_from(row)) for row in due)
         self._load_accounts(
-            {account for row in rows for account in (row.debit, row.credit)} - touched
+            {account for row in rows.values() for account in (row.debit, row.credit)} - accounts
         )
-        return rows
+        return sorted(rows.values(), key=lambda row: (row.expires_at, row.id))
 
     def _expire(self, rows: list[HoldRow]) -> None:
         for row in rows:
             self._overlay.holds[row.id] = row
-            unit = Unit(f"expire:{row.id}")
+            unit = Unit(EXPIRY_PREFIX + row.id)
             decided = expire(row, self._overlay, unit, self.head.seq + 1, self._at)
             self._stage(decided)
 
@@ -211,7 +238,7 @@ class Batch:
                 (self._book, event.number, seq, self._at, event.name, event.subject, event.data)
             )
         for account in decision.accounts:
-            self._accounts[account.id] = account
+            self.accounts[account.id] = account
         for hold in decision.holds:
             self._holds[hold.id] = hold
         self.head = Head(seq, self._at, digest, self.head.event + len(events))
@@ -243,10 +270,10 @@ class Batch:
             many("INSERT INTO movements VALUES (?,?,?,?,?,?,?,?,?,?)", self._movement_rows)
         if self._event_rows:
             many("INSERT INTO events VALUES (?,?,?,?,?,?,?)", self._event_rows)
-        if self._accounts:
+        if self.accounts:
             many(
                 "INSERT OR REPLACE INTO accounts VALUES (?,?,?,?,?,?,?,?,?)",
-                [_account_row(self._book, account) for account in self._accounts.values()],
+                [_account_row(self._book, account) for account in self.accounts.values()],
             )
         if self._holds:
             many(
@@ -259,6 +286,12 @@ class Batch:
 
 ACCOUNT = "id, asset, kind, debits_pending, debits_posted, credits_pending, credits_posted, ceiling"
 _HOLD = "id, debit, credit, amount, code, expires_at, state"
+_ANY_DUE = (
+    "SELECT 1 FROM holds INDEXED BY holds_due "
+    "WHERE book = ? AND state = 'open' AND expires_at > 0 AND expires_at <= ? LIMIT 1"
+)
+#: What one batch releases at most; a hold that is due and waits is refused all the same.
+_DUE_MAX = 5_000
 
 
 def _account_row(book: int, account: Account) -> tuple[Any, ...]:

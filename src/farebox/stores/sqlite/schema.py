@@ -44,6 +44,10 @@ CREATE TABLE IF NOT EXISTS holds (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS holds_due ON holds (book, expires_at)
     WHERE state = 'open' AND expires_at > 0;
+CREATE INDEX IF NOT EXISTS holds_debit ON holds (book, debit, expires_at)
+    WHERE state = 'open' AND expires_at > 0;
+CREATE INDEX IF NOT EXISTS holds_credit ON holds (book, credit, expires_at)
+    WHERE state = 'open' AND expires_at > 0;
 
 CREATE TABLE IF NOT EXISTS events (
     book INTEGER NOT NULL, number INTEGER NOT NULL, seq INTEGER NOT NULL, at INTEGER NOT NULL,
