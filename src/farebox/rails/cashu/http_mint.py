@@ -223,7 +223,7 @@ class HttpMint:
         body: object,
         shape: type[_Shape],
         read: Callable[[_Shape], _Value],
-        total_s: int | None = None,
+        total_s: float | None = None,
     ) -> _Value:
         try:
             return await self._call("POST", path, body, shape, read, total_s or self._limits.call_s)
@@ -239,7 +239,7 @@ class HttpMint:
         body: object,
         shape: type[_Shape],
         read: Callable[[_Shape], _Value],
-        total_s: int,
+        total_s: float,
     ) -> _Value:
         url = URL(self.url + path, encoded=True)
         with self.breaker.attempt():

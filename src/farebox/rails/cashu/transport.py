@@ -32,9 +32,9 @@ _SECRET_LIKE = re.compile(r"[0-9A-Za-z_+/=-]{16,}")
 class MintLimits:
     """How long and how large answers may be. A melt waits for a Lightning payment."""
 
-    connect_s: int = 5
-    call_s: int = 15
-    melt_s: int = 120
+    connect_s: float = 5
+    call_s: float = 15
+    melt_s: float = 120
     answer_bytes_max: int = 1 << 20
 
 
@@ -61,7 +61,7 @@ async def exchange(
     shape: type[_T],
     *,
     limits: MintLimits,
-    total_s: int,
+    total_s: float,
 ) -> _T:
     """Make one call and read its answer as `shape`.
 
