@@ -237,6 +237,30 @@ class Operations:
                 after = due[-1][0]
         return seen
 
+    async def resolve(self, operation_id: str, verdict: Succeeded | Rejected) -> Operation | None:
+        """An operator's way out of `manual`: close it by what a person found out.
+
+        None when there is no such operation; one that is not manual is returned as it stands.
+        """
+        row = await self._ledger.store.get(OPERATION, operation_id)
+        if row is None or row.value.state is not OperationState.MANUAL:
+            return None if row is None else row.value
+        return await self._close(row, verdict, NO_CHANGES)
+
+    async def reopen(self, operation_id: str) -> Operation | None:
+        """An operator's other way out of `manual`: ask the rail again, from now on."""
+        row = await self._ledger.store.get(OPERATION, operation_id)
+        if row is None or row.value.state is not OperationState.MANUAL:
+            return None if row is None else row.value
+        now = self._ledger.clock.now_ns()
+        deadline = now + _DEADLINE_S * NS_PER_S
+        opened = msgspec.structs.replace(
+            row.value, state=OperationState.OPEN, next_check_at=now, deadline_at=deadline
+        )
+        put = Put(OPERATION, operation_id, opened, row.version)
+        await self._ledger.store.commit(Unit(f"{operation_id}:reopen:{row.version}", puts=(put,)))
+        return opened
+
     async def unfinished(self) -> Sequence[Operation]:
         """Operations that are open, queued or manual, oldest id first; at most 1,000 of each."""
         found: list[Operation] = []

@@ -17,7 +17,6 @@ import msgspec
 
 from farebox.ids import derived_id
 from farebox.ledger.model import (
-    ABSENT,
     Applied,
     Code,
     Event,
@@ -25,7 +24,6 @@ from farebox.ledger.model import (
     Kind,
     Mismatch,
     Open,
-    Put,
     Refused,
     Replayed,
     Stale,
@@ -34,9 +32,9 @@ from farebox.ledger.model import (
     Transfer,
     hold_id,
 )
-from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
+from farebox.payments.deposits import DEPOSIT, Deposit, credited
 from farebox.payments.method import (
     AbstractPaymentMethod,
     PaymentCredentials,
@@ -62,21 +60,6 @@ from farebox.signer import Signer
 
 #: Replanning after another refund took the same proofs.
 _REFUND_TRIES_MAX = 8
-
-
-class Deposit(msgspec.Struct, frozen=True, kw_only=True):
-    """Value that arrived, once for each (source, reference): the key of the row says both."""
-
-    source: str
-    reference: str
-    account: str
-    amount_msat: int
-    currency: str
-    amount: int
-    at: int
-
-
-DEPOSIT = RecordType("deposit", Deposit, indexes=(("account",),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,23 +258,20 @@ class _Receive:
             source=result.payment_method,
             reference=result.transaction_id,
             account=operation.account,
+            custody=plan.custody,
+            asset=BTC.code,
             amount_msat=result.amount_msats,
             currency=result.currency,
             amount=result.amount,
             at=self._payments._ledger.clock.now_ns(),
         )
-        key = f"{deposit.source}:{deposit.reference}"
-        known = await self._payments._ledger.store.get(DEPOSIT, key)
-        if known is not None:
+        if await self._payments._ledger.store.get(DEPOSIT, deposit.key) is not None:
             return Rejected("already_credited", "this payment was credited before")
         steps: tuple[Step, ...] = ()
         if not operation.hold:
             steps = (Transfer(plan.custody, operation.account, result.amount_msats, "receive"),)
-        data = {"method": result.payment_method, "reference": result.transaction_id}
-        event = Event(
-            "deposit.credited", operation.account, data | {"amount_msat": result.amount_msats}
-        )
-        changes = Changes(steps, (Put(DEPOSIT, key, deposit, ABSENT), *result.puts), (event,))
+        put, event = credited(deposit)
+        changes = Changes(steps, (put, *result.puts), (event,))
         return Succeeded(result.amount_msats, changes=changes)
 
 
