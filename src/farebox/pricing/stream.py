@@ -85,6 +85,7 @@ class StreamMeter:
         self._raw_bytes = 0
         self._text = ""
         self._counted_tokens = 0
+        self._counted_input: int | None = None
         self._reported: dict[str, Any] = {}
         self._report = NO_REPORT
 
@@ -133,7 +134,9 @@ class StreamMeter:
     def _count(self, report: Report) -> Usage:
         counter, counted_input, counted_output = self._counter, 0, 0
         if report.input_tokens is None:
-            counted_input = count_prompt(self._request, counter)
+            if self._counted_input is None:
+                self._counted_input = count_prompt(self._request, counter)
+            counted_input = self._counted_input
         if report.output_tokens is None:
             self._reduce()
             counted_output = self._counted_tokens + counter.count(self._text)

@@ -304,6 +304,22 @@ def test_usage_within_the_limits_is_never_capped(
     assert not charge(quoted(rule, request), usage).capped
 
 
+@given(RULES, REQUESTS)
+def test_the_dearest_usage_within_the_limits_is_the_maximum(
+    rule: Rule, request: RequestFacts
+) -> None:
+    most = most_usage(request, rule, DEFAULT_BOUNDS)
+    dearest = max(
+        charge(
+            msgspec.structs.replace(quoted(rule, request), maximum_msat=AMOUNT_END),
+            msgspec.structs.replace(most, cached_tokens=cached, reasoning_tokens=reasoning),
+        ).amount_msat
+        for cached in (0, most.input_tokens)
+        for reasoning in (0, most.output_tokens)
+    )
+    assert quoted(rule, request).maximum_msat == dearest
+
+
 MORE = (
     {"input_tokens": 1},
     {"output_tokens": 1},
