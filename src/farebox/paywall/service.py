@@ -27,7 +27,7 @@ import structlog
 
 from farebox.clock import Clock, iso
 from farebox.errors import InvalidCredential, StoreError
-from farebox.identity.keys import KeyRefused, Keys
+from farebox.identity.keys import KeyRefused, Keys, token_account
 from farebox.ids import derived_id, new_id
 from farebox.ledger.model import (
     ABSENT,
@@ -182,7 +182,7 @@ class Paywall:
         credentials = await self._parse(credential)
         if isinstance(credentials, Answer):
             return credentials
-        account = account_of(credentials)
+        account = token_account(credentials.identity_or_hash)
         if await self._available(account) < quote.maximum_msat:
             received = await self._payments.receive(
                 credentials, account, minimum_msat=quote.maximum_msat
@@ -206,7 +206,7 @@ class Paywall:
             return answers.in_progress(request_id)
         if await self._ledger.store.get(REQUEST, request_id) is not None:
             return await self._told_again(request_id)
-        account = account_of(credentials)
+        account = token_account(credentials.identity_or_hash)
         request = self._request(account, also_hold_id(credentials), quote, credentials)
         also = Changes(
             (Hold(account, REVENUE, quote.maximum_msat, "request"),),
@@ -448,11 +448,6 @@ class Paywall:
                 facts, quote, refused.code, f"Too little: {refused.message}.", **refused.details
             )
         return dialects.refusal(refused.code, refused.message, refused.details)
-
-
-def account_of(credentials: PaymentCredentials) -> str:
-    """The account of money used as its own key."""
-    return f"customer:{credentials.identity_or_hash}"
 
 
 def request_of(credentials: PaymentCredentials) -> str:
