@@ -1,0 +1,138 @@
+"""Every mint that we hold money at, each behind a port and a circuit breaker of its own."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from contextlib import suppress
+
+import aiohttp
+
+from farebox.clock import NS_PER_S, Clock
+from farebox.ecash.receive import output_keyset
+from farebox.errors import RailRejected, StoreError
+from farebox.ids import new_id
+from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Unit
+from farebox.ledger.service import Ledger
+from farebox.money import BTC
+from farebox.rails.cashu.breaker import BreakerState
+from farebox.rails.cashu.config import CashuConfig, MintTerms, custody_account
+from farebox.rails.cashu.http_mint import HttpMint
+from farebox.wire.cashu.model import Keyset, Token
+from farebox.wire.cashu.token import UnknownKeyset, resolve_keyset_ids
+
+#: Active keysets of one unit that we look at; a mint has one or two.
+_ACTIVE_MAX = 8
+#: Ports to mints that nobody listed, kept for their keysets' sake.
+_FOREIGN_MAX = 64
+
+
+class MintPlace:
+    """One mint: its terms and the port to it. Nothing here is shared with another mint."""
+
+    def __init__(self, terms: MintTerms, mint: HttpMint, clock: Clock) -> None:
+        self.terms = terms
+        self.mint = mint
+        self._clock = clock
+
+    @property
+    def url(self) -> str:
+        """The mint's URL, normalised."""
+        return self.terms.url
+
+    @property
+    def is_left_alone(self) -> bool:
+        """Whether the breaker is open: a call would fail at once."""
+        return self.mint.breaker.state is BreakerState.OPEN
+
+    async def keysets(self, unit: str, wanted: Collection[str] = ()) -> dict[str, Keyset]:
+        """The mint's keysets by id; those active in `unit` and those `wanted` with their keys.
+
+        From memory while that is fresh. Raises RailUnavailable, RailRejected.
+        """
+        listed = {keyset.id: keyset for keyset in await self.mint.keysets()}
+        active = [one.id for one in listed.values() if one.active and one.unit == unit]
+        for keyset_id in (*active[:_ACTIVE_MAX], *wanted):
+            if keyset_id in listed:
+                listed[keyset_id] = await self.mint.keys(keyset_id)
+        return listed
+
+    async def output_keyset(self, unit: str) -> Keyset | None:
+        """The keyset to put new money in, with its keys. Raises RailUnavailable, RailRejected."""
+        return output_keyset((await self.keysets(unit)).values(), unit, self.now_s())
+
+    async def resolve(self, token: Token) -> Token | UnknownKeyset:
+        """The token with whole keyset ids; asks the mint anew for ids it did not have before.
+
+        Raises RailUnavailable, RailRejected, InvalidCredential (an ambiguous short id).
+        """
+        resolved = resolve_keyset_ids(token, await self._ids())
+        if not isinstance(resolved, UnknownKeyset):
+            return resolved
+        with suppress(RailRejected):
+            await self.mint.keys(resolved.keyset_id)  # makes it read its list again, if old
+        return resolve_keyset_ids(token, await self._ids())
+
+    async def _ids(self) -> list[str]:
+        return [keyset.id for keyset in await self.mint.keysets()]
+
+    def now_s(self) -> int:
+        """Unix seconds."""
+        return self._clock.now_ns() // NS_PER_S
+
+
+class Mints:
+    """The mints by URL: those listed, and for swaps across Lightning any other."""
+
+    def __init__(
+        self,
+        config: CashuConfig,
+        clock: Clock,
+        session: aiohttp.ClientSession,
+        guarded: aiohttp.ClientSession,
+    ) -> None:
+        self.config = config
+        self._clock = clock
+        self._guarded = guarded
+        self._places = {
+            terms.url: MintPlace(
+                terms, HttpMint(terms.url, session, clock, limits=config.limits), clock
+            )
+            for terms in config.mints
+        }
+        self._foreign: OrderedDict[str, MintPlace] = OrderedDict()
+
+    def known(self, url: str) -> MintPlace | None:
+        """A listed mint, trusted or refused."""
+        return self._places.get(url)
+
+    def trusted(self) -> list[MintPlace]:
+        """Mints whose money we take, as listed."""
+        return [place for place in self._places.values() if place.terms.trusted]
+
+    def any(self, url: str) -> MintPlace:
+        """The place of any mint. One that is not listed is reached at public addresses only."""
+        place = self._places.get(url) or self._foreign.get(url)
+        if place is None:
+            mint = HttpMint(url, self._guarded, self._clock, limits=self.config.limits)
+            place = MintPlace(MintTerms(url=url, trusted=False), mint, self._clock)
+            self._foreign[url] = place
+            if len(self._foreign) > _FOREIGN_MAX:
+                self._foreign.popitem(last=False)
+        return place
+
+    async def set_ceilings(self, ledger: Ledger) -> None:
+        """Put every listed mint's ceiling into the books. Raises StoreError if they refuse."""
+        for place in self.trusted():
+            for unit in place.terms.units:
+                custody = custody_account(place.url, unit)
+                account = await ledger.store.account(custody)
+                if account is not None and account.ceiling == place.terms.ceiling_msat:
+                    continue
+                steps = (
+                    Open(custody, BTC.code, Kind.CUSTODY),
+                    SetCeiling(custody, place.terms.ceiling_msat),
+                )
+                outcome = await ledger.store.commit(Unit(new_id("ceil"), steps=steps))
+                if not isinstance(outcome, Applied):
+                    raise StoreError(f"the ceiling of {custody} cannot be set: {outcome}")

@@ -1,0 +1,226 @@
+"""Receiving: a token becomes proofs of ours, by one swap at its mint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from farebox.ecash import receive as weighing
+from farebox.ecash import saga
+from farebox.ecash.codes import NutError
+from farebox.ecash.plan import SwapPlan
+from farebox.errors import InvalidAmount, InvalidCredential, RailRejected, RailUnavailable
+from farebox.ledger.model import ABSENT, Applied, Put, Unit
+from farebox.ledger.service import Ledger
+from farebox.money import Rounding, divide
+from farebox.payments import PaymentPlan, PaymentResult, Refusal, Rejected, Unresolved
+from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
+from farebox.rails.cashu.inventory import Inventory, added
+from farebox.rails.cashu.mints import MintPlace, Mints
+from farebox.rails.cashu.payloads import ReceiveSwap, to_bytes
+from farebox.rails.cashu.records import REPLAN, ProofUse, Replan
+from farebox.signer import Signer
+from farebox.wire.cashu.amounts import split
+from farebox.wire.cashu.model import Keyset, Proof, Token
+from farebox.wire.cashu.token import UnknownKeyset
+
+PAYMENT_TYPE = "cashu"
+
+_CODES = {
+    weighing.RefusalReason.UNIT_WRONG: "unit_not_accepted",
+    weighing.RefusalReason.KEYSET_UNKNOWN: "unknown_keyset",
+    weighing.RefusalReason.KEYSET_EXPIRED: "keyset_expired",
+    weighing.RefusalReason.AMOUNT_UNKNOWN: "unknown_keyset",
+    weighing.RefusalReason.NO_OUTPUT_KEYSET: "mint_unavailable",
+    weighing.RefusalReason.DLEQ_MISSING: "dleq_missing",
+    weighing.RefusalReason.DLEQ_WRONG: "dleq_invalid",
+    weighing.RefusalReason.LOCKED: "locked",
+    weighing.RefusalReason.TOO_LITTLE: "amount_too_small",
+}
+#: What a mint's definite refusal of a token is called outside.
+_REJECTIONS = {
+    NutError.PROOFS_SPENT: ("token_spent", "the token was spent before"),
+    NutError.PROOFS_INVALID: ("token_invalid", "the mint does not recognise the token"),
+    NutError.KEYSET_UNKNOWN: ("unknown_keyset", "the mint has no such keyset"),
+    NutError.KEYSET_EXPIRED: ("keyset_expired", "the token's keyset has expired"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A token at a place that takes it, its keyset ids whole, with the keysets it needs."""
+
+    place: MintPlace
+    token: Token
+    keysets: Mapping[str, Keyset]
+
+
+class Receiving:
+    """Plans and carries out receive swaps."""
+
+    def __init__(self, mints: Mints, inventory: Inventory, ledger: Ledger, signer: Signer) -> None:
+        self._mints = mints
+        self._inventory = inventory
+        self._ledger = ledger
+        self._signer = signer
+
+    async def plan(
+        self, token: Token, reference: str, *, reserve_msat: int, owner: str
+    ) -> PaymentPlan | Refusal:
+        """Weigh a token of a trusted mint; nothing moves. Raises InvalidCredential."""
+        offer = await self.offer(token)
+        if isinstance(offer, Refusal):
+            return offer
+        unit_msat = MSAT_PER_UNIT[token.unit]
+        terms = weighing.Terms(
+            unit=token.unit,
+            maximum=divide(reserve_msat, unit_msat, Rounding.UP),
+            require_dleq=offer.place.terms.require_dleq,
+        )
+        weighed = weighing.plan_receive(offer.token, offer.keysets, terms, offer.place.now_s())
+        if isinstance(weighed, weighing.Refusal):
+            details = {"needed_msat": terms.maximum * unit_msat} if terms.maximum else {}
+            return Refusal(_CODES[weighed.reason], weighed.message, details)
+        count = len(weighed.amounts)
+        first = await self._inventory.take_counters(weighed.keyset_id, count)
+        payload = ReceiveSwap(
+            reference=reference,
+            owner=owner,
+            swap=weighed.swap_plan(first),
+            fee_ppk=offer.keysets[weighed.keyset_id].input_fee_ppk,
+        )
+        return PaymentPlan(
+            to_bytes(payload),
+            custody_account(token.mint, token.unit),
+            amount_msat=weighed.net * unit_msat,
+            fee_msat=weighed.fee * unit_msat,
+        )
+
+    async def offer(self, token: Token) -> Offer | Refusal:
+        """Whether the token's mint is one of ours and answers. Raises InvalidCredential."""
+        place = self._mints.known(token.mint)
+        if place is None or not place.terms.trusted:
+            accepted = [trusted.url for trusted in self._mints.trusted()]
+            message = "tokens of this mint are not accepted here"
+            return Refusal("mint_not_accepted", message, {"mints": accepted})
+        if token.unit not in place.terms.units or token.unit not in MSAT_PER_UNIT:
+            message = f"tokens in {token.unit} of this mint are not accepted here"
+            return Refusal("unit_not_accepted", message, {"units": list(place.terms.units)})
+        return await reachable(place, token)
+
+    async def receive(
+        self, job: ReceiveSwap, *, asked_before: bool
+    ) -> PaymentResult | Rejected | Unresolved:
+        """Make one step towards the proofs of the token."""
+        plan = await self._standing(job) if asked_before else job.swap
+        place = self._mints.any(plan.mint)
+        end = await self._advance(place, plan, asked_before=asked_before)
+        if isinstance(end, saga.Rejected) and end.code != NutError.PROOFS_SPENT:
+            anew = await self._plan_anew(job, plan, place)
+            if isinstance(anew, Unresolved):
+                return anew
+            if anew is not None:
+                plan, end = anew, await self._advance(place, anew, asked_before=False)
+        match end:
+            case saga.Done(proofs):
+                return self._result(job, plan, proofs)
+            case saga.Rejected(code, reason):
+                return _rejected(code, reason)
+            case saga.Unknown(reason, alarm):
+                return Unresolved(reason, alarm)
+
+    async def _advance(
+        self, place: MintPlace, plan: SwapPlan, *, asked_before: bool
+    ) -> saga.Done | saga.Rejected | saga.Unknown:
+        keys = self._inventory.keys
+        return await saga.advance_swap(plan, place.mint, keys, asked_before=asked_before)
+
+    def _result(self, job: ReceiveSwap, plan: SwapPlan, proofs: tuple[Proof, ...]) -> PaymentResult:
+        use = ProofUse.RESERVED if job.owner else ProofUse.AVAILABLE
+        rows = (
+            added(plan.mint, plan.unit, counter, proof, job.fee_ppk, use=use, owner=job.owner)
+            for counter, proof in enumerate(proofs, plan.first_counter)
+        )
+        amount = sum(plan.amounts)
+        return PaymentResult(
+            amount * MSAT_PER_UNIT[plan.unit],
+            plan.unit,
+            PAYMENT_TYPE,
+            job.reference,
+            amount=amount,
+            puts=tuple(rows),
+        )
+
+    # ── a keyset that went out of use between plan and swap ──────────────────────────────────────
+
+    async def _standing(self, job: ReceiveSwap) -> SwapPlan:
+        """The plan that counts: the job's own, or the one that took its place."""
+        row = await self._ledger.store.get(REPLAN, job.reference)
+        if row is None:
+            return job.swap
+        return SwapPlan.from_bytes(self._signer.unseal(row.value.sealed, job.reference))
+
+    async def _plan_anew(
+        self, job: ReceiveSwap, plan: SwapPlan, place: MintPlace
+    ) -> SwapPlan | Unresolved | None:
+        """A stored plan with outputs in an active keyset, or None where that was not the matter.
+
+        The refused outputs can never be signed, since their keyset is out of use, so the two
+        plans cannot both happen. Without this a payer would lose the use of a good token here
+        whenever a mint rotates its keys.
+        """
+        try:
+            keysets = await place.keysets(plan.unit)
+            before = keysets.get(plan.keyset_id)
+            target = await place.output_keyset(plan.unit)
+        except (RailUnavailable, RailRejected) as error:
+            return Unresolved(str(error))
+        if (before is not None and before.active) or target is None:
+            return None
+        try:
+            amounts = tuple(small for part in plan.amounts for small in split(part, target.keys))
+        except InvalidAmount:
+            return None
+        first = await self._inventory.take_counters(target.id, len(amounts))
+        anew = msgspec.structs.replace(
+            plan, keyset_id=target.id, first_counter=first, amounts=tuple(sorted(amounts))
+        )
+        row = await self._ledger.store.get(REPLAN, job.reference)
+        version = ABSENT if row is None else row.version
+        sealed = Replan(self._signer.seal(anew.to_bytes(), job.reference))
+        unit = Unit(
+            f"{job.reference}:replan:{version}", puts=(Put(REPLAN, job.reference, sealed, version),)
+        )
+        outcome = await self._ledger.store.commit(unit)
+        return anew if isinstance(outcome, Applied) else Unresolved("planned anew elsewhere")
+
+
+async def reachable(place: MintPlace, token: Token) -> Offer | Refusal:
+    """The token with all that is needed to weigh it, or why that is not to be had now."""
+    if place.is_left_alone:
+        return _unavailable(place)
+    try:
+        resolved = await place.resolve(token)
+        if isinstance(resolved, UnknownKeyset):
+            return Refusal("unknown_keyset", "the mint has no such keyset")
+        wanted = {proof.keyset_id for proof in resolved.proofs}
+        keysets = await place.keysets(token.unit, wanted)
+    except (RailUnavailable, RailRejected):
+        return _unavailable(place)
+    except InvalidCredential as error:
+        return Refusal("unknown_keyset", str(error))
+    return Offer(place, resolved, keysets)
+
+
+def _unavailable(place: MintPlace) -> Refusal:
+    message = "the token's mint does not answer now; nothing was taken, try again later"
+    return Refusal("mint_unavailable", message, {"mint": place.url})
+
+
+def _rejected(code: int | None, reason: str) -> Rejected:
+    for error, (name, message) in _REJECTIONS.items():
+        if code == error:
+            return Rejected(name, message)
+    return Rejected("token_rejected", reason)

@@ -1,0 +1,79 @@
+"""The rows this rail keeps: proofs, and the counters that their secrets come from.
+
+No secret of a proof is stored: the seed, its keyset and its counter make it anew. Whoever reads
+the rows without the seed cannot spend a single proof.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from farebox.ledger.records import RecordType
+
+
+class ProofUse(enum.StrEnum):
+    """What a proof of ours is for.
+
+    reserved ──► given ──► spent        (change, refunds)
+        │ ▲
+        ▼ │
+    available ─► reserved ─► spent      (swaps, melts)
+    """
+
+    AVAILABLE = "available"  # anyone's refund may take it
+    RESERVED = "reserved"  # for the request or operation that `owner` names
+    GIVEN = "given"  # handed out by `owner`, perhaps not yet spent; no longer ours
+    SPENT = "spent"  # the mint has taken it back
+
+
+class StoredProof(msgspec.Struct, frozen=True, kw_only=True):
+    """One proof; its key is Y in hex. Amount in `unit`, `fee_ppk` as its keyset had it then.
+
+    `e` and `s` are the mint's DLEQ proof, empty where it gave none. They and `C` are wiped once
+    the proof is spent.
+    """
+
+    mint: str
+    unit: str
+    keyset_id: str
+    amount: int
+    fee_ppk: int
+    counter: int
+    C: bytes
+    e: bytes = b""
+    s: bytes = b""
+    use: ProofUse = ProofUse.AVAILABLE
+    owner: str = ""
+
+    def __repr__(self) -> str:
+        return f"StoredProof({self.amount} {self.unit}, {self.use}, mint={self.mint!r})"
+
+
+PROOF = RecordType("cashu.proof", StoredProof, indexes=(("mint", "unit", "use"), ("owner",)))
+
+
+class Counter(msgspec.Struct, frozen=True):
+    """The first counter of a keyset that no process has taken yet; the key is the keyset's id.
+
+    Not the mint's URL as well: secrets follow from keyset and counter alone, so two addresses of
+    one mint (or a mint that copies another's keys) must never be handed the same counter.
+    """
+
+    next: int
+
+
+COUNTER = RecordType("cashu.counter", Counter)
+
+
+class Replan(msgspec.Struct, frozen=True):
+    """A sealed plan that takes the place of a planned swap; the key is the payment's identity."""
+
+    sealed: bytes
+
+
+REPLAN = RecordType("cashu.replan", Replan)
+
+#: All record types of this rail, for whoever opens the store.
+RECORDS = (PROOF, COUNTER, REPLAN)
