@@ -62,9 +62,14 @@ class Nutshell:
         self._faults = dict(faults or {})
         self.start()
 
+    @property
+    def wallet_command(self) -> Path:
+        """The command-line wallet, which other mints may be given to."""
+        return self._bin / "cashu"
+
     def wallet(self, directory: Path) -> NutshellWallet:
         """A command-line wallet of this mint, its purse in `directory`."""
-        return NutshellWallet(self._bin / "cashu", self.url, directory)
+        return NutshellWallet(self.wallet_command, self.url, directory)
 
     def _env(self) -> dict[str, str]:
         return _bare_env(self._directory) | {
