@@ -103,7 +103,7 @@ class Coins(AbstractPaymentMethod):
 class Terms:
     """Accepts one mint."""
 
-    def offer(self, amount_msat: int) -> CashuOffer | None:
+    async def offer(self, amount_msat: int) -> CashuOffer | None:
         return CashuOffer(-(-amount_msat // 1000), "sat", ("https://mint.example",))
 
 

@@ -42,7 +42,7 @@ class CashuOffer:
 class CashuTerms(Protocol):
     """Who knows which tokens are accepted."""
 
-    def offer(self, amount_msat: int) -> CashuOffer | None:
+    async def offer(self, amount_msat: int) -> CashuOffer | None:
         """The token that pays for `amount_msat`; None when no mint is accepted."""
         ...
 

@@ -145,7 +145,7 @@ class Paywall:
             return Admission(request_id, "", quote, _request_headers(request_id))
         match presented:
             case NothingPresented():
-                return self._challenge(facts, quote, "payment_required", answers.asks(quote))
+                return await self._challenge(facts, quote, "payment_required", answers.asks(quote))
             case KeyPresented(secret):
                 key = await self._keys.authenticate(secret)
                 if isinstance(key, KeyRefused):
@@ -166,7 +166,7 @@ class Paywall:
         if isinstance(outcome, Applied):
             return self._admit(request_id, request)
         balance = await self._available(account)
-        return self._challenge(
+        return await self._challenge(
             facts,
             quote,
             "insufficient_balance",
@@ -190,7 +190,7 @@ class Paywall:
             if isinstance(received, Pending):
                 return answers.pending(received)
             if isinstance(received, Refusal) and await self._ledger.store.account(account) is None:
-                return self._refused(received, facts, quote)
+                return await self._refused(received, facts, quote)
         return await self._authorise_account(request_id, account, facts, quote)
 
     async def _authorise_embedded(
@@ -229,7 +229,7 @@ class Paywall:
         if isinstance(received, Pending):
             return answers.pending(received)
         if isinstance(received, Refusal):
-            return self._refused(received, facts, quote)
+            return await self._refused(received, facts, quote)
         if row is None:
             # Redeemed before, or by somebody who stopped: the money is on the account.
             request = msgspec.structs.replace(request, hold=hold_id(request_id, 0))
@@ -427,7 +427,7 @@ class Paywall:
         found = await self._ledger.store.account(account)
         return 0 if found is None else found.available
 
-    def _challenge(
+    async def _challenge(
         self, facts: RequestFacts, quote: Quote, code: str, detail: str, **extra: object
     ) -> Answer:
         self.prices.given(facts, quote)
@@ -440,11 +440,11 @@ class Paywall:
             f"{self._public_url}/create",
             extra,
         )
-        return dialects.challenge(wanted, self._cashu.offer(quote.maximum_msat))
+        return dialects.challenge(wanted, await self._cashu.offer(quote.maximum_msat))
 
-    def _refused(self, refused: Refusal, facts: RequestFacts, quote: Quote) -> Answer:
+    async def _refused(self, refused: Refusal, facts: RequestFacts, quote: Quote) -> Answer:
         if refused.code == "insufficient_payment":
-            return self._challenge(
+            return await self._challenge(
                 facts, quote, refused.code, f"Too little: {refused.message}.", **refused.details
             )
         return dialects.refusal(refused.code, refused.message, refused.details)

@@ -1,0 +1,207 @@
+"""The composition root: the only place that names concrete stores and rails.
+
+Promises: what it opens it closes, in reverse order; a process that starts first finishes what an
+earlier one left open. Never: a decision about money.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from farebox.clock import Clock, SystemClock
+from farebox.errors import StoreError
+from farebox.identity import Keys
+from farebox.identity.keys import API_KEY, KEY_COUNT
+from farebox.ids import new_id
+from farebox.ledger.model import Applied, Kind, Open, Unit
+from farebox.ledger.records import RecordType
+from farebox.ledger.service import Ledger
+from farebox.money import BTC
+from farebox.payments.deposits import DEPOSIT
+from farebox.payments.operations import OPERATION, Operations
+from farebox.payments.registry import PaymentMethods, plugins
+from farebox.payments.service import Payments
+from farebox.paywall.model import REQUEST
+from farebox.paywall.prices import Prices
+from farebox.paywall.service import REVENUE, Paywall
+from farebox.pricing.book import PriceBook
+from farebox.pricing.model import Currency
+from farebox.pricing.parse import parse_rules
+from farebox.pricing.rates import MedianFeed, Rate, RateFeed, StaticFeed, msat_per_unit
+from farebox.rails.cashu import RECORDS as CASHU_RECORDS
+from farebox.rails.cashu import (
+    CashuConfig,
+    CashuMethod,
+    MintLimits,
+    MintTerms,
+    open_guarded_session,
+    open_session,
+)
+from farebox.rails.cashu.offer import Offers
+from farebox.rails.rates.http import HttpRateSource
+from farebox.settings import ForeignPolicy, MintPolicy, Settings
+from farebox.signer import Signer
+from farebox.stores.sqlite import SqliteStore
+from farebox.wire.cashu.model import normalize_mint_url
+from farebox.worker import Job, Worker
+
+_RECOVER_EVERY_S = 2
+_EXPIRE_EVERY_S = 5
+
+#: Every kind of row a book holds beside the money.
+RECORDS: tuple[RecordType[Any], ...] = (
+    API_KEY,
+    DEPOSIT,
+    KEY_COUNT,
+    OPERATION,
+    REQUEST,
+    *CASHU_RECORDS,
+)
+
+
+class Farebox:
+    """Everything behind the doors of one process, assembled from settings.
+
+    Use it as `async with Farebox(settings, root_key) as farebox`: entering opens the book, finishes
+    what was left open and starts the worker; leaving closes everything.
+    """
+
+    def __init__(self, settings: Settings, root_key: bytes, *, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.signer = Signer(root_key)
+        self.owner = new_id("proc")
+        self.prices = Prices(PriceBook(parse_rules(settings.prices)))
+        self._closing = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            await self._closing.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._closing.aclose()
+
+    async def recover(self) -> int:
+        """Carry on what was left unfinished; returns how many operations were looked at."""
+        looked_at = await self.operations.recover()
+        return looked_at + await self.paywall.recover()
+
+    async def _open(self) -> None:
+        path = self.settings.database_path
+        self.store = SqliteStore(path, RECORDS, clock=self.clock)
+        self._closing.push_async_callback(self.store.close)
+        self.session = await self._closing.enter_async_context(open_session())
+        guarded = await self._closing.enter_async_context(open_guarded_session())
+        self.ledger = Ledger(self.store, self.clock)
+        self.operations = Operations(self.ledger, self.owner)
+        self.cashu = CashuMethod(
+            _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
+        )
+        self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
+        self.keys = Keys(self.ledger, keys_max=self.settings.accounts.keys_max)
+        self.paywall = Paywall(
+            self.ledger,
+            self.payments,
+            self.keys,
+            self.prices,
+            self.signer,
+            Offers(self.cashu.mints),
+            owner=self.owner,
+            public_url=public_url(self.settings),
+        )
+        await self._open_accounts()
+        await self.cashu.start()
+        worker = Worker(self._jobs())
+        worker.start()
+        self._closing.push_async_callback(worker.stop)
+
+    def _methods(self) -> PaymentMethods:
+        methods = PaymentMethods()
+        methods.register(self.cashu)
+        for plugin in plugins():
+            methods.register(plugin)
+        return methods
+
+    async def _open_accounts(self) -> None:
+        unit = Unit(new_id("open"), (Open(REVENUE, BTC.code, Kind.REVENUE),))
+        outcome = await self.store.commit(unit)
+        if not isinstance(outcome, Applied):
+            raise StoreError(f"the revenue account cannot be opened: {outcome}")
+
+    def _jobs(self) -> list[Job]:
+        jobs = [
+            Job("recovery", _RECOVER_EVERY_S, self.recover),
+            Job("expiry", _EXPIRE_EVERY_S, self.store.expire_due),
+        ]
+        feed = _rate_feed(self.settings, self.session, self.clock)
+        if feed is not None:
+            refresh = _RateRefresh(feed, self.prices)
+            jobs.append(Job("rates", self.settings.rates.refresh_s, refresh.run))
+        return jobs
+
+
+class _RateRefresh:
+    def __init__(self, feed: RateFeed, prices: Prices) -> None:
+        self._feed = feed
+        self._prices = prices
+
+    async def run(self) -> None:
+        rate = await self._feed.rate(Currency.USD)
+        # A stale rate replaces a good one too: prices in USD are then refused, never guessed.
+        self._prices.rates = {Currency.USD: rate} if isinstance(rate, Rate) else {}
+
+
+def _rate_feed(settings: Settings, session: aiohttp.ClientSession, clock: Clock) -> RateFeed | None:
+    rates = settings.rates
+    if rates.btc_usd is not None:
+        return StaticFeed({Currency.USD: msat_per_unit(rates.btc_usd)}, clock)
+    if not rates.sources:
+        return None
+    sources = [HttpRateSource(source, session, clock) for source in rates.sources]
+    return MedianFeed(
+        Currency.USD,
+        sources,
+        clock,
+        max_age_s=rates.age_max_s,
+        refresh_s=rates.refresh_s,
+        min_sources=rates.sources_min,
+    )
+
+
+def _cashu_config(settings: Settings) -> CashuConfig:
+    mints = tuple(
+        MintTerms(
+            url=normalize_mint_url(mint.url),
+            trusted=mint.policy is MintPolicy.TRUSTED,
+            units=tuple(unit.value for unit in mint.units),
+            ceiling_msat=mint.ceiling_msat,
+            require_dleq=mint.require_dleq,
+        )
+        for mint in settings.mints
+    )
+    return CashuConfig(
+        mints=mints,
+        swap_foreign=settings.ecash.foreign is ForeignPolicy.SWAP,
+        small_change_msat=settings.ecash.small_change_msat,
+        consolidate_proofs=settings.ecash.consolidate_proofs,
+        limits=MintLimits(call_s=settings.ecash.mint_timeout_s),
+    )
+
+
+def public_url(settings: Settings) -> str:
+    """The address callers know us by."""
+    listen = settings.gateway.listen
+    return settings.gateway.public_url or f"http://{listen.host}:{listen.port}"
