@@ -111,11 +111,11 @@ class Batch:
     def run_expiry(self, limit: int) -> int:
         """Release up to `limit` holds that are due anywhere in the book."""
         due = self._db.execute(
-            f"SELECT {_HOLD} FROM holds WHERE book = ? AND state = 'open' AND expires_at > 0 "
+            f"SELECT {HOLD} FROM holds WHERE book = ? AND state = 'open' AND expires_at > 0 "
             "AND expires_at <= ? ORDER BY expires_at, id LIMIT ?",
             (self._book, self._at, limit),
         )
-        rows = [_hold_from(row) for row in due]
+        rows = [hold_from(row) for row in due]
         self._load_accounts({account for row in rows for account in (row.debit, row.credit)})
         self._expire(rows)
         self._write()
@@ -189,11 +189,11 @@ class Batch:
             return
         self._overlay.holds.update(dict.fromkeys(ids))
         found = self._db.execute(
-            f"SELECT {_HOLD} FROM holds WHERE book = ? AND id IN carray(?)",
+            f"SELECT {HOLD} FROM holds WHERE book = ? AND id IN carray(?)",
             (self._book, apsw.carray(tuple(ids))),
         )
         for row in found:
-            self._overlay.holds[row[0]] = _hold_from(row)
+            self._overlay.holds[row[0]] = hold_from(row)
 
     def _due_on(self, accounts: set[str]) -> list[HoldRow]:
         """Holds that are due on the accounts this batch touches, oldest first."""
@@ -203,12 +203,12 @@ class Batch:
         rows: dict[str, HoldRow] = {}
         for side in ("debit", "credit"):
             due = self._db.execute(
-                f"SELECT {_HOLD} FROM holds INDEXED BY holds_{side} WHERE book = ? "
+                f"SELECT {HOLD} FROM holds INDEXED BY holds_{side} WHERE book = ? "
                 f"AND {side} IN carray(?) AND state = 'open' AND expires_at > 0 "
                 "AND expires_at <= ? ORDER BY expires_at, id LIMIT ?",
                 (self._book, touched, self._at, _DUE_MAX),
             )
-            rows.update((row[0], _hold_from(row)) for row in due)
+            rows.update((row[0], hold_from(row)) for row in due)
         self._load_accounts(
             {account for row in rows.values() for account in (row.debit, row.credit)} - accounts
         )
@@ -285,7 +285,7 @@ class Batch:
 
 
 ACCOUNT = "id, asset, kind, debits_pending, debits_posted, credits_pending, credits_posted, ceiling"
-_HOLD = "id, debit, credit, amount, code, expires_at, state"
+HOLD = "id, debit, credit, amount, code, expires_at, state"
 _ANY_DUE = (
     "SELECT 1 FROM holds INDEXED BY holds_due "
     "WHERE book = ? AND state = 'open' AND expires_at > 0 AND expires_at <= ? LIMIT 1"
@@ -321,7 +321,8 @@ def _hold_row(book: int, hold: HoldRow) -> tuple[Any, ...]:
     )
 
 
-def _hold_from(row: Sequence[Any]) -> HoldRow:
+def hold_from(row: Sequence[Any]) -> HoldRow:
+    """A hold from its columns, in table order after the book."""
     return HoldRow(row[0], row[1], row[2], int(row[3]), row[4], row[5], HoldState(row[6]))
 
 

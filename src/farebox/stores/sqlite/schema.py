@@ -61,7 +61,12 @@ CREATE INDEX IF NOT EXISTS events_seq ON events (book, seq);
 
 def table(record: RecordType[Any]) -> str:
     """The name of a record type's table."""
-    return f"record_{record.kind.replace('.', '_')}"
+    return table_of(record.kind)
+
+
+def table_of(kind: str) -> str:
+    """The name of the table of a record type's kind."""
+    return f"record_{kind.replace('.', '_')}"
 
 
 def record_tables(record: RecordType[Any]) -> str:
