@@ -32,15 +32,10 @@ from farebox.ids import derived_id, new_id
 from farebox.ledger.model import (
     ABSENT,
     Applied,
-    Event,
     Hold,
     Outcome,
-    Post,
     Put,
-    Step,
-    Transfer,
     Unit,
-    Void,
     hold_id,
 )
 from farebox.ledger.service import Ledger
@@ -65,6 +60,7 @@ from farebox.paywall.model import (
     Settlement,
 )
 from farebox.paywall.prices import Prices
+from farebox.paywall.settling import NO_USAGE, Bill, receipt_facts, settled, settling_unit
 from farebox.pricing.book import Quote, charge
 from farebox.pricing.request import RequestFacts
 from farebox.pricing.usage import Usage
@@ -74,7 +70,6 @@ _log = structlog.get_logger("farebox.paywall")
 
 REVENUE = "revenue"
 _SETTLE_TRIES_MAX = 8
-_NO_USAGE = Usage()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +78,6 @@ class _Live:
 
     request: Request
     version: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Bill:
-    """How a request ended, before it is in the books."""
-
-    charged_msat: int
-    ended: Ended
-    usage: Usage
 
 
 class Paywall:
@@ -117,7 +103,7 @@ class Paywall:
         self._owner = owner
         self._public_url = public_url.rstrip("/")
         self._live: dict[str, _Live] = {}
-        self._unsettled: dict[str, _Bill] = {}
+        self._unsettled: dict[str, Bill] = {}
         self.prices = prices
 
     @property
@@ -299,9 +285,9 @@ class Paywall:
         if admission.is_free:
             return self._settlement(admission.request_id, _free(admission), usage, "")
         if ended is Ended.REFUSED:
-            bill = _Bill(0, ended, _NO_USAGE)
+            bill = Bill(0, ended, NO_USAGE)
         else:
-            bill = _Bill(charge(admission.quote, usage).amount_msat, ended, usage)
+            bill = Bill(charge(admission.quote, usage).amount_msat, ended, usage)
         live = self._live.get(admission.request_id)
         try:
             request = await self._settle(admission.request_id, live, bill)
@@ -313,7 +299,7 @@ class Paywall:
 
     async def recover(self) -> int:
         """Settle what this process could not, and what processes that stopped left behind."""
-        settled, after = 0, ""
+        count, after = 0, ""
         while rows := await self._ledger.store.find(
             REQUEST, {"state": RequestState.AUTHORISED}, after=after, limit=100
         ):
@@ -322,15 +308,15 @@ class Paywall:
                 if bill is None and request_id in self._live:
                     continue
                 if bill is None:
-                    bill = _Bill(row.value.checkpoint_msat, Ended.CRASHED, _NO_USAGE)
+                    bill = Bill(row.value.checkpoint_msat, Ended.CRASHED, NO_USAGE)
                 await self._settle(request_id, _Live(row.value, row.version), bill)
                 self._unsettled.pop(request_id, None)
                 self._live.pop(request_id, None)
-                settled += 1
+                count += 1
             after = rows[-1][0]
-        return settled
+        return count
 
-    async def _settle(self, request_id: str, live: _Live | None, bill: _Bill) -> Request:
+    async def _settle(self, request_id: str, live: _Live | None, bill: Bill) -> Request:
         for _ in range(_SETTLE_TRIES_MAX):
             if live is None:
                 row = await self._ledger.store.get(REQUEST, request_id)
@@ -339,34 +325,23 @@ class Paywall:
                     return row.value
                 live = _Live(row.value, row.version)
             change = await self._plan_change(request_id, live.request, bill)
-            settled = self._settled(live.request, bill, change)
-            unit = _settling_unit(request_id, live, settled, change)
+            done = settled(live.request, bill, change, self.clock.now_ns())
+            unit = settling_unit(request_id, live.version, done, change)
             outcome = await self._ledger.store.commit(unit)
             if isinstance(outcome, Applied):
-                return settled
+                return done
             _log.warning("request.settle_raced", request=request_id, outcome=str(outcome))
             live = None
         raise StoreError(f"request {request_id} lost too many races; it is settled by recovery")
 
     async def _plan_change(
-        self, request_id: str, request: Request, bill: _Bill
+        self, request_id: str, request: Request, bill: Bill
     ) -> PlannedChange | None:
         if not request.credential:
             return None
         held = request.quote.maximum_msat
         left = await self._available(request.account) + held - bill.charged_msat
         return await self._payments.methods[request.method].plan_change(request_id, left)
-
-    def _settled(self, request: Request, bill: _Bill, change: PlannedChange | None) -> Request:
-        return msgspec.structs.replace(
-            request,
-            state=RequestState.SETTLED,
-            charged_msat=bill.charged_msat,
-            returned_msat=change.amount_msat if change else 0,
-            ended=bill.ended,
-            settled_at=self.clock.now_ns(),
-            change=change.reference if change and change.amount_msat else b"",
-        )
 
     async def _change(self, request: Request) -> str:
         if not request.change:
@@ -377,7 +352,7 @@ class Paywall:
     def _settlement(
         self, request_id: str, request: Request, usage: Usage, change: str
     ) -> Settlement:
-        receipt = dialects.receipt(self._signer, _receipt_facts(request_id, request, usage))
+        receipt = dialects.receipt(self._signer, receipt_facts(request_id, request, usage))
         headers: Headers = ((b"x-farebox-receipt", receipt.encode()),)
         if change:
             headers = (*headers, (b"x-cashu", change.encode()))
@@ -463,42 +438,3 @@ def _free(admission: Admission) -> Request:
     return Request(
         account="", hold="", owner="", quote=admission.quote, created_at=0, ended=Ended.COMPLETE
     )
-
-
-def _settling_unit(
-    request_id: str, live: _Live, settled: Request, change: PlannedChange | None
-) -> Unit:
-    charged = settled.charged_msat
-    steps: tuple[Step, ...] = (Post(settled.hold, charged) if charged else Void(settled.hold),)
-    puts: tuple[Put, ...] = (Put(REQUEST, request_id, settled, live.version),)
-    if change is not None:
-        puts += change.puts
-        if change.amount_msat:
-            steps += (Transfer(settled.account, change.custody, change.amount_msat, "change"),)
-    event = Event(
-        "payment.completed",
-        settled.account,
-        {
-            "request_id": request_id,
-            "charged_msat": charged,
-            "returned_msat": settled.returned_msat,
-            "ended": settled.ended,
-        },
-    )
-    return Unit(f"{request_id}:settle", steps=steps, puts=puts, events=(event,))
-
-
-def _receipt_facts(request_id: str, request: Request, usage: Usage) -> dict[str, object]:
-    facts: dict[str, object] = {
-        "request_id": request_id,
-        "quoted_msat": request.quote.maximum_msat,
-        "charged_msat": request.charged_msat,
-        "returned_msat": request.returned_msat,
-        "ended": request.ended,
-        "at": iso(request.settled_at),
-    }
-    if usage is not _NO_USAGE and (usage.input_tokens or usage.output_tokens):
-        facts["input_tokens"] = usage.input_tokens
-        facts["output_tokens"] = usage.output_tokens
-        facts["usage_source"] = usage.source.value
-    return facts
