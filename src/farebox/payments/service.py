@@ -181,7 +181,7 @@ class Payments:
             done = await self._operations.advance(operation_id, fresh=opened)
         else:
             done = await self._operations.advance(operation_id)
-        return self._refunded(done)
+        return self.refunded(done)
 
     # ── opening ──────────────────────────────────────────────────────────────────────────────────
 
@@ -228,7 +228,8 @@ class Payments:
                 return _opened(outcome)
         return Refusal("busy", "too many refunds at once; try again")
 
-    def _refunded(self, done: Operation) -> Refunded | Pending | Refusal:
+    def refunded(self, done: Operation) -> Refunded | Pending | Refusal:
+        """What a `refund` operation has come to, as its receiver is told it, however often."""
         match done.state:
             case OperationState.SUCCEEDED:
                 reply = msgspec.json.decode(
