@@ -53,12 +53,13 @@ class KeyTerms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApiKey(KeyTerms, frozen=True, kw_only=True):
-    """A key as stored, under the hash of its secret."""
+    """A key as stored, under the hash of its secret. `origin` is the call that made it."""
 
     id: str
     account: str
     hint: str
     created_at: int
+    origin: str = ""
     state: KeyState = KeyState.ACTIVE
     revoked_at: int = 0
 
@@ -171,7 +172,9 @@ class Keys:
         row = await self._ledger.store.get(KEY_COUNT, _COUNT_KEY)
         return row is None or row.value.keys < self._keys_max
 
-    async def create(self, account: str, terms: KeyTerms) -> NewKey | KeysExhausted:
+    async def create(
+        self, account: str, terms: KeyTerms, *, origin: str = ""
+    ) -> NewKey | KeysExhausted:
         """Make a key to an account, in one commit. The account itself is opened by its money."""
         secret = new_secret(PREFIX)
         digest, key_id = secret_hash(secret), new_id("key")
@@ -186,6 +189,7 @@ class Keys:
                 account=account,
                 hint=secret[:_HINT_CHARS],
                 created_at=now,
+                origin=origin,
             )
             version = state.version(KEY_COUNT, _COUNT_KEY)
             return Unit(

@@ -1,0 +1,103 @@
+"""The endpoints by path, and the edge where requests become values and answers leave."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from litestar import Litestar, Request, Response
+from litestar.handlers import HTTPRouteHandler
+from litestar.response import Stream
+
+from farebox.api import account, change, health, history, wallet
+from farebox.api.context import ApiContext
+from farebox.api.http import Incoming, Streamed
+from farebox.api.problems import from_exception, headers_too_large
+from farebox.paywall.model import Answer, Headers
+
+Endpoint = Callable[[ApiContext, Incoming], Awaitable[Answer | Streamed]]
+
+_PREFIXES = ("/v1/wallet", "/v1/balance")
+#: name → (methods, whether also without a prefix, what it does)
+_WALLET: dict[str, tuple[tuple[str, ...], bool, Endpoint]] = {
+    "create": (("GET", "POST"), True, wallet.create),
+    "topup": (("POST",), True, wallet.topup),
+    "refund": (("POST",), True, wallet.refund),
+    "info": (("GET",), True, account.info),
+    "refunds": (("GET",), False, account.refunds),
+    "history": (("GET",), False, history.history),
+}
+_OTHER: dict[str, tuple[str, Endpoint]] = {
+    "change": ("/v1/change/{request_id:str}", change.change),
+    "operations": ("/v1/operations/{operation_id:str}", account.operation),
+    "healthz": ("/healthz", health.health),
+}
+_OWNED = frozenset({"/healthz"} | {f"/{name}" for name, (_, bare, _e) in _WALLET.items() if bare})
+_OWNED_PREFIXES = (*(f"{prefix}/" for prefix in _PREFIXES), "/v1/change/", "/v1/operations/")
+
+
+def owns_path(path: str) -> bool:
+    """Whether a path is the API's; every other one is for the service behind the gateway."""
+    return path in _OWNED or path.startswith(_OWNED_PREFIXES)
+
+
+def create_api(context: ApiContext) -> Litestar:
+    """The wallet API as an ASGI app."""
+    handlers = [
+        _handler(
+            context,
+            name,
+            [f"/{name}"] * bare + [f"{prefix}/{name}" for prefix in _PREFIXES],
+            methods,
+            act,
+        )
+        for name, (methods, bare, act) in _WALLET.items()
+    ]
+    handlers += [
+        _handler(context, name, [path], ("GET",), act) for name, (path, act) in _OTHER.items()
+    ]
+    return Litestar(
+        route_handlers=handlers,
+        exception_handlers={Exception: _on_exception},
+        openapi_config=None,
+        logging_config=None,
+        request_max_body_size=context.body_bytes_max,
+        debug=False,
+    )
+
+
+def _handler(
+    context: ApiContext, name: str, paths: list[str], methods: tuple[str, ...], act: Endpoint
+) -> HTTPRouteHandler:
+    async def handle(request: Request[Any, Any, Any]) -> Response[Any]:
+        headers: Headers = tuple(
+            (bytes(key), bytes(value)) for key, value in request.scope["headers"]
+        )
+        if sum(len(key) + len(value) for key, value in headers) > context.header_bytes_max:
+            return _response(headers_too_large())
+        client = request.scope.get("client")
+        incoming = Incoming(
+            method=str(request.method),
+            endpoint=name,
+            headers=headers,
+            query=dict(request.query_params.items()),
+            body=await request.body(),
+            address=client[0] if client else "",
+            path={key: str(value) for key, value in request.path_params.items()},
+        )
+        return _response(await act(context, incoming))
+
+    return HTTPRouteHandler(paths, http_method=list(methods), name=name)(handle)  # type: ignore[arg-type]
+
+
+def _response(answer: Answer | Streamed) -> Response[Any]:
+    fields = {name.decode().lower(): value.decode("latin-1") for name, value in answer.headers}
+    media_type = fields.pop("content-type")
+    fields.pop("content-length", None)  # the framework counts for itself
+    if isinstance(answer, Streamed):
+        return Stream(answer.body, headers=fields, media_type=media_type)
+    return Response(answer.body, status_code=answer.status, headers=fields, media_type=media_type)
+
+
+def _on_exception(_: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    return _response(from_exception(error))

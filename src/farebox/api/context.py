@@ -1,0 +1,44 @@
+"""What the endpoints work with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from farebox.identity import FailureLimit, Idempotency, Keys
+from farebox.ledger.service import Ledger
+from farebox.payments.operations import Operations
+from farebox.payments.service import Payments
+from farebox.paywall.model import Answer, Presented
+
+
+class ChangeDesk(Protocol):
+    """The part of the paywall that the API needs."""
+
+    def read(self, headers: Iterable[tuple[bytes, bytes]]) -> Presented | Answer:
+        """The payment in a request's headers, or why there is none to read."""
+        ...
+
+    async def change(self, request_id: str, presented: Presented) -> Answer:
+        """The status and change of a paid request, for whoever holds the money that paid."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ApiContext:
+    """The collaborators of every endpoint, and the bounds on what comes in.
+
+    `key_expiry_s` is how long a new key lives unless it says so itself; 0 is for ever.
+    """
+
+    ledger: Ledger
+    operations: Operations
+    payments: Payments
+    keys: Keys
+    paywall: ChangeDesk
+    idempotency: Idempotency
+    failures: FailureLimit
+    key_expiry_s: int = 0
+    body_bytes_max: int = 256 * 1024
+    header_bytes_max: int = 64 * 1024
