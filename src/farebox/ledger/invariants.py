@@ -174,8 +174,8 @@ class _Audit:
     def check_units(self, progress: Callable[[int], None]) -> None:
         """Numbers, times, chain and replay of every unit."""
         after = self.start.seq
-        movements = _Grouped(self.reader.movements(after), "movement")
-        events = _Grouped(self.reader.events(after), "event")
+        movements = _Grouped(self.reader.movements(after), "a movement")
+        events = _Grouped(self.reader.events(after), "an event")
         for unit in self.reader.units(after):
             if unit.seq != self.seq + 1:
                 where, expected = f"after unit {self.seq}", f"unit {self.seq + 1}"
@@ -184,7 +184,7 @@ class _Audit:
                 where = f"the time of {unit.name}"
                 raise BrokenError(Invariant.ORDER, where, f"at least {self.at}", unit.at)
             moves = [move for _, move in movements.of(unit.seq)]
-            happened = [self._event(unit, at, event) for _, at, event in events.of(unit.seq)]
+            happened = [self._event(unit, *row) for row in events.of(unit.seq)]
             digest = extend(self.digest, unit.seq, unit.at, unit.id, unit.body, moves, happened)
             if digest != unit.digest:
                 where = f"{unit.name} with its movements and events"
@@ -196,15 +196,13 @@ class _Audit:
         movements.check_end()
         events.check_end()
 
-    def _event(self, unit: StoredUnit, at: int, event: EventRow) -> EventRow:
-        if event.number != self.event + 1:
-            where = f"events of {unit.name}"
-            raise BrokenError(
-                Invariant.ORDER, where, f"event {self.event + 1}", f"event {event.number}"
-            )
+    def _event(self, unit: StoredUnit, _: int, at: int, event: EventRow) -> EventRow:
+        self.event += 1
+        if event.number != self.event:
+            where, found = f"events of {unit.name}", f"event {event.number}"
+            raise BrokenError(Invariant.ORDER, where, f"event {self.event}", found)
         if at != unit.at:
             raise BrokenError(Invariant.ORDER, f"the time of event {event.number}", unit.at, at)
-        self.event = event.number
         return event
 
     def _replay(self, unit: StoredUnit, moves: list[Movement]) -> None:
@@ -360,7 +358,7 @@ class _Grouped(Generic[Numbered]):
     def check_end(self) -> None:
         """Nothing is left."""
         if self._next is not None:
-            where = f"a {self._what} of unit {self._next[0]}"
+            where = f"{self._what} of unit {self._next[0]}"
             raise BrokenError(Invariant.ORDER, where, "a unit of that number", "none")
 
 
