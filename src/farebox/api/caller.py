@@ -103,11 +103,7 @@ async def _by_key(
 
 
 def _owner(key: ApiKey) -> Caller:
-    metadata = dict(key.refund_metadata)
-    for name in ("refund_address", "refund_currency", "refund_mint_url"):
-        if getattr(key, name):
-            metadata[name] = getattr(key, name)
-    return Caller(key.account, key.masked, key.refund_method, metadata, key)
+    return Caller(key.account, key.masked, key.refund_method, key.refund_terms, key)
 
 
 async def _by_token(context: ApiContext, incoming: Incoming, credential: str) -> Caller | Answer:

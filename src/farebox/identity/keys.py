@@ -68,6 +68,16 @@ class ApiKey(KeyTerms, frozen=True, kw_only=True):
         """What may be shown of it: enough to know it again, useless to anyone else."""
         return f"{self.hint}…"
 
+    @property
+    def refund_terms(self) -> dict[str, str]:
+        """What a refund must know: the owner's wishes over what the payment itself said."""
+        wishes = {
+            "refund_address": self.refund_address,
+            "refund_currency": self.refund_currency,
+            "refund_mint_url": self.refund_mint_url,
+        }
+        return {**self.refund_metadata, **{name: text for name, text in wishes.items() if text}}
+
 
 class KeyCount(msgspec.Struct, frozen=True):
     """How many keys were ever made."""

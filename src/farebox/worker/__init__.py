@@ -4,6 +4,7 @@ Promises: one job at a time of each kind, a failing job is logged and tried agai
 told to. Never: a decision of its own; it only schedules.
 """
 
+from farebox.worker.expiry import KeyExpiry
 from farebox.worker.loop import Job, Worker
 
-__all__ = ["Job", "Worker"]
+__all__ = ["Job", "KeyExpiry", "Worker"]

@@ -1,0 +1,103 @@
+"""Keys past their expiry: what is left on their account goes to their refund address.
+
+| boundary                     | what can fail | recovery                                           |
+|------------------------------|---------------|----------------------------------------------------|
+| before the refund is opened  | anything      | the key is still due; the next run tries again     |
+| refund opened → key EXPIRED  | we stop       | the next run finds the same refund by the key's id |
+
+A key without a refund address keeps its balance: its owner takes it out with the expired key.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from farebox.errors import InvalidInput, RailError
+from farebox.identity import ApiKey, Keys, KeyState
+from farebox.ids import derived_id
+from farebox.ledger.service import Ledger
+from farebox.payments import Refusal
+from farebox.payments.operations import Operations
+from farebox.payments.service import Payments, Pending
+
+_log = structlog.get_logger("farebox.expiry")
+
+#: Keys looked at in one run; the rest wait for the next.
+_PAGES_MAX = 50
+_PAGE = 100
+#: Refusals that pass by themselves.
+_PASSING = frozenset({"busy", "mint_unavailable", "rail_unavailable", "insufficient_balance"})
+
+
+class KeyExpiry:
+    """The job that ends keys."""
+
+    def __init__(
+        self, ledger: Ledger, operations: Operations, payments: Payments, keys: Keys
+    ) -> None:
+        self._ledger = ledger
+        self._operations = operations
+        self._payments = payments
+        self._keys = keys
+
+    async def run(self) -> int:
+        """Refund and end the keys that are due; returns how many were ended."""
+        ended, after = 0, ""
+        for _ in range(_PAGES_MAX):
+            due = await self._keys.due(after, _PAGE)
+            for _, key in due:
+                if await self._is_settled(key):
+                    await self._keys.expire(key.id)
+                    ended += 1
+            if len(due) < _PAGE:
+                break
+            after = due[-1][0]
+        return ended
+
+    async def _is_settled(self, key: ApiKey) -> bool:
+        """Whether nothing more is to be done for this key; False leaves it to the next run."""
+        operation_id = derived_id("op", "key-expiry", key.id)
+        amount_msat = 0
+        if await self._operations.get(operation_id) is None:
+            held = await self._ledger.store.account(key.account)
+            if held is None or not key.refund_address or await self._has_another(key):
+                return True
+            if held.debits_pending or held.credits_pending:
+                return False  # a request or a payment is under way: what remains shows afterwards
+            if held.available == 0:
+                return True
+            amount_msat = held.available
+        return await self._refund(key, amount_msat, operation_id)
+
+    async def _has_another(self, key: ApiKey) -> bool:
+        keys = await self._keys.of_account(key.account)
+        now = self._ledger.clock.now_ns()
+        return any(
+            one.state is KeyState.ACTIVE and (one.expires_at is None or one.expires_at > now)
+            for one in keys
+        )
+
+    async def _refund(self, key: ApiKey, amount_msat: int, operation_id: str) -> bool:
+        try:
+            told = await self._payments.refund(
+                key.account,
+                amount_msat,
+                method=key.refund_method,
+                operation_id=operation_id,
+                destination=key.refund_address,
+                metadata=key.refund_terms,
+            )
+        except RailError as error:
+            _log.warning("expiry.refund_delayed", key=key.id, reason=str(error))
+            return False
+        except (InvalidInput, KeyError) as error:
+            # An address that nobody can pay to, or a method that is gone: the owner takes it out.
+            _log.warning("expiry.refund_impossible", key=key.id, error=type(error).__name__)
+            return True
+        if isinstance(told, Pending):
+            return False
+        if isinstance(told, Refusal):
+            _log.warning("expiry.refund_refused", key=key.id, code=told.code)
+            opened = await self._operations.get(operation_id) is not None
+            return opened or told.code not in _PASSING
+        return True
