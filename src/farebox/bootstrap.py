@@ -12,10 +12,12 @@ from typing import Any, Self
 
 import aiohttp
 
+from farebox.api import ApiContext, create_api
+from farebox.api.totals import TOTALS
 from farebox.clock import Clock, SystemClock
 from farebox.errors import StoreError
-from farebox.identity import Keys
-from farebox.identity.keys import API_KEY, KEY_COUNT
+from farebox.identity import RECORDS as IDENTITY_RECORDS
+from farebox.identity import FailureLimit, Idempotency, Keys
 from farebox.ids import new_id
 from farebox.ledger.model import Applied, Kind, Open, Unit
 from farebox.ledger.records import RecordType
@@ -48,17 +50,20 @@ from farebox.signer import Signer
 from farebox.stores.sqlite import SqliteStore
 from farebox.wire.cashu.model import normalize_mint_url
 from farebox.worker import Job, Worker
+from farebox.worker.expiry import KeyExpiry
 
 _RECOVER_EVERY_S = 2
 _EXPIRE_EVERY_S = 5
+_KEYS_EVERY_S = 30
+_PRUNE_EVERY_S = 600
 
 #: Every kind of row a book holds beside the money.
 RECORDS: tuple[RecordType[Any], ...] = (
-    API_KEY,
     DEPOSIT,
-    KEY_COUNT,
     OPERATION,
     REQUEST,
+    TOTALS,
+    *IDENTITY_RECORDS,
     *CASHU_RECORDS,
 )
 
@@ -122,6 +127,8 @@ class Farebox:
             owner=self.owner,
             public_url=public_url(self.settings),
         )
+        self._idempotency = Idempotency(self.ledger, self.signer)
+        self.api = create_api(self._api_context())
         await self._open_accounts()
         await self.cashu.start()
         worker = Worker(self._jobs())
@@ -135,6 +142,20 @@ class Farebox:
             methods.register(plugin)
         return methods
 
+    def _api_context(self) -> ApiContext:
+        accounts, gateway = self.settings.accounts, self.settings.gateway
+        return ApiContext(
+            ledger=self.ledger,
+            operations=self.operations,
+            payments=self.payments,
+            keys=self.keys,
+            paywall=self.paywall,
+            idempotency=self._idempotency,
+            failures=FailureLimit(self.clock, accounts.failures_max, accounts.failures_window_s),
+            key_expiry_s=accounts.key_expiry_s,
+            header_bytes_max=gateway.header_bytes_max,
+        )
+
     async def _open_accounts(self) -> None:
         unit = Unit(new_id("open"), (Open(REVENUE, BTC.code, Kind.REVENUE),))
         outcome = await self.store.commit(unit)
@@ -142,9 +163,12 @@ class Farebox:
             raise StoreError(f"the revenue account cannot be opened: {outcome}")
 
     def _jobs(self) -> list[Job]:
+        expiry = KeyExpiry(self.ledger, self.operations, self.payments, self.keys)
         jobs = [
             Job("recovery", _RECOVER_EVERY_S, self.recover),
-            Job("expiry", _EXPIRE_EVERY_S, self.store.expire_due),
+            Job("holds", _EXPIRE_EVERY_S, self.store.expire_due),
+            Job("keys", _KEYS_EVERY_S, expiry.run),
+            Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
         ]
         feed = _rate_feed(self.settings, self.session, self.clock)
         if feed is not None:
