@@ -16,14 +16,21 @@ from typing import Annotated
 import typer
 
 from farebox import __version__
-from farebox.cli import init
+from farebox.cli import doctor, init, keys, money, recover, verify
 from farebox.errors import FareboxError
 
 __all__ = ["app", "main"]
 
 EXIT_ERROR = 2
 
-_COMMANDS: dict[str, Callable[..., None]] = {"init": init.init}
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "init": init.init,
+    "balance": money.balance,
+    "withdraw": money.withdraw,
+    "verify": verify.verify,
+    "recover": recover.recover,
+    "doctor": doctor.doctor,
+}
 
 app = typer.Typer(
     name="farebox",
@@ -35,6 +42,7 @@ app = typer.Typer(
 )
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(keys.app, name="keys")
 
 
 def _show_version(wanted: bool) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 import msgspec
 import typer
+
+from farebox.money import format_decimal
 
 #: The `--json` option, the same in every command: `as_json: JsonOption = False`.
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -25,3 +27,20 @@ def show(facts: Mapping[str, object], text: str, *, as_json: bool) -> None:
 def progress(text: str) -> None:
     """Say on standard error what goes on meanwhile, so that standard output stays clean."""
     print(text, file=sys.stderr, flush=True)
+
+
+def sat(amount_msat: int) -> str:
+    """An amount for people: `1,234.5 sat`."""
+    whole, dot, fraction = format_decimal(abs(amount_msat), 3).partition(".")
+    return f"{'-' if amount_msat < 0 else ''}{int(whole):,}{dot}{fraction} sat"
+
+
+def columns(rows: Iterable[Sequence[str]]) -> str:
+    """Rows as aligned columns, the last one ragged."""
+    table = [tuple(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    )
+    return "\n".join(lines)

@@ -1,0 +1,227 @@
+"""What `farebox doctor` looks at, one function a check. Each finding says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+import aiohttp
+
+from farebox.cli.door import is_served
+from farebox.clock import NS_PER_S, SystemClock
+from farebox.errors import InvalidSettings, RailError
+from farebox.pricing.model import Component, Currency, Rule
+from farebox.pricing.tokens import local_tokenizer
+from farebox.rails.cashu import HttpMint, MintLimits
+from farebox.settings import MintPolicy, MintSettings, Settings, read_root_key
+from farebox.signer import Signer
+
+_SPACE_LOW_BYTES = 1 << 30
+_SPACE_LEAST_BYTES = 100 << 20
+_SKEW_MAX_S = 30
+_LIMITS = MintLimits(connect_s=5, call_s=10)
+_TOKENS = {
+    Component.INPUT_TOKEN,
+    Component.OUTPUT_TOKEN,
+    Component.CACHED_TOKEN,
+    Component.REASONING_TOKEN,
+}
+
+
+class Verdict(enum.Enum):
+    """How bad it is."""
+
+    FINE = "ok"
+    WARNING = "warning"
+    FAILURE = "failure"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found; `advice` is empty where there is nothing to do."""
+
+    verdict: Verdict
+    check: str
+    found: str
+    advice: str = ""
+
+
+def fine(check: str, found: str) -> Finding:
+    """Nothing to do."""
+    return Finding(Verdict.FINE, check, found)
+
+
+# ── here ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def settings(found: Settings, rules: Sequence[Rule]) -> list[Finding]:
+    """Whether there is something to sell, a price for it, and money to take."""
+    trusted = [mint for mint in found.mints if mint.policy is MintPolicy.TRUSTED]
+    wants = (
+        ("upstream", len(found.upstreams), "name the service with --upstream or [[upstream]]"),
+        ("mint", len(trusted), "name a mint you trust with --mint or [[mint]]"),
+        ("price", len(rules), "name a price with --price or [[price]]: what has none is refused"),
+    )
+    findings = [
+        fine(f"settings: {name}", f"{count}")
+        if count
+        else Finding(Verdict.FAILURE, f"settings: {name}", "none", advice)
+        for name, count, advice in wants
+    ]
+    in_dollars = any(Currency.USD in rule.currencies for rule in rules)
+    if in_dollars and not (found.rates.btc_usd or found.rates.sources):
+        advice = "set rates.sources or rates.btc_usd: without a rate those requests are refused"
+        findings.append(Finding(Verdict.FAILURE, "settings: rates", "prices in USD", advice))
+    return findings
+
+
+def data_directory(path: Path) -> Finding:
+    """Whether the books are where only we can read them."""
+    check = "data directory"
+    if not path.is_dir():
+        advice = f"`farebox serve --data {path}` makes it at its first start"
+        return Finding(Verdict.WARNING, check, f"{path} is not there yet", advice)
+    facts = path.stat()
+    if facts.st_uid != os.geteuid() or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        advice = f"run farebox as the owner of {path}, or chown it"
+        return Finding(Verdict.FAILURE, check, f"{path} is not ours to write", advice)
+    if stat.S_IMODE(facts.st_mode) & 0o077:
+        found = f"{path} has permissions {stat.S_IMODE(facts.st_mode):04o}"
+        return Finding(Verdict.WARNING, check, found, f"chmod 700 {path}")
+    return fine(check, str(path))
+
+
+def root_key(found: Settings, environ: Mapping[str, str]) -> Finding:
+    """Whether the key to everything sealed is there and private."""
+    check = "root key"
+    try:
+        Signer(read_root_key(found.data_dir, environ))
+    except InvalidSettings as error:
+        if needs_root_key(found, environ):
+            return Finding(Verdict.WARNING, check, "none yet", "the first `farebox serve` makes it")
+        advice = "put the key of this book back from your copy: nothing else opens what it sealed"
+        return Finding(Verdict.FAILURE, check, str(error.found), advice)
+    return fine(check, "there, and private")
+
+
+def needs_root_key(found: Settings, environ: Mapping[str, str]) -> bool:
+    """Whether this is a first start: no book, and no key for one.
+
+    A book whose key is gone must not get a new one: nothing it has sealed would ever open again.
+    """
+    told = {"FAREBOX_ROOT_KEY", "FAREBOX_ROOT_KEY_FILE"} & set(environ)
+    there = found.database_path.exists() or (found.data_dir / "root.key").exists()
+    return not told and not there
+
+
+def free_space(path: Path) -> Finding:
+    """Whether the book can grow."""
+    free = shutil.disk_usage(_existing(path)).free
+    found = f"{free // (1 << 20):,} MiB free"
+    if free < _SPACE_LEAST_BYTES:
+        advice = "make room: a full disk stops every payment before it moves money"
+        return Finding(Verdict.FAILURE, "disk space", found, advice)
+    if free < _SPACE_LOW_BYTES:
+        return Finding(Verdict.WARNING, "disk space", found, "make room soon")
+    return fine("disk space", found)
+
+
+def durable_writes(path: Path) -> Finding:
+    """Whether a write can be made durable: each payment waits for one fsync."""
+    check = "durable writes"
+    loop_time = asyncio.get_running_loop().time
+    try:
+        with tempfile.TemporaryFile(dir=_existing(path)) as file:
+            file.write(b"farebox" * 512)
+            file.flush()
+            began_s = loop_time()
+            os.fsync(file.fileno())
+            took_ms = int((loop_time() - began_s) * 1000)
+    except OSError as error:
+        advice = "put the data directory on a local disk that we may write"
+        return Finding(Verdict.FAILURE, check, f"fsync failed: {error.strerror}", advice)
+    return fine(check, f"fsync took {took_ms} ms")
+
+
+def _existing(path: Path) -> Path:
+    """The directory, or the nearest one above it that exists."""
+    absolute = path.absolute()
+    return next(one for one in (absolute, *absolute.parents) if one.is_dir())
+
+
+def tokenizer(rules: Sequence[Rule]) -> Finding:
+    """Whether tokens can be counted where an upstream reports none."""
+    by_token = any(component in _TOKENS for rule in rules for component, _ in rule.prices)
+    if not local_tokenizer().is_estimate:
+        return fine("tokenizer", "installed")
+    if not by_token:
+        return fine("tokenizer", "none, and no price needs one")
+    advice = "for upstreams that report no usage: pip install 'farebox[tokenizer]', load its data"
+    return Finding(Verdict.WARNING, "tokenizer", "none: tokens are estimated", advice)
+
+
+async def book(found: Settings) -> Finding:
+    """Whether the book is there, and whether a server has it open."""
+    path = found.database_path
+    if await is_served(found.data_dir):
+        return fine("book", f"{path}, open in a running server")
+    if not path.exists():
+        return fine("book", f"{path} is made at the first start")
+    return fine("book", f"{path}, no server is running")
+
+
+# ── the network ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def mint(session: aiohttp.ClientSession, known: MintSettings) -> list[Finding]:
+    """Whether a mint answers, issues what we take, and agrees about the time."""
+    check = f"mint {known.url}"
+    try:
+        keysets = await HttpMint(known.url, session, SystemClock(), limits=_LIMITS).keysets()
+    except RailError as error:
+        advice = "check the address and the network; its tokens are refused until it answers"
+        return [Finding(Verdict.FAILURE, check, str(error), advice)]
+    active = {keyset.unit for keyset in keysets if keyset.active}
+    missing = [unit.value for unit in known.units if unit.value not in active]
+    if missing:
+        found = f"no active keyset in {', '.join(missing)}; it has {', '.join(sorted(active))}"
+        return [Finding(Verdict.FAILURE, check, found, "take the unit out of mint.units")]
+    found = f"answers, {len(keysets)} keysets, issues {', '.join(sorted(active))}"
+    return [fine(check, found), await clock(session, known.url)]
+
+
+async def clock(session: aiohttp.ClientSession, url: str) -> Finding:
+    """Whether our clock and a mint's agree: quotes and keysets expire by it."""
+    check = f"clock, by {url}"
+    timeout = aiohttp.ClientTimeout(total=_LIMITS.call_s)
+    try:
+        async with session.get(f"{url}/v1/info", timeout=timeout) as answer:
+            there_s = int(parsedate_to_datetime(answer.headers["Date"]).timestamp())
+    except (aiohttp.ClientError, TimeoutError, KeyError, ValueError):
+        return fine(check, "it tells no time")
+    skew_s = SystemClock().now_ns() // NS_PER_S - there_s
+    if abs(skew_s) > _SKEW_MAX_S:
+        found = f"{abs(skew_s)} s {'ahead of' if skew_s > 0 else 'behind'} it"
+        return Finding(Verdict.FAILURE, check, found, "set this machine's clock, best by NTP")
+    return fine(check, f"within {abs(skew_s)} s")
+
+
+async def upstream(session: aiohttp.ClientSession, url: str, connect_s: float) -> Finding:
+    """Whether a service answers at all; with what is its own business."""
+    check = f"upstream {url}"
+    timeout = aiohttp.ClientTimeout(total=_LIMITS.call_s, sock_connect=connect_s)
+    try:
+        async with session.get(url, timeout=timeout, allow_redirects=False) as answer:
+            return fine(check, f"answers ({answer.status})")
+    except (aiohttp.ClientError, TimeoutError) as error:
+        found = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+        advice = "start it, or correct upstream.urls; until then callers get 502, charged nothing"
+        return Finding(Verdict.FAILURE, check, found, advice)

@@ -1,0 +1,312 @@
+"""What an operator can do with an open book: one request type per command, and how it is done.
+
+The same requests are carried out here whether they come from the command line itself or through
+the door of a running server. Facts go out as they are shown: amounts in msat, times as RFC 3339.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any, assert_never
+
+import msgspec
+
+from farebox.bootstrap import Farebox
+from farebox.clock import iso
+from farebox.errors import InvalidInput
+from farebox.identity import ApiKey, KeysExhausted, KeyTerms, new_account
+from farebox.ids import new_id
+from farebox.ledger.model import Account, Kind
+from farebox.ledger.service import Ledger
+from farebox.money import BTC
+from farebox.payments import Refusal
+from farebox.payments.operations import Operation, OperationState, Rejected, Succeeded
+from farebox.payments.service import Pending, Refunded
+from farebox.paywall.service import REVENUE
+
+_CASHU = "cashu"
+_REFUND = "refund"
+_PAGE = 100
+
+Facts = dict[str, Any]
+
+
+class Balance(msgspec.Struct, frozen=True, tag="balance"):
+    """What the book holds, owes and has earned."""
+
+
+class CreateKey(msgspec.Struct, frozen=True, tag="keys create"):
+    """Make an account key. `lives_ns` is how long it lives, 0 for ever."""
+
+    label: str = ""
+    lives_ns: int = 0
+    refund_address: str = ""
+
+
+class ListKeys(msgspec.Struct, frozen=True, tag="keys list"):
+    """A page of keys behind a cursor."""
+
+    after: str = ""
+    limit: int = _PAGE
+
+
+class ShowKey(msgspec.Struct, frozen=True, tag="keys show"):
+    """One key with its account."""
+
+    id: str
+
+
+class RevokeKey(msgspec.Struct, frozen=True, tag="keys revoke"):
+    """End a key for good."""
+
+    id: str
+
+
+class Withdraw(msgspec.Struct, frozen=True, tag="withdraw"):
+    """Take earnings out, once for one `id`: as a token, or to a Lightning address or invoice.
+
+    `amount_msat` None takes all there is; `mint` says whose money, "" leaves it to the rail.
+    """
+
+    id: str
+    amount_msat: int | None = None
+    destination: str = ""
+    mint: str = ""
+
+
+class Recover(msgspec.Struct, frozen=True, tag="recover"):
+    """Carry on what was left unfinished, now."""
+
+
+class Reopen(msgspec.Struct, frozen=True, tag="recover reopen"):
+    """Let a manual operation be asked about again."""
+
+    id: str
+
+
+class Resolve(msgspec.Struct, frozen=True, tag="recover resolve"):
+    """Close a manual operation by what a person found out.
+
+    `amount_msat` left for good, fees included; None says that it never happened.
+    """
+
+    id: str
+    amount_msat: int | None = None
+
+
+Request = (
+    Balance | CreateKey | ListKeys | ShowKey | RevokeKey | Withdraw | Recover | Reopen | Resolve
+)
+
+
+async def carry_out(house: Farebox, request: Request) -> Facts:
+    """Do what is asked and say what came of it. Raises InvalidInput for a definite no."""
+    match request:
+        case Balance():
+            return await _balance(house.ledger)
+        case CreateKey():
+            return await _create_key(house, request)
+        case ListKeys():
+            return await _list_keys(house, request)
+        case ShowKey(id=key_id):
+            return await _key_facts(house.ledger, await _key(house, key_id))
+        case RevokeKey(id=key_id):
+            revoked = await house.keys.revoke(key_id)
+            return await _key_facts(house.ledger, revoked or _no_key(key_id))
+        case Withdraw():
+            return await _withdraw(house, request)
+        case Recover():
+            return await _recover(house)
+        case Reopen(id=operation_id):
+            await house.operations.reopen(await _manual(house, operation_id))
+            return await _recover(house)
+        case Resolve():
+            await _resolve(house, request)
+            return await _recover(house)
+        case _:
+            assert_never(request)
+
+
+# ── money ────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _balance(ledger: Ledger) -> Facts:
+    custody: list[Facts] = []
+    totals: Counter[str] = Counter()
+    after = ""
+    while accounts := await ledger.store.accounts(after):
+        for account in accounts:
+            if account.asset == BTC.code:
+                _count(account, totals, custody)
+        after = accounts[-1].id
+        await asyncio.sleep(0)  # a long book must not keep a server's callers waiting
+    liabilities_msat = totals["customers_msat"] + totals["revenue_msat"] + totals["others_msat"]
+    return {
+        "custody_msat": totals["custody_msat"],
+        "liabilities_msat": liabilities_msat,
+        "customers_msat": totals["customers_msat"],
+        "customer_accounts": totals["customer_accounts"],
+        "revenue_msat": totals["revenue_msat"],
+        "withdrawable_msat": totals["withdrawable_msat"],
+        "held_msat": totals["held_msat"],
+        "arriving_msat": totals["arriving_msat"],
+        "covered": totals["custody_msat"] >= liabilities_msat,
+        "custody": custody,
+    }
+
+
+def _count(account: Account, totals: Counter[str], custody: list[Facts]) -> None:
+    owed_msat = account.credits_posted - account.debits_posted
+    match account.kind:
+        case Kind.CUSTODY:
+            totals["custody_msat"] += account.held
+            totals["arriving_msat"] += account.debits_pending
+            custody.append(
+                {"account": account.id, "held_msat": account.held, "ceiling_msat": account.ceiling}
+            )
+        case Kind.CUSTOMER:
+            totals["customers_msat"] += owed_msat
+            totals["customer_accounts"] += 1
+            totals["held_msat"] += account.debits_pending
+        case Kind.REVENUE:
+            totals["revenue_msat"] += owed_msat
+            totals["withdrawable_msat"] += account.available
+        case _:
+            totals["others_msat"] += owed_msat
+
+
+async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
+    amount_msat = wanted.amount_msat
+    if amount_msat is None:
+        revenue = await house.ledger.store.account(REVENUE)
+        amount_msat = revenue.available if revenue else 0
+    known = await house.operations.get(wanted.id)
+    if known is None and amount_msat == 0:
+        raise InvalidInput("there is nothing to withdraw: `farebox balance` shows what was earned")
+    left = await house.payments.refund(
+        REVENUE,
+        amount_msat,
+        method=_CASHU,
+        operation_id=wanted.id,
+        destination=wanted.destination,
+        metadata={"mint": wanted.mint} if wanted.mint else {},
+    )
+    match left:
+        case Refunded():
+            return {"id": wanted.id, "amount_msat": left.amount_msat, **left.reply}
+        case Pending():
+            return {"id": wanted.id, "state": "pending"}
+        case Refusal(message=message):
+            raise InvalidInput(f"nothing was withdrawn: {message}")
+        case _:
+            assert_never(left)
+
+
+# ── unfinished operations ────────────────────────────────────────────────────────────────────────
+
+
+async def _recover(house: Farebox) -> Facts:
+    looked_at = await house.recover()
+    unfinished = await house.operations.unfinished()
+    return {"looked_at": looked_at, "unfinished": [_operation_facts(one) for one in unfinished]}
+
+
+def _operation_facts(operation: Operation) -> Facts:
+    return {
+        "id": operation.id,
+        "kind": operation.kind,
+        "state": operation.state.value,
+        "account": operation.account,
+        "since": iso(operation.created_at),
+        "attempts": operation.attempts,
+        "next_check_at": iso(operation.next_check_at),
+        "reason": operation.error,
+        "way_out": _way_out(operation),
+    }
+
+
+def _way_out(operation: Operation) -> str:
+    if operation.state is not OperationState.MANUAL:
+        return "none needed: it is asked about again by itself while a server runs"
+    ways = [f"`--ask-again {operation.id}`", f"`--failed {operation.id}` if it never happened"]
+    if operation.kind == _REFUND:
+        ways.append(f"`--succeeded {operation.id} --amount …` if the money left")
+    return "find out at the other side, then `farebox recover` with " + ", or ".join(ways)
+
+
+async def _manual(house: Farebox, operation_id: str) -> str:
+    """The id, if such an operation waits for a person."""
+    operation = await house.operations.get(operation_id)
+    if operation is None or operation.state is not OperationState.MANUAL:
+        raise InvalidInput(
+            f"no operation {operation_id!r} waits for you: `farebox recover` lists those that do"
+        )
+    return operation_id
+
+
+async def _resolve(house: Farebox, wanted: Resolve) -> None:
+    operation = await house.operations.get(await _manual(house, wanted.id))
+    assert operation is not None  # operations are never removed
+    verdict: Succeeded | Rejected
+    if wanted.amount_msat is None:
+        verdict = Rejected("operator", "the operator found that it never happened")
+    elif operation.kind == _REFUND:
+        verdict = Succeeded(wanted.amount_msat, house.signer.seal(b"{}", operation.id))
+    else:
+        # Money that came in is proofs; without them there is nothing to credit.
+        raise InvalidInput("only money that went out can be noted as gone; use --ask-again")
+    closed = await house.operations.resolve(wanted.id, verdict)
+    if closed is not None and closed.state is OperationState.MANUAL:
+        raise InvalidInput(f"the books refuse it: {closed.error}")
+
+
+# ── keys ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _create_key(house: Farebox, wanted: CreateKey) -> Facts:
+    expires_at = house.ledger.clock.now_ns() + wanted.lives_ns if wanted.lives_ns else None
+    terms = KeyTerms(
+        label=wanted.label, expires_at=expires_at, refund_address=wanted.refund_address
+    )
+    made = await house.keys.create(new_account(), terms)
+    if isinstance(made, KeysExhausted):
+        raise InvalidInput(
+            f"{made.keys_max} keys exist, which is the limit: raise accounts.keys_max"
+        )
+    return {"api_key": made.secret, **await _key_facts(house.ledger, made.key)}
+
+
+async def _list_keys(house: Farebox, wanted: ListKeys) -> Facts:
+    page = await house.keys.page(wanted.after, wanted.limit)
+    keys = [await _key_facts(house.ledger, key) for _, key in page]
+    return {"keys": keys, "next": page[-1][0] if len(page) == wanted.limit else None}
+
+
+async def _key(house: Farebox, key_id: str) -> ApiKey:
+    return await house.keys.by_id(key_id) or _no_key(key_id)
+
+
+def _no_key(key_id: str) -> ApiKey:
+    raise InvalidInput(f"there is no key {key_id!r}: `farebox keys list` shows all")
+
+
+async def _key_facts(ledger: Ledger, key: ApiKey) -> Facts:
+    account = await ledger.store.account(key.account)
+    return {
+        "id": key.id,
+        "key": key.masked,
+        "label": key.label,
+        "state": key.state.value,
+        "account": key.account,
+        "balance_msat": account.available if account else 0,
+        "reserved_msat": account.debits_pending if account else 0,
+        "created_at": iso(key.created_at),
+        "expires_at": None if key.expires_at is None else iso(key.expires_at),
+        "refund_address": key.refund_address,
+    }
+
+
+def new_withdrawal() -> str:
+    """The name of a withdrawal: presenting it again finds the same one."""
+    return new_id("wd")

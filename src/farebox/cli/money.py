@@ -1,0 +1,85 @@
+"""`farebox balance` and `farebox withdraw`: what is there, and the operator's part of it."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from farebox.cli.book import ask
+from farebox.cli.desk import Balance, Facts, Withdraw, new_withdrawal
+from farebox.cli.options import DataOption, SettingsOption, amount_msat, read_settings
+from farebox.cli.output import JsonOption, columns, progress, sat, show
+
+
+def balance(
+    settings: SettingsOption = None, data: DataOption = None, as_json: JsonOption = False
+) -> None:
+    """Show what is held at each mint, what is owed, and what was earned."""
+    facts = ask(read_settings(settings, data), Balance())
+    show(facts, _balance_text(facts), as_json=as_json)
+
+
+def _balance_text(facts: Facts) -> str:
+    rows = [
+        (f"held at {_place(place['account'])}", sat(place["held_msat"]), _ceiling(place))
+        for place in facts["custody"]
+    ]
+    accounts = facts["customer_accounts"]
+    rows += [
+        ("held in all", sat(facts["custody_msat"]), ""),
+        ("owed to customers", sat(facts["customers_msat"]), f"on {accounts} accounts"),
+        ("  reserved by requests", sat(facts["held_msat"]), ""),
+        ("earned", sat(facts["revenue_msat"]), "`farebox withdraw` takes it out"),
+    ]
+    if facts["arriving_msat"]:
+        rows.append(("on its way in", sat(facts["arriving_msat"]), "unfinished payments"))
+    verdict = "custody covers every liability" if facts["covered"] else "NOT COVERED: run verify"
+    return f"{columns(rows)}\n{verdict}"
+
+
+def _place(account: str) -> str:
+    """`custody:cashu:https://mint.example.com:sat` → `https://mint.example.com, in sat`."""
+    place, _, unit = account.removeprefix("custody:").partition(":")[2].rpartition(":")
+    return f"{place}, in {unit}"
+
+
+def _ceiling(place: Facts) -> str:
+    return "no ceiling" if place["ceiling_msat"] is None else f"of {sat(place['ceiling_msat'])}"
+
+
+def withdraw(
+    amount: Annotated[
+        str | None, typer.Argument(help='How much, such as "100 sat"; else all that was earned.')
+    ] = None,
+    to: Annotated[
+        str, typer.Option(help="A Lightning address (you@example.com); else you get a token.")
+    ] = "",
+    mint: Annotated[str, typer.Option(help="Out of what is held at this mint.")] = "",
+    again: Annotated[
+        str | None, typer.Option(help="The id of a withdrawal that broke off: finish or show it.")
+    ] = None,
+    settings: SettingsOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take your earnings out, as a token or to Lightning. Customers' money stays."""
+    withdrawal_id = again or new_withdrawal()
+    if again is None:
+        command = f"farebox withdraw --again {shlex.quote(withdrawal_id)}"
+        progress(f"withdrawing; should this break off, `{command}` goes on with it")
+    request = Withdraw(withdrawal_id, None if amount is None else amount_msat(amount), to, mint)
+    facts = ask(read_settings(settings, data), request)
+    show(facts, _withdrawn_text(facts), as_json=as_json)
+
+
+def _withdrawn_text(facts: Facts) -> str:
+    if facts.get("state") == "pending":
+        return (
+            "nobody knows yet whether it left, and it cannot leave twice; ask again with "
+            f"`farebox withdraw --again {facts['id']}`"
+        )
+    if facts.get("token"):
+        return f"{facts['token']}\nworth {sat(facts['amount_msat'])}: whoever has it can spend it"
+    return f"{sat(facts['amount_msat'])} went to {facts.get('recipient', 'its receiver')}"

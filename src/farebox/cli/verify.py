@@ -1,0 +1,115 @@
+"""`farebox verify`: prove that the books balance and that nobody has touched them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from farebox.bootstrap import RECORDS
+from farebox.cli.options import DataOption, SettingsOption, read_settings
+from farebox.cli.output import JsonOption, columns, progress, sat, show
+from farebox.errors import InvalidInput
+from farebox.ledger.checkpoint import Checkpoint, open_checkpoint, seal_checkpoint
+from farebox.ledger.invariants import Verified
+from farebox.ledger.invariants import verify as verify_book
+from farebox.ledger.replay import Broken
+from farebox.money import BTC
+from farebox.settings import Settings, read_root_key
+from farebox.signer import Signer
+from farebox.stores.sqlite.audit import SqliteAuditReader
+
+_EXIT_BROKEN = 1
+_PROGRESS_EVERY = 100_000
+
+
+def verify(
+    since_last: Annotated[
+        bool, typer.Option("--since-last", help="Only what came after the last verify.")
+    ] = False,
+    settings: SettingsOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every invariant and the audit chain, also while a server runs."""
+    found = read_settings(settings, data)
+    vouched = _Vouched(found)
+    start = vouched.read() if since_last else Checkpoint()
+    with SqliteAuditReader(found.database_path, RECORDS) as reader:
+        progress(f"verifying {reader.last_seq() - start.seq:,} units of {found.database_path} …")
+        result = verify_book(reader, start, _say)
+    if isinstance(result, Broken):
+        show(_broken_facts(result), f"BROKEN: {result.invariant}\n{result}", as_json=as_json)
+        raise typer.Exit(_EXIT_BROKEN)
+    verified, checkpoint = result
+    vouched.write(checkpoint)
+    show(_facts(verified), _text(verified), as_json=as_json)
+
+
+def _say(seq: int) -> None:
+    if not seq % _PROGRESS_EVERY:
+        progress(f"{seq:,} units …")
+
+
+class _Vouched:
+    """The checkpoint of the last verify, sealed with a key of the root key's."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._path: Path = settings.data_dir / "verified.checkpoint"
+        self._key = Signer(read_root_key(settings.data_dir, os.environ)).derive("checkpoint")
+
+    def read(self) -> Checkpoint:
+        try:
+            return open_checkpoint(self._path.read_bytes(), self._key)
+        except FileNotFoundError:
+            return Checkpoint()
+        except OSError as error:
+            raise InvalidInput(f"cannot read {self._path}: {error.strerror}") from None
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        draft = self._path.with_suffix(".draft")
+        try:
+            draft.write_bytes(seal_checkpoint(checkpoint, self._key))
+            draft.replace(self._path)
+        except OSError as error:
+            progress(f"the book is whole, but {self._path} cannot be written: {error.strerror}")
+
+
+def _facts(verified: Verified) -> dict[str, object]:
+    return {
+        "ok": True,
+        "units": verified.seq,
+        "events": verified.events,
+        "accounts": verified.accounts,
+        "open_holds": verified.open_holds,
+        "digest": verified.digest.hex(),
+        "cover": {
+            asset: {"custody": str(cover.custody), "owed": str(cover.owed)}
+            for asset, cover in verified.cover.items()
+        },
+    }
+
+
+def _broken_facts(broken: Broken) -> dict[str, object]:
+    return {
+        "ok": False,
+        "invariant": broken.invariant.value,
+        "where": broken.where,
+        "expected": broken.expected,
+        "found": broken.found,
+    }
+
+
+def _text(verified: Verified) -> str:
+    rows = [
+        ("units", f"{verified.seq:,}, chained without a gap"),
+        ("events", f"{verified.events:,}"),
+        ("accounts", f"{verified.accounts:,}, as the units made them"),
+        ("open holds", f"{verified.open_holds:,}"),
+    ]
+    for asset, cover in verified.cover.items():
+        shown = sat if asset == BTC.code else str
+        rows.append((asset, f"{shown(cover.custody)} in custody, {shown(cover.owed)} owed"))
+    return f"{columns(rows)}\ndigest {verified.digest.hex()}\nthe books balance"
