@@ -8,7 +8,7 @@ from farebox.payments import PlannedChange
 from farebox.rails.cashu.config import MSAT_PER_UNIT, CashuConfig, custody_account
 from farebox.rails.cashu.inventory import Held, Inventory, total
 from farebox.rails.cashu.records import ProofUse
-from farebox.wire.cashu.amounts import choose_exact, fee_of_ppk
+from farebox.wire.cashu.amounts import fee_of_ppk
 from farebox.wire.cashu.model import Token
 from farebox.wire.cashu.token import encode_token
 
@@ -48,13 +48,9 @@ class Change:
 
     def _choose(self, held: Sequence[Held], amount: int) -> list[Held]:
         """The proofs to give back; none where the change is too small to be worth a swap."""
-        found = choose_exact([one.stored.amount for one in held], amount)
         # A proof that costs as much to spend as it is worth stays as credit instead.
-        worthy = [
-            held[index]
-            for index in found or ()
-            if held[index].stored.amount * 1_000 > held[index].stored.fee_ppk
-        ]
+        chosen = _at_most(held, amount)
+        worthy = [one for one in chosen if one.stored.amount * 1_000 > one.stored.fee_ppk]
         value = total(worthy)
         fee = fee_of_ppk(sum(one.stored.fee_ppk for one in worthy))
         small = self._config.small_change_msat
@@ -73,3 +69,14 @@ class Change:
             return None
         stored = given[0].stored
         return encode_token(Token(stored.mint, stored.unit, self._inventory.proofs(given)))
+
+
+def _at_most(held: Sequence[Held], amount: int) -> list[Held]:
+    """Proofs that sum to `amount`, or to as much of it as the largest that fit can."""
+    rest = amount
+    chosen = []
+    for one in sorted(held, key=lambda one: (-one.stored.amount, one.key)):
+        if one.stored.amount <= rest:
+            rest -= one.stored.amount
+            chosen.append(one)
+    return chosen

@@ -24,6 +24,8 @@ from farebox.wire.cashu.wallet_keys import WalletKeys
 _BLOCK = 512
 #: How many pages of proofs a choice looks at when one was not enough.
 _PAGES_MAX = 16
+#: More blank outputs than any amount needs.
+_BLANKS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,18 @@ class Inventory:
                     break
                 at = rows[-1].key
         return found
+
+    def counters_of(self, keyset_id: str, first_counter: int, proofs: Sequence[Proof]) -> list[int]:
+        """The counter of each proof; a mint may have signed some outputs and left out others."""
+        wanted = {proof.secret for proof in proofs}
+        found: dict[str, int] = {}
+        for counter in range(first_counter, first_counter + _BLANKS_MAX):
+            if len(found) == len(wanted):
+                break
+            secret = self.keys.output_secret(keyset_id, counter).secret
+            if secret in wanted:
+                found[secret] = counter
+        return [found[proof.secret] for proof in proofs]
 
     def proof(self, stored: StoredProof) -> Proof:
         """The proof itself: money. With DLEQ where the mint gave one."""

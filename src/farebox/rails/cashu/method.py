@@ -15,15 +15,22 @@ from farebox.payments import (
     PaymentPlan,
     PaymentResult,
     PlannedChange,
+    RefundPlan,
+    RefundRequest,
+    RefundResult,
     Refusal,
     Rejected,
     Unresolved,
 )
 from farebox.rails.cashu.change import Change
+from farebox.rails.cashu.choose import Claims, Purse, places
 from farebox.rails.cashu.config import CashuConfig
+from farebox.rails.cashu.give import Giving
 from farebox.rails.cashu.inventory import Inventory
+from farebox.rails.cashu.lnurl import Lnurl
+from farebox.rails.cashu.melt import Melting
 from farebox.rails.cashu.mints import Mints
-from farebox.rails.cashu.payloads import ReceiveSwap, from_bytes
+from farebox.rails.cashu.payloads import Give, Melt, ReceiveSwap, SwapAndGive, from_bytes
 from farebox.rails.cashu.receive import PAYMENT_TYPE, Receiving
 from farebox.signer import Signer
 from farebox.wire.cashu.model import SHORT_ID_CHARS, Token
@@ -55,6 +62,10 @@ class CashuMethod(AbstractPaymentMethod):
         self.inventory = Inventory(ledger, signer.derive("cashu/seed"))
         self._receiving = Receiving(self.mints, self.inventory, ledger, signer)
         self._change = Change(self.inventory, config)
+        purse = Purse(self.inventory, Claims(ledger.clock))
+        lnurl = Lnurl(guarded, allow_plain_http=config.allow_private)
+        self._giving = Giving(self.mints, self.inventory, purse)
+        self._melting = Melting(self.mints, self.inventory, purse, lnurl)
 
     async def start(self) -> None:
         """Put the mints' ceilings into the books. Raises StoreError."""
@@ -90,6 +101,27 @@ class CashuMethod(AbstractPaymentMethod):
                 return await self._receiving.receive(job, asked_before=asked_before)
             case other:
                 raise InvalidCredential(f"{type(other).__name__} receives nothing")
+
+    async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
+        """A new token, or with a destination a Lightning payment, from where we hold most."""
+        found = await places(self.mints, self._ledger.store, request.metadata)
+        if request.destination:
+            return await self._melting.plan(request, found)
+        return await self._giving.plan(request, found)
+
+    async def refund_payment(
+        self, payload: bytes, *, asked_before: bool
+    ) -> RefundResult | Rejected | Unresolved:
+        """Give as planned, or find out what became of an earlier try."""
+        match from_bytes(payload):
+            case Give() as job:
+                return await self._giving.give(job)
+            case SwapAndGive() as job:
+                return await self._giving.swap(job, asked_before=asked_before)
+            case Melt() as job:
+                return await self._melting.melt(job, asked_before=asked_before)
+            case other:
+                raise InvalidCredential(f"{type(other).__name__} refunds nothing")
 
     def get_refund_metadata(self, credentials: PaymentCredentials) -> Mapping[str, str]:
         """The mint and unit to give a refund in, so that its receiver knows them already."""

@@ -110,6 +110,10 @@ class Mints:
         """Mints whose money we take, as listed."""
         return [place for place in self._places.values() if place.terms.trusted]
 
+    def listed(self) -> list[MintPlace]:
+        """Every listed mint: we may hold money even at one that is refused by now."""
+        return list(self._places.values())
+
     def any(self, url: str) -> MintPlace:
         """The place of any mint. One that is not listed is reached at public addresses only."""
         place = self._places.get(url) or self._foreign.get(url)

@@ -81,8 +81,7 @@ class Receiving:
         )
         weighed = weighing.plan_receive(offer.token, offer.keysets, terms, offer.place.now_s())
         if isinstance(weighed, weighing.Refusal):
-            details = {"needed_msat": terms.maximum * unit_msat} if terms.maximum else {}
-            return Refusal(_CODES[weighed.reason], weighed.message, details)
+            return _refusal(weighed, reserve_msat)
         count = len(weighed.amounts)
         first = await self._inventory.take_counters(weighed.keyset_id, count)
         payload = ReceiveSwap(
@@ -212,6 +211,12 @@ async def reachable(place: MintPlace, token: Token) -> Offer | Refusal:
     except InvalidCredential as error:
         return Refusal("unknown_keyset", str(error))
     return Offer(place, resolved, keysets)
+
+
+def _refusal(weighed: weighing.Refusal, reserve_msat: int) -> Refusal:
+    if weighed.reason is weighing.RefusalReason.TOO_LITTLE and reserve_msat:
+        return Refusal("insufficient_payment", weighed.message, {"needed_msat": reserve_msat})
+    return Refusal(_CODES[weighed.reason], weighed.message)
 
 
 def _unavailable(place: MintPlace) -> Refusal:
