@@ -1,0 +1,90 @@
+"""The assembled house: settings in, paid requests out, on a mint of play money."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from farebox.bootstrap import Farebox
+from farebox.paywall.model import (
+    Admission,
+    Answer,
+    BearerMoney,
+    EmbeddedMoney,
+    Ended,
+    NothingPresented,
+)
+from farebox.pricing.request import read_request
+from farebox.pricing.usage import Usage
+from farebox.settings import load_settings
+from farebox.testing.asgi import serving
+from farebox.testing.mint import PlayMint
+from farebox.wire.cashu.token import decode_token, encode_token
+
+ROOT_KEY = b"k" * 32
+FACTS = read_request("POST", "/v1/echo", None)
+CHAT = read_request("POST", "/v1/chat/completions", b'{"model":"m","max_tokens":100,"messages":[]}')
+
+
+def house(data_dir: Path, mint_url: str, price: dict[str, object]) -> Farebox:
+    overrides: dict[str, Any] = {
+        "data_dir": str(data_dir),
+        "mint": [{"url": mint_url}],
+        "upstream": [{"urls": ["http://127.0.0.1:9"]}],
+        "price": [price],
+    }
+    return Farebox(load_settings(None, {}, overrides), ROOT_KEY)
+
+
+async def test_an_embedded_payment_costs_one_mint_call_and_its_change_none(
+    tmp_path: Path,
+) -> None:
+    mint = PlayMint()
+    async with serving(mint) as url, house(tmp_path, url, {"per_request": "10 sat"}) as farebox:
+        mint.url = url
+        for face in (64, 100):
+            token = encode_token(mint.issue(face))
+            mint.calls.clear()
+            admitted = await farebox.paywall.authorise(EmbeddedMoney(token), FACTS)
+            assert isinstance(admitted, Admission), admitted
+            settled = await farebox.paywall.settle(admitted, Usage(), Ended.COMPLETE)
+            assert settled.charged_msat == 10_000
+            assert settled.returned_msat == (face - 10) * 1_000
+        assert dict(mint.calls) == {"swap": 1}
+        change = dict(settled.headers)[b"x-cashu"].decode()
+        assert decode_token(change).amount == 90
+
+
+async def test_a_metered_charge_to_the_millisatoshi_leaves_its_rest_as_credit(
+    tmp_path: Path,
+) -> None:
+    mint = PlayMint()
+    price: dict[str, object] = {"per_output_token": "0.3 sat"}
+    async with serving(mint) as url, house(tmp_path, url, price) as farebox:
+        mint.url = url
+        token = encode_token(mint.issue(64))
+        admitted = await farebox.paywall.authorise(EmbeddedMoney(token), CHAT)
+        assert isinstance(admitted, Admission), admitted
+        settled = await farebox.paywall.settle(admitted, Usage(output_tokens=7), Ended.COMPLETE)
+        assert settled.charged_msat == 2_100
+        assert settled.returned_msat == 61_000
+        told = await farebox.paywall.change(admitted.request_id, BearerMoney(token))
+        assert decode_token(msgspec.json.decode(told.body)["token"]).amount == 61
+        account = await farebox.store.account(admitted.account)
+        assert account is not None
+        assert account.available == 900
+
+
+async def test_the_challenge_asks_for_enough_after_mint_fees(tmp_path: Path) -> None:
+    mint = PlayMint(fee_ppk=400)
+    async with serving(mint) as url, house(tmp_path, url, {"per_request": "10 sat"}) as farebox:
+        mint.url = url
+        answer = await farebox.paywall.authorise(NothingPresented(), FACTS)
+        assert isinstance(answer, Answer)
+        asked = msgspec.json.decode(answer.body)["amount"]
+        token = encode_token(mint.issue(asked))
+        admitted = await farebox.paywall.authorise(EmbeddedMoney(token), FACTS)
+        assert isinstance(admitted, Admission), admitted
+        await farebox.paywall.settle(admitted, Usage(), Ended.COMPLETE)
