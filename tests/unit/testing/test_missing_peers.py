@@ -1,0 +1,45 @@
+"""A peer that is not to be had is never passed over in silence."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.peers.fixtures import missing
+from tests.peers.install import PeerUnavailable, main, run
+from tests.peers.process import PeerProcess, free_port
+
+REASON = PeerUnavailable("no network")
+
+
+def test_its_tests_skip_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FAREBOX_REQUIRE_PEERS", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no network"):
+        missing("Nutshell", REASON)
+
+
+def test_its_tests_fail_where_peers_are_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAREBOX_REQUIRE_PEERS", "1")
+    with pytest.raises(pytest.fail.Exception, match="no network"):
+        missing("Nutshell", REASON)
+
+
+def test_a_command_that_fails_says_why() -> None:
+    with pytest.raises(PeerUnavailable, match="ended with 3: broken"):
+        run([sys.executable, "-c", "import sys; print('broken'); sys.exit(3)"])
+    with pytest.raises(PeerUnavailable, match="could not be run"):
+        run(["there-is-no-such-command"])
+
+
+def test_a_process_that_ends_at_once_says_why(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no such setting')"]
+    process = PeerProcess(command, {}, tmp_path / "log")
+    with pytest.raises(PeerUnavailable, match="no such setting"):
+        process.wait_ready(f"http://127.0.0.1:{free_port()}", 30)
+
+
+def test_an_unknown_peer_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["no-such-peer"]) == 2
+    assert "nutshell" in capsys.readouterr().err
