@@ -6,6 +6,7 @@ earlier one left open. Never: a decision about money.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -45,7 +46,7 @@ from farebox.rails.cashu import (
 )
 from farebox.rails.cashu.offer import Offers
 from farebox.rails.rates.http import HttpRateSource
-from farebox.settings import ForeignPolicy, MintPolicy, Settings
+from farebox.settings import ChangePolicy, ForeignPolicy, MintPolicy, Settings
 from farebox.signer import Signer
 from farebox.stores.sqlite import SqliteStore
 from farebox.wire.cashu.model import normalize_mint_url
@@ -126,6 +127,7 @@ class Farebox:
             Offers(self.cashu.mints),
             owner=self.owner,
             public_url=public_url(self.settings),
+            change_as_credit=_changes_as_credit(self.settings.ecash.change),
         )
         self._idempotency = Idempotency(self.ledger, self.signer)
         self.api = create_api(self._api_context())
@@ -223,6 +225,11 @@ def _cashu_config(settings: Settings) -> CashuConfig:
         consolidate_proofs=settings.ecash.consolidate_proofs,
         limits=MintLimits(call_s=settings.ecash.mint_timeout_s),
     )
+
+
+def _changes_as_credit(order: Sequence[ChangePolicy]) -> bool:
+    """Whether the operator puts credit before money; a token always costs us nothing to give."""
+    return order[0] in (ChangePolicy.CREDIT, ChangePolicy.AGGREGATE)
 
 
 def public_url(settings: Settings) -> str:

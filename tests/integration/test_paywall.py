@@ -336,3 +336,33 @@ async def test_a_credential_nothing_can_handle_is_told_what_is_accepted(house: H
     told = await house.refused(BearerMoney("dollars"))
     assert told["status"] == 400
     assert "coin:…" in told["accepted"]
+
+
+async def test_a_payer_collects_small_change_on_a_key(house: House) -> None:
+    made = await house.keys.create("customer:k", KeyTerms())
+    assert isinstance(made, NewKey)
+    for coin in ("coin:a:25000", "coin:b:12000"):
+        headers = [
+            (b"x-cashu", coin.encode()),
+            (b"x-farebox-change", f"credit; key={made.key.id}".encode()),
+        ]
+        presented = house.paywall.read(headers)
+        assert isinstance(presented, EmbeddedMoney)
+        settled = await house.paywall.settle(await house.admit(presented), Usage(), Ended.COMPLETE)
+        assert settled.returned_msat == 0
+    assert await house.balance("customer:k") == 17_000
+
+
+@pytest.mark.parametrize("wish", [b"cash", b"credit; to=me", b"credit; key="])
+async def test_a_wish_for_change_that_nobody_understands_is_refused(
+    house: House, wish: bytes
+) -> None:
+    answer = house.paywall.read([(b"x-cashu", b"coin:a:25000"), (b"x-farebox-change", wish)])
+    assert isinstance(answer, Answer)
+    assert document(answer)["code"] == "change_not_understood"
+    unknown = house.paywall.read(
+        [(b"x-cashu", b"coin:a:25000"), (b"x-farebox-change", b"token; key=key_nobody")]
+    )
+    assert not isinstance(unknown, Answer)
+    assert (await house.refused(unknown))["code"] == "change_not_understood"
+    assert house.coins.taken == []

@@ -107,6 +107,7 @@ def told_again(request_id: str, request: Request, token: str, *, asked: bool) ->
         "quoted_msat": request.quote.maximum_msat,
         "charged_msat": request.charged_msat,
         "returned_msat": request.returned_msat,
+        "credited_msat": request.credited_msat,
         "token": token or None,
     }
     if request.change and not token:

@@ -16,6 +16,7 @@ import msgspec
 from farebox.paywall.model import (
     Answer,
     BearerMoney,
+    ChangeWish,
     EmbeddedMoney,
     Headers,
     KeyPresented,
@@ -86,12 +87,15 @@ def read(headers: Iterable[tuple[bytes, bytes]], accepted: Sequence[str]) -> Pre
     """Find the one payment in a request's headers; more than one is an error, none touched."""
     embedded: list[bytes] = []
     bearer: list[bytes] = []
+    wish: ChangeWish | None = ChangeWish()
     for name, value in headers:
         lowered = name.lower()
         if lowered == b"x-cashu":
             embedded.append(value)
         elif lowered == b"authorization" and value[:7].lower() == b"bearer ":
             bearer.append(value[7:].strip())
+        elif lowered == b"x-farebox-change":
+            wish = _wish(value)
     if len(embedded) + len(bearer) > 1:
         return problem(
             Problem(
@@ -104,13 +108,29 @@ def read(headers: Iterable[tuple[bytes, bytes]], accepted: Sequence[str]) -> Pre
         )
     if embedded:
         text = _text(embedded[0])
-        return EmbeddedMoney(text) if text else unreadable(accepted)
+        if wish is None:
+            return refusal("change_not_understood", f"X-Farebox-Change is {_WISH_FORM}.", {})
+        return EmbeddedMoney(text, wish) if text else unreadable(accepted)
     if bearer:
         text = _text(bearer[0])
         if not text:
             return unreadable(accepted)
         return KeyPresented(text) if text.startswith(_KEY_PREFIX) else BearerMoney(text)
     return NothingPresented()
+
+
+_WISH_FORM = '"token", "credit", or one of them and "; key=" with the id of an account key'
+
+
+def _wish(raw: bytes) -> ChangeWish | None:
+    way, _, parameter = (part.strip() for part in _text(raw).partition(";"))
+    name, _, key_id = parameter.partition("=")
+    if way not in _WAYS or (parameter and (name.strip() != "key" or not key_id)):
+        return None
+    return ChangeWish(_WAYS[way], key_id.strip())
+
+
+_WAYS = {"token": False, "credit": True}
 
 
 def _text(raw: bytes) -> str:

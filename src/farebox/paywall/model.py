@@ -37,10 +37,23 @@ class BearerMoney:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeWish:
+    """`X-Farebox-Change: [token|credit][; key=<key id>]`: how the payer wants the rest.
+
+    `as_credit` None leaves it to the operator. What does not go back as money stays on the
+    token's own account, or joins the account of the key, where small change adds up.
+    """
+
+    as_credit: bool | None = None
+    key_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddedMoney:
     """`X-Cashu: cashu…`: pays for this request, the rest comes back."""
 
     credential: str = field(repr=False)
+    wish: ChangeWish = ChangeWish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +114,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One paid request: its hold until settled, then what it came to.
 
     `credential` is the identity of the money embedded in it, "" for a request on an account;
-    `change` finds the change of it again.
+    `change` finds the change of it again. `credited_msat` is the part of the change that stays as
+    credit: on the money's own account, or on `change_account`.
     """
 
     account: str
@@ -113,9 +127,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     method: str = ""
     credential: str = ""
     checkpoint_msat: int = 0
-    maximum_msat: int = 0
+    change_as_credit: bool = False
+    change_account: str = ""
     charged_msat: int = 0
     returned_msat: int = 0
+    credited_msat: int = 0
     ended: str = ""
     settled_at: int = 0
     change: bytes = b""

@@ -49,6 +49,7 @@ from farebox.paywall.model import (
     Admission,
     Answer,
     BearerMoney,
+    ChangeWish,
     EmbeddedMoney,
     Ended,
     Headers,
@@ -94,7 +95,9 @@ class Paywall:
         *,
         owner: str,
         public_url: str,
+        change_as_credit: bool = False,
     ) -> None:
+        """`owner` names this process; `change_as_credit` holds where the payer says nothing."""
         self._ledger = ledger
         self._payments = payments
         self._keys = keys
@@ -102,6 +105,7 @@ class Paywall:
         self._cashu = cashu
         self._owner = owner
         self._public_url = public_url.rstrip("/")
+        self._change_as_credit = change_as_credit
         self._live: dict[str, _Live] = {}
         self._unsettled: dict[str, Bill] = {}
         self.prices = prices
@@ -139,8 +143,8 @@ class Paywall:
                 return await self._authorise_account(request_id, key.account, facts, quote)
             case BearerMoney(credential):
                 return await self._authorise_bearer(request_id, credential, facts, quote)
-            case EmbeddedMoney(credential):
-                return await self._authorise_embedded(credential, facts, quote)
+            case EmbeddedMoney():
+                return await self._authorise_embedded(presented, facts, quote)
             case _:
                 assert_never(presented)
 
@@ -180,11 +184,14 @@ class Paywall:
         return await self._authorise_account(request_id, account, facts, quote)
 
     async def _authorise_embedded(
-        self, credential: str, facts: RequestFacts, quote: Quote
+        self, presented: EmbeddedMoney, facts: RequestFacts, quote: Quote
     ) -> Admission | Answer:
-        credentials = await self._parse(credential)
+        credentials = await self._parse(presented.credential)
         if isinstance(credentials, Answer):
             return credentials
+        change_account = await self._change_account(presented.wish)
+        if isinstance(change_account, Answer):
+            return change_account
         # One credential pays for one request: its id follows from the money, so that the same
         # money again finds the same request.
         request_id = request_of(credentials)
@@ -193,7 +200,14 @@ class Paywall:
         if await self._ledger.store.get(REQUEST, request_id) is not None:
             return await self._told_again(request_id)
         account = token_account(credentials.identity_or_hash)
-        request = self._request(account, also_hold_id(credentials), quote, credentials)
+        as_credit = presented.wish.as_credit
+        request = msgspec.structs.replace(
+            self._request(account, also_hold_id(credentials), quote),
+            method=credentials.payment_type,
+            credential=credentials.identity_or_hash,
+            change_as_credit=self._change_as_credit if as_credit is None else as_credit,
+            change_account=change_account,
+        )
         also = Changes(
             (Hold(account, REVENUE, quote.maximum_msat, "request"),),
             (Put(REQUEST, request_id, request, ABSENT),),
@@ -226,22 +240,24 @@ class Paywall:
             return self._admit(request_id, request)
         return await self._told_again(request_id)
 
-    def _request(
-        self,
-        account: str,
-        hold: str,
-        quote: Quote,
-        credentials: PaymentCredentials | None = None,
-    ) -> Request:
+    def _request(self, account: str, hold: str, quote: Quote) -> Request:
         return Request(
             account=account,
             hold=hold,
             owner=self._owner,
             quote=quote,
             created_at=self.clock.now_ns(),
-            method=credentials.payment_type if credentials else "",
-            credential=credentials.identity_or_hash if credentials else "",
         )
+
+    async def _change_account(self, wish: ChangeWish) -> str | Answer:
+        if not wish.key_id:
+            return ""
+        key = await self._keys.by_id(wish.key_id)
+        if key is None:
+            return dialects.refusal(
+                "change_not_understood", "X-Farebox-Change names a key that does not exist.", {}
+            )
+        return key.account
 
     async def _hold(self, request_id: str, request: Request) -> Outcome:
         maximum_msat = request.quote.maximum_msat
@@ -324,8 +340,10 @@ class Paywall:
                 if row.value.state is RequestState.SETTLED:
                     return row.value
                 live = _Live(row.value, row.version)
-            change = await self._plan_change(request_id, live.request, bill)
-            done = settled(live.request, bill, change, self.clock.now_ns())
+            request = live.request
+            left = await self._left(request, bill)
+            change = await self._plan_change(request_id, request, left)
+            done = settled(request, bill, left, change, self.clock.now_ns())
             unit = settling_unit(request_id, live.version, done, change)
             outcome = await self._ledger.store.commit(unit)
             if isinstance(outcome, Applied):
@@ -334,14 +352,20 @@ class Paywall:
             live = None
         raise StoreError(f"request {request_id} lost too many races; it is settled by recovery")
 
+    async def _left(self, request: Request, bill: Bill) -> int:
+        """The change of a request: what is left of the money embedded in it, hold and all."""
+        if not request.credential:
+            return 0
+        available = await self._available(request.account)
+        return available + request.quote.maximum_msat - bill.charged_msat
+
     async def _plan_change(
-        self, request_id: str, request: Request, bill: Bill
+        self, request_id: str, request: Request, left: int
     ) -> PlannedChange | None:
         if not request.credential:
             return None
-        held = request.quote.maximum_msat
-        left = await self._available(request.account) + held - bill.charged_msat
-        return await self._payments.methods[request.method].plan_change(request_id, left)
+        method = self._payments.methods[request.method]
+        return await method.plan_change(request_id, 0 if request.change_as_credit else left)
 
     async def _change(self, request: Request) -> str:
         if not request.change:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import msgspec
 
 from farebox.clock import iso
-from farebox.ledger.model import Event, Post, Put, Step, Transfer, Unit, Void
+from farebox.ledger.model import Event, Kind, Open, Post, Put, Step, Transfer, Unit, Void
+from farebox.money import BTC
 from farebox.payments import PlannedChange
 from farebox.paywall.model import REQUEST, Ended, Request, RequestState
 from farebox.pricing.usage import Usage
@@ -24,13 +25,17 @@ class Bill:
     usage: Usage
 
 
-def settled(request: Request, bill: Bill, change: PlannedChange | None, now_ns: int) -> Request:
-    """The request row after it ended."""
+def settled(
+    request: Request, bill: Bill, left_msat: int, change: PlannedChange | None, now_ns: int
+) -> Request:
+    """The request row after it ended; `left_msat` is the change, as money and as credit."""
+    returned_msat = change.amount_msat if change else 0
     return msgspec.structs.replace(
         request,
         state=RequestState.SETTLED,
         charged_msat=bill.charged_msat,
-        returned_msat=change.amount_msat if change else 0,
+        returned_msat=returned_msat,
+        credited_msat=left_msat - returned_msat,
         ended=bill.ended,
         settled_at=now_ns,
         change=change.reference if change and change.amount_msat else b"",
@@ -48,6 +53,11 @@ def settling_unit(
         puts += change.puts
         if change.amount_msat:
             steps += (Transfer(done.account, change.custody, change.amount_msat, "change"),)
+    if done.change_account and done.credited_msat:
+        steps += (
+            Open(done.change_account, BTC.code, Kind.CUSTOMER),
+            Transfer(done.account, done.change_account, done.credited_msat, "change"),
+        )
     event = Event(
         "payment.completed",
         done.account,
@@ -55,6 +65,7 @@ def settling_unit(
             "request_id": request_id,
             "charged_msat": charged,
             "returned_msat": done.returned_msat,
+            "credited_msat": done.credited_msat,
             "ended": done.ended,
         },
     )
@@ -68,6 +79,7 @@ def receipt_facts(request_id: str, request: Request, usage: Usage) -> dict[str, 
         "quoted_msat": request.quote.maximum_msat,
         "charged_msat": request.charged_msat,
         "returned_msat": request.returned_msat,
+        "credited_msat": request.credited_msat,
         "ended": request.ended,
         "at": iso(request.settled_at),
     }
