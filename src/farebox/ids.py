@@ -11,12 +11,15 @@ import secrets
 import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+#: Ten bits at a time: every request takes an id, so the fewer steps the better.
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_SHIFTS = range(120, -10, -10)
 
 
 def new_id(prefix: str) -> str:
     """A fresh id such as `req_01jd…`: 48 bits of milliseconds, 80 random bits, Crockford base32."""
     value = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10))
-    return prefix + "_" + "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -5, -5))
+    return prefix + "_" + "".join([_PAIRS[value >> shift & 1023] for shift in _SHIFTS])
 
 
 def derived_id(prefix: str, *parts: bytes | str) -> str:
