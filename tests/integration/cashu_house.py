@@ -61,6 +61,7 @@ class House:
 
     path: Path
     config: CashuConfig
+    signer: Signer = SIGNER
     clock: ManualClock = field(default_factory=lambda: ManualClock(SystemClock().now_ns()))
 
     async def open(self) -> None:
@@ -69,10 +70,10 @@ class House:
         self.store = FragileStore(self.path, (OPERATION, DEPOSIT, *RECORDS), clock=self.clock)
         self.ledger = Ledger(self.store, self.clock)
         self.operations = Operations(self.ledger, "test")
-        self.method = CashuMethod(self.config, self.ledger, SIGNER, self.session, self.guarded)
+        self.method = CashuMethod(self.config, self.ledger, self.signer, self.session, self.guarded)
         self.methods = PaymentMethods()
         self.methods.register(self.method)
-        self.payments = Payments(self.ledger, self.operations, self.methods, SIGNER)
+        self.payments = Payments(self.ledger, self.operations, self.methods, self.signer)
         await self.method.start()
 
     async def close(self) -> None:
