@@ -207,6 +207,8 @@ _REFUSALS: Mapping[str, tuple[int, str]] = {
     "key_unknown": (401, "Unknown key"),
     "key_revoked": (401, "Revoked key"),
     "key_expired": (401, "Expired key"),
+    "already_credited": (409, "Credited before"),
+    "keys_exhausted": (503, "No more keys"),
     "mint_unavailable": (503, "Mint unavailable"),
     "custody_full": (503, "No more accepted at this mint"),
     "busy": (503, "Busy"),
