@@ -17,6 +17,10 @@ from farebox.paywall.dialects import CREDENTIAL_MAX_CHARS, refusal, unreadable
 from farebox.paywall.model import Answer, BearerMoney, KeyPresented
 
 _HINT_CHARS = 6
+_CREDITED_ELSEWHERE = (
+    "The money is on the account it was credited to. If that is the token's own, the token as "
+    "bearer opens it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +80,11 @@ async def take(
     received = await context.payments.receive(credentials, account)
     if not isinstance(received, Refusal):
         return received
-    context.failures.failed(incoming.address)
-    if received.code == "already_credited":
-        return refused(
-            received,
-            "The money is on the account it was credited to. If that is the token's own, the token "
-            "as bearer opens it.",
-        )
-    return refused(received)
+    money = _CREDITED_ELSEWHERE if received.code == "already_credited" else ""
+    answer = refused(received, money)
+    if answer.status < 500:  # what is our fault or the mint's is not held against the caller
+        context.failures.failed(incoming.address)
+    return answer
 
 
 async def _by_key(
@@ -93,11 +94,12 @@ async def _by_key(
     if isinstance(key, KeyRefused):
         if key.reason is KeyRefusedReason.EXPIRED and key.key is not None and expired_too:
             return _owner(key.key)
-        # Known keys are never shut out: behind a shared proxy all callers have one address.
-        wait_s = context.failures.wait_s(incoming.address)
-        if wait_s:
-            return too_many_failures(wait_s)
-        context.failures.failed(incoming.address)
+        if key.reason is KeyRefusedReason.UNKNOWN:
+            # Known keys are never shut out: behind a shared proxy all callers have one address.
+            wait_s = context.failures.wait_s(incoming.address)
+            if wait_s:
+                return too_many_failures(wait_s)
+            context.failures.failed(incoming.address)
         return refusal(f"key_{key.reason.value}", key.message, {})
     return _owner(key)
 

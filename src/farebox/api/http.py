@@ -56,7 +56,7 @@ def document(body: Mapping[str, Any], status: int = 200, headers: Headers = ()) 
 
 
 def read_json(incoming: Incoming, shape: type[T]) -> T | Answer:
-    """The body as `shape`; an empty one has every default. Members nobody knows are ignored."""
+    """The body as `shape`; an empty one has every default."""
     try:
         return msgspec.json.decode(incoming.body or b"{}", type=shape)
     except msgspec.ValidationError as error:

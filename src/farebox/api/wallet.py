@@ -41,8 +41,11 @@ class TopUpRequest(msgspec.Struct, frozen=True, kw_only=True):
     cashu_token: str = ""
 
 
-class RefundBody(msgspec.Struct, frozen=True, kw_only=True):
-    """How much to give back (None: all) and where to; one name for the address is enough."""
+class RefundBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much to give back (None: all) and where to; one name for the address is enough.
+
+    Unknown members are refused: a misspelt amount must not empty the account.
+    """
 
     amount_msat: int | None = None
     destination: str = ""

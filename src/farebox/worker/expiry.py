@@ -1,9 +1,9 @@
 """Keys past their expiry: what is left on their account goes to their refund address.
 
-| boundary                     | what can fail | recovery                                           |
-|------------------------------|---------------|----------------------------------------------------|
-| before the refund is opened  | anything      | the key is still due; the next run tries again     |
-| refund opened → key EXPIRED  | we stop       | the next run finds the same refund by the key's id |
+| boundary                    | what can fail | recovery                                           |
+|-----------------------------|---------------|----------------------------------------------------|
+| before the refund is opened | anything      | the key is still due; the next run tries again     |
+| refund opened → key EXPIRED | we stop       | the next run finds the same refund by the key's id |
 
 A key without a refund address keeps its balance: its owner takes it out with the expired key.
 """
