@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,19 @@ async def states(peer: Nutshell, proofs: tuple[Proof, ...]) -> set[ProofState]:
         return set(await mint.check_state(ys(proofs)))
 
 
+async def settled_state(peer: Nutshell, quote: str) -> MeltQuoteState:
+    """Asked while Nutshell itself is settling its pending melts after a start, it may trip over
+    its own feet once: 400, code 0, a unique constraint. Such an answer settles nothing."""
+    async with connected(peer.url) as mint:
+        for _ in range(20):
+            try:
+                return (await mint.melt_quote_state(quote)).state
+            except RailRejected as error:
+                assert error.code == 0
+                await asyncio.sleep(0.1)
+    raise AssertionError("Nutshell did not settle the melt")
+
+
 async def test_a_payment_that_hangs_is_pending_until_it_is_settled(own_nutshell: Nutshell) -> None:
     inputs = await fill(own_nutshell, 128)
     own_nutshell.restart(PENDING)
@@ -62,8 +76,7 @@ async def test_a_payment_that_hangs_is_pending_until_it_is_settled(own_nutshell:
     assert await states(own_nutshell, inputs) == {ProofState.PENDING}
 
     own_nutshell.restart(SETTLED)
-    async with connected(own_nutshell.url) as mint:
-        assert (await mint.melt_quote_state(quote.quote)).state is MeltQuoteState.PAID
+    assert await settled_state(own_nutshell, quote.quote) is MeltQuoteState.PAID
     assert await states(own_nutshell, inputs) == {ProofState.SPENT}
 
 
