@@ -1,0 +1,340 @@
+"""What only a SQLite book can suffer: full disks, failing disks, locks, foreign files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import apsw
+import pytest
+
+from farebox.clock import ManualClock
+from farebox.errors import OutcomeUnknown, StoreBusy, StoreCorrupt, StoreError, StoreLocked
+from farebox.ledger.invariants import Verified, verify
+from farebox.ledger.model import (
+    ABSENT,
+    Applied,
+    Hold,
+    Kind,
+    Open,
+    Outcome,
+    Put,
+    Replayed,
+    Transfer,
+    Unit,
+)
+from farebox.ledger.records import RecordType
+from farebox.ledger.replay import Broken
+from farebox.stores.sqlite import SqliteStore, writer
+from farebox.stores.sqlite.audit import SqliteAuditReader
+from farebox.stores.sqlite.schema import SCHEMA_VERSION
+from tests.contract.store.books import COUNTER, JOB, RECORDS, Job, available, fund
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "book.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(path, RECORDS)
+    yield store
+    await store.close()
+
+
+def verified(path: Path) -> Verified:
+    with SqliteAuditReader(path, RECORDS) as reader:
+        result = verify(reader)
+    assert not isinstance(result, Broken), str(result)
+    return result[0]
+
+
+def pay(number: int | str) -> Unit:
+    return Unit(f"p:{number}", (Transfer("a", "b", 1, "x"),))
+
+
+# ── a full disk ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_full_disk_stores_nothing_and_later_it_works_again(
+    path: Path, store: SqliteStore
+) -> None:
+    await fund(store)
+    before = verified(path)
+    pages = store._writer._db.pragma("page_count")
+    store._writer._db.pragma("max_page_count", pages)
+    large = [
+        Unit(
+            f"l:{n}", (Transfer("a", "b", 1, "x"),), (Put(JOB, f"{n}", Job(owner="x" * 9_000), 0),)
+        )
+        for n in range(40)
+    ]
+    told = await asyncio.gather(*(store.commit(unit) for unit in large), return_exceptions=True)
+    assert all(type(outcome) is StoreError for outcome in told)
+    assert verified(path) == before
+    assert await available(store, "b") == 0
+    store._writer._db.pragma("max_page_count", 1_000_000)
+    told = await asyncio.gather(*(store.commit(unit) for unit in large))
+    assert all(isinstance(outcome, Applied) for outcome in told)
+    assert await available(store, "b") == 40
+    assert verified(path).seq == before.seq + 40
+
+
+# ── a failing disk ───────────────────────────────────────────────────────────────────────────────
+
+
+class Disk:
+    """Which operations on the write-ahead log fail, and how often."""
+
+    def __init__(self) -> None:
+        self.syncs_failing = 0
+
+    def check_sync(self) -> None:
+        if self.syncs_failing:
+            self.syncs_failing -= 1
+            raise apsw.IOError("the disk says no")
+
+
+class FaultyFile(apsw.VFSFile):
+    def __init__(self, disk: Disk, name: str | apsw.URIFilename, flags: list[int]) -> None:
+        super().__init__("unix", name, flags)
+        path = name if isinstance(name, str) else name.filename()
+        self._disk = disk if str(path).endswith("-wal") else Disk()
+
+    def xSync(self, flags: int) -> None:  # noqa: N802
+        self._disk.check_sync()
+        super().xSync(flags)
+
+
+class FaultyVFS(apsw.VFS):
+    """The machine's own file system, with a disk that fails when told to."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        super().__init__("faulty", "unix", makedefault=True)
+
+    def xOpen(  # noqa: N802
+        self, name: str | apsw.URIFilename | None, flags: list[int]
+    ) -> apsw.VFSFile:
+        return FaultyFile(self._disk, name or "", flags)
+
+
+@contextmanager
+def failing_disk() -> Iterator[Disk]:
+    disk = Disk()
+    vfs = FaultyVFS(disk)
+    try:
+        yield disk
+    finally:
+        vfs.unregister()
+
+
+async def test_a_commit_that_fails_and_is_overwritten_did_not_happen(path: Path) -> None:
+    with failing_disk() as disk:
+        store = SqliteStore(path, RECORDS)
+        await fund(store)
+        disk.syncs_failing = 1
+        with pytest.raises(StoreError) as told:
+            await store.commit(pay(1))
+        assert not isinstance(told.value, OutcomeUnknown)
+        assert await store.outcome("p:1") is None
+        assert await available(store, "b") == 0
+        assert isinstance(await store.commit(pay(1)), Applied)
+        await store.close()
+    assert verified(path).seq == 2
+
+
+async def test_a_commit_whose_answer_is_lost_is_unknown_until_it_is_known(path: Path) -> None:
+    with failing_disk() as disk:
+        store = SqliteStore(path, RECORDS)
+        await fund(store)
+        disk.syncs_failing = 1_000
+        commits = [asyncio.create_task(store.commit(pay(n))) for n in range(3)]
+        told = await asyncio.gather(*commits, return_exceptions=True)
+        # Whoever was in the failed COMMIT cannot know; who came later was not begun.
+        assert isinstance(told[0], OutcomeUnknown)
+        assert told[0].unit_id == "p:0"
+        assert all(isinstance(outcome, StoreError) for outcome in told)
+        with pytest.raises(StoreError):
+            await store.outcome("p:0")
+        with pytest.raises(StoreError):
+            await store.commit(pay(9))
+        disk.syncs_failing = 0
+        assert await store.outcome("p:0") is None
+        assert isinstance(await store.commit(pay(0)), Applied)
+        assert await available(store, "b") == 1
+        await store.close()
+    assert verified(path).seq == 2
+
+
+async def test_a_crash_in_doubt_leaves_a_whole_book(path: Path, tmp_path: Path) -> None:
+    """The frames of the failed COMMIT may come to life: whole, and under the same id."""
+    with failing_disk() as disk:
+        store = SqliteStore(path, RECORDS)
+        await fund(store)
+        disk.syncs_failing = 1_000
+        with pytest.raises(OutcomeUnknown):
+            await store.commit(pay(1))
+        for name in ("book.db", "book.db-wal"):
+            shutil.copy(tmp_path / name, tmp_path / name.replace("book", "crashed"))
+        disk.syncs_failing = 0
+        await store.close()
+    again = SqliteStore(tmp_path / "crashed.db", RECORDS)
+    known = await again.outcome("p:1")
+    assert await available(again, "b") == (1 if known else 0)
+    assert isinstance(await again.commit(pay(1)), Replayed if known else Applied)
+    assert await available(again, "b") == 1
+    await again.close()
+    verified(tmp_path / "crashed.db")
+
+
+# ── the queue ────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_full_queue_refuses_before_anything_is_done(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fund(store)
+    monkeypatch.setattr(writer, "QUEUE_MAX", 10)
+    told = await asyncio.gather(*(store.commit(pay(n)) for n in range(400)), return_exceptions=True)
+    done = [n for n, outcome in enumerate(told) if isinstance(outcome, Applied)]
+    busy = [n for n, outcome in enumerate(told) if isinstance(outcome, StoreBusy)]
+    assert len(done) + len(busy) == 400
+    assert busy
+    assert await available(store, "b") == len(done)
+    assert await store.outcome(f"p:{busy[0]}") is None
+
+
+async def test_many_due_holds_slow_down_no_batch_that_does_not_touch_them(path: Path) -> None:
+    """The scan for due holds must not read those of other accounts."""
+    clock = ManualClock()
+    store = SqliteStore(path, RECORDS, clock=clock)
+    await fund(store, 10_000)
+    await fund(store, 10_000, "b")
+    holds = tuple(Hold("a", "revenue", 1, "x", 1_000) for _ in range(5_000))
+    await store.commit(Unit("h", holds))
+    clock.advance(10)
+    read = 0
+
+    def count(_: object) -> None:
+        nonlocal read
+        read += 1
+
+    store._writer._db.trace_v2(apsw.SQLITE_TRACE_ROW, count)
+    other = (Open("z", "BTC", Kind.CUSTOMER), Transfer("b", "z", 1, "x"))
+    assert isinstance(await store.commit(Unit("u", other)), Applied)
+    store._writer._db.trace_v2(0, None)
+    assert 0 < read < 20
+    assert await store.expire_due() == 5_000
+    await store.close()
+    verified(path)
+
+
+async def test_a_batch_reads_what_it_needs_and_not_the_whole_book(
+    path: Path, store: SqliteStore
+) -> None:
+    await fund(store)
+    await asyncio.gather(*(store.commit(pay(n)) for n in range(900)))
+    steps: list[str] = []
+    db = store._writer._db
+    for sql in (
+        "SELECT at FROM units INDEXED BY units_id WHERE book = 1 AND id IN carray(?)",
+        "SELECT id FROM accounts WHERE book = 1 AND id IN carray(?)",
+        "SELECT id FROM holds WHERE book = 1 AND id IN carray(?)",
+        "SELECT key FROM record_test_job WHERE book = 1 AND key IN carray(?)",
+        "SELECT id FROM holds INDEXED BY holds_debit WHERE book = 1 AND debit IN carray(?) "
+        "AND state = 'open' AND expires_at > 0 AND expires_at <= 9",
+    ):
+        plan = db.execute(f"EXPLAIN QUERY PLAN {sql}", (apsw.carray(("x",)),)).fetchall()
+        steps.append(str(plan[0][3]))
+    assert all(
+        step.startswith("SEARCH ") and ("=? AND " in step) and "(book=?)" not in step
+        for step in steps
+    ), steps
+
+
+# ── whose book it is ─────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_book_that_is_open_is_nobody_elses(path: Path, store: SqliteStore) -> None:
+    with pytest.raises(StoreLocked, match=str(os.getpid())):
+        SqliteStore(path, RECORDS)
+    code = (
+        "import asyncio, pathlib, sys\n"
+        "from farebox.errors import StoreLocked\n"
+        "from farebox.stores.sqlite import SqliteStore\n"
+        "async def main():\n"
+        "    try: SqliteStore(pathlib.Path(sys.argv[1]), ())\n"
+        "    except StoreLocked: print('locked')\n"
+        "asyncio.run(main())\n"
+    )
+    run = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", code, str(path)], capture_output=True, check=True
+    )
+    assert run.stdout == b"locked\n"
+
+
+async def test_a_closed_book_may_be_opened_again(path: Path) -> None:
+    for _ in range(3):
+        store = SqliteStore(path, RECORDS)
+        await store.close()
+
+
+async def test_a_newer_schema_is_refused_and_the_file_let_go(path: Path) -> None:
+    await SqliteStore(path, RECORDS).close()
+    db = apsw.Connection(str(path))
+    db.pragma("user_version", SCHEMA_VERSION + 1)
+    db.close()
+    for _ in range(2):
+        with pytest.raises(StoreCorrupt, match="run a newer farebox"):
+            SqliteStore(path, RECORDS)
+    db = apsw.Connection(str(path))
+    db.pragma("user_version", SCHEMA_VERSION)
+    db.close()
+    await SqliteStore(path, RECORDS).close()
+
+
+@pytest.fixture
+def letter(path: Path) -> Path:
+    path.write_bytes(b"hello, I am a letter" * 500)
+    return path
+
+
+async def test_what_is_no_database_is_refused(letter: Path) -> None:
+    with pytest.raises(StoreCorrupt, match="no database"):
+        SqliteStore(letter, RECORDS)
+    with pytest.raises(StoreError, match="cannot open"):
+        SqliteStore(letter / "beneath", RECORDS)
+
+
+async def test_a_book_is_readable_by_its_owner_alone(path: Path, store: SqliteStore) -> None:
+    await fund(store)
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+async def test_two_kinds_of_row_never_share_a_table(path: Path) -> None:
+    with pytest.raises(ValueError, match="share a table"):
+        SqliteStore(path, (JOB, RecordType("test_job", Job)))
+    await SqliteStore(path, RECORDS).close()
+
+
+async def test_a_kind_that_was_not_declared_fails_its_caller_alone(store: SqliteStore) -> None:
+    await fund(store)
+    stranger = Unit("s", puts=(Put(RecordType("test.stranger", Job), "k", Job(), ABSENT),))
+    told: list[Outcome | BaseException] = await asyncio.gather(
+        *(store.commit(pay(n)) for n in range(20)), store.commit(stranger), return_exceptions=True
+    )
+    assert all(isinstance(outcome, Applied) for outcome in told[:-1])
+    assert isinstance(told[-1], StoreError)
+    with pytest.raises(StoreError):
+        await store.get(RecordType("test.stranger", Job), "k")
+    assert await store.get(COUNTER, "k") is None
