@@ -29,7 +29,7 @@ _REASON_MAX_CHARS = 200
 _ADDRESS = re.compile(r"([a-z0-9._+-]{1,64})@([a-z0-9.-]{1,253}(?::[0-9]{1,5})?)")
 _INVOICE = re.compile(r"ln(bc|tb|tbs|sb|bcrt)[0-9]", re.IGNORECASE)
 _T = TypeVar("_T")
-_Msat = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+_Msat = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 @dataclass(frozen=True, slots=True)
