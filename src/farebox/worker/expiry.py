@@ -26,7 +26,9 @@ _log = structlog.get_logger("farebox.expiry")
 _PAGES_MAX = 50
 _PAGE = 100
 #: Refusals that pass by themselves.
-_PASSING = frozenset({"busy", "mint_unavailable", "rail_unavailable", "insufficient_balance"})
+_PASSING = frozenset(
+    {"busy", "mint_unavailable", "rail_unavailable", "insufficient_balance", "insufficient_funds"}
+)
 
 
 class KeyExpiry:
