@@ -192,6 +192,10 @@ class PriceBook:
         self._found: dict[tuple[str, str, str | None], _Entry | None] = {}
         self._body_needed: dict[tuple[str, str], bool] = {}
 
+    def with_rules(self, rules: Sequence[Rule]) -> PriceBook:
+        """The same book with other rules."""
+        return PriceBook(rules, bounds=self.bounds, quote_ttl_s=self._ttl_ns // NS_PER_S)
+
     def quote(
         self, facts: RequestFacts, rates: Mapping[Currency, Rate], now_ns: int, quote_id: str
     ) -> Quote | NoPrice | RateStale:

@@ -1,0 +1,74 @@
+"""ASGI, as far as a gateway needs it: a request's body in, an answer out, a caller that leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Final
+
+from farebox.errors import FareboxError, InvalidInput
+from farebox.paywall.model import Answer
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+#: What a header costs beside its name and its value, so that empty ones count too.
+_HEADER_OVERHEAD_BYTES: Final = 4
+
+
+class BodyTooLarge(InvalidInput):
+    """A request body is longer than its limit."""
+
+
+class CallerLeft(FareboxError):
+    """The caller hung up before its request was whole."""
+
+
+async def read_body(receive: Receive, bytes_max: int) -> bytes:
+    """The whole request body. Raises BodyTooLarge, CallerLeft."""
+    message = await receive()
+    if not message.get("more_body") and message["type"] == "http.request":
+        whole: bytes = message.get("body", b"")
+        if len(whole) > bytes_max:
+            raise BodyTooLarge
+        return whole
+    body = bytearray()
+    while True:
+        if message["type"] == "http.disconnect":
+            raise CallerLeft
+        body += message.get("body", b"")
+        if len(body) > bytes_max:
+            raise BodyTooLarge
+        if not message.get("more_body"):
+            return bytes(body)
+        message = await receive()
+
+
+def header(headers: RawHeaders, name: bytes) -> bytes:
+    """The first value of a header by its lower-case name; empty where there is none."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return b""
+
+
+def declared_length(headers: RawHeaders) -> int:
+    """What `Content-Length` says; 0 where it says nothing readable."""
+    text = header(headers, b"content-length")
+    return int(text) if text.isdigit() and len(text) < 19 else 0
+
+
+def headers_bytes(headers: RawHeaders) -> int:
+    """How large headers are together."""
+    return sum(len(name) + len(value) + _HEADER_OVERHEAD_BYTES for name, value in headers)
+
+
+async def send_answer(send: Send, answer: Answer, *, method: str = "GET") -> None:
+    """One whole answer; without its body where the method is HEAD."""
+    await send(
+        {"type": "http.response.start", "status": answer.status, "headers": list(answer.headers)}
+    )
+    await send({"type": "http.response.body", "body": b"" if method == "HEAD" else answer.body})

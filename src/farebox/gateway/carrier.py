@@ -1,0 +1,108 @@
+"""The tasks that carry requests, so that no caller and no server that gives up cancels one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from farebox.errors import StoreError
+from farebox.gateway import problems
+from farebox.gateway.asgi import Receive, Send
+from farebox.gateway.delivery import Call, Delivery, Supervision, Watch, Why
+from farebox.gateway.exchange import Exchange
+from farebox.paywall.model import Admission, Answer, Ended, Presented
+from farebox.paywall.service import Paywall
+from farebox.pricing.request import RequestFacts
+from farebox.pricing.tokens import TokenCounter
+from farebox.pricing.usage import Usage
+
+_log = structlog.get_logger("farebox.gateway")
+
+
+class Carrier:
+    """Carries requests from their authorising to their settling, and stops when all are settled."""
+
+    def __init__(
+        self, paywall: Paywall, counter: TokenCounter, supervision: Supervision | None = None
+    ) -> None:
+        self.paywall = paywall
+        self._counter = counter
+        self._supervision = supervision or Supervision()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._deliveries: dict[asyncio.Task[Any], Delivery] = {}
+        self._abandoned: set[asyncio.Task[Any]] = set()
+        self.is_stopping = False
+
+    @property
+    def running(self) -> int:
+        """How many requests are being carried."""
+        return len(self._tasks)
+
+    async def carry(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` in a task of its own, and wait for it as long as one waits for this.
+
+        A server that stops waiting has lost its caller, or its patience: what was delivered until
+        then is settled.
+        """
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._abandoned.add(task)
+            task.add_done_callback(self._abandoned.discard)
+            if task in self._deliveries:
+                self._deliveries[task].interrupt(Why.CALLER_LEFT)
+            raise
+
+    async def authorise(self, presented: Presented, facts: RequestFacts) -> Admission | Answer:
+        """Hold what a request can cost. The answer is a 503 where the books cannot be written."""
+        try:
+            return await self.paywall.authorise(presented, facts)
+        except StoreError as error:
+            _log.warning("request.not_authorised", error=str(error))
+            return problems.books_closed(held=False)
+
+    async def deliver(
+        self,
+        admission: Admission,
+        call: Call,
+        opening: Callable[[], Awaitable[Exchange]],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Forward an admitted request, settle it, finish its answer."""
+        task = asyncio.current_task()
+        assert task is not None
+        if task in self._abandoned:
+            await self._release(admission)
+            return
+        delivery = Delivery(self.paywall, admission, call, self._counter, self._supervision, send)
+        self._deliveries[task] = delivery
+        watch = Watch(delivery, receive, call.patience)
+        try:
+            await delivery.run(opening())
+        finally:
+            watch.stop()
+            del self._deliveries[task]
+
+    async def _release(self, admission: Admission) -> None:
+        """Give back what was held for a request that will not be forwarded."""
+        try:
+            await self.paywall.settle(admission, Usage(), Ended.REFUSED)
+        except StoreError:
+            _log.exception("request.unsettled", request=admission.request_id)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take nothing new, let what runs go on for `grace_s`, cut and settle the rest."""
+        self.is_stopping = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace_s)
+        for delivery in tuple(self._deliveries.values()):
+            delivery.interrupt(Why.STOPPING)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
