@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import aiohttp
 
-from farebox.api import ApiContext, create_api
+from farebox.api import ApiContext, create_api, owns_path
 from farebox.api.totals import TOTALS
 from farebox.clock import Clock, SystemClock
 from farebox.errors import StoreError
+from farebox.gateway import Catalogue, Gateway, Limits, UpstreamConfig, Upstreams
+from farebox.gateway.asgi import App
 from farebox.identity import RECORDS as IDENTITY_RECORDS
 from farebox.identity import FailureLimit, Idempotency, Keys
 from farebox.ids import new_id
@@ -35,6 +37,7 @@ from farebox.pricing.book import PriceBook
 from farebox.pricing.model import Currency
 from farebox.pricing.parse import parse_rules
 from farebox.pricing.rates import MedianFeed, Rate, RateFeed, StaticFeed, msat_per_unit
+from farebox.pricing.tokens import local_tokenizer
 from farebox.rails.cashu import RECORDS as CASHU_RECORDS
 from farebox.rails.cashu import (
     CashuConfig,
@@ -46,7 +49,14 @@ from farebox.rails.cashu import (
 )
 from farebox.rails.cashu.offer import Offers
 from farebox.rails.rates.http import HttpRateSource
-from farebox.settings import ChangePolicy, ForeignPolicy, MintPolicy, Settings
+from farebox.settings import (
+    ChangePolicy,
+    ForeignPolicy,
+    GatewaySettings,
+    MintPolicy,
+    Settings,
+    UpstreamSettings,
+)
 from farebox.signer import Signer
 from farebox.stores.sqlite import SqliteStore
 from farebox.wire.cashu.model import normalize_mint_url
@@ -81,7 +91,8 @@ class Farebox:
         self.clock = clock or SystemClock()
         self.signer = Signer(root_key)
         self.owner = new_id("proc")
-        self.prices = Prices(PriceBook(parse_rules(settings.prices)))
+        self._rules = parse_rules(settings.prices)
+        self.prices = Prices(PriceBook(self._rules))
         self._closing = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -131,11 +142,26 @@ class Farebox:
         )
         self._idempotency = Idempotency(self.ledger, self.signer)
         self.api = create_api(self._api_context())
+        upstreams = await self._closing.enter_async_context(
+            Upstreams([_upstream_config(one) for one in self.settings.upstreams])
+        )
+        self._catalogue = Catalogue(upstreams, self.prices, self.clock, self._rules)
+        self.app = Gateway(
+            self.paywall,
+            upstreams,
+            local_tokenizer(),
+            _limits(self.settings.gateway),
+            api=cast("App", self.api),
+            owns_path=owns_path,
+            catalogue=self._catalogue,
+        )
         await self._open_accounts()
         await self.cashu.start()
         worker = Worker(self._jobs())
         worker.start()
         self._closing.push_async_callback(worker.stop)
+        # Left first: what runs is settled while everything it needs is still open.
+        self._closing.push_async_callback(self.app.stop)
 
     def _methods(self) -> PaymentMethods:
         methods = PaymentMethods()
@@ -172,6 +198,10 @@ class Farebox:
             Job("keys", _KEYS_EVERY_S, expiry.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
         ]
+        refreshes = [one.models_refresh_s for one in self.settings.upstreams]
+        if any(refreshes):
+            every_s = min(filter(None, refreshes))
+            jobs.append(Job("models", every_s, self._catalogue.refresh))
         feed = _rate_feed(self.settings, self.session, self.clock)
         if feed is not None:
             refresh = _RateRefresh(feed, self.prices)
@@ -204,6 +234,30 @@ def _rate_feed(settings: Settings, session: aiohttp.ClientSession, clock: Clock)
         max_age_s=rates.age_max_s,
         refresh_s=rates.refresh_s,
         min_sources=rates.sources_min,
+    )
+
+
+def _upstream_config(upstream: UpstreamSettings) -> UpstreamConfig:
+    return UpstreamConfig(
+        urls=upstream.urls,
+        path=upstream.path,
+        headers={name: secret.reveal() for name, secret in upstream.headers.items()},
+        connect_timeout_s=upstream.connect_timeout_s,
+        first_byte_timeout_s=upstream.first_byte_timeout_s,
+        idle_timeout_s=upstream.idle_timeout_s,
+        states_prices=upstream.models_refresh_s > 0,
+    )
+
+
+def _limits(gateway: GatewaySettings) -> Limits:
+    return Limits(
+        body_bytes_max=gateway.body_bytes_max,
+        header_bytes_max=gateway.header_bytes_max,
+        requests_max=gateway.requests_max,
+        queue_max=gateway.queue_max,
+        body_timeout_s=gateway.body_timeout_s,
+        queue_timeout_s=gateway.queue_timeout_s,
+        stop_grace_s=gateway.stop_grace_s,
     )
 
 
