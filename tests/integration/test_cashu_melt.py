@@ -13,6 +13,8 @@ from urllib.parse import parse_qs
 import pytest
 
 from farebox.ecash.codes import NutError
+from farebox.ledger.model import Kind, Open, Transfer, Unit
+from farebox.money import BTC
 from farebox.payments import Refusal
 from farebox.payments.service import Pending, Refunded
 from farebox.rails.cashu.records import ProofUse
@@ -288,9 +290,6 @@ async def test_a_power_cut_at_any_commit_of_a_payment_loses_nothing(
 async def test_the_operator_withdraws_over_lightning(tmp_path: Path) -> None:
     mint = PlayMint()
     async with paying_house(tmp_path, mint) as (house, payee):
-        from farebox.ledger.model import Kind, Open, Transfer, Unit
-        from farebox.money import BTC
-
         opened = Open("revenue", BTC.code, Kind.REVENUE)
         moved = Transfer(CUSTOMER, "revenue", 100_000, "charge")
         await house.store.commit(Unit("earn", (opened, moved)))

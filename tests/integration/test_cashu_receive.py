@@ -331,6 +331,25 @@ async def test_counters_are_never_used_twice_across_restarts(tmp_path: Path) -> 
         assert await house.balance_sat() == 4 * 255
 
 
+async def test_a_book_begun_anew_with_the_same_key_skips_the_counters_used_before(
+    tmp_path: Path,
+) -> None:
+    mint = PlayMint()
+    async with house_of(tmp_path, mint) as house:
+        for _ in range(3):
+            await house.receive(issue(mint, 255))
+        (tmp_path / "anew").mkdir()
+        anew = House(tmp_path / "anew" / "book.db", house.config)
+        await anew.open()
+
+        for _ in range(3):
+            assert isinstance(await anew.receive(issue(mint, 255)), Received)
+
+        assert await anew.balance_sat() == 3 * 255
+        await anew.assert_whole(mint)
+        await anew.close()
+
+
 async def test_a_mint_that_rotates_its_keys_meanwhile_costs_the_payer_nothing(
     tmp_path: Path,
 ) -> None:

@@ -66,6 +66,15 @@ class Inventory:
             self._blocks[keyset_id] = (first + count, end)
             return first
 
+    async def skip_counters(self, keyset_id: str, count: int) -> None:
+        """Never give out the next `count` counters: the mint has signed for some of them.
+
+        So it is after the book was restored from a copy, or begun anew with the same root key.
+        """
+        async with self._locks.setdefault(keyset_id, asyncio.Lock()):
+            await self._take_block(keyset_id, count)
+            self._blocks.pop(keyset_id, None)
+
     async def _take_block(self, keyset_id: str, size: int) -> int:
         def decide(state: State, now_ns: int) -> Unit:
             before = state.value(COUNTER, keyset_id)

@@ -46,6 +46,8 @@ _REJECTIONS = {
     NutError.KEYSET_UNKNOWN: ("unknown_keyset", "the mint has no such keyset"),
     NutError.KEYSET_EXPIRED: ("keyset_expired", "the token's keyset has expired"),
 }
+#: How many counters to leave out, try after try, where the mint has signed for ours before.
+_SKIPPED_COUNTERS = (1 << 10, 1 << 14, 1 << 18)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +118,15 @@ class Receiving:
         plan = await self._standing(job) if asked_before else job.swap
         place = self._mints.any(plan.mint)
         end = await self._advance(place, plan, asked_before=asked_before)
-        if isinstance(end, saga.Rejected) and end.code != NutError.PROOFS_SPENT:
-            anew = await self._plan_anew(job, plan, place)
+        for skipped in _SKIPPED_COUNTERS:
+            if not isinstance(end, saga.Rejected) or end.code == NutError.PROOFS_SPENT:
+                break
+            anew = await self._plan_anew(job, plan, place, end.code, skipped)
             if isinstance(anew, Unresolved):
                 return anew
-            if anew is not None:
-                plan, end = anew, await self._advance(place, anew, asked_before=False)
+            if anew is None:
+                break
+            plan, end = anew, await self._advance(place, anew, asked_before=False)
         match end:
             case saga.Done(proofs):
                 return self._result(job, plan, proofs)
@@ -152,7 +157,7 @@ class Receiving:
             puts=tuple(rows),
         )
 
-    # ── a keyset that went out of use between plan and swap ──────────────────────────────────────
+    # ── outputs that the mint will not sign, for reasons that are not the payer's ────────────────
 
     async def _standing(self, job: ReceiveSwap) -> SwapPlan:
         """The plan that counts: the job's own, or the one that took its place."""
@@ -162,22 +167,25 @@ class Receiving:
         return SwapPlan.from_bytes(self._signer.unseal(row.value.sealed, job.reference))
 
     async def _plan_anew(
-        self, job: ReceiveSwap, plan: SwapPlan, place: MintPlace
+        self, job: ReceiveSwap, plan: SwapPlan, place: MintPlace, code: int | None, skipped: int
     ) -> SwapPlan | Unresolved | None:
-        """A stored plan with outputs in an active keyset, or None where that was not the matter.
+        """A stored plan with other outputs, or None where the outputs were not the matter.
 
-        The refused outputs can never be signed, since their keyset is out of use, so the two
-        plans cannot both happen. Without this a payer would lose the use of a good token here
-        whenever a mint rotates its keys.
+        The refused outputs can never be signed (any more), since their keyset is out of use or
+        they were signed in an earlier life of this book, so the two plans cannot both happen.
+        Without this a payer could not use a good token here after a mint has rotated its keys.
         """
+        was_signed = code == NutError.OUTPUTS_SIGNED
         try:
             keysets = await place.keysets(plan.unit)
             before = keysets.get(plan.keyset_id)
             target = await place.output_keyset(plan.unit)
         except (RailUnavailable, RailRejected) as error:
             return Unresolved(str(error))
-        if (before is not None and before.active) or target is None:
+        if target is None or (before is not None and before.active and not was_signed):
             return None
+        if was_signed:
+            await self._inventory.skip_counters(target.id, skipped)
         try:
             amounts = tuple(small for part in plan.amounts for small in split(part, target.keys))
         except InvalidAmount:
