@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from farebox.clock import ManualClock
-from farebox.errors import InvalidCredential
+from farebox.errors import InvalidCredential, OutcomeUnknown, StoreError
 from farebox.identity import Keys
 from farebox.identity.keys import API_KEY, KEY_COUNT, KeyTerms, NewKey
 from farebox.ids import new_id
-from farebox.ledger.model import Applied, Kind, Open, Transfer, Unit
+from farebox.ledger.model import Applied, Kind, Open, Outcome, Transfer, Unit
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger
 from farebox.payments import (
@@ -366,3 +366,38 @@ async def test_a_wish_for_change_that_nobody_understands_is_refused(
     assert not isinstance(unknown, Answer)
     assert (await house.refused(unknown))["code"] == "change_not_understood"
     assert house.coins.taken == []
+
+
+async def test_a_bill_that_could_not_be_written_is_written_by_recovery(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admitted = await house.admit(EmbeddedMoney("coin:a:25000"))
+
+    async def full(_: Unit) -> Outcome:
+        raise StoreError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(house.store, "commit", full)
+        with pytest.raises(StoreError):
+            await house.paywall.settle(admitted, Usage(), Ended.COMPLETE)
+    assert await house.paywall.recover() == 1
+    assert await house.paywall.recover() == 0
+    assert await house.balance("revenue") == 10_000
+
+
+async def test_a_bill_whose_commit_was_lost_on_the_way_back_is_not_written_twice(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admitted = await house.admit(EmbeddedMoney("coin:a:25000"))
+    commit = house.store.commit
+
+    async def answer_lost(unit: Unit) -> Outcome:
+        await commit(unit)
+        raise OutcomeUnknown(unit.id)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(house.store, "commit", answer_lost)
+        with pytest.raises(OutcomeUnknown):
+            await house.paywall.settle(admitted, Usage(), Ended.COMPLETE)
+    await house.paywall.recover()
+    assert await house.balance("revenue") == 10_000

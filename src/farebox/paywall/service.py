@@ -315,19 +315,22 @@ class Paywall:
 
     async def recover(self) -> int:
         """Settle what this process could not, and what processes that stopped left behind."""
-        count, after = 0, ""
+        count = 0
+        for request_id, bill in list(self._unsettled.items()):
+            # Its row is read anew: a commit whose answer was lost may have settled it.
+            await self._settle(request_id, None, bill)
+            del self._unsettled[request_id]
+            self._live.pop(request_id, None)
+            count += 1
+        after = ""
         while rows := await self._ledger.store.find(
             REQUEST, {"state": RequestState.AUTHORISED}, after=after, limit=100
         ):
             for request_id, row in rows:
-                bill = self._unsettled.get(request_id)
-                if bill is None and request_id in self._live:
+                if request_id in self._live:
                     continue
-                if bill is None:
-                    bill = Bill(row.value.checkpoint_msat, Ended.CRASHED, NO_USAGE)
+                bill = Bill(row.value.checkpoint_msat, Ended.CRASHED, NO_USAGE)
                 await self._settle(request_id, _Live(row.value, row.version), bill)
-                self._unsettled.pop(request_id, None)
-                self._live.pop(request_id, None)
                 count += 1
             after = rows[-1][0]
         return count
