@@ -16,8 +16,10 @@ from typing import Annotated
 import typer
 
 from farebox import __version__
-from farebox.cli import doctor, init, keys, money, recover, verify
+from farebox.cli import demo, doctor, init, keys, money, recover, serve, verify
+from farebox.cli.logs import write_logs
 from farebox.errors import FareboxError
+from farebox.settings import LogFormat, LogLevel
 
 __all__ = ["app", "main"]
 
@@ -25,6 +27,8 @@ EXIT_ERROR = 2
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "init": init.init,
+    "serve": serve.serve,
+    "demo": demo.demo,
     "balance": money.balance,
     "withdraw": money.withdraw,
     "verify": verify.verify,
@@ -61,6 +65,7 @@ def _farebox(
     ] = False,
 ) -> None:
     """Any HTTP service, paid per request, with exact change."""
+    write_logs(LogLevel.WARNING, LogFormat.TEXT)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterable
+from dataclasses import replace
 
-from farebox.bootstrap import Farebox
+from farebox.bootstrap import RECORDS, Farebox
 from farebox.cli.desk import Facts, Request, carry_out
 from farebox.cli.door import ask_server
 from farebox.errors import InvalidInput
-from farebox.settings import Settings, read_root_key
+from farebox.ledger.model import Account, Kind
+from farebox.settings import MintSettings, Settings, load_settings, read_root_key
+from farebox.stores.sqlite.audit import SqliteAuditReader
+
+_CUSTODY = "custody:cashu:"
 
 
 def ask(settings: Settings, request: Request) -> Facts:
@@ -26,5 +32,29 @@ async def _ask(settings: Settings, request: Request) -> Facts:
             f"there is no book at {settings.database_path}: name its directory with --data, or "
             "start one with `farebox serve`"
         )
-    async with Farebox(settings, read_root_key(settings.data_dir, os.environ)) as house:
+    root_key = read_root_key(settings.data_dir, os.environ)
+    if not settings.mints:
+        settings = replace(settings, mints=_mints_of_book(settings))
+    async with Farebox(settings, root_key) as house:
         return await carry_out(house, request)
+
+
+def _mints_of_book(settings: Settings) -> tuple[MintSettings, ...]:
+    """The mints that the book holds money at: a server that was started by flags left no file."""
+    with SqliteAuditReader(settings.database_path, RECORDS) as reader:
+        tables = _mint_tables(reader.accounts())
+    return load_settings(None, {}, {"mint": tables}).mints
+
+
+def _mint_tables(accounts: Iterable[Account]) -> list[dict[str, object]]:
+    tables: dict[str, dict[str, object]] = {}
+    for account in accounts:
+        if account.kind is Kind.CUSTODY and account.id.startswith(_CUSTODY):
+            url, _, unit = account.id.removeprefix(_CUSTODY).rpartition(":")
+            table = tables.setdefault(url, {"url": url, "units": []})
+            units = table["units"]
+            assert isinstance(units, list)
+            units.append(unit)
+            if account.ceiling is not None:
+                table["ceiling"] = f"{account.ceiling} msat"
+    return list(tables.values())

@@ -1,0 +1,201 @@
+"""`farebox serve`: the gateway, from flags alone or from a settings file."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+import uvloop
+
+from farebox.bootstrap import Farebox, public_url
+from farebox.cli.checks import needs_root_key
+from farebox.cli.desk import carry_out
+from farebox.cli.door import open_door
+from farebox.cli.logs import write_library_logs, write_logs
+from farebox.cli.options import DataOption, SettingsOption, read_settings
+from farebox.cli.output import JsonOption, progress, show
+from farebox.errors import FareboxError, InvalidSettings
+from farebox.pricing.parse import format_price, parse_rules
+from farebox.settings import Address, MintPolicy, Settings, create_root_key, read_root_key
+
+_BACKLOG = 2_048
+
+
+def serve(
+    upstream: Annotated[
+        list[str] | None, typer.Option(help="The service to sell; again for fail-over.")
+    ] = None,
+    mint: Annotated[
+        list[str] | None, typer.Option(help="A mint to trust; again for another one.")
+    ] = None,
+    price: Annotated[
+        str | None, typer.Option(help='What a request costs, such as "10 sat".')
+    ] = None,
+    listen: Annotated[str | None, typer.Option(help="host:port to listen on.")] = None,
+    data: DataOption = None,
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a paywall in front of a service. Flags win over the settings file; none is needed."""
+    found = read_settings(settings, data, _overrides(upstream, mint, price, listen))
+    _check_complete(found)
+    write_logs(found.log.level, found.log.format)
+    write_library_logs()
+    _make_directory(found.data_dir)
+    if needs_root_key(found, os.environ):
+        path = create_root_key(found.data_dir)
+        progress(f"made {path}: keep a copy, nothing can be recovered without it")
+    root_key = read_root_key(found.data_dir, os.environ)
+    with _listener(found.gateway.listen) as listener:
+        host, port = found.gateway.listen.host, listener.getsockname()[1]
+        found = replace(found, gateway=replace(found.gateway, listen=Address(host, port)))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(found, root_key, listener, lambda: _announce(found, as_json)))
+
+
+def _overrides(
+    upstream: list[str] | None, mint: list[str] | None, price: str | None, listen: str | None
+) -> dict[str, object]:
+    given: dict[str, object] = {}
+    if upstream:
+        given["upstream"] = [{"urls": upstream}]
+    if mint:
+        given["mint"] = [{"url": url} for url in mint]
+    if price is not None:
+        given["price"] = [{"price": price}]
+    if listen is not None:
+        given["gateway.listen"] = listen
+    return given
+
+
+def _check_complete(found: Settings) -> None:
+    """Refuse to start a server that could sell nothing. Raises InvalidSettings."""
+    if not found.upstreams:
+        raise InvalidSettings("upstream", "none", "--upstream URL, or [[upstream]] in the file")
+    if not any(mint.policy is MintPolicy.TRUSTED for mint in found.mints):
+        raise InvalidSettings("mint", "none trusted", "--mint URL, or [[mint]] in the file")
+    if not parse_rules(found.prices):
+        raise InvalidSettings("price", "none", '--price "10 sat", or [[price]] in the file')
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        found = f"{path} ({error.strerror})"
+        raise InvalidSettings("data_dir", found, "a directory that we may write") from None
+
+
+@contextmanager
+def _listener(address: Address) -> Iterator[socket.socket]:
+    """A bound socket. Raises InvalidSettings when the address is not to be had.
+
+    It says that it is TCP: asyncio turns Nagle's algorithm off only then, and with it on an answer
+    in two parts waits 40 ms for the caller's delayed acknowledgement.
+    """
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address.host, address.port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        found = f"{address.host}:{address.port} ({error.strerror})"
+        allowed = "a free address of this machine: stop what listens there, or name another"
+        raise InvalidSettings("gateway.listen", found, allowed) from None
+    with listener:
+        yield listener
+
+
+async def _serve(
+    found: Settings, root_key: bytes, listener: socket.socket, announce: Callable[[], None]
+) -> None:
+    async with (
+        Farebox(found, root_key) as house,
+        open_door(found.data_dir, lambda request: carry_out(house, request)),
+    ):
+        config = uvicorn.Config(
+            house.app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=math.ceil(found.gateway.stop_grace_s),
+        )
+        server = _Server(config, announce)
+        with server.stopped_by_signals():
+            await server.serve(sockets=[listener])
+        if not server.started:
+            raise FareboxError("the server did not start; the log above says why")
+    progress("stopped: every request that was running is settled")
+
+
+class _Server(uvicorn.Server):
+    """A server that says when it listens, and ends by a signal without dying of it."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Uvicorn's own would raise the signal again afterwards, before the book is closed."""
+        yield
+
+    @contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM stop it; a second one does not wait for running requests."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        if self.should_exit:
+            self.force_exit = True
+            return
+        grace_s = self.config.timeout_graceful_shutdown
+        progress(f"stopping: running requests have {grace_s} s; the same signal again cuts them")
+        self.should_exit = True
+
+
+def _announce(found: Settings, as_json: bool) -> None:
+    url = public_url(found)
+    mints = [mint.url for mint in found.mints if mint.policy is MintPolicy.TRUSTED]
+    services = [one for upstream in found.upstreams for one in upstream.urls]
+    prices = [format_price(rule) for rule in parse_rules(found.prices)]
+    facts = {
+        "url": url,
+        "pid": os.getpid(),
+        "upstreams": services,
+        "mints": mints,
+        "prices": prices,
+        "data_dir": str(found.data_dir),
+    }
+    sold = f"{services[0]} for {prices[0]}" if len(services) == len(prices) == 1 else "services"
+    text = f"listening on {url}, selling {sold}, paid at {', '.join(mints)}"
+    show(facts, text, as_json=as_json)

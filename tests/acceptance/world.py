@@ -1,0 +1,145 @@
+"""What the acceptance tests share: the command line, servers and HTTP as people use them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from farebox.cli import main
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command came to."""
+
+    code: int
+    out: str
+    error: str
+
+    def json(self) -> dict[str, Any]:
+        """Its one JSON object."""
+        assert self.code == 0, self.error
+        assert self.out.count("\n") == 1
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An HTTP answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> dict[str, Any]:
+        """Its JSON object."""
+        found: dict[str, Any] = json.loads(self.body)
+        return found
+
+
+def call(
+    url: str, headers: Mapping[str, str] | None = None, body: object = None, method: str = ""
+) -> Answered:
+    """One HTTP request, as curl makes it."""
+    raw = None if body is None else json.dumps(body).encode()
+    given = {**(headers or {}), **({"content-type": "application/json"} if raw else {})}
+    request = urllib.request.Request(url, raw, given, method=method or None)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return Answered(answer.status, _lowered(answer.headers), answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Answered(error.code, _lowered(error.headers), error.read())
+
+
+def _lowered(headers: Message) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def farebox(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Ran:
+    """Run a command to its end."""
+    command = [sys.executable, "-m", "farebox", *arguments]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("FAREBOX_")}
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=clean | dict(env or {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def run_here(screen: pytest.CaptureFixture[str], *arguments: str) -> Ran:
+    """Run a command in this process, which spares the second that a new one takes to start."""
+    screen.readouterr()
+    with pytest.raises(SystemExit) as left:
+        main(list(arguments))
+    assert isinstance(left.value.code, int)
+    return Ran(left.value.code, *screen.readouterr())
+
+
+class Mint:
+    """A play mint in a process of its own."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def token(self, amount: int) -> str:
+        """Play money out of nothing."""
+        return str(call(f"{self.url}/play/issue", body={"amount": amount}).json()["token"])
+
+    def audit(self) -> dict[str, Any]:
+        """What it has issued and taken back."""
+        return call(f"{self.url}/play/audit").json()
+
+
+class Server:
+    """`farebox serve` in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str], facts: dict[str, Any], log: Path) -> None:
+        self.process = process
+        self.facts = facts
+        self.url = str(facts["url"])
+        self._log = log
+
+    def said(self) -> str:
+        """What it has written to standard error."""
+        return self._log.read_text()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Signal it and wait; gives its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(40)
+
+
+def start_server(arguments: Sequence[str], folder: Path) -> Server:
+    """A server that listens; raises with what it said when it does not."""
+    log = folder / "serve.log"
+    command = [sys.executable, "-m", "farebox", "serve", "--json", *arguments]
+    with log.open("w") as error:
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=error, text=True
+        )
+    assert process.stdout is not None
+    with process.stdout as out:
+        line = out.readline()
+    if not line:
+        process.wait(10)
+        raise AssertionError(f"it did not start: {log.read_text()}")
+    return Server(process, json.loads(line), log)
