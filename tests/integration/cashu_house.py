@@ -19,7 +19,14 @@ from farebox.payments import PaymentMethods, Refusal
 from farebox.payments.deposits import DEPOSIT
 from farebox.payments.operations import OPERATION, Operations
 from farebox.payments.service import Payments, Pending, Received, Refunded
-from farebox.rails.cashu import CashuConfig, CashuMethod, MintLimits, MintTerms, open_session
+from farebox.rails.cashu import (
+    CashuConfig,
+    CashuMethod,
+    MintLimits,
+    MintTerms,
+    Upkeep,
+    open_session,
+)
 from farebox.rails.cashu.config import custody_account
 from farebox.rails.cashu.guard import open_guarded_session
 from farebox.rails.cashu.records import PROOF, RECORDS, ProofUse
@@ -74,6 +81,7 @@ class House:
         self.methods = PaymentMethods()
         self.methods.register(self.method)
         self.payments = Payments(self.ledger, self.operations, self.methods, self.signer)
+        self.upkeep = Upkeep(self.method, self.ledger, self.operations, self.signer)
         await self.method.start()
 
     async def close(self) -> None:

@@ -30,6 +30,8 @@ from farebox.wire.cashu.amounts import choose_exact, split
 from farebox.wire.cashu.model import Keyset, Proof, Token
 from farebox.wire.cashu.token import encode_token
 
+_SKIPPED_COUNTERS = 1 << 14
+
 
 class Giving:
     """Plans and carries out refunds as tokens."""
@@ -150,7 +152,7 @@ class Giving:
             case saga.Done(proofs):
                 return self._swapped(job, held, proofs)
             case saga.Rejected(code, reason):
-                return freed(held, code, reason)
+                return await freed(self._inventory, plan.keyset_id, held, code, reason)
             case saga.Unknown(reason, alarm):
                 return Unresolved(reason, alarm)
 
@@ -182,13 +184,18 @@ async def reserved(inventory: Inventory, operation_id: str) -> list[Held]:
     return [one for one in held if one.stored.use is ProofUse.RESERVED]
 
 
-def freed(held: Sequence[Held], code: int | None, reason: str) -> Rejected | Unresolved:
+async def freed(
+    inventory: Inventory, keyset_id: str, held: Sequence[Held], code: int | None, reason: str
+) -> Rejected | Unresolved:
     """A call that was definitely not carried out: its inputs are free again.
 
     Unless somebody else has spent them: then a person must look, since nobody else has the seed.
+    Where our outputs were signed in an earlier life of this book, the next try has others.
     """
     if code == NutError.PROOFS_SPENT:
         return Unresolved("proofs of ours were spent by somebody else", alarm=True)
+    if code == NutError.OUTPUTS_SIGNED:
+        await inventory.skip_counters(keyset_id, _SKIPPED_COUNTERS)
     puts = tuple(one.becomes(ProofUse.AVAILABLE) for one in held)
     return Rejected("mint_refused", reason, Changes(puts=puts))
 

@@ -177,7 +177,7 @@ class Melting:
             case saga.Paid(preimage, fee, change):
                 return self._paid(job, held, preimage, fee, change)
             case saga.Rejected(code, reason):
-                return freed(held, code, reason)
+                return await freed(self._inventory, job.melt.keyset_id, held, code, reason)
             case saga.Unknown(reason, alarm):
                 return Unresolved(reason, alarm)
 

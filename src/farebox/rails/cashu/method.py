@@ -22,6 +22,7 @@ from farebox.payments import (
     Rejected,
     Unresolved,
 )
+from farebox.rails.cashu.across import Crossing
 from farebox.rails.cashu.change import Change
 from farebox.rails.cashu.choose import Claims, Purse, places
 from farebox.rails.cashu.config import CashuConfig
@@ -30,7 +31,14 @@ from farebox.rails.cashu.inventory import Inventory
 from farebox.rails.cashu.lnurl import Lnurl
 from farebox.rails.cashu.melt import Melting
 from farebox.rails.cashu.mints import Mints
-from farebox.rails.cashu.payloads import Give, Melt, ReceiveSwap, SwapAndGive, from_bytes
+from farebox.rails.cashu.payloads import (
+    Give,
+    Melt,
+    ReceiveAcross,
+    ReceiveSwap,
+    SwapAndGive,
+    from_bytes,
+)
 from farebox.rails.cashu.receive import PAYMENT_TYPE, Receiving
 from farebox.signer import Signer
 from farebox.wire.cashu.model import SHORT_ID_CHARS, Token
@@ -57,10 +65,12 @@ class CashuMethod(AbstractPaymentMethod):
         session: aiohttp.ClientSession,
         guarded: aiohttp.ClientSession,
     ) -> None:
+        self._config = config
         self._ledger = ledger
         self.mints = Mints(config, ledger.clock, session, guarded)
         self.inventory = Inventory(ledger, signer.derive("cashu/seed"))
         self._receiving = Receiving(self.mints, self.inventory, ledger, signer)
+        self._crossing = Crossing(self.mints, self.inventory)
         self._change = Change(self.inventory, config)
         purse = Purse(self.inventory, Claims(ledger.clock))
         lnurl = Lnurl(guarded, allow_plain_http=config.allow_private)
@@ -88,9 +98,9 @@ class CashuMethod(AbstractPaymentMethod):
         token = credentials.metadata.get("token")
         if not isinstance(token, Token):
             token = decode_token(credentials.raw_credential)
-        return await self._receiving.plan(
-            token, identity(token), reserve_msat=reserve_msat, owner=owner
-        )
+        is_foreign = self.mints.known(token.mint) is None and self._config.swap_foreign
+        plan = self._crossing.plan if is_foreign else self._receiving.plan
+        return await plan(token, identity(token), reserve_msat=reserve_msat, owner=owner)
 
     async def receive_payment(
         self, payload: bytes, *, asked_before: bool
@@ -99,6 +109,8 @@ class CashuMethod(AbstractPaymentMethod):
         match from_bytes(payload):
             case ReceiveSwap() as job:
                 return await self._receiving.receive(job, asked_before=asked_before)
+            case ReceiveAcross() as job:
+                return await self._crossing.receive(job, asked_before=asked_before)
             case other:
                 raise InvalidCredential(f"{type(other).__name__} receives nothing")
 

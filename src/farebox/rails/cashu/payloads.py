@@ -22,13 +22,19 @@ class ReceiveSwap(msgspec.Struct, frozen=True, kw_only=True, tag="receive_swap")
 
 
 class ReceiveAcross(msgspec.Struct, frozen=True, kw_only=True, tag="receive_across"):
-    """Have a foreign mint pay an invoice of ours: melt the token there, mint here."""
+    """Have a foreign mint pay an invoice of ours: melt the token there, mint here.
+
+    From `gives_up_at_s` (Unix seconds) on the invoice cannot be paid any more. `melt_fee_ppk` is
+    the foreign keyset's fee.
+    """
 
     reference: str
     owner: str
     melt: MeltPlan
     mint: MintPlan
     fee_ppk: int
+    melt_fee_ppk: int
+    gives_up_at_s: int
 
 
 class Give(msgspec.Struct, frozen=True, kw_only=True, tag="give"):

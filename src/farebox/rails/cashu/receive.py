@@ -83,7 +83,7 @@ class Receiving:
         )
         weighed = weighing.plan_receive(offer.token, offer.keysets, terms, offer.place.now_s())
         if isinstance(weighed, weighing.Refusal):
-            return _refusal(weighed, reserve_msat)
+            return refused(weighed, reserve_msat)
         count = len(weighed.amounts)
         first = await self._inventory.take_counters(weighed.keyset_id, count)
         payload = ReceiveSwap(
@@ -131,7 +131,7 @@ class Receiving:
             case saga.Done(proofs):
                 return self._result(job, plan, proofs)
             case saga.Rejected(code, reason):
-                return _rejected(code, reason)
+                return rejected(code, reason)
             case saga.Unknown(reason, alarm):
                 return Unresolved(reason, alarm)
 
@@ -221,7 +221,8 @@ async def reachable(place: MintPlace, token: Token) -> Offer | Refusal:
     return Offer(place, resolved, keysets)
 
 
-def _refusal(weighed: weighing.Refusal, reserve_msat: int) -> Refusal:
+def refused(weighed: weighing.Refusal, reserve_msat: int) -> Refusal:
+    """Why a token is not taken, in the port's codes."""
     if weighed.reason is weighing.RefusalReason.TOO_LITTLE and reserve_msat:
         return Refusal("insufficient_payment", weighed.message, {"needed_msat": reserve_msat})
     return Refusal(_CODES[weighed.reason], weighed.message)
@@ -232,7 +233,8 @@ def _unavailable(place: MintPlace) -> Refusal:
     return Refusal("mint_unavailable", message, {"mint": place.url})
 
 
-def _rejected(code: int | None, reason: str) -> Rejected:
+def rejected(code: int | None, reason: str) -> Rejected:
+    """What a mint's definite refusal of a token is called outside."""
     for error, (name, message) in _REJECTIONS.items():
         if code == error:
             return Rejected(name, message)

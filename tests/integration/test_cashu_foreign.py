@@ -1,0 +1,184 @@
+"""Tokens of mints that nobody listed, swapped across Lightning where the settings allow it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from farebox.payments import Refusal
+from farebox.payments.service import Pending, Received
+from farebox.rails.cashu import MintTerms
+from farebox.rails.cashu.records import ProofUse
+from farebox.testing.asgi import serving
+from farebox.testing.mint import (
+    AnswersLate,
+    DropAfter,
+    DropBefore,
+    ExecutesLate,
+    Fail,
+    Fault,
+    Garbage,
+    PlayLightning,
+    PlayMint,
+    Refuse,
+    StaysPending,
+)
+from tests.integration.cashu_house import House, PowerCut, house_of, is_spent, issue
+from tests.integration.test_cashu_change import change_of, give_change
+
+
+@asynccontextmanager
+async def two_mints(
+    path: Path, *, fee_ppk: int = 0, allow_private: bool = True
+) -> AsyncIterator[tuple[House, PlayMint, PlayMint]]:
+    """A house that trusts the first of two mints on one Lightning network."""
+    lightning = PlayLightning()
+    home = PlayMint(lightning=lightning, invoices_pay_themselves=False)
+    foreign = PlayMint(lightning=lightning, invoices_pay_themselves=False, fee_ppk=fee_ppk)
+    async with serving(foreign) as foreign.url:
+        async with house_of(path, home, swap_foreign=True, allow_private=allow_private) as house:
+            yield house, home, foreign
+
+
+@pytest.mark.parametrize("fee_ppk", [0, 100, 1_000])
+async def test_a_foreign_token_is_credited_with_what_arrives(tmp_path: Path, fee_ppk: int) -> None:
+    async with two_mints(tmp_path, fee_ppk=fee_ppk) as (house, home, foreign):
+        token = issue(foreign, 100)
+
+        received = await house.receive(token, reserve_sat=40, owner="req_1")
+
+        fee = -(-fee_ppk * 3 // 1_000)
+        assert isinstance(received, Received)
+        assert received.amount_msat == (100 - 2 - fee) * 1_000  # 2 sat are reserved for the fee
+        assert home.audit().outstanding["sat"] == await house.custody_sat(home) == 98 - fee
+        planned = await give_change(house, "req_1", 98 - fee - 11)
+        assert await change_of(house, planned) == 98 - fee - 11
+        assert isinstance(await house.receive(token), Received)
+        await house.assert_whole(home)
+
+
+async def test_what_the_foreign_mint_gives_back_is_kept_in_rows(tmp_path: Path) -> None:
+    async with two_mints(tmp_path) as (house, _, foreign):
+        await house.receive(issue(foreign, 100))
+
+        assert (await house.proofs_sat(foreign))[ProofUse.AVAILABLE] == 1
+        assert foreign.audit().outstanding["sat"] == 1
+
+
+async def test_a_foreign_token_that_is_too_small_is_refused_and_unspent(tmp_path: Path) -> None:
+    async with two_mints(tmp_path) as (house, _, foreign):
+        for amount, reserve, code in ((2, 0, "amount_too_small"), (40, 39, "insufficient_payment")):
+            token = issue(foreign, amount)
+            refused = await house.receive(token, reserve_sat=reserve)
+            assert isinstance(refused, Refusal)
+            assert refused.code == code
+            assert not is_spent(foreign, token)
+
+
+async def test_a_mint_at_a_private_address_is_not_connected_to(tmp_path: Path) -> None:
+    async with two_mints(tmp_path, allow_private=False) as (house, _, foreign):
+        refused = await house.receive(issue(foreign, 100))
+
+        assert isinstance(refused, Refusal)
+        assert refused.code == "mint_unavailable"
+        assert not foreign.calls
+
+
+async def test_a_refused_mint_is_not_swapped_either(tmp_path: Path) -> None:
+    mint = PlayMint()
+    async with serving(mint) as mint.url:
+        terms = [MintTerms(url=mint.url, trusted=False)]
+        async with house_of(tmp_path, terms=terms, swap_foreign=True) as house:
+            refused = await house.receive(issue(mint, 100))
+
+            assert isinstance(refused, Refusal)
+            assert refused.code == "mint_not_accepted"
+
+
+LOST: list[Fault] = [
+    DropBefore(),
+    DropAfter(),
+    Fail(500),
+    Garbage(),
+    ExecutesLate(1.5),
+    AnswersLate(1.5),
+]
+
+
+@pytest.mark.parametrize("fault", LOST, ids=lambda fault: type(fault).__name__)
+@pytest.mark.parametrize("step", ["melt", "mint"])
+async def test_a_lost_answer_on_either_side_is_asked_about(
+    tmp_path: Path, fault: Fault, step: str
+) -> None:
+    async with two_mints(tmp_path) as (house, home, foreign):
+        token = issue(foreign, 100)
+        (foreign if step == "melt" else home).faults.next(step, fault)
+
+        assert isinstance(await house.receive(token), Pending)
+        await house.recover()
+        await house.recover()
+
+        assert isinstance(await house.receive(token), Received)
+        assert await house.balance_sat() == 98
+        assert home.audit().outstanding["sat"] == 98
+        await house.assert_whole(home)
+
+
+@pytest.mark.parametrize("cut", range(1, 6))
+@pytest.mark.parametrize("side", ["cut_before", "cut_after"])
+async def test_a_power_cut_at_any_commit_loses_nothing(tmp_path: Path, cut: int, side: str) -> None:
+    async with two_mints(tmp_path) as (house, home, foreign):
+        token = issue(foreign, 100)
+        setattr(house.store, side, cut)
+        with suppress(PowerCut):
+            await house.receive(token)
+        await house.recover()
+
+        assert isinstance(await house.receive(token), Received)
+        assert await house.balance_sat() == 98
+        await house.assert_whole(home)
+
+
+@pytest.mark.parametrize("code", [10001, 11001, 11000, 20004, 20005, 20007, 12003])
+async def test_a_foreign_mint_that_refuses_ends_it_one_way_or_the_other(
+    tmp_path: Path, code: int
+) -> None:
+    async with two_mints(tmp_path) as (house, home, foreign):
+        token = issue(foreign, 100)
+        foreign.faults.next("melt", Refuse(code))
+
+        await house.receive(token)
+        await house.recover()
+
+        assert await house.balance_sat() == (98 if is_spent(foreign, token) else 0)
+        await house.assert_whole(home)
+
+
+LIE = (
+    '{"quote":"q","amount":98,"unit":"sat","fee_reserve":2,"state":"PAID","expiry":null,'
+    '"request":"r"}'
+)
+
+
+@pytest.mark.parametrize("answer", [None, Garbage(LIE), Fail(500)], ids=["pending", "lie", "down"])
+async def test_a_foreign_mint_that_never_pays_does_not_keep_us_waiting_for_ever(
+    tmp_path: Path, answer: Fault | None
+) -> None:
+    async with two_mints(tmp_path) as (house, home, foreign):
+        foreign.faults.always("melt", DropBefore() if answer else StaysPending())
+        if answer:
+            foreign.faults.always("melt_quote_state", answer)
+        assert isinstance(await house.receive(issue(foreign, 100)), Pending)
+        await house.recover()
+        assert any(account.debits_pending for account in await house.store.accounts())
+
+        house.clock.advance(3 * 3_600)
+        await house.recover()
+
+        assert not await house.operations.unfinished()
+        assert not any(account.debits_pending for account in await house.store.accounts())
+        assert await house.balance_sat() == 0
+        await house.assert_whole(home)
