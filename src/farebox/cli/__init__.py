@@ -16,8 +16,8 @@ from typing import Annotated
 import typer
 
 from farebox import __version__
-from farebox.cli import demo, doctor, init, keys, money, recover, serve, verify
-from farebox.cli.logs import write_logs
+from farebox.cli import doctor, init, keys, logs, money, recover, serve, verify
+from farebox.cli.demo import command
 from farebox.errors import FareboxError
 from farebox.settings import LogFormat, LogLevel
 
@@ -28,7 +28,7 @@ EXIT_ERROR = 2
 _COMMANDS: dict[str, Callable[..., None]] = {
     "init": init.init,
     "serve": serve.serve,
-    "demo": demo.demo,
+    "demo": command.demo,
     "balance": money.balance,
     "withdraw": money.withdraw,
     "verify": verify.verify,
@@ -65,7 +65,7 @@ def _farebox(
     ] = False,
 ) -> None:
     """Any HTTP service, paid per request, with exact change."""
-    write_logs(LogLevel.WARNING, LogFormat.TEXT)
+    logs.write_logs(LogLevel.WARNING, LogFormat.TEXT)
 
 
 def main(arguments: list[str] | None = None) -> None:

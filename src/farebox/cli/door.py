@@ -54,7 +54,7 @@ async def open_door(data_dir: Path, carry_out: CarryOut) -> AsyncIterator[None]:
                 answer = await _answered(reader, carry_out)
                 writer.write(msgspec.json.encode(answer) + b"\n")
                 await writer.drain()
-        except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError):
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # whoever knocked has left, or spoke no JSON line
         finally:
             writer.close()
@@ -138,7 +138,7 @@ async def ask_server(data_dir: Path, request: Request) -> dict[str, object] | No
         writer.write(msgspec.json.encode(request) + b"\n")
         async with asyncio.timeout(_ANSWER_TIMEOUT_S):
             line = await reader.readuntil(b"\n")
-    except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+    except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         raise StoreError("the running server broke off; ask it again") from None
     finally:
         writer.close()
