@@ -129,10 +129,13 @@ class Farebox:
         )
         self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
         self.keys = Keys(self.ledger, keys_max=self.settings.accounts.keys_max)
+        accounts = self.settings.accounts
+        self._failures = FailureLimit(self.clock, accounts.failures_max, accounts.failures_window_s)
         self.paywall = Paywall(
             self.ledger,
             self.payments,
             self.keys,
+            self._failures,
             self.prices,
             self.signer,
             Offers(self.cashu.mints),
@@ -179,7 +182,7 @@ class Farebox:
             keys=self.keys,
             paywall=self.paywall,
             idempotency=self._idempotency,
-            failures=FailureLimit(self.clock, accounts.failures_max, accounts.failures_window_s),
+            failures=self._failures,
             key_expiry_s=accounts.key_expiry_s,
             header_bytes_max=gateway.header_bytes_max,
         )

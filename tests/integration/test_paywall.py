@@ -12,7 +12,7 @@ import pytest
 
 from farebox.clock import ManualClock
 from farebox.errors import InvalidCredential, OutcomeUnknown, StoreError
-from farebox.identity import Keys
+from farebox.identity import FailureLimit, Keys
 from farebox.identity.keys import API_KEY, KEY_COUNT, KeyTerms, NewKey
 from farebox.ids import new_id
 from farebox.ledger.model import Applied, Kind, Open, Outcome, Transfer, Unit
@@ -131,6 +131,7 @@ class House:
             ledger,
             payments,
             self.keys,
+            FailureLimit(self.clock, 20, 60),
             self.prices,
             signer,
             Terms(),

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming
-from farebox.api.problems import refused, too_many_failures, unauthorised
+from farebox.api.problems import refused, unauthorised
 from farebox.errors import InvalidCredential
 from farebox.identity import ApiKey, KeyRefused, KeyRefusedReason, token_account
 from farebox.payments import PaymentCredentials, Refusal
 from farebox.payments.service import Pending, Received
-from farebox.paywall.answers import pending
+from farebox.paywall.answers import pending, too_many_failures
 from farebox.paywall.dialects import CREDENTIAL_MAX_CHARS, refusal, unreadable
 from farebox.paywall.model import Answer, BearerMoney, KeyPresented
 

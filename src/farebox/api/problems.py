@@ -54,19 +54,6 @@ def conflict(code: str, detail: str, money: str) -> Answer:
     return problem(Problem(409, code, "Conflict", detail, money))
 
 
-def too_many_failures(wait_s: int) -> Answer:
-    """429: this address has presented too much that was worth nothing."""
-    return problem(
-        Problem(
-            429,
-            "too_many_failures",
-            "Too many failures",
-            f"Too many refused credentials came from this address; try again in {wait_s} s.",
-            headers=((b"retry-after", str(wait_s).encode()),),
-        )
-    )
-
-
 def headers_too_large() -> Answer:
     """431: all headers together are over the limit."""
     return problem(

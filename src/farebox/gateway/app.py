@@ -17,10 +17,12 @@ from farebox.gateway.asgi import (
     Receive,
     Scope,
     Send,
+    client_address,
     declared_length,
     header,
     headers_bytes,
     read_body,
+    replayed,
     send_answer,
 )
 from farebox.gateway.carrier import Carrier
@@ -83,10 +85,7 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] == "http":
-            if self._api is not None and self._owns_path(scope["path"]):
-                await self._api(scope, receive, send)
-            else:
-                await self._serve(scope, receive, send)
+            await self._serve(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "websocket":
@@ -114,6 +113,8 @@ class Gateway:
             body = await self._read_body(scope, receive)
             if isinstance(body, Answer):
                 await send_answer(send, body, method=scope["method"])
+            elif self._api is not None and self._owns_path(scope["path"]):
+                await self._api(scope, replayed(body, receive), send)
             else:
                 await self._carrier.carry(self._carry(scope, body, receive, send))
         except CallerLeft:
@@ -164,7 +165,7 @@ class Gateway:
             await send_answer(send, refused or problems.failed(), method=method)
             return
         authorising = asyncio.get_running_loop().create_task(
-            self._carrier.authorise(presented, facts)
+            self._carrier.authorise(presented, facts, client_address(scope))
         )
         # It is under way (a mint is asked, a commit waits for its disk) while we prepare the rest.
         await asyncio.sleep(0)

@@ -47,12 +47,28 @@ async def read_body(receive: Receive, bytes_max: int) -> bytes:
         message = await receive()
 
 
+def replayed(body: bytes, receive: Receive) -> Receive:
+    """The `receive` of an app behind us, as if nobody had read the body before it."""
+    unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> Message:
+        return unread.pop() if unread else await receive()
+
+    return receive_again
+
+
 def header(headers: RawHeaders, name: bytes) -> bytes:
     """The first value of a header by its lower-case name; empty where there is none."""
     for key, value in headers:
         if key == name:
             return value
     return b""
+
+
+def client_address(scope: Scope) -> str:
+    """The caller's network address; empty where the server does not know it."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
 
 
 def declared_length(headers: RawHeaders) -> int:
@@ -63,7 +79,10 @@ def declared_length(headers: RawHeaders) -> int:
 
 def headers_bytes(headers: RawHeaders) -> int:
     """How large headers are together."""
-    return sum(len(name) + len(value) + _HEADER_OVERHEAD_BYTES for name, value in headers)
+    size = 0
+    for name, value in headers:
+        size += len(name) + len(value) + _HEADER_OVERHEAD_BYTES
+    return size
 
 
 async def send_answer(send: Send, answer: Answer, *, method: str = "GET") -> None:

@@ -59,10 +59,12 @@ class Carrier:
                 self._deliveries[task].interrupt(Why.CALLER_LEFT)
             raise
 
-    async def authorise(self, presented: Presented, facts: RequestFacts) -> Admission | Answer:
+    async def authorise(
+        self, presented: Presented, facts: RequestFacts, address: str
+    ) -> Admission | Answer:
         """Hold what a request can cost. The answer is a 503 where the books cannot be written."""
         try:
-            return await self.paywall.authorise(presented, facts)
+            return await self.paywall.authorise(presented, facts, address)
         except StoreError as error:
             _log.warning("request.not_authorised", error=str(error))
             return problems.books_closed(held=False)

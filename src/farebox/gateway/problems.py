@@ -134,10 +134,10 @@ def no_upstream(path: str) -> Answer:
 
 
 def upgrade_refused() -> Answer:
-    """501."""
+    """400: the caller can put it right, and nothing here has failed."""
     return problem(
         Problem(
-            501,
+            400,
             "upgrade_not_supported",
             "No WebSockets here",
             "This gateway forwards plain HTTP requests; it upgrades no connection.",

@@ -75,6 +75,19 @@ def redeemed_before() -> Answer:
     )
 
 
+def too_many_failures(wait_s: int) -> Answer:
+    """429: this address has presented too much that was worth nothing."""
+    return problem(
+        Problem(
+            429,
+            "too_many_failures",
+            "Too many failures",
+            f"Too many refused credentials came from this address; try again in {wait_s} s.",
+            headers=((b"retry-after", str(wait_s).encode()),),
+        )
+    )
+
+
 def token_required() -> Answer:
     """Change is told to whoever presents the money."""
     return problem(

@@ -210,6 +210,7 @@ _REFUSALS: Mapping[str, tuple[int, str]] = {
     "already_credited": (409, "Credited before"),
     "keys_exhausted": (503, "No more keys"),
     "mint_unavailable": (503, "Mint unavailable"),
+    "insufficient_funds": (503, "Not so much at one mint"),
     "custody_full": (503, "No more accepted at this mint"),
     "busy": (503, "Busy"),
     "rate_unavailable": (503, "No exchange rate"),

@@ -27,7 +27,7 @@ import structlog
 
 from farebox.clock import Clock, iso
 from farebox.errors import InvalidCredential, StoreError
-from farebox.identity.keys import KeyRefused, Keys, token_account
+from farebox.identity import FailureLimit, KeyRefused, KeyRefusedReason, Keys, token_account
 from farebox.ids import derived_id, new_id
 from farebox.ledger.model import (
     ABSENT,
@@ -89,6 +89,7 @@ class Paywall:
         ledger: Ledger,
         payments: Payments,
         keys: Keys,
+        failures: FailureLimit,
         prices: Prices,
         signer: Signer,
         cashu: CashuTerms,
@@ -101,6 +102,7 @@ class Paywall:
         self._ledger = ledger
         self._payments = payments
         self._keys = keys
+        self._failures = failures
         self._signer = signer
         self._cashu = cashu
         self._owner = owner
@@ -121,11 +123,14 @@ class Paywall:
         """The payment in a request's headers, or the 400 that says why there is none to read."""
         return dialects.read(headers, self._accepted())
 
-    async def authorise(self, presented: Presented, facts: RequestFacts) -> Admission | Answer:
+    async def authorise(
+        self, presented: Presented, facts: RequestFacts, address: str = ""
+    ) -> Admission | Answer:
         """Hold what the request can cost at most, in one commit, or answer why not.
 
-        An Admission must be settled. Raises StoreError when the books cannot be written: nothing
-        was held then.
+        `address` is the caller's: worthless credentials are counted by it, for each costs us a
+        look-up or a call to a mint. An Admission must be settled. Raises StoreError when the books
+        cannot be written: nothing was held then.
         """
         request_id = new_id("req")
         quote = self.prices.quote(facts, self.clock.now_ns(), request_id)
@@ -139,12 +144,12 @@ class Paywall:
             case KeyPresented(secret):
                 key = await self._keys.authenticate(secret)
                 if isinstance(key, KeyRefused):
-                    return dialects.refusal(f"key_{key.reason.value}", key.message, {})
+                    return self._key_refused(key, address)
                 return await self._authorise_account(request_id, key.account, facts, quote)
             case BearerMoney(credential):
-                return await self._authorise_bearer(request_id, credential, facts, quote)
+                return await self._authorise_bearer(request_id, credential, facts, quote, address)
             case EmbeddedMoney():
-                return await self._authorise_embedded(presented, facts, quote)
+                return await self._authorise_embedded(presented, facts, quote, address)
             case _:
                 assert_never(presented)
 
@@ -166,7 +171,7 @@ class Paywall:
         )
 
     async def _authorise_bearer(
-        self, request_id: str, credential: str, facts: RequestFacts, quote: Quote
+        self, request_id: str, credential: str, facts: RequestFacts, quote: Quote, address: str
     ) -> Admission | Answer:
         """A token as key: redeemed the first time, an account from then on."""
         credentials = await self._parse(credential)
@@ -174,17 +179,20 @@ class Paywall:
             return credentials
         account = token_account(credentials.identity_or_hash)
         if await self._available(account) < quote.maximum_msat:
+            wait_s = self._failures.wait_s(address)
+            if wait_s and not await self._was_credited(account):
+                return answers.too_many_failures(wait_s)
             received = await self._payments.receive(
                 credentials, account, minimum_msat=quote.maximum_msat
             )
             if isinstance(received, Pending):
                 return answers.pending(received)
-            if isinstance(received, Refusal) and await self._ledger.store.account(account) is None:
-                return await self._refused(received, facts, quote)
+            if isinstance(received, Refusal) and not await self._was_credited(account):
+                return await self._refused(received, facts, quote, address)
         return await self._authorise_account(request_id, account, facts, quote)
 
     async def _authorise_embedded(
-        self, presented: EmbeddedMoney, facts: RequestFacts, quote: Quote
+        self, presented: EmbeddedMoney, facts: RequestFacts, quote: Quote, address: str
     ) -> Admission | Answer:
         credentials = await self._parse(presented.credential)
         if isinstance(credentials, Answer):
@@ -199,6 +207,9 @@ class Paywall:
             return answers.in_progress(request_id)
         if await self._ledger.store.get(REQUEST, request_id) is not None:
             return await self._told_again(request_id)
+        wait_s = self._failures.wait_s(address)
+        if wait_s:
+            return answers.too_many_failures(wait_s)
         account = token_account(credentials.identity_or_hash)
         as_credit = presented.wish.as_credit
         request = msgspec.structs.replace(
@@ -229,7 +240,7 @@ class Paywall:
         if isinstance(received, Pending):
             return answers.pending(received)
         if isinstance(received, Refusal):
-            return await self._refused(received, facts, quote)
+            return await self._refused(received, facts, quote, address)
         if row is None:
             # Redeemed before, or by somebody who stopped: the money is on the account.
             request = msgspec.structs.replace(request, hold=hold_id(request_id, 0))
@@ -420,7 +431,7 @@ class Paywall:
         try:
             return await method.parse_credential(credential)
         except InvalidCredential as error:
-            return dialects.refusal("credential_malformed", str(error), {})
+            return dialects.refusal("credential_malformed", f"{error}.", {})
 
     def _accepted(self) -> list[str]:
         return ["sk-… (an account key)", *self._payments.methods.accepted()]
@@ -428,6 +439,11 @@ class Paywall:
     async def _available(self, account: str) -> int:
         found = await self._ledger.store.account(account)
         return 0 if found is None else found.available
+
+    async def _was_credited(self, account: str) -> bool:
+        """Whether money ever arrived; a refused token leaves an empty account behind."""
+        found = await self._ledger.store.account(account)
+        return found is not None and found.credits_posted > 0
 
     async def _challenge(
         self, facts: RequestFacts, quote: Quote, code: str, detail: str, **extra: object
@@ -444,12 +460,26 @@ class Paywall:
         )
         return dialects.challenge(wanted, await self._cashu.offer(quote.maximum_msat))
 
-    async def _refused(self, refused: Refusal, facts: RequestFacts, quote: Quote) -> Answer:
+    def _key_refused(self, key: KeyRefused, address: str) -> Answer:
+        if key.reason is KeyRefusedReason.UNKNOWN:
+            # Known keys are never shut out: behind a shared proxy all callers have one address.
+            wait_s = self._failures.wait_s(address)
+            if wait_s:
+                return answers.too_many_failures(wait_s)
+            self._failures.failed(address)
+        return dialects.refusal(f"key_{key.reason.value}", key.message, {})
+
+    async def _refused(
+        self, refused: Refusal, facts: RequestFacts, quote: Quote, address: str
+    ) -> Answer:
         if refused.code == "insufficient_payment":
             return await self._challenge(
                 facts, quote, refused.code, f"Too little: {refused.message}.", **refused.details
             )
-        return dialects.refusal(refused.code, refused.message, refused.details)
+        answer = dialects.refusal(refused.code, f"{refused.message}.", refused.details)
+        if answer.status == 400:  # what is our fault or the mint's is not held against the caller
+            self._failures.failed(address)
+        return answer
 
 
 def request_of(credentials: PaymentCredentials) -> str:
