@@ -8,19 +8,19 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import aiohttp
 
-from farebox.cli.door import is_served
 from farebox.clock import NS_PER_S, SystemClock
 from farebox.errors import InvalidSettings, RailError
 from farebox.pricing.model import Component, Currency, Rule
+from farebox.pricing.parse import parse_rules
 from farebox.pricing.tokens import local_tokenizer
-from farebox.rails.cashu import HttpMint, MintLimits
+from farebox.rails.cashu import HttpMint, MintLimits, open_session
 from farebox.settings import MintPolicy, MintSettings, Settings, read_root_key
 from farebox.signer import Signer
 
@@ -57,6 +57,29 @@ class Finding:
 def fine(check: str, found: str) -> Finding:
     """Nothing to do."""
     return Finding(Verdict.FINE, check, found)
+
+
+async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None]) -> list[Finding]:
+    """Every check, one after the other; `say` hears whom it waits for."""
+    rules = parse_rules(found.prices)
+    findings = [
+        *settings(found, rules),
+        data_directory(found.data_dir),
+        root_key(found, os.environ),
+        free_space(found.data_dir),
+        durable_writes(found.data_dir),
+        await asyncio.to_thread(tokenizer, rules),  # it may load data for a second
+        book(found, is_served=is_served),
+    ]
+    async with open_session() as session:
+        for known in found.mints:
+            say(f"asking {known.url} …")
+            findings += await mint(session, known)
+        for service in found.upstreams:
+            for url in service.urls:
+                say(f"asking {url} …")
+                findings.append(await upstream(session, url, service.connect_timeout_s))
+    return findings
 
 
 # ── here ─────────────────────────────────────────────────────────────────────────────────────────
@@ -168,10 +191,10 @@ def tokenizer(rules: Sequence[Rule]) -> Finding:
     return Finding(Verdict.WARNING, "tokenizer", "none: tokens are estimated", advice)
 
 
-async def book(found: Settings) -> Finding:
+def book(found: Settings, *, is_served: bool) -> Finding:
     """Whether the book is there, and whether a server has it open."""
     path = found.database_path
-    if await is_served(found.data_dir):
+    if is_served:
         return fine("book", f"{path}, open in a running server")
     if not path.exists():
         return fine("book", f"{path} is made at the first start")

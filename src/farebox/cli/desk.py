@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, assert_never
 
 import msgspec
 
 from farebox.bootstrap import Farebox
+from farebox.cli import checks
+from farebox.cli.checks import Finding, Verdict
 from farebox.clock import iso
 from farebox.errors import InvalidInput
 from farebox.identity import ApiKey, KeysExhausted, KeyTerms, new_account
@@ -95,8 +98,21 @@ class Resolve(msgspec.Struct, frozen=True, tag="recover resolve"):
     amount_msat: int | None = None
 
 
+class Examine(msgspec.Struct, frozen=True, tag="doctor"):
+    """Look at everything a server depends on, with the settings it runs by."""
+
+
 Request = (
-    Balance | CreateKey | ListKeys | ShowKey | RevokeKey | Withdraw | Recover | Reopen | Resolve
+    Balance
+    | CreateKey
+    | ListKeys
+    | ShowKey
+    | RevokeKey
+    | Withdraw
+    | Recover
+    | Reopen
+    | Resolve
+    | Examine
 )
 
 
@@ -124,8 +140,28 @@ async def carry_out(house: Farebox, request: Request) -> Facts:
         case Resolve():
             await _resolve(house, request)
             return await _recover(house)
+        case Examine():
+            return examination(
+                await checks.examine(house.settings, is_served=True, say=lambda _: None)
+            )
         case _:
             assert_never(request)
+
+
+def examination(findings: Sequence[Finding]) -> Facts:
+    """What `farebox doctor` shows."""
+    return {
+        "ok": all(finding.verdict is not Verdict.FAILURE for finding in findings),
+        "checks": [
+            {
+                "check": finding.check,
+                "verdict": finding.verdict.value,
+                "found": finding.found,
+                "advice": finding.advice,
+            }
+            for finding in findings
+        ],
+    }
 
 
 # ── money ────────────────────────────────────────────────────────────────────────────────────────

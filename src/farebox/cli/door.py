@@ -116,15 +116,6 @@ def _address(data_dir: Path) -> Iterator[str]:
         os.close(directory)
 
 
-async def is_served(data_dir: Path) -> bool:
-    """Whether a server answers at the door of this directory."""
-    streams = await _knock(data_dir)
-    if streams is None:
-        return False
-    streams[1].close()
-    return True
-
-
 async def ask_server(data_dir: Path, request: Request) -> dict[str, object] | None:
     """What the server that owns this book answers; None when no server is running.
 
