@@ -51,6 +51,7 @@ async def serve(upstream_url: str, port: int, data_dir: Path, price: str, mint: 
     async with Farebox(load_settings(None, {}, given), b"benchmark only, not a secret" + b".." * 2) as house:
         for _ in range(_KEYS):
             print(await funded_key(house), flush=True)
+        import gc; gc.collect(); gc.freeze(); gc.set_threshold(20000,50,100)
         print("ready", flush=True)
         config = uvicorn.Config(
             house.app,
@@ -63,6 +64,7 @@ async def serve(upstream_url: str, port: int, data_dir: Path, price: str, mint: 
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
         )
         await uvicorn.Server(config).serve()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Protocol
 
 NS_PER_S = 1_000_000_000
@@ -45,5 +46,9 @@ class ManualClock:
 
 def iso(at_ns: int) -> str:
     """UTC time as RFC 3339 with milliseconds and a trailing Z."""
-    moment = datetime.fromtimestamp(at_ns // NS_PER_S, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{at_ns % NS_PER_S // 1_000_000:03d}Z"
+    return f"{_iso_second(at_ns // NS_PER_S)}.{at_ns % NS_PER_S // 1_000_000:03d}Z"
+
+
+@lru_cache(maxsize=16)  # every receipt of a second says the same
+def _iso_second(at_s: int) -> str:
+    return f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%dT%H:%M:%S}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,7 +31,7 @@ from farebox.gateway.delivery import Call, Supervision
 from farebox.gateway.exchange import Outgoing
 from farebox.gateway.turns import Turns
 from farebox.gateway.upstream import Upstream, Upstreams
-from farebox.paywall.model import Answer
+from farebox.paywall.model import Admission, Answer, BearerMoney, EmbeddedMoney
 from farebox.paywall.service import Paywall
 from farebox.pricing.request import RequestFacts, ask_for_usage, read_request
 from farebox.pricing.tokens import TokenCounter
@@ -164,11 +164,13 @@ class Gateway:
         if refused is not None or upstream is None or isinstance(presented, Answer):
             await send_answer(send, refused or problems.failed(), method=method)
             return
-        authorising = asyncio.get_running_loop().create_task(
-            self._carrier.authorise(presented, facts, client_address(scope))
+        authorising: Awaitable[Admission | Answer] = self._carrier.authorise(
+            presented, facts, client_address(scope)
         )
-        # It is under way (a mint is asked, a commit waits for its disk) while we prepare the rest.
-        await asyncio.sleep(0)
+        if isinstance(presented, EmbeddedMoney | BearerMoney):
+            # A mint is asked meanwhile, which takes longer than a turn of the loop.
+            authorising = asyncio.ensure_future(authorising)
+            await asyncio.sleep(0)
         call = _call(scope, facts, body, upstream)
         outgoing = _outgoing(scope, target, upstream, call, is_metered=is_metered)
         admission = await authorising
