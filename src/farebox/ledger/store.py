@@ -27,12 +27,17 @@ class Store(Protocol):
         """Decide and durably store one unit.
 
         Raises StoreBusy (nothing done) when the queue is full, OutcomeUnknown when the answer to
-        the commit was lost, StoreError when the store failed and nothing was done.
+        the commit was lost, StoreError when the store failed and nothing was done, ValueError for
+        a unit that no correct program makes (`check_unit`). A caller that is cancelled while it
+        waits does not undo the unit: it may still be committed, and its id tells.
         """
         ...
 
     async def outcome(self, unit_id: str) -> Applied | Refused | None:
-        """What became of a unit, or None when no such unit was committed."""
+        """What became of a unit, or None when no such unit was committed.
+
+        Raises StoreError while a commit that failed leaves that open.
+        """
         ...
 
     async def get(self, record: RecordType[T], key: str) -> Row[T] | None:
@@ -50,7 +55,8 @@ class Store(Protocol):
     ) -> list[tuple[str, Row[T]]]:
         """Rows whose indexed fields equal `where`, in key order, keys above `after`.
 
-        `at_most=(field, bound)` keeps rows whose integer field is at most the bound.
+        `at_most=(field, bound)` keeps rows whose integer field is at most the bound. Raises
+        ValueError when no index of the record type serves the query.
         """
         ...
 
