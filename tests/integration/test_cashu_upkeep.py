@@ -9,6 +9,7 @@ import pytest
 
 from farebox.ledger.model import Applied, Kind, Open, Transfer, Unit
 from farebox.money import BTC
+from farebox.payments import Rejected
 from farebox.payments.service import Received, Refunded
 from farebox.rails.cashu.records import PROOF, ProofUse
 from farebox.testing.mint import DropAfter, DropBefore, Fail, Fault, Garbage, PlayMint, Refuse
@@ -178,3 +179,29 @@ async def test_a_mint_that_is_down_does_not_stop_upkeep_at_another(tmp_path: Pat
         await house.restart()
 
         assert (await house.upkeep.run()).consolidated == 1
+
+
+@pytest.mark.parametrize("spent", [False, True])
+async def test_proofs_of_an_operation_closed_by_hand_are_set_free_if_they_are_ours(
+    tmp_path: Path, spent: bool
+) -> None:
+    mint = PlayMint()
+    async with house_of(tmp_path, mint) as house:
+        await house.receive(issue(mint, 64))
+        mint.faults.next("swap", DropAfter() if spent else DropBefore())
+        mint.faults.always("checkstate", DropBefore())
+        await house.refund(63, "ref_1")
+        house.clock.advance(8 * 24 * 3_600)
+        await house.operations.recover()
+        mint.faults.clear()
+        assert (await house.upkeep.run()).released == 0, "an open operation keeps its proofs"
+
+        closed = await house.operations.resolve("ref_1", Rejected("gone", "given up by hand"))
+        assert closed is not None
+        house.clock.advance(60)
+        kept = await house.upkeep.run()
+
+        assert kept.released == 1
+        proofs = await house.proofs_sat(mint)
+        assert proofs[ProofUse.RESERVED] == 0
+        assert proofs[ProofUse.AVAILABLE] == (0 if spent else 64)

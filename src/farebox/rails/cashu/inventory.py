@@ -100,27 +100,24 @@ class Inventory:
 
         Where the page starts is random, so that concurrent refunds seldom want the same ones.
         """
-        return await self._from(mint, unit, ProofUse.AVAILABLE, _PAGES_MAX if all_pages else 1)
-
-    async def given(self, mint: str, unit: str, after: str, limit: int) -> list[Held]:
-        """Proofs handed out and not known to be spent, keys above `after`, in key order."""
-        where = {"mint": mint, "unit": unit, "use": ProofUse.GIVEN}
-        return _held(await self._ledger.store.find(PROOF, where, after=after, limit=limit))
-
-    async def _from(self, mint: str, unit: str, use: ProofUse, pages: int) -> list[Held]:
-        where = {"mint": mint, "unit": unit, "use": use}
+        pages = _PAGES_MAX if all_pages else 1
         # Keys are compressed points: 02… or 03…, the rest as good as random.
         start = f"0{2 + secrets.randbelow(2)}{secrets.token_hex(4)}"
         found: list[Held] = []
         for after, end in ((start, ""), ("", start)):
             at = after
             while len(found) < pages * PAGE_MAX:
-                rows = _held(await self._ledger.store.find(PROOF, where, after=at))
+                rows = await self.used(mint, unit, ProofUse.AVAILABLE, at, PAGE_MAX)
                 found.extend(row for row in rows if not end or row.key <= end)
                 if len(rows) < PAGE_MAX or (end and rows[-1].key > end):
                     break
                 at = rows[-1].key
         return found
+
+    async def used(self, mint: str, unit: str, use: ProofUse, after: str, limit: int) -> list[Held]:
+        """Proofs of one use, keys above `after`, in key order."""
+        where = {"mint": mint, "unit": unit, "use": use}
+        return _held(await self._ledger.store.find(PROOF, where, after=after, limit=limit))
 
     def counters_of(self, keyset_id: str, first_counter: int, proofs: Sequence[Proof]) -> list[int]:
         """The counter of each proof; a mint may have signed some outputs and left out others."""

@@ -9,7 +9,7 @@ Postings of a consolidation, an operation of its own:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -20,7 +20,7 @@ from farebox.ecash.plan import SwapPlan
 from farebox.ecash.receive import output_keyset
 from farebox.errors import RailRejected, RailUnavailable
 from farebox.ids import new_id
-from farebox.ledger.model import Applied, Hold, Unit, hold_id
+from farebox.ledger.model import Applied, Hold, Put, Unit, hold_id
 from farebox.ledger.service import Ledger
 from farebox.payments.operations import (
     Changes,
@@ -53,6 +53,8 @@ _FEE_DIVISOR = 100
 #: Proofs of a keyset that expires within this time are moved to another one.
 _EXPIRES_SOON_S = 30 * 24 * 3600
 _ASKED_AT_ONCE = 100
+_NEVER_HAPPENED = (OperationState.REJECTED, OperationState.CANCELLED)
+_OVER = (*_NEVER_HAPPENED, OperationState.SUCCEEDED, OperationState.REVERSED)
 _QUESTIONS_MAX = 10
 
 
@@ -62,10 +64,11 @@ class Kept:
 
     consolidated: int
     seen_spent: int
+    released: int
 
 
 class Upkeep:
-    """Consolidates leftovers, leaves keysets that end, notices change that was spent."""
+    """Consolidates leftovers, leaves keysets that end, notices what was spent or left behind."""
 
     def __init__(
         self, method: CashuMethod, ledger: Ledger, operations: Operations, signer: Signer
@@ -75,12 +78,12 @@ class Upkeep:
         self._ledger = ledger
         self._operations = operations
         self._signer = signer
-        self._seen: dict[tuple[str, str], str] = {}
+        self._seen: dict[tuple[str, str, ProofUse], str] = {}
         operations.register(KIND, self)
 
     async def run(self) -> Kept:
         """One round: at most one consolidation and some questions for each mint and unit."""
-        consolidated = seen_spent = 0
+        consolidated = seen_spent = released = 0
         for place in self._mints.listed():
             for unit in place.terms.units:
                 if unit not in MSAT_PER_UNIT or place.is_left_alone:
@@ -88,9 +91,10 @@ class Upkeep:
                 try:
                     consolidated += await self.consolidate(place, unit)
                     seen_spent += await self.check_given(place, unit)
+                    released += await self.release(place, unit)
                 except (RailUnavailable, RailRejected) as error:
                     _log.info("cashu.upkeep_put_off", mint=place.url, reason=str(error))
-        return Kept(consolidated, seen_spent)
+        return Kept(consolidated, seen_spent, released)
 
     # ── consolidation ────────────────────────────────────────────────────────────────────────────
 
@@ -189,7 +193,7 @@ class Upkeep:
             case saga.Unknown(reason, alarm):
                 return Unresolved(reason, alarm)
 
-    # ── change that was spent ────────────────────────────────────────────────────────────────────
+    # ── proofs that nobody reports back ──────────────────────────────────────────────────────────
 
     async def check_given(self, place: MintPlace, unit: str) -> int:
         """Ask the mint which proofs we handed out are spent, and wipe what makes them money.
@@ -197,29 +201,67 @@ class Upkeep:
         Goes on where the last call stopped. Raises RailUnavailable, RailRejected.
         """
         seen_spent = 0
-        for _ in range(_QUESTIONS_MAX):
-            after = self._seen.get((place.url, unit), "")
-            given = await self._inventory.given(place.url, unit, after, _ASKED_AT_ONCE)
-            if given:
-                states = await place.mint.check_state([bytes.fromhex(one.key) for one in given])
-                spent = [
-                    one
-                    for one, state in zip(given, states, strict=True)
-                    if state is ProofState.SPENT
-                ]
-                seen_spent += await self._wipe(spent)
-            if len(given) < _ASKED_AT_ONCE:
-                self._seen.pop((place.url, unit), None)
-                break
-            self._seen[place.url, unit] = given[-1].key
+        async for given in self._batches(place, unit, ProofUse.GIVEN):
+            spent = await self._in_state(place, given, ProofState.SPENT)
+            puts = [one.becomes(ProofUse.SPENT, one.stored.owner) for one in spent]
+            seen_spent += await self._store(puts)
         return seen_spent
 
-    async def _wipe(self, spent: Sequence[Held]) -> int:
-        if not spent:
+    async def release(self, place: MintPlace, unit: str) -> int:
+        """Free proofs reserved for operations that a person has closed, if they are still ours.
+
+        An operation that closes by itself frees or spends its proofs in its closing commit.
+        Raises RailUnavailable, RailRejected.
+        """
+        released = 0
+        async for held in self._batches(place, unit, ProofUse.RESERVED):
+            closed = await self._closed({one.stored.owner for one in held})
+            left = [one for one in held if one.stored.owner in closed]
+            unspent = await self._in_state(place, left, ProofState.UNSPENT)
+            spent = await self._in_state(place, left, ProofState.SPENT)
+            # Closed as done, and yet unspent: nobody knows what was done. Left to the operator.
+            rejected = [one for one in unspent if closed[one.stored.owner] in _NEVER_HAPPENED]
+            puts = [one.becomes(ProofUse.AVAILABLE) for one in rejected]
+            puts += [one.becomes(ProofUse.SPENT, one.stored.owner) for one in spent]
+            released += await self._store(puts)
+        return released
+
+    async def _batches(
+        self, place: MintPlace, unit: str, use: ProofUse
+    ) -> AsyncIterator[list[Held]]:
+        """Some batches of proofs, from where the last call stopped."""
+        for _ in range(_QUESTIONS_MAX):
+            after = self._seen.get((place.url, unit, use), "")
+            batch = await self._inventory.used(place.url, unit, use, after, _ASKED_AT_ONCE)
+            if batch:
+                yield batch
+            if len(batch) < _ASKED_AT_ONCE:
+                self._seen.pop((place.url, unit, use), None)
+                return
+            self._seen[place.url, unit, use] = batch[-1].key
+
+    async def _in_state(
+        self, place: MintPlace, held: Sequence[Held], wanted: ProofState
+    ) -> list[Held]:
+        if not held:
+            return []
+        states = await place.mint.check_state([bytes.fromhex(one.key) for one in held])
+        return [one for one, state in zip(held, states, strict=True) if state is wanted]
+
+    async def _closed(self, owners: Collection[str]) -> dict[str, OperationState]:
+        """The owners that are operations and over, with how they ended."""
+        closed = {}
+        for owner in owners:
+            operation = await self._operations.get(owner)
+            if operation is not None and operation.state in _OVER:
+                closed[owner] = operation.state
+        return closed
+
+    async def _store(self, puts: Sequence[Put]) -> int:
+        if not puts:
             return 0
-        puts = tuple(one.becomes(ProofUse.SPENT, one.stored.owner) for one in spent)
-        outcome = await self._ledger.store.commit(Unit(new_id("spent"), puts=puts))
-        return len(spent) if isinstance(outcome, Applied) else 0
+        outcome = await self._ledger.store.commit(Unit(new_id("keep"), puts=tuple(puts)))
+        return len(puts) if isinstance(outcome, Applied) else 0
 
 
 def _retiring(keysets: Mapping[str, Keyset], now_s: int) -> dict[str, Keyset]:
