@@ -68,8 +68,7 @@ class Supervision:
     checkpoint_msat: int = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, gc=False):
     """A request that was read and admitted."""
 
     method: str
@@ -92,15 +91,13 @@ class Why(enum.Enum):
     STOPPING = "the gateway is being stopped"
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True, gc=False):
     """Nothing was delivered: nothing is charged, a problem is told."""
 
     answer: Answer
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(msgspec.Struct, frozen=True, gc=False):
     """An answer that is complete and was not sent yet."""
 
     exchange: Exchange
@@ -108,8 +105,7 @@ class Whole:
     ended: Ended
 
 
-@dataclass(frozen=True, slots=True)
-class Streamed:
+class Streamed(msgspec.Struct, frozen=True, gc=False):
     """All but the end of an answer was sent. `rest` leaves after the settling commit.
 
     `is_clean` is False where the body must not look complete.
@@ -120,8 +116,7 @@ class Streamed:
     is_clean: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
+class Gone(msgspec.Struct, frozen=True, gc=False):
     """There is nobody to answer any more."""
 
     ended: Ended

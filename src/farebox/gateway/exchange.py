@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from farebox.errors import RailUnavailable
 from farebox.paywall.model import Headers
@@ -21,14 +23,16 @@ class UpstreamDied(RailUnavailable):
     """The upstream broke off in the middle of an answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A request as it goes on. `target` is path and query, as the caller wrote them."""
 
     method: str
     target: str
-    headers: list[tuple[bytes, bytes]] = field(repr=False)
-    body: bytes = field(repr=False)
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+    def __repr__(self) -> str:
+        return f"Outgoing({self.method} …)"  # keys are in its headers
 
 
 @dataclass(frozen=True, slots=True)
