@@ -149,6 +149,12 @@ class Handler(Protocol):
         ...
 
 
+class _CountedLock(asyncio.Lock):
+    """A lock that knows how many hold it or wait for it."""
+
+    users = 0
+
+
 class Operations:
     """Opens operations and carries each to its end."""
 
@@ -156,7 +162,7 @@ class Operations:
         self._ledger = ledger
         self._owner = owner
         self._handlers: dict[str, Handler] = {}
-        self._running: dict[str, asyncio.Lock] = {}
+        self._running: dict[str, _CountedLock] = {}
 
     def register(self, kind: str, handler: Handler) -> None:
         """Name the handler of a kind; one kind has one handler."""
@@ -201,7 +207,8 @@ class Operations:
         the closing commit if it succeeds here; when the ledger refuses the two together the
         operation closes without it, since what happened outside is a fact.
         """
-        lock = self._running.setdefault(operation_id, asyncio.Lock())
+        lock = self._running.setdefault(operation_id, _CountedLock())
+        lock.users += 1
         try:
             async with lock:
                 row = await self._ledger.store.get(OPERATION, operation_id)
@@ -209,10 +216,13 @@ class Operations:
                     raise KeyError(operation_id)
                 if row.value.state not in (OperationState.OPEN, OperationState.QUEUED):
                     return row.value
-                verdict = await self._attempt(row.value, asked_before=not fresh)
+                # Somebody who waited for the same operation may have been quicker than its opener.
+                asked_before = not fresh or row.value.attempts > 0
+                verdict = await self._attempt(row.value, asked_before=asked_before)
                 return await self._close(row, verdict, also)
         finally:
-            if not lock.locked():
+            lock.users -= 1
+            if not lock.users:  # not `locked()`: it is free for a moment while others wait
                 self._running.pop(operation_id, None)
 
     async def recover(self) -> int:
