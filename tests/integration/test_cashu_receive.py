@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from farebox.ecash.codes import NutError
 from farebox.errors import InvalidCredential
 from farebox.payments import Refusal
-from farebox.payments.service import Pending, Received
+from farebox.payments.service import Pending, Received, Refunded
 from farebox.rails.cashu import MintTerms
 from farebox.signer import Signer
 from farebox.testing.asgi import serving
@@ -405,3 +406,72 @@ async def test_nothing_of_a_token_shows_in_a_repr(tmp_path: Path) -> None:
         assert text not in shown
         assert not any(proof.secret in shown for proof in decode_token(text).proofs)
         assert CUSTOMER not in shown
+
+
+async def test_one_token_presented_by_many_at_once_is_credited_once(tmp_path: Path) -> None:
+    mint = PlayMint()
+    async with house_of(tmp_path, mint) as house:
+        await house.receive(issue(mint, 8), "customer:bob")
+        token = issue(mint, 100)
+        mint.calls.clear()
+
+        done = await asyncio.gather(*(house.receive(token) for _ in range(50)))
+
+        assert all(isinstance(one, Received) for one in done)
+        assert sum(isinstance(one, Received) and one.fresh for one in done) == 1
+        assert mint.calls["swap"] == 1
+        assert await house.balance_sat() == 100
+        await house.assert_whole(mint)
+
+
+async def test_a_lost_answer_among_many_presentations_is_still_credited_once(
+    tmp_path: Path,
+) -> None:
+    mint = PlayMint()
+    async with house_of(tmp_path, mint) as house:
+        token = issue(mint, 100)
+        mint.faults.next("swap", DropAfter(), DropBefore())
+        mint.faults.next("checkstate", DropBefore(), Fail(500))
+
+        await asyncio.gather(*(house.receive(token) for _ in range(50)))
+        await house.recover()
+
+        assert isinstance(await house.receive(token), Received)
+        assert await house.balance_sat() == 100
+        await house.assert_whole(mint)
+
+
+async def test_a_slow_mint_does_not_slow_another(tmp_path: Path) -> None:
+    slow, quick = PlayMint(), PlayMint()
+    async with house_of(tmp_path, slow, quick) as house:
+        for mint in (slow, quick):
+            await house.receive(issue(mint, 8))
+        slow.faults.always("swap", AnswersLate(0.9))
+        waiting = [asyncio.create_task(house.receive(issue(slow, 10))) for _ in range(20)]
+        await asyncio.sleep(0)
+
+        for _ in range(5):
+            assert isinstance(await house.receive(issue(quick, 10)), Received)
+
+        assert not any(task.done() for task in waiting)
+        await asyncio.gather(*waiting)
+
+
+async def test_no_secret_of_a_proof_is_in_the_book(tmp_path: Path) -> None:
+    mint = PlayMint()
+    async with house_of(tmp_path, mint) as house:
+        text = issue(mint, 100)
+        mint.faults.next("swap", DropAfter())
+        await house.receive(text)  # the plan is stored and stays
+        await house.receive(issue(mint, 64))
+        refunded = await house.refund(63, "ref_1", account=CUSTOMER)
+        assert isinstance(refunded, Refunded)
+
+        names = ("book.db", "book.db-wal")
+        book = b"".join((tmp_path / name).read_bytes() for name in names)
+
+        for token in (text, refunded.reply["token"]):
+            assert token.encode() not in book
+            for proof in decode_token(token).proofs:
+                assert proof.secret.encode() not in book
+                assert bytes.fromhex(proof.secret) not in book
