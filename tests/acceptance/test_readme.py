@@ -1,0 +1,93 @@
+"""The README's tour is run as it stands, and prints what it says it prints.
+
+A block of commands behind `<!-- runs -->` is run; the text behind `<!-- prints -->` is what it
+must print, where `…` stands for anything and any number of spaces for one. Ports are others here,
+so that tests can share a machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from farebox.cli import app
+from tests.peers.process import free_port
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+_BLOCK = re.compile(
+    r"<!-- runs -->\n```sh\n(?P<commands>.*?)```\n<!-- prints -->\n```text\n(?P<printed>.*?)```",
+    re.DOTALL,
+)
+_PORTS = ("3338", "9000", "8080")
+_BETWEEN = "-- next --"
+_READY = "until curl -sf http://127.0.0.1:8080/healthz && curl -sf http://127.0.0.1:9000/echo \\\n"
+_READY += "  && curl -sf http://127.0.0.1:3338/v1/info; do sleep 0.1; done > /dev/null"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some commands, and what they print."""
+
+    commands: str
+    printed: str
+
+    @property
+    def pattern(self) -> str:
+        """What they print, as a regular expression."""
+        return ".*?".join(re.escape(part) for part in _plain(self.printed).split("…"))
+
+
+def _plain(text: str) -> str:
+    """Columns are as wide as the longest port, and HTTP ends lines in its own way."""
+    return re.sub(" +", " ", text.replace("\r", "").strip())
+
+
+def blocks() -> list[Block]:
+    return [Block(match["commands"], match["printed"]) for match in _BLOCK.finditer(README)]
+
+
+def script(ports: dict[str, str]) -> str:
+    first, *rest = blocks()
+    parts = [first.commands + _READY, *(block.commands for block in rest)]
+    text = f"\necho; echo '{_BETWEEN}'\n".join(parts)
+    return re.sub("|".join(_PORTS), lambda port: ports[port.group()], text)
+
+
+@pytest.mark.timeout(120)
+def test_the_tour_prints_what_it_says(tmp_path: Path) -> None:
+    ports = {port: str(free_port()) for port in _PORTS}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("FAREBOX_")}
+    done = subprocess.run(
+        ["bash", "-c", script(ports)],
+        cwd=tmp_path,
+        env=clean | {"PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=100,
+    )
+    printed = done.stdout
+    for documented, real in ports.items():
+        printed = printed.replace(f":{real}", f":{documented}")
+    told = [_plain(part) for part in printed.split(_BETWEEN)]
+    assert len(told) == len(blocks()), printed
+    for block, part in zip(blocks(), told, strict=True):
+        assert re.fullmatch(block.pattern, part, re.DOTALL), f"{block.commands}\nprinted:\n{part}"
+
+
+def test_the_readme_names_every_command() -> None:
+    named = set(re.findall(r"^\| `farebox (\w+)", README, re.MULTILINE))
+    made = {command.name for command in app.registered_commands}
+    made |= {group.name for group in app.registered_groups}
+    assert named == made
+
+
+def test_the_readme_shows_a_tour_worth_taking() -> None:
+    assert len(blocks()) >= 8
