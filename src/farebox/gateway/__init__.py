@@ -11,6 +11,16 @@ from __future__ import annotations
 from farebox.gateway.app import Gateway, Limits
 from farebox.gateway.catalogue import Catalogue
 from farebox.gateway.delivery import Supervision
+from farebox.gateway.middleware import Paywall, price
 from farebox.gateway.upstream import UpstreamConfig, Upstreams
 
-__all__ = ["Catalogue", "Gateway", "Limits", "Supervision", "UpstreamConfig", "Upstreams"]
+__all__ = [
+    "Catalogue",
+    "Gateway",
+    "Limits",
+    "Paywall",
+    "Supervision",
+    "UpstreamConfig",
+    "Upstreams",
+    "price",
+]

@@ -79,7 +79,7 @@ class Gateway:
         self._api = api
         self._owns_path = owns_path
         self._catalogue = catalogue
-        self._carrier = Carrier(paywall, counter, supervision)
+        self.carrier = Carrier(paywall, counter, supervision)
         self._turns = Turns(limits.requests_max, limits.queue_max, limits.queue_timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,14 +91,18 @@ class Gateway:
         elif scope["type"] == "websocket":
             await _refuse_websocket(scope, receive, send)
 
+    def owns(self, path: str) -> bool:
+        """Whether a path is the wallet API's."""
+        return self._api is not None and self._owns_path(path)
+
     @property
     def running(self) -> int:
         """How many requests are being carried."""
-        return self._carrier.running
+        return self.carrier.running
 
     async def stop(self) -> None:
         """Take nothing new; finish what runs, or settle it when the grace is over."""
-        await self._carrier.stop(self._limits.stop_grace_s)
+        await self.carrier.stop(self._limits.stop_grace_s)
 
     # ── before money moves ───────────────────────────────────────────────────────────────────────
 
@@ -116,7 +120,7 @@ class Gateway:
             elif self._api is not None and self._owns_path(scope["path"]):
                 await self._api(scope, replayed(body, receive), send)
             else:
-                await self._carrier.carry(self._carry(scope, body, receive, send))
+                await self.carrier.carry(self._carry(scope, body, receive, send))
         except CallerLeft:
             return
         finally:
@@ -124,7 +128,7 @@ class Gateway:
 
     def _refuse_early(self, scope: Scope) -> Answer | None:
         headers = scope["headers"]
-        if self._carrier.is_stopping:
+        if self.carrier.is_stopping:
             return problems.stopping()
         if headers_bytes(headers) > self._limits.header_bytes_max:
             return problems.headers_too_large(self._limits.header_bytes_max)
@@ -164,7 +168,7 @@ class Gateway:
         if refused is not None or upstream is None or isinstance(presented, Answer):
             await send_answer(send, refused or problems.failed(), method=method)
             return
-        authorising: Awaitable[Admission | Answer] = self._carrier.authorise(
+        authorising: Awaitable[Admission | Answer] = self.carrier.authorise(
             presented, facts, client_address(scope)
         )
         if isinstance(presented, EmbeddedMoney | BearerMoney):
@@ -178,7 +182,7 @@ class Gateway:
             await send_answer(send, admission, method=method)
             return
         outgoing.headers.append((b"x-request-id", admission.request_id.encode()))
-        await self._carrier.deliver(
+        await self.carrier.deliver(
             admission, call, lambda: self._upstreams.open(upstream, outgoing), receive, send
         )
 

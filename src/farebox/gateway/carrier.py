@@ -15,6 +15,7 @@ from farebox.gateway.delivery import Call, Delivery, Supervision, Watch, Why
 from farebox.gateway.exchange import Exchange
 from farebox.paywall.model import Admission, Answer, Ended, Presented
 from farebox.paywall.service import Paywall
+from farebox.pricing.book import PriceBook
 from farebox.pricing.request import RequestFacts
 from farebox.pricing.tokens import TokenCounter
 from farebox.pricing.usage import Usage
@@ -60,11 +61,15 @@ class Carrier:
             raise
 
     async def authorise(
-        self, presented: Presented, facts: RequestFacts, address: str
+        self,
+        presented: Presented,
+        facts: RequestFacts,
+        address: str,
+        book: PriceBook | None = None,
     ) -> Admission | Answer:
         """Hold what a request can cost. The answer is a 503 where the books cannot be written."""
         try:
-            return await self.paywall.authorise(presented, facts, address)
+            return await self.paywall.authorise(presented, facts, address, book)
         except StoreError as error:
             _log.warning("request.not_authorised", error=str(error))
             return problems.books_closed(held=False)
@@ -91,6 +96,18 @@ class Carrier:
         finally:
             watch.stop()
             del self._deliveries[task]
+
+    def forsake(self, authorising: asyncio.Task[Admission | Answer]) -> None:
+        """Whoever waited for it is gone: what it comes to hold is released."""
+
+        async def release() -> None:
+            admission = await authorising
+            if isinstance(admission, Admission):
+                await self._release(admission)
+
+        task = asyncio.get_running_loop().create_task(release())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _release(self, admission: Admission) -> None:
         """Give back what was held for a request that will not be forwarded."""

@@ -30,7 +30,7 @@ from farebox.gateway.exchange import (
     Exchange,
     Patience,
     UpstreamDied,
-    UpstreamSlow,
+    UpstreamFailed,
     UpstreamUnreachable,
 )
 from farebox.gateway.headers import for_caller
@@ -204,8 +204,8 @@ class Delivery:
             exchange = await opening
         except UpstreamUnreachable:
             return Refused(problems.upstream_unreachable())
-        except UpstreamSlow:
-            return Refused(problems.upstream_slow())
+        except UpstreamFailed:
+            return Refused(problems.upstream_failed())
         self._exchange = exchange
         self._progress_s = self._loop.time()
         if exchange.status in _ABOUT_US:

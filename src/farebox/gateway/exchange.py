@@ -15,8 +15,8 @@ class UpstreamUnreachable(RailUnavailable):
     """No upstream took the request, or the one that did broke off before an answer."""
 
 
-class UpstreamSlow(RailUnavailable):
-    """The upstream did not answer in time."""
+class UpstreamFailed(RailUnavailable):
+    """The app behind us raised an exception before it answered."""
 
 
 class UpstreamDied(RailUnavailable):

@@ -172,9 +172,9 @@ class _Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.abort()
             return
-        if self._exchange is not None and not self._exchange.status:
-            if self._head_bytes > _HEAD_MAX_BYTES:
-                self.abort()
+        head_is_open = self._exchange is not None and not self._exchange.status
+        if head_is_open and self._head_bytes > _HEAD_MAX_BYTES:
+            self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.forget(self)

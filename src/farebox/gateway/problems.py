@@ -95,6 +95,13 @@ def upstream_unreachable() -> Answer:
     )
 
 
+def upstream_failed() -> Answer:
+    """500: the user's own app raised an exception."""
+    return problem(
+        Problem(500, "upstream_failed", "Service failed", "The service failed.", _RELEASED)
+    )
+
+
 def upstream_slow() -> Answer:
     """504."""
     return problem(

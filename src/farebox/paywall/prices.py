@@ -22,9 +22,11 @@ class Prices:
         self.rates: Mapping[Currency, Rate] = rates or {}
         self._given: OrderedDict[RequestFacts, Quote] = OrderedDict()
 
-    def quote(self, facts: RequestFacts, now_ns: int, quote_id: str) -> Quote | NoPrice | RateStale:
+    def quote(
+        self, facts: RequestFacts, now_ns: int, quote_id: str, book: PriceBook | None = None
+    ) -> Quote | NoPrice | RateStale:
         """The price of a request: of today, or the lower one that was quoted and is still open."""
-        fresh = self.book.quote(facts, self.rates, now_ns, quote_id)
+        fresh = (book or self.book).quote(facts, self.rates, now_ns, quote_id)
         given = self._given.get(facts) if self._given else None
         if given is None or not given.is_open(now_ns):
             return fresh

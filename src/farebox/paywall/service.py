@@ -62,7 +62,7 @@ from farebox.paywall.model import (
 )
 from farebox.paywall.prices import Prices
 from farebox.paywall.settling import NO_USAGE, Bill, receipt_facts, settled, settling_unit
-from farebox.pricing.book import Quote, charge
+from farebox.pricing.book import PriceBook, Quote, charge
 from farebox.pricing.request import RequestFacts
 from farebox.pricing.usage import Usage
 from farebox.signer import Signer
@@ -124,16 +124,21 @@ class Paywall:
         return dialects.read(headers, self._accepted())
 
     async def authorise(
-        self, presented: Presented, facts: RequestFacts, address: str = ""
+        self,
+        presented: Presented,
+        facts: RequestFacts,
+        address: str = "",
+        book: PriceBook | None = None,
     ) -> Admission | Answer:
         """Hold what the request can cost at most, in one commit, or answer why not.
 
+        `book` has prices of its own, instead of the operator's.
         `address` is the caller's: worthless credentials are counted by it, for each costs us a
         look-up or a call to a mint. An Admission must be settled. Raises StoreError when the books
         cannot be written: nothing was held then.
         """
         request_id = new_id("req")
-        quote = self.prices.quote(facts, self.clock.now_ns(), request_id)
+        quote = self.prices.quote(facts, self.clock.now_ns(), request_id, book)
         if not isinstance(quote, Quote):
             return answers.unpriced(quote, facts)
         if quote.free or quote.maximum_msat == 0:
