@@ -50,3 +50,5 @@ def write_logs(level: LogLevel, form: LogFormat) -> None:
 def write_library_logs() -> None:
     """What goes wrong in libraries, not what goes on; for a process of our own."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    # It warns of every malformed request, which anybody can send.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)

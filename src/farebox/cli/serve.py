@@ -21,14 +21,13 @@ from farebox.bootstrap import Farebox, public_url
 from farebox.cli.checks import needs_root_key
 from farebox.cli.desk import carry_out
 from farebox.cli.door import open_door
+from farebox.cli.listener import BACKLOG, bounded_http, listening
 from farebox.cli.logs import write_library_logs, write_logs
 from farebox.cli.options import DataOption, SettingsOption, read_settings
 from farebox.cli.output import JsonOption, progress, show
 from farebox.errors import FareboxError, InvalidSettings
 from farebox.pricing.parse import format_price, parse_rules
 from farebox.settings import Address, MintPolicy, Settings, create_root_key, read_root_key
-
-_BACKLOG = 2_048
 
 
 def serve(
@@ -56,7 +55,7 @@ def serve(
         path = create_root_key(found.data_dir)
         progress(f"made {path}: keep a copy, nothing can be recovered without it")
     root_key = read_root_key(found.data_dir, os.environ)
-    with _listener(found.gateway.listen) as listener:
+    with listening(found.gateway.listen) as listener:
         host, port = found.gateway.listen.host, listener.getsockname()[1]
         found = replace(found, gateway=replace(found.gateway, listen=Address(host, port)))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -96,28 +95,6 @@ def _make_directory(path: Path) -> None:
         raise InvalidSettings("data_dir", found, "a directory that we may write") from None
 
 
-@contextmanager
-def _listener(address: Address) -> Iterator[socket.socket]:
-    """A bound socket. Raises InvalidSettings when the address is not to be had.
-
-    It says that it is TCP: asyncio turns Nagle's algorithm off only then, and with it on an answer
-    in two parts waits 40 ms for the caller's delayed acknowledgement.
-    """
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((address.host, address.port))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        found = f"{address.host}:{address.port} ({error.strerror})"
-        allowed = "a free address of this machine: stop what listens there, or name another"
-        raise InvalidSettings("gateway.listen", found, allowed) from None
-    with listener:
-        yield listener
-
-
 async def _serve(
     found: Settings, root_key: bytes, listener: socket.socket, announce: Callable[[], None]
 ) -> None:
@@ -127,13 +104,13 @@ async def _serve(
     ):
         config = uvicorn.Config(
             house.app,
-            http="httptools",
+            http=bounded_http(found.gateway.header_bytes_max),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
             timeout_graceful_shutdown=math.ceil(found.gateway.stop_grace_s),
         )
         server = _Server(config, announce)

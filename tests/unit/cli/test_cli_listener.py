@@ -1,0 +1,105 @@
+"""The bounds of a connection, before any request has reached the app."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+
+from farebox.cli import listener as listener_module
+from farebox.cli.listener import bounded_http, listening
+from farebox.errors import InvalidSettings
+from farebox.settings import Address
+from farebox.testing.asgi import Receive, Scope, Send, respond
+
+LIMIT = 8_192
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    await respond(send, 200, b"fine")
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[int]:
+    with listening(Address("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(
+            app, http=bounded_http(LIMIT), lifespan="off", log_config=None, access_log=False
+        )
+        server = uvicorn.Server(config)
+        running = asyncio.create_task(server._serve([listener]))
+        for _ in range(500):
+            if server.started:
+                break
+            await asyncio.sleep(0.01)
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        await running
+
+
+async def exchange(port: int, *pieces: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    except ConnectionResetError:
+        return b"reset"
+    finally:
+        writer.close()
+
+
+async def test_an_ordinary_request_is_served_however_it_is_cut() -> None:
+    request = b"GET / HTTP/1.1\r\nhost: here\r\nx-long: " + b"a" * LIMIT + b"\r\n\r\n"
+    async with serving() as port:
+        whole = await exchange(port, request)
+        pieces = [request[at : at + 100] for at in range(0, len(request), 100)]
+        assert whole.startswith(b"HTTP/1.1 200 ")
+        assert (await exchange(port, *pieces)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_an_endless_head_is_cut_off() -> None:
+    flood = [b"GET / HTTP/1.1\r\n", *(b"x-%d: %s\r\n" % (at, b"a" * 1_000) for at in range(60))]
+    async with serving() as port:
+        told = await exchange(port, *flood)
+    assert told == b"reset" or told.startswith(b"HTTP/1.1 431 ")
+
+
+async def test_a_large_body_is_no_large_head() -> None:
+    body = b"b" * 200_000
+    head = b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: %d\r\n\r\n" % len(body)
+    async with serving() as port:
+        assert (await exchange(port, head + body)).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HTT", b"GET / HTTP/1.1\r\nhost: he"])
+async def test_a_head_that_does_not_come_is_not_waited_for(
+    begun: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "_HEAD_TIMEOUT_S", 0.1)
+    async with serving() as port:
+        assert (await exchange(port, begun)).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_the_second_head_of_a_connection_is_bounded_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listener_module, "_HEAD_TIMEOUT_S", 0.3)
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
+        assert (await reader.readuntil(b"fine")).startswith(b"HTTP/1.1 200 ")
+        writer.write(b"GET / HTTP/1.1\r\nhost: he")
+        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 408 ")
+        writer.close()
+
+
+def test_an_address_that_is_taken_is_said() -> None:
+    with listening(Address("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(InvalidSettings, match="stop what listens there"):
+            with listening(Address("127.0.0.1", port)):
+                pass
