@@ -1,0 +1,133 @@
+"""Kills a scenario at each of its points in turn, and proves each time that nothing was lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.crash.points import Kind, Point, points, read_point
+from tests.crash.scenarios import Facts, Scenario
+from tests.crash.world import MSAT, Lost, Nursery, Outside, Run, new_run
+
+#: Set to one point, such as `commit-before-3`, to kill there only.
+POINT = "FAREBOX_CRASH_POINT"
+
+
+@dataclass(frozen=True, slots=True)
+class Undisturbed:
+    """The same scenario when nobody dies."""
+
+    passed: dict[Kind, list[str]]
+    revenue_msat: int
+    fees: int
+
+    def points(self) -> Sequence[Point]:
+        """Where to kill: everywhere, or where the environment says."""
+        only = os.environ.get(POINT)
+        if only:
+            return [read_point(only)]
+        return list(points({kind: len(labels) for kind, labels in self.passed.items()}))
+
+    def label(self, point: Point) -> str:
+        """What happens at a point."""
+        labels = self.passed.get(point.kind, [])
+        return labels[point.number - 1] if point.number <= len(labels) else "?"
+
+
+@dataclass(frozen=True, slots=True)
+class Explorer:
+    """A scenario, and what every run of it needs."""
+
+    scenario: Scenario
+    nursery: Nursery
+    around: Outside
+    folder: Path
+
+    async def undisturbed(self) -> Undisturbed:
+        """Run to the end; asserts that all is well then."""
+        run = await self._prepared()
+        try:
+            await run.arm(None)
+            facts = await self.scenario.act(run)
+            passed = await run.passed()
+            await run.settle()
+            await self._told_again(run, facts)
+            seen = await run.look()
+            assert not seen.faults, seen.faults
+            assert seen.revenue_msat <= self.scenario.maximum_msat * (2 - self.scenario.is_named)
+            return Undisturbed(passed, seen.revenue_msat, seen.fees)
+        finally:
+            await run.kill()
+
+    async def faults_at(self, point: Point, whole: Undisturbed) -> list[str]:
+        """Die at one point, restart, finish; what is wrong then."""
+        run = await self._prepared()
+        try:
+            await run.arm(point)
+            told: Facts | None = None
+            try:
+                told = await self.scenario.act(run)
+            except Lost:
+                if not point.drops:
+                    await run.died()
+            if run.pid and not point.drops:
+                await run.died()
+            if not run.pid:
+                assert await run.start(), "died at the start"
+            else:
+                await run.arm(None)
+            await run.settle()
+            return await self._finish(run, told, whole)
+        except (AssertionError, Lost, TimeoutError) as error:
+            return [f"{type(error).__name__}: {error}"]
+        finally:
+            await run.kill()
+
+    async def _prepared(self) -> Run:
+        run = new_run(
+            self.nursery,
+            self.around,
+            self.folder,
+            self.scenario.fee_ppk,
+            dict(self.scenario.price),
+        )
+        assert await run.start()
+        await self.scenario.prepare(run)
+        return run
+
+    async def _told_again(self, run: Run, facts: Facts) -> None:
+        if self.scenario.is_named:
+            again = await self.scenario.act(run)
+            assert again == facts, f"told {facts}, then {again}"
+
+    async def _finish(self, run: Run, told: Facts | None, whole: Undisturbed) -> list[str]:
+        facts = await self.scenario.act(run)
+        if told is not None:
+            assert told == facts, f"told {told} before, then {facts}"
+        await run.settle()
+        before = await run.look()
+        await self._told_again(run, facts)
+        await run.settle()
+        seen = await run.look()
+        faults = seen.faults
+        if self.scenario.is_named and before != seen:
+            faults.append(f"asking again has moved money: {before}, then {seen}")
+        if seen.fees != whole.fees:
+            faults.append(f"mints kept {seen.fees} sat, not {whole.fees}")
+        return faults + self._charge_faults(facts, seen.revenue_msat, whole)
+
+    def _charge_faults(self, facts: Facts, revenue_msat: int, whole: Undisturbed) -> list[str]:
+        """Charged is what was told; all of the price or nothing, in a stream what was metered."""
+        told = facts.get("charged_msat", revenue_msat)
+        if told != revenue_msat:
+            return [f"told to be charged {told}, charged {revenue_msat}"]
+        price = whole.revenue_msat
+        fits = revenue_msat in (0, price)
+        if not self.scenario.is_named:
+            # An answer that was lost after it was settled is paid for, and so is the next one.
+            fits = revenue_msat in (price, 2 * price)
+        elif self.scenario.name.startswith("streamed"):
+            fits = 0 <= revenue_msat <= price
+        return [] if fits else [f"charged {revenue_msat} msat for {price // MSAT} sat"]

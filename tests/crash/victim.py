@@ -1,0 +1,306 @@
+"""A real house in a process of its own that kills itself where it is told to.
+
+`python -m tests.crash.victim` is a nursery: it imports everything once and, for each order on
+standard input, forks a victim, which opens the house of the order on its data directory and serves
+it. Fork comes before any event loop or thread exists. The nursery's answers are lines of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import select
+import signal
+import sys
+import tempfile
+import threading
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import msgspec
+import structlog
+import uvloop
+
+from farebox.bootstrap import RECORDS, Farebox
+from farebox.clock import NS_PER_S, SystemClock
+from farebox.gateway import Supervision, carrier
+from farebox.ledger.invariants import verify
+from farebox.ledger.model import Outcome, Unit
+from farebox.ledger.replay import Broken
+from farebox.paywall.model import REQUEST, RequestState
+from farebox.rails.cashu import http_mint
+from farebox.rails.cashu.records import PROOF, ProofUse
+from farebox.settings import load_settings
+from farebox.stores.sqlite import SqliteStore
+from farebox.stores.sqlite.audit import SqliteAuditReader
+from farebox.testing.asgi import Message, Receive, Scope, Send, read_body, respond, serving
+from tests.crash.books import AccountSeen, Books, ProofSeen
+from tests.crash.points import Kind, Point, read_point
+
+_T = TypeVar("_T")
+_BODY_MAX_BYTES = 1 << 16
+_ROUNDS_MAX = 30
+_AHEAD_S = 400
+
+
+class Order(msgspec.Struct, frozen=True):
+    """The house to open; `point` arms it before it opens."""
+
+    overrides: dict[str, Any]
+    root_key: bytes
+    point: str = ""
+
+
+class Born(msgspec.Struct, frozen=True, tag="born"):
+    """A victim listens."""
+
+    pid: int
+    url: str
+
+
+class Dead(msgspec.Struct, frozen=True, tag="dead"):
+    """A victim has ended: its exit code, or the negative number of the signal it died of."""
+
+    status: int
+
+
+class Switch:
+    """Counts what passes, and ends the process at its point."""
+
+    def __init__(self) -> None:
+        self.passed: defaultdict[Kind, list[str]] = defaultdict(list)
+        self._point: Point | None = None
+
+    def arm(self, point: Point | None) -> None:
+        """Count anew, up to this point."""
+        self.passed.clear()
+        self._point = point
+
+    async def around(self, kind: Kind, label: str, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Do the work, unless the process ends before it or after it."""
+        number = self.enter(kind, label)
+        try:
+            return await work()
+        finally:
+            self.strike(Point(kind, number, after=True))
+
+    def enter(self, kind: Kind, label: str) -> int:
+        """Count one more of a kind."""
+        self.passed[kind].append(label)
+        number = len(self.passed[kind])
+        self.strike(Point(kind, number, after=False))
+        return number
+
+    def strike(self, here: Point) -> None:
+        """Die if this is the point. Nothing is flushed, closed or told."""
+        if here == self._point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def drops(self, number: int) -> bool:
+        """Whether this message to a client is to be lost."""
+        return self._point == Point(Kind.ANSWER, number, after=False, drops=True)
+
+
+class AheadClock(SystemClock):
+    """The system's clock, and as much ahead of it as waiting would have taken."""
+
+    ahead_s = 0
+
+    def now_ns(self) -> int:
+        return super().now_ns() + self.ahead_s * NS_PER_S
+
+
+class Victim:
+    """The house's door, and a second one for the test behind `/_crash`."""
+
+    def __init__(self, house: Farebox, clock: AheadClock, switch: Switch) -> None:
+        self._house = house
+        self._clock = clock
+        self._switch = switch
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if not path.startswith("/_crash/"):
+            return await self._house.app(scope, receive, self._counted(scope, send))
+        body = await read_body(receive, _BODY_MAX_BYTES)
+        match path:
+            case "/_crash/arm":
+                self._switch.arm(read_point(body.decode()) if body else None)
+                answer: object = {}
+            case "/_crash/passed":
+                answer = self._switch.passed
+            case "/_crash/settle":
+                answer = await self._settle()
+            case _:
+                answer = await _books(self._house)
+        return await respond(send, 200, msgspec.json.encode(answer))
+
+    def _counted(self, scope: Scope, send: Send) -> Send:
+        async def counted(message: Message) -> None:
+            if scope["type"] != "http":
+                return await send(message)
+            number = self._switch.enter(Kind.ANSWER, message["type"])
+            if self._switch.drops(number):
+                return await _drop(send)
+            await send(message)
+            await asyncio.sleep(0)  # let it leave
+            return self._switch.strike(Point(Kind.ANSWER, number, after=True))
+
+        return counted
+
+    async def _settle(self) -> dict[str, int]:
+        """Recover until nothing is unfinished; returns how many rounds that took."""
+        for round_ in range(_ROUNDS_MAX):
+            await self._house.recover()
+            open_requests = await _open_requests(self._house)
+            unfinished = await self._house.operations.unfinished()
+            if not unfinished and not open_requests:
+                return {"rounds": round_, "unfinished": 0}
+            self._clock.ahead_s += _AHEAD_S
+            await asyncio.sleep(0.01)
+        return {"rounds": _ROUNDS_MAX, "unfinished": len(unfinished) + open_requests}
+
+
+async def _drop(send: Send) -> None:
+    """Break the connection. Uvicorn's `send` belongs to the object that holds it."""
+    send.__self__.transport.abort()  # type: ignore[attr-defined]
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def _open_requests(house: Farebox) -> int:
+    return len(await house.store.find(REQUEST, {"state": RequestState.AUTHORISED}))
+
+
+async def _books(house: Farebox) -> Books:
+    accounts = tuple(
+        AccountSeen(
+            one.id,
+            one.debits_posted,
+            one.credits_posted,
+            one.debits_pending,
+            one.credits_pending,
+        )
+        for one in await house.store.accounts()
+    )
+    proofs = []
+    for place in house.cashu.mints.listed():
+        for unit in place.terms.units:
+            for use in ProofUse:
+                where = {"mint": place.url, "unit": unit, "use": use}
+                rows = await house.store.find(PROOF, where)
+                proofs += [ProofSeen(key, row.value.amount, use.value) for key, row in rows]
+    return Books(
+        accounts,
+        tuple(proofs),
+        tuple(f"{one.id} {one.state}" for one in await house.operations.unfinished()),
+        await _open_requests(house),
+        await asyncio.to_thread(_verified, house),
+    )
+
+
+def _verified(house: Farebox) -> str:
+    """What `verify` finds wrong; nothing if all is well."""
+    with SqliteAuditReader(house.settings.database_path, RECORDS) as reader:
+        result = verify(reader)
+    return str(result) if isinstance(result, Broken) else ""
+
+
+def _patch(switch: Switch) -> None:
+    commit, exchange = SqliteStore.commit, http_mint.exchange
+
+    async def counted_commit(store: SqliteStore, unit: Unit) -> Outcome:
+        return await switch.around(Kind.COMMIT, unit.id, lambda: commit(store, unit))
+
+    async def counted_exchange(session: Any, method: str, url: Any, *args: Any, **more: Any) -> Any:
+        return await switch.around(
+            Kind.MINT, f"{method} {url.path}", lambda: exchange(session, method, url, *args, **more)
+        )
+
+    SqliteStore.commit = counted_commit  # type: ignore[method-assign]
+    http_mint.exchange = counted_exchange
+    # Each chunk of a stream is made durable, so that there is something to die between.
+    carrier.Supervision = partial(Supervision, checkpoint_s=0, checkpoint_msat=1)  # type: ignore[misc, assignment]
+
+
+async def _live(order: Order, tell: Callable[[object], None]) -> None:
+    switch, clock = Switch(), AheadClock()
+    switch.arm(read_point(order.point) if order.point else None)
+    _patch(switch)
+    settings = load_settings(None, {}, order.overrides)
+    async with Farebox(settings, order.root_key, clock=clock) as house:
+        async with serving(Victim(house, clock, switch)) as url:
+            tell(Born(os.getpid(), url))
+            await asyncio.Event().wait()
+
+
+def _warm_up() -> None:
+    """Open a house and close it: what is imported and built on first use is there for all victims.
+
+    Its loop, its threads and its connections are gone before the first fork.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(_live_briefly({"data_dir": folder, "upstream": [{"urls": ["http://[::1]:9"]}]}))
+    assert threading.active_count() == 1
+
+
+async def _live_briefly(overrides: Mapping[str, Any]) -> None:
+    async with Farebox(load_settings(None, {}, overrides), bytes(32)) as house:
+        async with serving(house.app) as url, aiohttp.ClientSession() as session:
+            await session.post(f"{url}/create", data=b"{}")
+            await session.post(f"{url}/echo", data=b"{}")
+
+
+def _log_to(path: Path) -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(path.open("a", buffering=1)),
+    )
+
+
+def _nursery() -> None:
+    """Read orders until standard input ends; then end the victim that still lives."""
+    answers = os.dup(1)
+    os.dup2(2, 1)
+
+    def tell(what: object) -> None:
+        os.write(answers, msgspec.json.encode(what) + b"\n")
+
+    _warm_up()
+    gc.collect()
+    gc.freeze()
+    while line := sys.stdin.buffer.readline():
+        order = msgspec.json.decode(line, type=Order)
+        pid = os.fork()
+        if not pid:
+            os.close(0)
+            _log_to(Path(order.overrides["data_dir"]) / "log")
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_live(order, tell))
+            return
+        if not _outlives_us(pid):
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        tell(Dead(os.waitstatus_to_exitcode(status)))
+
+
+def _outlives_us(pid: int) -> bool:
+    """Wait for the end of the victim (True), or of whoever orders victims (False)."""
+    victim = os.pidfd_open(pid)
+    try:
+        ready, _, _ = select.select([victim, 0], [], [])
+    finally:
+        os.close(victim)
+    return victim in ready
+
+
+if __name__ == "__main__":
+    _nursery()
