@@ -9,9 +9,9 @@ import pytest
 from farebox.ids import new_id
 from farebox.ledger.model import Applied, Transfer, Unit
 from farebox.payments import PlannedChange
-from farebox.payments.service import Received
+from farebox.payments.service import Received, Refunded
 from farebox.rails.cashu.records import ProofUse
-from farebox.testing.mint import PlayMint
+from farebox.testing.mint import DropAfter, PlayMint
 from farebox.wire.cashu.token import decode_token
 from tests.integration.cashu_house import CUSTOMER, House, house_of, is_spent, issue
 
@@ -113,3 +113,22 @@ async def test_more_credit_than_was_cut_gives_all_that_was_cut(tmp_path: Path) -
         await house.receive(issue(mint, 20), reserve_sat=5, owner="req_1")
 
         assert (await give_change(house, "req_1", 70)).amount_msat == 20_000
+
+
+async def test_money_that_arrived_late_is_free_for_refunds_and_still_makes_change(
+    tmp_path: Path,
+) -> None:
+    mint = PlayMint()
+    async with house_of(tmp_path, mint) as house:
+        for owner in ("req_1", "req_2"):
+            mint.faults.next("swap", DropAfter())
+            await house.receive(issue(mint, 20), reserve_sat=13, owner=owner)
+        await house.recover()
+        assert (await house.proofs_sat(mint))[ProofUse.RESERVED] == 0
+
+        assert isinstance(await house.refund(20, "ref_1"), Refunded)
+        one = await house.method.plan_change("req_1", 9_000)
+        two = await house.method.plan_change("req_2", 9_000)
+
+        assert 9_000 in [planned.amount_msat for planned in (one, two) if planned]
+        await house.assert_whole(mint)

@@ -33,8 +33,7 @@ from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
 from farebox.rails.cashu.inventory import Inventory, added
 from farebox.rails.cashu.mints import MintPlace, Mints
 from farebox.rails.cashu.payloads import ReceiveAcross, to_bytes
-from farebox.rails.cashu.receive import PAYMENT_TYPE, reachable, refused, rejected
-from farebox.rails.cashu.records import ProofUse
+from farebox.rails.cashu.receive import PAYMENT_TYPE, reachable, refused, rejected, use_of
 from farebox.wire.bolt11 import decode_invoice
 from farebox.wire.cashu import crypto
 from farebox.wire.cashu.amounts import binary_parts, split
@@ -183,7 +182,7 @@ class Crossing:
             # The money is here already; what the foreign mint gives back is asked for in passing.
             melted = await self._melt(job, asked_before=True)
             change = melted.change if isinstance(melted, saga.Paid) else ()
-            return self._result(job, minted.proofs, change)
+            return self._result(job, minted.proofs, change, asked_before=True)
         return _unresolved(minted)
 
     async def _melt_then_mint(
@@ -199,7 +198,7 @@ class Crossing:
             case saga.Paid(_, _, change):
                 minted = await self._mint(job, asked_before=asked_before)
                 if isinstance(minted, saga.Done):
-                    return self._result(job, minted.proofs, change)
+                    return self._result(job, minted.proofs, change, asked_before=asked_before)
                 return _unresolved(minted)
 
     async def _melt(
@@ -215,10 +214,15 @@ class Crossing:
         return await saga.advance_mint(job.mint, mint, keys, asked_before=asked_before)
 
     def _result(
-        self, job: ReceiveAcross, proofs: Sequence[Proof], change: Sequence[Proof]
+        self,
+        job: ReceiveAcross,
+        proofs: Sequence[Proof],
+        change: Sequence[Proof],
+        *,
+        asked_before: bool,
     ) -> PaymentResult:
         mint, melt = job.mint, job.melt
-        use = ProofUse.RESERVED if job.owner else ProofUse.AVAILABLE
+        use = use_of(job.owner, asked_before)
         puts = [
             added(mint.mint, mint.unit, counter, proof, job.fee_ppk, use=use, owner=job.owner)
             for counter, proof in enumerate(proofs, mint.first_counter)

@@ -12,6 +12,8 @@ from farebox.wire.cashu.amounts import fee_of_ppk
 from farebox.wire.cashu.model import Token
 from farebox.wire.cashu.token import encode_token
 
+_OURS = (ProofUse.RESERVED, ProofUse.AVAILABLE)
+
 
 class Change:
     """Plans change, and writes it down as a token as often as it is asked for."""
@@ -21,13 +23,11 @@ class Change:
         self._config = config
 
     async def plan(self, owner: str, amount_msat: int) -> PlannedChange | None:
-        """At most `amount_msat` out of what is reserved for `owner`; the rest becomes free.
+        """At most `amount_msat` out of what was received for `owner`; the rest becomes free.
 
-        None where nothing is reserved, as after it was planned and stored once.
+        None where nothing of that is left, as after it was planned and stored once.
         """
-        held = [
-            one for one in await self._inventory.owned(owner) if one.stored.use is ProofUse.RESERVED
-        ]
+        held = [one for one in await self._inventory.owned(owner) if one.stored.use in _OURS]
         if not held:
             return None
         stored = held[0].stored

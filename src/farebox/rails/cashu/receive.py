@@ -129,7 +129,7 @@ class Receiving:
             plan, end = anew, await self._advance(place, anew, asked_before=False)
         match end:
             case saga.Done(proofs):
-                return self._result(job, plan, proofs)
+                return self._result(job, plan, proofs, use_of(job.owner, asked_before))
             case saga.Rejected(code, reason):
                 return rejected(code, reason)
             case saga.Unknown(reason, alarm):
@@ -141,8 +141,9 @@ class Receiving:
         keys = self._inventory.keys
         return await saga.advance_swap(plan, place.mint, keys, asked_before=asked_before)
 
-    def _result(self, job: ReceiveSwap, plan: SwapPlan, proofs: tuple[Proof, ...]) -> PaymentResult:
-        use = ProofUse.RESERVED if job.owner else ProofUse.AVAILABLE
+    def _result(
+        self, job: ReceiveSwap, plan: SwapPlan, proofs: tuple[Proof, ...], use: ProofUse
+    ) -> PaymentResult:
         rows = (
             added(plan.mint, plan.unit, counter, proof, job.fee_ppk, use=use, owner=job.owner)
             for counter, proof in enumerate(proofs, plan.first_counter)
@@ -202,6 +203,15 @@ class Receiving:
         )
         outcome = await self._ledger.store.commit(unit)
         return anew if isinstance(outcome, Applied) else Unresolved("planned anew elsewhere")
+
+
+def use_of(owner: str, asked_before: bool) -> ProofUse:
+    """Whether received proofs wait for the request they came with.
+
+    Not where the answer was lost on the way: that request was not admitted, and perhaps never
+    comes again. The proofs still name it, but a refund may take them.
+    """
+    return ProofUse.RESERVED if owner and not asked_before else ProofUse.AVAILABLE
 
 
 async def reachable(place: MintPlace, token: Token) -> Offer | Refusal:

@@ -31,6 +31,7 @@ class ProofUse(enum.StrEnum):
 class StoredProof(msgspec.Struct, frozen=True, kw_only=True):
     """One proof; its key is Y in hex. Amount in `unit`, `fee_ppk` as its keyset had it then.
 
+    The owner of an available proof is the request it came with, if its change is still to be made.
     `e` and `s` are the mint's DLEQ proof, empty where it gave none. They and `C` are wiped once
     the proof is spent.
     """
