@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming
-from farebox.api.problems import refused, unauthorised
+from farebox.api.problems import unauthorised
 from farebox.errors import InvalidCredential
 from farebox.identity import ApiKey, KeyRefused, KeyRefusedReason, token_account
 from farebox.payments import PaymentCredentials, Refusal
 from farebox.payments.service import Pending, Received
-from farebox.paywall.answers import pending, too_many_failures
-from farebox.paywall.dialects import CREDENTIAL_MAX_CHARS, refusal, unreadable
+from farebox.paywall.answers import pending, refused, too_many_failures
+from farebox.paywall.dialects import CREDENTIAL_MAX_CHARS, refusal, sentence, unreadable
 from farebox.paywall.model import Answer, BearerMoney, KeyPresented
 
 _HINT_CHARS = 6
@@ -64,7 +64,7 @@ async def parse_credential(context: ApiContext, credential: str) -> PaymentCrede
     try:
         return await method.parse_credential(credential)
     except InvalidCredential as error:
-        return refusal("credential_malformed", f"{error}.", {})
+        return refusal("credential_malformed", sentence(str(error)), {})
 
 
 async def take(

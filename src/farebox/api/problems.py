@@ -14,7 +14,6 @@ from farebox.errors import (
     StoreError,
 )
 from farebox.ids import new_id
-from farebox.payments import Refusal
 from farebox.paywall.dialects import Problem, problem, refusal
 from farebox.paywall.model import Answer
 
@@ -90,11 +89,6 @@ def key_reused() -> Answer:
 def keys_exhausted() -> Answer:
     """503: the operator allows no more keys."""
     return refusal("keys_exhausted", "As many keys exist as are allowed here.", {})
-
-
-def refused(refused_by: Refusal, money: str = "") -> Answer:
-    """A refusal of the core. Where money is nevertheless at hand, `money` says where."""
-    return refusal(refused_by.code, f"{refused_by.message}.", refused_by.details, money)
 
 
 def from_exception(error: Exception) -> Answer:

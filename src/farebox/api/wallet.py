@@ -8,11 +8,12 @@ from farebox.api.caller import Caller, identify, parse_credential, take
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, document, read_json
 from farebox.api.once import Told, once, once_named, settled
-from farebox.api.problems import bad_request, conflict, keys_exhausted, refused
+from farebox.api.problems import bad_request, conflict, keys_exhausted
 from farebox.clock import NS_PER_S
 from farebox.identity import KeysExhausted, KeyTerms, token_account
 from farebox.payments import PaymentCredentials, Refusal
 from farebox.payments.service import Pending, Refunded
+from farebox.paywall.answers import refused
 from farebox.paywall.model import Answer
 
 #: A token names its own creation: whatever else is asked for with it, it makes one key.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from farebox.payments import Refusal
 from farebox.payments.service import Pending
-from farebox.paywall.dialects import Problem, problem, refusal
+from farebox.paywall.dialects import Problem, problem, refusal, sentence
 from farebox.paywall.model import Answer, Headers, Request, RequestState
 from farebox.pricing.book import NoPrice, NoPriceReason, Quote
 from farebox.pricing.rates import RateStale
@@ -31,6 +32,11 @@ def unpriced(why: NoPrice | RateStale, facts: RequestFacts) -> Answer:
     if why.reason is NoPriceReason.UNREADABLE and facts.problem is not None:
         return refusal("request_unreadable", f"{facts.problem.value}.", {})
     return refusal("no_price", f"{why.reason.value}; it is refused, not free.", {})
+
+
+def refused(by_core: Refusal, money: str = "") -> Answer:
+    """A refusal of the core. Where money is nevertheless at hand, `money` says where."""
+    return refusal(by_core.code, sentence(by_core.message), by_core.details, money)
 
 
 def pending(operation: Pending) -> Answer:

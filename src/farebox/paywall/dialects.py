@@ -233,6 +233,11 @@ def refusal(code: str, detail: str, details: Mapping[str, object], money: str = 
     )
 
 
+def sentence(message: str) -> str:
+    """A message of the core as a sentence to show."""
+    return f"{message[:1].upper()}{message[1:]}."
+
+
 def receipt(signer: Signer, facts: Mapping[str, object]) -> str:
     """`base64url(JSON) "." base64url(Ed25519 signature of the JSON)`, without padding."""
     body = msgspec.json.encode(facts)

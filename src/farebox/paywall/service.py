@@ -61,7 +61,7 @@ from farebox.paywall.model import (
     Settlement,
 )
 from farebox.paywall.prices import Prices
-from farebox.paywall.settling import NO_USAGE, Bill, receipt_facts, settled, settling_unit
+from farebox.paywall.settling import NO_USAGE, Bill, free, receipt_facts, settled, settling_unit
 from farebox.pricing.book import PriceBook, Quote, charge
 from farebox.pricing.request import RequestFacts
 from farebox.pricing.usage import Usage
@@ -315,7 +315,7 @@ class Paywall:
         Raises StoreError when the books cannot be written; `recover` settles it then.
         """
         if admission.is_free:
-            return self._settlement(admission.request_id, _free(admission), usage, "")
+            return self._settlement(admission.request_id, free(admission), usage, "")
         if ended is Ended.REFUSED:
             bill = Bill(0, ended, NO_USAGE)
         else:
@@ -436,7 +436,7 @@ class Paywall:
         try:
             return await method.parse_credential(credential)
         except InvalidCredential as error:
-            return dialects.refusal("credential_malformed", f"{error}.", {})
+            return dialects.refusal("credential_malformed", dialects.sentence(str(error)), {})
 
     def _accepted(self) -> list[str]:
         return ["sk-… (an account key)", *self._payments.methods.accepted()]
@@ -481,7 +481,7 @@ class Paywall:
             return await self._challenge(
                 facts, quote, refused.code, f"Too little: {refused.message}.", **refused.details
             )
-        answer = dialects.refusal(refused.code, f"{refused.message}.", refused.details)
+        answer = answers.refused(refused)
         if answer.status == 400:  # what is our fault or the mint's is not held against the caller
             self._failures.failed(address)
         return answer
@@ -494,9 +494,3 @@ def request_of(credentials: PaymentCredentials) -> str:
 
 def _request_headers(request_id: str) -> Headers:
     return ((b"x-farebox-request-id", request_id.encode()),)
-
-
-def _free(admission: Admission) -> Request:
-    return Request(
-        account="", hold="", owner="", quote=admission.quote, created_at=0, ended=Ended.COMPLETE
-    )

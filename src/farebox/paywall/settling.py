@@ -10,7 +10,7 @@ from farebox.clock import iso
 from farebox.ledger.model import Event, Kind, Open, Post, Put, Step, Transfer, Unit, Void
 from farebox.money import BTC
 from farebox.payments import PlannedChange
-from farebox.paywall.model import REQUEST, Ended, Request, RequestState
+from farebox.paywall.model import REQUEST, Admission, Ended, Request, RequestState
 from farebox.pricing.usage import Usage
 
 NO_USAGE = Usage()
@@ -88,3 +88,10 @@ def receipt_facts(request_id: str, request: Request, usage: Usage) -> dict[str, 
         facts["output_tokens"] = usage.output_tokens
         facts["usage_source"] = usage.source.value
     return facts
+
+
+def free(admission: Admission) -> Request:
+    """A request that was never held for, so that its receipt can be written like any other."""
+    return Request(
+        account="", hold="", owner="", quote=admission.quote, created_at=0, ended=Ended.COMPLETE
+    )
