@@ -5,7 +5,6 @@ Slow and obvious on purpose. Nothing here is imported from the evaluator.
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +13,10 @@ from farebox.ledger.model import Hold, Open, Post, SetCeiling, Transfer, Unit, V
 CREDIT_SIDE = ("customer", "immature", "escrow", "revenue", "breakage")
 DEBIT_SIDE = ("custody", "receivable")
 TOO_MUCH = 2**127
+
+
+def copied(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {key: dict(row) for key, row in rows.items()}
 
 
 class No(Exception):
@@ -40,7 +43,7 @@ class Books:
         for guard in unit.guards:
             if self.version(guard) != guard.version:
                 return ("stale", guard.record.kind, guard.key)
-        trial = replace(self, accounts=deepcopy(self.accounts), holds=deepcopy(self.holds))
+        trial = replace(self, accounts=copied(self.accounts), holds=copied(self.holds))
         amounts: list[int] = []
         for number, step in enumerate(unit.steps):
             try:
