@@ -44,6 +44,7 @@ from farebox.rails.cashu import (
     CashuMethod,
     MintLimits,
     MintTerms,
+    Upkeep,
     open_guarded_session,
     open_session,
 )
@@ -66,6 +67,7 @@ from farebox.worker.expiry import KeyExpiry
 _RECOVER_EVERY_S = 2
 _EXPIRE_EVERY_S = 5
 _KEYS_EVERY_S = 30
+_UPKEEP_EVERY_S = 60
 _PRUNE_EVERY_S = 600
 
 #: Every kind of row a book holds beside the money.
@@ -127,6 +129,7 @@ class Farebox:
         self.cashu = CashuMethod(
             _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
         )
+        self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
         self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
         self.keys = Keys(self.ledger, keys_max=self.settings.accounts.keys_max)
         accounts = self.settings.accounts
@@ -199,6 +202,7 @@ class Farebox:
             Job("recovery", _RECOVER_EVERY_S, self.recover),
             Job("holds", _EXPIRE_EVERY_S, self.store.expire_due),
             Job("keys", _KEYS_EVERY_S, expiry.run),
+            Job("upkeep", _UPKEEP_EVERY_S, self._upkeep.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
         ]
         refreshes = [one.models_refresh_s for one in self.settings.upstreams]
