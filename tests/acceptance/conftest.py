@@ -54,3 +54,15 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def standing(
+    tmp_path_factory: pytest.TempPathFactory, mint: Mint, upstream: str
+) -> Iterator[Server]:
+    """A server that tests share and leave as it is: it sells requests for 10 sat."""
+    folder = tmp_path_factory.mktemp("standing")
+    flags = ["--upstream", upstream, "--mint", mint.url, "--price", "10 sat", "--data", "data"]
+    server = start_server([*flags, "--listen", "127.0.0.1:0"], folder)
+    yield server
+    server.stop()

@@ -39,18 +39,18 @@ def receipt(header: str) -> dict[str, Any]:
 
 
 def test_serving_needs_no_file_and_makes_a_private_directory_and_key(
-    server: Server, tmp_path: Path, mint: Mint, upstream: str
+    standing: Server, mint: Mint, upstream: str
 ) -> None:
-    assert server.facts["upstreams"] == [upstream]
-    assert server.facts["mints"] == [mint.url]
-    assert server.facts["prices"] == ["10 sat"]
-    data = tmp_path / "data"
+    assert standing.facts["upstreams"] == [upstream]
+    assert standing.facts["mints"] == [mint.url]
+    assert standing.facts["prices"] == ["10 sat"]
+    data = standing.data
     assert stat.S_IMODE(data.stat().st_mode) == 0o700
     for name in ("root.key", "admin.sock"):
         assert stat.S_IMODE((data / name).stat().st_mode) == 0o600
-    assert call(f"{server.url}/healthz").status == 200
+    assert call(f"{standing.url}/healthz").status == 200
     key = (data / "root.key").read_text().strip()
-    assert key not in server.said()
+    assert key not in standing.said()
 
 
 def test_a_restart_goes_on_with_the_same_book(
@@ -85,9 +85,10 @@ def test_what_is_missing_is_named_with_the_way_to_give_it(missing: str, tmp_path
     assert not (tmp_path / "data").exists()
 
 
-def _second(server: Server, listen: str, data: Path) -> Ran:
+def _second(data: Path) -> Ran:
     flags = ["--upstream", "http://127.0.0.1:9", "--mint", "http://127.0.0.1:9", "--price", "1 sat"]
-    return farebox("serve", *flags, "--listen", listen, "--data", str(data), cwd=data.parent)
+    flags += ["--listen", "127.0.0.1:0", "--data", str(data)]
+    return farebox("serve", *flags, cwd=data.parent)
 
 
 def test_a_port_in_use_is_said(tmp_path: Path) -> None:
@@ -100,18 +101,38 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
     assert "stop what listens there" in refused.error
 
 
-def test_a_book_has_one_server(server: Server, tmp_path: Path) -> None:
-    refused = _second(server, "127.0.0.1:0", tmp_path / "data")
+def test_it_starts_while_its_mint_and_upstream_are_down(serve: Serve) -> None:
+    nowhere = "http://127.0.0.1:9"
+    flags = ["--upstream", nowhere, "--mint", nowhere, "--price", "10 sat", "--data", "data"]
+    started = serve(*flags)
+    unpaid = call(f"{started.url}/echo")
+    assert (unpaid.status, unpaid.json()["amount"]) == (402, 10)
+    assert started.stop() == 0
+
+
+def test_the_file_gives_what_flags_do_not(
+    serve: Serve, mint: Mint, upstream: str, tmp_path: Path
+) -> None:
+    chosen = ["--upstream", upstream, "--mint", mint.url, "--price", "10 sat", "--data", "data"]
+    assert farebox("init", *chosen, cwd=tmp_path).code == 0
+    started = serve("--price", "3 sat")
+    assert started.facts["prices"] == ["3 sat"]
+    assert call(f"{started.url}/echo").json()["amount"] == 3
+    assert Path(started.facts["data_dir"]) == tmp_path / "data"
+
+
+def test_a_book_has_one_server(standing: Server) -> None:
+    refused = _second(standing.data)
     assert refused.code == 2
-    assert str(server.process.pid) in refused.error
-    assert call(f"{server.url}/healthz").status == 200
-    assert (tmp_path / "data" / "admin.sock").exists()
+    assert str(standing.process.pid) in refused.error
+    assert call(f"{standing.url}/healthz").status == 200
+    assert (standing.data / "admin.sock").exists()
 
 
 def test_a_book_whose_key_is_gone_gets_no_new_one(server: Server, tmp_path: Path) -> None:
     server.stop()
     (tmp_path / "data" / "root.key").rename(tmp_path / "away")
-    refused = _second(server, "127.0.0.1:0", tmp_path / "data")
+    refused = _second(tmp_path / "data")
     assert refused.code == 2
     assert "root_key" in refused.error
     assert not (tmp_path / "data" / "root.key").exists()
@@ -120,20 +141,21 @@ def test_a_book_whose_key_is_gone_gets_no_new_one(server: Server, tmp_path: Path
 # ── a caller ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_stranger_is_told_the_terms_pays_and_gets_change(server: Server, mint: Mint) -> None:
-    unpaid = call(f"{server.url}/echo")
+def test_a_stranger_is_told_the_terms_pays_and_gets_change(standing: Server, mint: Mint) -> None:
+    unpaid = call(f"{standing.url}/echo")
     assert unpaid.status == 402
     assert unpaid.headers["cache-control"] == "no-store"
     assert decode_request(unpaid.headers["x-cashu"]).amount == 10
-    paid = call(f"{server.url}/echo", {"X-Cashu": mint.token(64)})
+    paid = call(f"{standing.url}/echo", {"X-Cashu": mint.token(64)})
     assert paid.status == 200
+    assert paid.names.count("date") == 1
     assert decode_token(paid.headers["x-cashu"]).amount == 54
     assert receipt(paid.headers["x-farebox-receipt"])["charged_msat"] == 10_000
 
 
-def test_a_stream_is_paid_and_links_to_its_change(server: Server, mint: Mint) -> None:
+def test_a_stream_is_paid_and_links_to_its_change(standing: Server, mint: Mint) -> None:
     token = mint.token(64)
-    url = f"{server.url}/v1/chat/completions"
+    url = f"{standing.url}/v1/chat/completions"
     streamed = call(url, {"X-Cashu": token}, {**CHAT, "stream": True})
     assert streamed.status == 200
     assert streamed.body.rstrip().endswith(b"data: [DONE]")
@@ -171,17 +193,17 @@ def test_commands_go_through_the_running_server(
 
 
 def test_a_refusal_of_the_server_is_one_sentence_here(
-    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    standing: Server, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    refused = run_here(capfd, "keys", "show", "key_nobody", "--data", str(tmp_path / "data"))
+    refused = run_here(capfd, "keys", "show", "key_nobody", "--data", str(standing.data))
     assert (refused.code, refused.out) == (2, "")
     assert refused.error == "error: there is no key 'key_nobody': `farebox keys list` shows all\n"
 
 
-def test_the_door_survives_noise(server: Server, tmp_path: Path) -> None:
+def test_the_door_survives_noise(standing: Server) -> None:
     for noise in (b"", b"\n", b"{}\n", b'{"type":"nonsense"}\n', b"x" * 70_000):
         with socket.socket(socket.AF_UNIX) as knock:
-            directory = os.open(tmp_path / "data", os.O_RDONLY)
+            directory = os.open(standing.data, os.O_RDONLY)
             knock.connect(f"/proc/self/fd/{directory}/admin.sock")
             os.close(directory)
             knock.settimeout(5)
@@ -191,14 +213,13 @@ def test_the_door_survives_noise(server: Server, tmp_path: Path) -> None:
                 knock.recv(65_536)
             except OSError:
                 pass
-    assert farebox("balance", "--data", "data", "--json", cwd=tmp_path).json()["covered"] is True
-    assert "Traceback" not in server.said()
+    told = farebox("balance", "--data", "data", "--json", cwd=standing.data.parent).json()
+    assert told["covered"] is True
+    assert "Traceback" not in standing.said()
 
 
-def test_doctor_finds_a_served_house_well(
-    server: Server, mint: Mint, upstream: str, tmp_path: Path
-) -> None:
-    told = farebox("doctor", "--data", "data", "--json", cwd=tmp_path).json()
+def test_doctor_finds_a_served_house_well(standing: Server, mint: Mint, upstream: str) -> None:
+    told = farebox("doctor", "--data", "data", "--json", cwd=standing.data.parent).json()
     assert told["ok"] is True
     checks = {one["check"]: one for one in told["checks"]}
     assert "running server" in checks["book"]["found"]

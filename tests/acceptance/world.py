@@ -43,6 +43,7 @@ class Answered:
     status: int
     headers: Mapping[str, str]
     body: bytes
+    names: tuple[str, ...] = ()
 
     def json(self) -> dict[str, Any]:
         """Its JSON object."""
@@ -59,7 +60,8 @@ def call(
     request = urllib.request.Request(url, raw, given, method=method or None)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
-            return Answered(answer.status, _lowered(answer.headers), answer.read())
+            names = tuple(name.lower() for name in answer.headers)
+            return Answered(answer.status, _lowered(answer.headers), answer.read(), names)
     except urllib.error.HTTPError as error:
         with error:
             return Answered(error.code, _lowered(error.headers), error.read())
@@ -115,6 +117,7 @@ class Server:
         self.process = process
         self.facts = facts
         self.url = str(facts["url"])
+        self.data = Path(facts["data_dir"])
         self._log = log
 
     def said(self) -> str:

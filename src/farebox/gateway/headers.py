@@ -60,9 +60,9 @@ _KEPT_FROM_UPSTREAM: Final = (
     | {b"host", b"content-length", b"expect", b"accept-encoding"}
     | {b"x-request-id"}
 )
-_KEPT_FROM_CALLER: Final = (_HOP_BY_HOP | _MONEY) - {b"authorization", b"x-api-key"} | {
-    b"content-length"
-}
+#: The server in front of us dates every answer, and an answer has one date.
+_SAID_BY_US: Final = frozenset({b"content-length", b"date"})
+_KEPT_FROM_CALLER: Final = (_HOP_BY_HOP | _MONEY) - {b"authorization", b"x-api-key"} | _SAID_BY_US
 
 
 def for_upstream(headers: RawHeaders, replaced: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
