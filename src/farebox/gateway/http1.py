@@ -254,10 +254,9 @@ class Pool:
             )
         return made
 
-    def request(self, connection: _Connection, outgoing: Outgoing) -> Http1Exchange:
-        """Send a request on a connection. Raises UpstreamUnreachable for what is no request."""
-        head = _head(self._origin, outgoing)
-        return connection.request(head, outgoing.body, has_body=outgoing.method != "HEAD")
+    def head(self, outgoing: Outgoing) -> bytes:
+        """A request but for its body. Raises UpstreamUnreachable for what is no request."""
+        return _head(self._origin, outgoing)
 
     def keep(self, connection: _Connection) -> None:
         """It may carry another request."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Protocol, TypeVar
@@ -81,8 +81,8 @@ class Paywall:
     The wallet API answers at its own paths, before the app's.
     """
 
-    def __init__(self, app: App, *, farebox: House) -> None:
-        self._app = app
+    def __init__(self, app: Callable[..., Awaitable[None]], *, farebox: House) -> None:
+        self._app: App = app  # frameworks name the same type in ways of their own
         self._house = farebox
         self._opening = asyncio.Lock()
         self._is_open = False

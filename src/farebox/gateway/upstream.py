@@ -132,6 +132,7 @@ class Upstreams:
         """
         now_s = asyncio.get_running_loop().time()
         for address in upstream.in_order(now_s):
+            head = address.pool.head(outgoing)
             try:
                 connection = await address.pool.connect()
             except OSError as error:  # a time-out is one as well: nothing was sent
@@ -139,7 +140,7 @@ class Upstreams:
                 _log.warning("upstream.down", url=address.url, error=type(error).__name__)
                 continue
             address.answered()
-            exchange = address.pool.request(connection, outgoing)
+            exchange = connection.request(head, outgoing.body, has_body=outgoing.method != "HEAD")
             try:
                 await exchange.head
             except BaseException:

@@ -1,0 +1,194 @@
+"""The paywall inside somebody's own app: each example is run as it stands."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+
+from farebox.bootstrap import Farebox
+from farebox.errors import InvalidSettings
+from farebox.gateway import Paywall, price
+from farebox.gateway.middleware import PriceWithoutPaywall
+from farebox.paywall.model import REQUEST, Ended
+from farebox.settings import load_settings
+from farebox.testing.asgi import App, serving
+from farebox.testing.mint import PlayMint
+from farebox.wire.cashu.token import decode_token, encode_token
+
+
+class Shop:
+    """An app with a paywall, a mint of play money, and a caller."""
+
+    def __init__(self, url: str, caller: aiohttp.ClientSession, mint: PlayMint) -> None:
+        self.url = url
+        self.caller = caller
+        self.mint = mint
+
+    def token(self, sat: int) -> dict[str, str]:
+        return {"X-Cashu": encode_token(self.mint.issue(sat))}
+
+    def get(self, path: str, headers: dict[str, str] | None = None) -> Any:
+        return self.caller.get(self.url + path, headers=headers)
+
+
+@asynccontextmanager
+async def example(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Shop]:
+    mint = PlayMint()
+    async with serving(mint) as mint_url, aiohttp.ClientSession() as caller:
+        mint.url = mint_url
+        monkeypatch.setenv("FAREBOX_MINT__0__URL", mint_url)
+        monkeypatch.setenv("FAREBOX_DATA_DIR", str(tmp_path / "data"))
+        monkeypatch.setenv("FAREBOX_ROOT_KEY", "ab" * 32)
+        sys.modules.pop(f"examples.{name}", None)
+        app = importlib.import_module(f"examples.{name}").app
+        async with serving(app) as url:
+            yield Shop(url, caller, mint)
+
+
+@asynccontextmanager
+async def shop(app: FastAPI, tmp_path: Path) -> AsyncIterator[tuple[Shop, Farebox]]:
+    mint = PlayMint()
+    async with serving(mint) as mint_url, aiohttp.ClientSession() as caller:
+        mint.url = mint_url
+        overrides: dict[str, Any] = {"data_dir": str(tmp_path), "mint": [{"url": mint_url}]}
+        farebox = Farebox(load_settings(None, {}, overrides), b"k" * 32)
+        app.add_middleware(Paywall, farebox=farebox)
+        async with serving(app) as url:
+            yield Shop(url, caller, mint), farebox
+
+
+@pytest.mark.parametrize("name", ["fastapi_app", "starlette_app", "litestar_app"])
+async def test_an_example_sells_its_endpoint(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with example(name, tmp_path, monkeypatch) as it:
+        async with it.get("/") as free:
+            assert free.status == 200
+        async with it.get("/square/7") as unpaid:
+            assert unpaid.status == 402
+            assert unpaid.headers["x-cashu"].startswith("creqA")
+        async with it.get("/square/7", it.token(32)) as paid:
+            assert (paid.status, await paid.json()) == (200, {"square": 49})
+            assert decode_token(paid.headers["x-cashu"]).amount == 22
+            assert paid.headers["x-farebox-receipt"]
+        async with it.get("/square/seven", it.token(32)) as refused:
+            assert refused.status in (404, 422)
+            assert "x-cashu" not in refused.headers  # nothing was taken: it is still theirs
+        async with it.get("/info", {"Authorization": "Bearer sk-none"}) as wallet:
+            assert wallet.status == 401
+
+
+async def test_a_stream_is_charged_by_what_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with example("fastapi_app", tmp_path, monkeypatch) as it:
+        async with it.caller.get(
+            it.url + "/v1/wallet/create",
+            params={"initial_balance_token": it.token(4096)["X-Cashu"]},
+        ) as made:
+            key = (await made.json())["api_key"]
+        auth = {"Authorization": f"Bearer {key}"}
+        async with it.get("/story?words=3", auth) as refused:
+            assert refused.status == 402
+
+
+async def test_a_key_pays_and_a_failing_endpoint_costs_nothing(tmp_path: Path) -> None:
+    app = FastAPI()
+
+    @app.get("/broken")
+    @price("10 sat")
+    async def broken() -> str:
+        raise RuntimeError("oh")
+
+    async with shop(app, tmp_path) as (it, farebox):
+        async with it.get("/broken", it.token(16)) as answer:
+            assert answer.status == 500
+            assert (await answer.json())["code"] == "upstream_failed"
+            assert decode_token(answer.headers["x-cashu"]).amount == 16
+        assert await _ended(farebox) == [Ended.REFUSED]
+
+
+async def test_a_caller_who_leaves_cancels_the_endpoint_and_pays_what_it_gave(
+    tmp_path: Path,
+) -> None:
+    app = FastAPI()
+    cancelled = asyncio.Event()
+
+    @app.get("/pour")
+    @price("10 msat / 1k bytes")
+    async def pour() -> StreamingResponse:
+        async def tell() -> AsyncIterator[bytes]:
+            try:
+                for _ in range(1000):
+                    yield b"x" * 1000
+                    await asyncio.sleep(0.02)
+            finally:
+                cancelled.set()
+
+        return StreamingResponse(tell())
+
+    async with shop(app, tmp_path) as (it, farebox):
+        money = it.token(1024)
+        answer = await it.get("/pour", money)
+        await answer.content.readany()
+        await asyncio.sleep(0.1)
+        answer.close()
+        await asyncio.wait_for(cancelled.wait(), 3)
+        for _ in range(100):
+            if await _ended(farebox) == [Ended.CLIENT_LEFT]:
+                break
+            await asyncio.sleep(0.02)
+        rows = await farebox.store.find(REQUEST, {})
+        assert 0 < rows[0][1].value.charged_msat < 100_000
+
+
+async def test_a_price_without_a_paywall_sells_nothing_and_gives_nothing_away() -> None:
+    @price("10 sat")
+    async def endpoint() -> str:
+        return "precious"
+
+    with pytest.raises(PriceWithoutPaywall):
+        await endpoint()
+
+
+def test_a_price_by_token_is_refused_where_nothing_counts_them() -> None:
+    with pytest.raises(InvalidSettings):
+        price("1 sat / output token")
+
+
+async def test_without_a_lifespan_the_first_request_opens_the_house(tmp_path: Path) -> None:
+    app = FastAPI()
+
+    @app.get("/x")
+    @price("1 sat")
+    async def endpoint() -> str:
+        return "x"
+
+    overrides: dict[str, Any] = {"data_dir": str(tmp_path), "mint": [{"url": "http://127.0.0.1:9"}]}
+    paywall = Paywall(app, farebox=Farebox(load_settings(None, {}, overrides), b"k" * 32))
+
+    async def without_lifespan(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] != "lifespan"
+        await paywall(scope, receive, send)
+
+    bare: App = without_lifespan
+    async with serving(bare) as url, aiohttp.ClientSession() as caller:
+        async with caller.get(url + "/x", headers={"Authorization": "Bearer sk-no"}) as answer:
+            assert answer.status == 401
+        await paywall.close()
+
+
+async def _ended(farebox: Farebox) -> list[str]:
+    return [row.value.ended for _, row in await farebox.store.find(REQUEST, {})]
