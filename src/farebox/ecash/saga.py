@@ -18,7 +18,8 @@ Swap (NUT-03, 07, 09)
 | asked: any SPENT  | -                        | restore gives every output   | Done              |
 | asked: any SPENT  | -                        | restore gives nothing        | Rejected: not us  |
 | asked: any SPENT  | -                        | restore gives some           | Unknown, alarm    |
-| signed            | proofs, in one commit    | a signature is not right     | Unknown, alarm    |
+| signed            | proofs, in one commit    | a signature is not right     | Unknown, ask      |
+| restored          | proofs, in one commit    | a signature is not right     | Unknown, alarm    |
 
 Mint (NUT-04, 20): the same, but the quote is asked for: UNPAID → NotPaid, PAID → send again,
 PENDING → Unknown, ISSUED → restore (nothing there: somebody else minted it, Rejected).
@@ -218,7 +219,7 @@ class _Swap:
             signatures = await self.mint.swap(self.plan.inputs, _messages(self.outputs))
         except RailRejected as error:
             return _refusal(Call.SWAP, error)
-        return _done(unblind_all(self.outputs, signatures, self.keyset))
+        return _answered(unblind_all(self.outputs, signatures, self.keyset))
 
     async def ask(self) -> Done | Rejected | Unknown | None:
         states = await _input_states(self.plan.inputs, self.mint)
@@ -248,7 +249,7 @@ class _Mint:
             )
         except RailRejected as error:
             return _refusal(Call.MINT, error)
-        return _done(unblind_all(self.outputs, signatures, self.keyset))
+        return _answered(unblind_all(self.outputs, signatures, self.keyset))
 
     async def ask(self) -> Done | NotPaid | Rejected | Unknown | None:
         match (await self.mint.mint_quote_state(self.plan.quote)).state:
@@ -329,8 +330,9 @@ def _refusal(call: Call, error: RailRejected) -> _Refused:
     return _Refused(error.code, str(error), verdict(call, error.code) is Verdict.DEFINITE)
 
 
-def _done(proofs: tuple[Proof, ...] | Flaw) -> Done | Unknown:
-    return Unknown(proofs.reason, alarm=True) if isinstance(proofs, Flaw) else Done(proofs)
+def _answered(proofs: tuple[Proof, ...] | Flaw) -> Done | Unknown:
+    """An answer that is not right may be a garbled one: what the mint restores is what counts."""
+    return Unknown(proofs.reason) if isinstance(proofs, Flaw) else Done(proofs)
 
 
 async def _input_states(inputs: Sequence[Proof], mint: Mint) -> tuple[ProofState, ...]:
@@ -362,7 +364,8 @@ async def _restored(
         return none
     if len(signatures) < len(outputs):
         return Unknown("the mint has signed some of the outputs, not all", alarm=True)
-    return _done(unblind_all(outputs, signatures, keyset))
+    proofs = unblind_all(outputs, signatures, keyset)
+    return Unknown(proofs.reason, alarm=True) if isinstance(proofs, Flaw) else Done(proofs)
 
 
 async def _restored_change(

@@ -425,7 +425,11 @@ class Cheat(FakeMint):
     async def swap(
         self, inputs: Sequence[Proof], outputs: Sequence[BlindedMessage]
     ) -> tuple[BlindSignature, ...]:
-        good = await FakeMint.swap(self, inputs, outputs)
+        return self._bent(await FakeMint.swap(self, inputs, outputs), outputs)
+
+    def _bent(
+        self, good: tuple[BlindSignature, ...], outputs: Sequence[BlindedMessage]
+    ) -> tuple[BlindSignature, ...]:
         match self.flaw:
             case "missing":
                 return good[:-1]
@@ -441,10 +445,16 @@ class Cheat(FakeMint):
 
 
 @pytest.mark.parametrize("flaw", ["missing", "key", "amount", "keyset", "no point"])
-async def test_a_mint_that_signs_something_else_raises_an_alarm(flaw: str) -> None:
+async def test_a_garbled_answer_is_asked_about_and_a_false_one_raises_an_alarm(flaw: str) -> None:
     mint = Cheat()
     mint.flaw = flaw
     outcome = await advance_swap(swap_plan(), mint, WALLET, asked_before=False)
+    assert isinstance(outcome, Unknown)
+    assert not outcome.alarm
+    assert isinstance(await advance_swap(swap_plan(), mint, WALLET, asked_before=True), Done)
+    for output, signature in mint.signed.items():
+        mint.signed[output] = replace(signature, keyset_id="00" * 8)
+    outcome = await advance_swap(swap_plan(), mint, WALLET, asked_before=True)
     assert isinstance(outcome, Unknown)
     assert outcome.alarm
 
