@@ -32,7 +32,8 @@ from farebox.payments.registry import PaymentMethods, plugins
 from farebox.payments.service import Payments
 from farebox.paywall.model import REQUEST
 from farebox.paywall.prices import Prices
-from farebox.paywall.service import REVENUE, Paywall
+from farebox.paywall.service import Paywall
+from farebox.paywall.settling import REVENUE
 from farebox.pricing.book import PriceBook
 from farebox.pricing.model import Currency
 from farebox.pricing.parse import parse_rules

@@ -26,11 +26,12 @@ from farebox.money import BTC
 from farebox.payments import Refusal
 from farebox.payments.operations import Operation, OperationState, Rejected, Succeeded
 from farebox.payments.service import Pending, Refunded
-from farebox.paywall.service import REVENUE
+from farebox.paywall.settling import REVENUE
 
 _CASHU = "cashu"
 _REFUND = "refund"
 _PAGE = 100
+_ASKED_AT_ONCE = 16
 
 Facts = dict[str, Any]
 
@@ -243,9 +244,23 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
 
 
 async def _recover(house: Farebox) -> Facts:
-    looked_at = await house.recover()
+    """Unlike the worker's rounds this asks at once, also where the next time is yet to come."""
+    settled = await house.paywall.recover()
+    waiting = [
+        one for one in await house.operations.unfinished() if one.state is not OperationState.MANUAL
+    ]
+    limit = asyncio.Semaphore(_ASKED_AT_ONCE)
+
+    async def ask(operation_id: str) -> None:
+        async with limit:
+            await house.operations.advance(operation_id)
+
+    await asyncio.gather(*(ask(one.id) for one in waiting))
     unfinished = await house.operations.unfinished()
-    return {"looked_at": looked_at, "unfinished": [_operation_facts(one) for one in unfinished]}
+    return {
+        "looked_at": settled + len(waiting),
+        "unfinished": [_operation_facts(one) for one in unfinished],
+    }
 
 
 def _operation_facts(operation: Operation) -> Facts:

@@ -26,22 +26,20 @@ import msgspec
 import structlog
 
 from farebox.clock import Clock, iso
-from farebox.errors import InvalidCredential, StoreError
-from farebox.identity import FailureLimit, KeyRefused, KeyRefusedReason, Keys, token_account
-from farebox.ids import derived_id, new_id
-from farebox.ledger.model import (
-    ABSENT,
-    Applied,
-    Hold,
-    Outcome,
-    Put,
-    Unit,
-    hold_id,
+from farebox.errors import InvalidCredential, StoreBusy, StoreError
+from farebox.identity import (
+    FailureLimit,
+    KeyRefused,
+    KeyRefusedReason,
+    Keys,
+    KeyState,
+    token_account,
 )
+from farebox.ids import derived_id, new_id
+from farebox.ledger.model import Applied, Outcome, Put, Unit, hold_id
 from farebox.ledger.service import Ledger
 from farebox.payments import PaymentCredentials, PlannedChange, Refusal
-from farebox.payments.operations import Changes
-from farebox.payments.service import Payments, Pending, also_hold_id
+from farebox.payments.service import Payments, Pending, Received, also_hold_id
 from farebox.paywall import answers, dialects
 from farebox.paywall.dialects import CashuTerms, Wanted
 from farebox.paywall.model import (
@@ -52,7 +50,6 @@ from farebox.paywall.model import (
     ChangeWish,
     EmbeddedMoney,
     Ended,
-    Headers,
     KeyPresented,
     NothingPresented,
     Presented,
@@ -61,7 +58,17 @@ from farebox.paywall.model import (
     Settlement,
 )
 from farebox.paywall.prices import Prices
-from farebox.paywall.settling import NO_USAGE, Bill, free, receipt_facts, settled, settling_unit
+from farebox.paywall.settling import (
+    NO_USAGE,
+    Bill,
+    admission_of,
+    admitting,
+    free,
+    request_headers,
+    settled,
+    settlement,
+    settling_unit,
+)
 from farebox.pricing.book import PriceBook, Quote, charge
 from farebox.pricing.request import RequestFacts
 from farebox.pricing.usage import Usage
@@ -69,7 +76,6 @@ from farebox.signer import Signer
 
 _log = structlog.get_logger("farebox.paywall")
 
-REVENUE = "revenue"
 _SETTLE_TRIES_MAX = 8
 
 
@@ -142,7 +148,7 @@ class Paywall:
         if not isinstance(quote, Quote):
             return answers.unpriced(quote, facts)
         if quote.free or quote.maximum_msat == 0:
-            return Admission(request_id, "", quote, _request_headers(request_id))
+            return Admission(request_id, "", quote, request_headers(request_id))
         match presented:
             case NothingPresented():
                 return await self._challenge(facts, quote, "payment_required", answers.asks(quote))
@@ -162,9 +168,8 @@ class Paywall:
         self, request_id: str, account: str, facts: RequestFacts, quote: Quote
     ) -> Admission | Answer:
         request = self._request(account, hold_id(request_id, 0), quote)
-        outcome = await self._hold(request_id, request)
-        if isinstance(outcome, Applied):
-            return self._admit(request_id, request)
+        if isinstance(await self._hold(request_id, request), Applied):
+            return admission_of(request_id, request, self._public_url)
         balance = await self._available(account)
         return await self._challenge(
             facts,
@@ -207,11 +212,12 @@ class Paywall:
             return change_account
         # One credential pays for one request: its id follows from the money, so that the same
         # money again finds the same request.
-        request_id = request_of(credentials)
-        if request_id in self._live:
-            return answers.in_progress(request_id)
+        request_id = derived_id("req", credentials.identity_or_hash)
         if await self._ledger.store.get(REQUEST, request_id) is not None:
             return await self._told_again(request_id)
+        # Nothing is waited for from here until it is live: of two that come at once, one goes on.
+        if request_id in self._live:
+            return answers.in_progress(request_id)
         wait_s = self._failures.wait_s(address)
         if wait_s:
             return answers.too_many_failures(wait_s)
@@ -224,36 +230,45 @@ class Paywall:
             change_as_credit=self._change_as_credit if as_credit is None else as_credit,
             change_account=change_account,
         )
-        also = Changes(
-            (Hold(account, REVENUE, quote.maximum_msat, "request"),),
-            (Put(REQUEST, request_id, request, ABSENT),),
-        )
-        # Live from before the commit that creates the row, so that recovery keeps its hands off.
         self._live[request_id] = _Live(request, 1)
+        answer: Admission | Answer | None = None
         try:
-            received = await self._payments.receive(
-                credentials,
-                account,
-                reserve_msat=quote.maximum_msat,
-                owner=request_id,
-                minimum_msat=quote.maximum_msat,
-                also=also,
-            )
-            row = await self._ledger.store.get(REQUEST, request_id)
+            received = await self._receive(request_id, request, credentials)
+            if isinstance(received, Pending):
+                answer = answers.pending(received)
+            elif isinstance(received, Refusal):
+                answer = await self._refused(received, facts, quote, address)
+            else:
+                answer = await self._admit_received(request_id, request, received)
+            return answer
         finally:
-            self._live.pop(request_id, None)
-        if isinstance(received, Pending):
-            return answers.pending(received)
-        if isinstance(received, Refusal):
-            return await self._refused(received, facts, quote, address)
+            if not isinstance(answer, Admission):
+                self._live.pop(request_id, None)
+
+    async def _receive(
+        self, request_id: str, request: Request, credentials: PaymentCredentials
+    ) -> Received | Pending | Refusal:
+        """Redeem what pays for a request; its hold and its row join the crediting commit."""
+        return await self._payments.receive(
+            credentials,
+            request.account,
+            reserve_msat=request.quote.maximum_msat,
+            owner=request_id,
+            minimum_msat=request.quote.maximum_msat,
+            also=admitting(request_id, request),
+        )
+
+    async def _admit_received(
+        self, request_id: str, request: Request, received: Received
+    ) -> Admission | Answer:
+        row = await self._ledger.store.get(REQUEST, request_id)
         if row is None:
             # Redeemed before, or by somebody who stopped: the money is on the account.
             request = msgspec.structs.replace(request, hold=hold_id(request_id, 0))
             if isinstance(await self._hold(request_id, request), Applied):
-                return self._admit(request_id, request)
-            return await self._told_again(request_id)
-        if received.fresh and row.value == request:
-            return self._admit(request_id, request)
+                return admission_of(request_id, request, self._public_url)
+        elif received.fresh and row.value == request:
+            return admission_of(request_id, request, self._public_url)
         return await self._told_again(request_id)
 
     def _request(self, account: str, hold: str, quote: Quote) -> Request:
@@ -269,29 +284,25 @@ class Paywall:
         if not wish.key_id:
             return ""
         key = await self._keys.by_id(wish.key_id)
-        if key is None:
+        if key is None or key.state is not KeyState.ACTIVE:
             return dialects.refusal(
-                "change_not_understood", "X-Farebox-Change names a key that does not exist.", {}
+                "change_not_understood", "X-Farebox-Change names a key that opens nothing here.", {}
             )
         return key.account
 
     async def _hold(self, request_id: str, request: Request) -> Outcome:
-        maximum_msat = request.quote.maximum_msat
-        return await self._ledger.store.commit(
-            Unit(
-                request_id,
-                steps=(Hold(request.account, REVENUE, maximum_msat, "request"),),
-                puts=(Put(REQUEST, request_id, request, ABSENT),),
-            )
-        )
-
-    def _admit(self, request_id: str, request: Request) -> Admission:
+        """The commit that admits a request. Live from before it, so that recovery, which may see
+        the row before we hear of it, does not take the request for one that crashed."""
         self._live[request_id] = _Live(request, 1)
-        headers = _request_headers(request_id)
-        if request.credential:
-            link = f'<{self._public_url}/v1/change/{request_id}>; rel="payment-change"'
-            headers = (*headers, (b"link", link.encode()))
-        return Admission(request_id, request.account, request.quote, headers)
+        changes = admitting(request_id, request)
+        outcome: Outcome | None = None
+        try:
+            unit = Unit(request_id, steps=changes.steps, puts=changes.puts)
+            outcome = await self._ledger.store.commit(unit)
+            return outcome
+        finally:
+            if not isinstance(outcome, Applied):
+                self._live.pop(request_id, None)
 
     # ── after ────────────────────────────────────────────────────────────────────────────────────
 
@@ -315,7 +326,7 @@ class Paywall:
         Raises StoreError when the books cannot be written; `recover` settles it then.
         """
         if admission.is_free:
-            return self._settlement(admission.request_id, free(admission), usage, "")
+            return settlement(self._signer, admission.request_id, free(admission), usage, "")
         if ended is Ended.REFUSED:
             bill = Bill(0, ended, NO_USAGE)
         else:
@@ -323,21 +334,19 @@ class Paywall:
         live = self._live.get(admission.request_id)
         try:
             request = await self._settle(admission.request_id, live, bill)
-        except StoreError:
+        except BaseException:  # whatever it was: the bill stands, and recovery writes it
             self._unsettled[admission.request_id] = bill
             raise
         self._live.pop(admission.request_id, None)
-        return self._settlement(admission.request_id, request, usage, await self._change(request))
+        change = await self._change(request)
+        return settlement(self._signer, admission.request_id, request, usage, change)
 
     async def recover(self) -> int:
         """Settle what this process could not, and what processes that stopped left behind."""
         count = 0
         for request_id, bill in list(self._unsettled.items()):
             # Its row is read anew: a commit whose answer was lost may have settled it.
-            await self._settle(request_id, None, bill)
-            del self._unsettled[request_id]
-            self._live.pop(request_id, None)
-            count += 1
+            count += await self._settle_late(request_id, None, bill)
         after = ""
         while rows := await self._ledger.store.find(
             REQUEST, {"state": RequestState.AUTHORISED}, after=after, limit=100
@@ -346,10 +355,24 @@ class Paywall:
                 if request_id in self._live:
                     continue
                 bill = Bill(row.value.checkpoint_msat, Ended.CRASHED, NO_USAGE)
-                await self._settle(request_id, _Live(row.value, row.version), bill)
-                count += 1
+                live = _Live(row.value, row.version)
+                count += await self._settle_late(request_id, live, bill)
             after = rows[-1][0]
         return count
+
+    async def _settle_late(self, request_id: str, live: _Live | None, bill: Bill) -> bool:
+        """Whether it is settled now. Raises StoreError where none can be, and else nothing: what
+        is wrong with one request must not keep the others open."""
+        try:
+            await self._settle(request_id, live, bill)
+        except Exception as error:
+            if isinstance(error, StoreError) and not isinstance(error, StoreBusy):
+                raise
+            _log.exception("request.unsettled", request=request_id)
+            return False
+        self._unsettled.pop(request_id, None)
+        self._live.pop(request_id, None)
+        return True
 
     async def _settle(self, request_id: str, live: _Live | None, bill: Bill) -> Request:
         for _ in range(_SETTLE_TRIES_MAX):
@@ -369,7 +392,7 @@ class Paywall:
                 return done
             _log.warning("request.settle_raced", request=request_id, outcome=str(outcome))
             live = None
-        raise StoreError(f"request {request_id} lost too many races; it is settled by recovery")
+        raise StoreBusy(f"request {request_id} lost too many races; it is settled by recovery")
 
     async def _left(self, request: Request, bill: Bill) -> int:
         """The change of a request: what is left of the money embedded in it, hold and all."""
@@ -391,16 +414,6 @@ class Paywall:
             return ""
         method = self._payments.methods[request.method]
         return await method.render_change(request.change) or ""
-
-    def _settlement(
-        self, request_id: str, request: Request, usage: Usage, change: str
-    ) -> Settlement:
-        receipt = dialects.receipt(self._signer, receipt_facts(request_id, request, usage))
-        headers: Headers = ((b"x-farebox-receipt", receipt.encode()),)
-        if change:
-            headers = (*headers, (b"x-cashu", change.encode()))
-        comment = f": farebox receipt={receipt}{' change=' + change if change else ''}\n\n"
-        return Settlement(request.charged_msat, request.returned_msat, headers, comment.encode())
 
     # ── asked again ──────────────────────────────────────────────────────────────────────────────
 
@@ -485,12 +498,3 @@ class Paywall:
         if answer.status == 400:  # what is our fault or the mint's is not held against the caller
             self._failures.failed(address)
         return answer
-
-
-def request_of(credentials: PaymentCredentials) -> str:
-    """The request that embedded money pays for."""
-    return derived_id("req", credentials.identity_or_hash)
-
-
-def _request_headers(request_id: str) -> Headers:
-    return ((b"x-farebox-request-id", request_id.encode()),)

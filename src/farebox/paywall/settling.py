@@ -1,4 +1,4 @@
-"""What a settled request looks like in the books and on its receipt. Pure."""
+"""What a request looks like in the books, before and after, and on its receipt. Pure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,36 @@ from dataclasses import dataclass
 import msgspec
 
 from farebox.clock import iso
-from farebox.ledger.model import Event, Kind, Open, Post, Put, Step, Transfer, Unit, Void
+from farebox.ledger.model import (
+    ABSENT,
+    Event,
+    Hold,
+    Kind,
+    Open,
+    Post,
+    Put,
+    Step,
+    Transfer,
+    Unit,
+    Void,
+)
 from farebox.money import BTC
 from farebox.payments import PlannedChange
-from farebox.paywall.model import REQUEST, Admission, Ended, Request, RequestState
+from farebox.payments.operations import Changes
+from farebox.paywall import dialects
+from farebox.paywall.model import (
+    REQUEST,
+    Admission,
+    Ended,
+    Headers,
+    Request,
+    RequestState,
+    Settlement,
+)
 from farebox.pricing.usage import Usage
+from farebox.signer import Signer
 
+REVENUE = "revenue"
 NO_USAGE = Usage()
 
 
@@ -23,6 +47,28 @@ class Bill:
     charged_msat: int
     ended: Ended
     usage: Usage
+
+
+def admitting(request_id: str, request: Request) -> Changes:
+    """What admits a request: the hold of the most it can cost, and its row."""
+    return Changes(
+        (Hold(request.account, REVENUE, request.quote.maximum_msat, "request"),),
+        (Put(REQUEST, request_id, request, ABSENT),),
+    )
+
+
+def admission_of(request_id: str, request: Request, public_url: str) -> Admission:
+    """What lets an admitted request pass, with where its change will be, if money came with it."""
+    headers = request_headers(request_id)
+    if request.credential:
+        link = f'<{public_url}/v1/change/{request_id}>; rel="payment-change"'
+        headers = (*headers, (b"link", link.encode()))
+    return Admission(request_id, request.account, request.quote, headers)
+
+
+def request_headers(request_id: str) -> Headers:
+    """How a caller finds a request again."""
+    return ((b"x-farebox-request-id", request_id.encode()),)
 
 
 def settled(
@@ -53,7 +99,8 @@ def settling_unit(
         puts += change.puts
         if change.amount_msat:
             steps += (Transfer(done.account, change.custody, change.amount_msat, "change"),)
-    if done.change_account and done.credited_msat:
+    # A key may open the very account that the change is on already.
+    if done.credited_msat and done.change_account not in ("", done.account):
         steps += (
             Open(done.change_account, BTC.code, Kind.CUSTOMER),
             Transfer(done.account, done.change_account, done.credited_msat, "change"),
@@ -72,7 +119,19 @@ def settling_unit(
     return Unit(f"{request_id}:settle", steps=steps, puts=puts, events=(event,))
 
 
-def receipt_facts(request_id: str, request: Request, usage: Usage) -> dict[str, object]:
+def settlement(
+    signer: Signer, request_id: str, request: Request, usage: Usage, change: str
+) -> Settlement:
+    """How a settled request is told: a signed receipt, and its change where there is any."""
+    receipt = dialects.receipt(signer, _receipt_facts(request_id, request, usage))
+    headers: Headers = ((b"x-farebox-receipt", receipt.encode()),)
+    if change:
+        headers = (*headers, (b"x-cashu", change.encode()))
+    comment = f": farebox receipt={receipt}{' change=' + change if change else ''}\n\n"
+    return Settlement(request.charged_msat, request.returned_msat, headers, comment.encode())
+
+
+def _receipt_facts(request_id: str, request: Request, usage: Usage) -> dict[str, object]:
     """What the receipt says and the signature covers."""
     facts: dict[str, object] = {
         "request_id": request_id,
