@@ -126,12 +126,30 @@ class _Trial:
         self, debtor: Account, creditor: Account, pending: int, posted: int, *, check: bool
     ) -> None:
         """Add to the pending and posted balances of both sides; `check` the limits."""
-        debtor = _changed(debtor, pending, posted, 0, 0)
-        creditor = _changed(creditor, 0, 0, pending, posted)
+        debited = Account(
+            debtor.id,
+            debtor.asset,
+            debtor.kind,
+            debtor.debits_pending + pending,
+            debtor.debits_posted + posted,
+            debtor.credits_pending,
+            debtor.credits_posted,
+            debtor.ceiling,
+        )
+        credited = Account(
+            creditor.id,
+            creditor.asset,
+            creditor.kind,
+            creditor.debits_pending,
+            creditor.debits_posted,
+            creditor.credits_pending + pending,
+            creditor.credits_posted + posted,
+            creditor.ceiling,
+        )
         if check:
-            _check_limits(debtor, creditor)
-        self.accounts[debtor.id] = debtor
-        self.accounts[creditor.id] = creditor
+            _check_limits(debited, credited)
+        self.accounts[debtor.id] = debited
+        self.accounts[creditor.id] = credited
 
     def record(
         self, kind: str, debit: str, credit: str, amount: int, code: str, hold: str, expires: int
@@ -163,25 +181,6 @@ _CLOSED = {
     HoldState.VOIDED: Code.PENDING_TRANSFER_ALREADY_VOIDED,
     HoldState.EXPIRED: Code.PENDING_TRANSFER_EXPIRED,
 }
-
-
-def _changed(
-    account: Account,
-    debits_pending: int,
-    debits_posted: int,
-    credits_pending: int,
-    credits_posted: int,
-) -> Account:
-    return Account(
-        account.id,
-        account.asset,
-        account.kind,
-        account.debits_pending + debits_pending,
-        account.debits_posted + debits_posted,
-        account.credits_pending + credits_pending,
-        account.credits_posted + credits_posted,
-        account.ceiling,
-    )
 
 
 def _check_limits(debtor: Account, creditor: Account) -> None:
@@ -276,9 +275,10 @@ def evaluate(unit: Unit, overlay: Overlay, seq: int, at: int) -> Outcome | Decis
     known = overlay.units.get(unit.id)
     if known is not None:
         return Replayed(known.outcome) if known.fingerprint == unit.fingerprint else Mismatch()
-    blocked = _rows_blocked(unit, overlay.versions)
-    if blocked is not None:
-        return blocked
+    if unit.puts or unit.guards:
+        blocked = _rows_blocked(unit, overlay.versions)
+        if blocked is not None:
+            return blocked
     trial = _Trial(unit, overlay, at)
     try:
         for step in unit.steps:

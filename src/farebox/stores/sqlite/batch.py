@@ -7,6 +7,7 @@ from typing import Any
 
 import apsw
 import msgspec
+from msgspec.structs import astuple
 
 from farebox.ledger.audit import (
     EventRow,
@@ -17,7 +18,7 @@ from farebox.ledger.audit import (
     known_from,
     value_digest,
 )
-from farebox.ledger.evaluator import Decision, Movement, Overlay, evaluate, expire
+from farebox.ledger.evaluator import Decision, Overlay, evaluate, expire
 from farebox.ledger.model import (
     ABSENT,
     EXPIRY_PREFIX,
@@ -83,7 +84,10 @@ class Batch:
         self._known = accounts
         # Strictly increasing, whatever the machine's clock does.
         self._at = max(now_ns, head.at + 1)
-        self.head = head
+        self._head = head
+        self._seq = head.seq
+        self._digest = head.digest
+        self._event = head.event
         self._overlay = Overlay()
         #: The accounts that this batch changed.
         self.accounts: dict[str, Account] = {}
@@ -93,13 +97,20 @@ class Batch:
         self._event_rows: list[tuple[Any, ...]] = []
         self._record_rows: dict[str, list[tuple[Any, ...]]] = {}
 
+    @property
+    def head(self) -> Head:
+        """Where the book stands after this batch."""
+        return (
+            Head(self._seq, self._at, self._digest, self._event) if self._unit_rows else self._head
+        )
+
     def run(self, units: Sequence[Unit]) -> list[Outcome]:
         """Decide and write all units; their outcomes hold once the transaction is committed."""
         self._load(units)
         self._expire(self._due_on(set(self._overlay.accounts)))
         outcomes: list[Outcome] = []
         for unit in units:
-            decided = evaluate(unit, self._overlay, self.head.seq + 1, self._at)
+            decided = evaluate(unit, self._overlay, self._seq + 1, self._at)
             if isinstance(decided, Decision):
                 self._stage(decided)
                 outcomes.append(decided.outcome)
@@ -218,21 +229,25 @@ class Batch:
         for row in rows:
             self._overlay.holds[row.id] = row
             unit = Unit(EXPIRY_PREFIX + row.id)
-            decided = expire(row, self._overlay, unit, self.head.seq + 1, self._at)
+            decided = expire(row, self._overlay, unit, self._seq + 1, self._at)
             self._stage(decided)
 
     # ── stage and write ──────────────────────────────────────────────────────────────────────────
 
     def _stage(self, decision: Decision) -> None:
-        unit, seq = decision.unit, self.head.seq + 1
-        applied = decision.outcome if isinstance(decision.outcome, Applied) else None
-        puts = tuple(self._put(put, seq) for put in unit.puts) if applied else ()
-        events = self._events(unit, applied) if applied and unit.events else ()
+        unit, outcome = decision.unit, decision.outcome
+        self._seq = seq = self._seq + 1
+        puts: tuple[PutDigest, ...] = ()
+        events: tuple[EventRow, ...] = ()
+        if isinstance(outcome, Applied):
+            puts = tuple(self._put(put, seq) for put in unit.puts) if unit.puts else ()
+            events = self._events(unit, outcome) if unit.events else ()
         body = encode_body(decision, puts)
-        digest = extend(self.head.digest, seq, self._at, unit.id, body, decision.movements, events)
-        self._unit_rows.append((self._book, seq, unit.id, self._at, body, digest))
-        for move in decision.movements:
-            self._movement_rows.append(_movement_row(self._book, seq, move))
+        moves = decision.movements
+        self._digest = extend(self._digest, seq, self._at, unit.id, body, moves, events)
+        self._unit_rows.append((self._book, seq, unit.id, self._at, body, self._digest))
+        for move in moves:
+            self._movement_rows.append((self._book, seq, *astuple(move)))
         for event in events:
             self._event_rows.append(
                 (self._book, event.number, seq, self._at, event.name, event.subject, event.data)
@@ -241,7 +256,6 @@ class Batch:
             self.accounts[account.id] = account
         for hold in decision.holds:
             self._holds[hold.id] = hold
-        self.head = Head(seq, self._at, digest, self.head.event + len(events))
 
     def _put(self, put: Any, seq: int) -> PutDigest:
         raw = put.record.encode(put.value)
@@ -254,11 +268,12 @@ class Batch:
 
     def _events(self, unit: Unit, applied: Applied) -> tuple[EventRow, ...]:
         rows = []
-        for number, event in enumerate(unit.events, self.head.event + 1):
+        for number, event in enumerate(unit.events, self._event + 1):
             data = dict(event.data)
             for name, step in event.amounts.items():
                 data[name] = applied.amounts[step]
             rows.append(EventRow(number, event.name, event.subject, _json(data)))
+        self._event += len(rows)
         return tuple(rows)
 
     def _write(self) -> None:
@@ -271,9 +286,10 @@ class Batch:
         if self._event_rows:
             many("INSERT INTO events VALUES (?,?,?,?,?,?,?)", self._event_rows)
         if self.accounts:
+            # In the order of the table: neighbours share its pages, which is faster by a sixth.
             many(
                 "INSERT OR REPLACE INTO accounts VALUES (?,?,?,?,?,?,?,?,?)",
-                [_account_row(self._book, account) for account in self.accounts.values()],
+                sorted(_account_row(self._book, account) for account in self.accounts.values()),
             )
         if self._holds:
             many(
@@ -299,7 +315,7 @@ def _account_row(book: int, account: Account) -> tuple[Any, ...]:
         book,
         account.id,
         account.asset,
-        account.kind.value,
+        account.kind,
         str(account.debits_pending),
         str(account.debits_posted),
         str(account.credits_pending),
@@ -324,21 +340,6 @@ def _hold_row(book: int, hold: HoldRow) -> tuple[Any, ...]:
 def hold_from(row: Sequence[Any]) -> HoldRow:
     """A hold from its columns, in table order after the book."""
     return HoldRow(row[0], row[1], row[2], int(row[3]), row[4], row[5], HoldState(row[6]))
-
-
-def _movement_row(book: int, seq: int, move: Movement) -> tuple[Any, ...]:
-    return (
-        book,
-        seq,
-        move.step,
-        move.kind,
-        move.debit,
-        move.credit,
-        move.amount,
-        move.code,
-        move.hold,
-        move.expires_at,
-    )
 
 
 _PUT_STATEMENTS: dict[Any, str] = {}

@@ -99,15 +99,21 @@ class Writer:
         """Queue a unit. Raises StoreBusy when too many wait, StoreError when closed."""
         if self._queue.qsize() >= QUEUE_MAX:
             raise StoreBusy(f"{QUEUE_MAX} units are waiting to be written; try again")
-        return self._submit(lambda answer: _Unit(unit, answer))
+        answer: asyncio.Future[Outcome] = self._answer()
+        self._queue.put(_Unit(unit, answer))
+        return answer
 
     def expire(self, limit: int) -> asyncio.Future[int]:
         """Queue the release of up to `limit` due holds."""
-        return self._submit(lambda answer: _Expiry(limit, answer))
+        answer: asyncio.Future[int] = self._answer()
+        self._queue.put(_Expiry(limit, answer))
+        return answer
 
     def settle(self) -> asyncio.Future[None]:
         """Queue the end of a failed COMMIT's doubt. Raises StoreError while it stays."""
-        return self._submit(_Settling)
+        answer: asyncio.Future[None] = self._answer()
+        self._queue.put(_Settling(answer))
+        return answer
 
     async def close(self) -> None:
         """Write what is queued, then end. May be called again."""
@@ -116,12 +122,10 @@ class Writer:
             self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    def _submit(self, item: Callable[[asyncio.Future[R]], _Item]) -> asyncio.Future[R]:
+    def _answer(self) -> asyncio.Future[Any]:
         if self._closed:
             raise StoreError("the store is closed, nothing was done")
-        answer: asyncio.Future[R] = self._loop.create_future()
-        self._queue.put(item(answer))
-        return answer
+        return self._loop.create_future()
 
     # ── in the thread ────────────────────────────────────────────────────────────────────────────
 
