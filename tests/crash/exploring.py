@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.crash.points import Kind, Point, points, read_point
-from tests.crash.scenarios import Facts, Scenario
+from tests.crash.scenarios import Facts, Scenario, drain
 from tests.crash.world import MSAT, Lost, Nursery, Outside, Run, new_run
 
 #: Set to one point, such as `commit-before-3`, to kill there only.
@@ -62,22 +63,47 @@ class Explorer:
             await run.kill()
 
     async def faults_at(self, point: Point, whole: Undisturbed) -> list[str]:
-        """Die at one point, restart, finish; what is wrong then."""
+        """Die at one point, restart, finish; what is wrong then.
+
+        After an `after` the client is back at once, while the house recovers; after a `before` it
+        is back later. What stands in the books is the same for one `after` and the next `before`.
+        """
         run = await self._prepared()
         try:
-            await run.arm(point)
-            told: Facts | None = None
-            try:
-                told = await self.scenario.act(run)
-            except Lost:
-                if not point.drops:
-                    await run.died()
-            if run.pid and not point.drops:
-                await run.died()
-            if not run.pid:
-                assert await run.start(), "died at the start"
-            else:
+            told = await self._strike(run, point)
+            if run.pid:
                 await run.arm(None)
+            else:
+                assert await run.start(), "died at the start"
+            if not point.after:
+                await run.settle()
+            return await self._finish(run, told, whole)
+        except (AssertionError, Lost, TimeoutError) as error:
+            return [f"{type(error).__name__}: {error}"]
+        finally:
+            await run.kill()
+
+    async def recovery(self, point: Point) -> dict[Kind, list[str]]:
+        """What passes in a house that recovers from this death."""
+        run = await self._prepared()
+        try:
+            await self._strike(run, point)
+            assert await run.start(), "died at the start"
+            await run.settle()
+            return await run.passed()
+        finally:
+            await run.kill()
+
+    async def faults_at_both(self, first: Point, second: Point, whole: Undisturbed) -> list[str]:
+        """Die at one point, then again while recovering from it; what is wrong then."""
+        run = await self._prepared()
+        try:
+            told = await self._strike(run, first)
+            if await run.start(second):
+                with suppress(Lost):
+                    await run.settle()
+                await run.kill()
+            assert await run.start(), "died at the start"
             await run.settle()
             return await self._finish(run, told, whole)
         except (AssertionError, Lost, TimeoutError) as error:
@@ -91,11 +117,21 @@ class Explorer:
             self.around,
             self.folder,
             self.scenario.fee_ppk,
-            dict(self.scenario.price),
+            self.scenario.settings,
         )
         assert await run.start()
         await self.scenario.prepare(run)
         return run
+
+    async def _strike(self, run: Run, point: Point) -> Facts | None:
+        """Act until the house dies (or drops an answer); what the client was told, if it was."""
+        await run.arm(point)
+        told: Facts | None = None
+        with suppress(Lost):
+            told = await self.scenario.act(run)
+        if not point.drops:
+            await run.died()
+        return told
 
     async def _told_again(self, run: Run, facts: Facts) -> None:
         if self.scenario.is_named:
@@ -116,7 +152,11 @@ class Explorer:
             faults.append(f"asking again has moved money: {before}, then {seen}")
         if seen.fees != whole.fees:
             faults.append(f"mints kept {seen.fees} sat, not {whole.fees}")
-        return faults + self._charge_faults(facts, seen.revenue_msat, whole)
+        faults += self._charge_faults(facts, seen.revenue_msat, whole)
+        if not faults and not self.scenario.fee_ppk:
+            await drain(run)
+            faults = (await run.look()).faults
+        return faults
 
     def _charge_faults(self, facts: Facts, revenue_msat: int, whole: Undisturbed) -> list[str]:
         """Charged is what was told; all of the price or nothing, in a stream what was metered."""

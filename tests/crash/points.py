@@ -1,4 +1,4 @@
-"""Where a process is to die: before or after the n-th of something, counted from when it is armed."""
+"""Where a process is to die: before or after the n-th of something since it was armed."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ import msgspec
 import structlog
 import uvloop
 
+from farebox import bootstrap
 from farebox.bootstrap import RECORDS, Farebox
 from farebox.clock import NS_PER_S, SystemClock
 from farebox.gateway import Supervision, carrier
@@ -34,6 +35,7 @@ from farebox.ledger.model import Outcome, Unit
 from farebox.ledger.replay import Broken
 from farebox.paywall.model import REQUEST, RequestState
 from farebox.rails.cashu import http_mint
+from farebox.rails.cashu.guard import open_guarded_session
 from farebox.rails.cashu.records import PROOF, ProofUse
 from farebox.settings import load_settings
 from farebox.stores.sqlite import SqliteStore
@@ -136,6 +138,9 @@ class Victim:
                 answer = self._switch.passed
             case "/_crash/settle":
                 answer = await self._settle()
+            case "/_crash/upkeep":
+                await self._house._upkeep.run()
+                answer = {}
             case _:
                 answer = await _books(self._house)
         return await respond(send, 200, msgspec.json.encode(answer))
@@ -212,20 +217,25 @@ def _verified(house: Farebox) -> str:
 
 
 def _patch(switch: Switch) -> None:
-    commit, exchange = SqliteStore.commit, http_mint.exchange
+    """Have the switch see every commit and every call; in this process only."""
+    patched: tuple[Any, ...] = (SqliteStore, http_mint, carrier, bootstrap)
+    store, mint, gateway, root = patched
+    commit, exchange = store.commit, mint.exchange
 
-    async def counted_commit(store: SqliteStore, unit: Unit) -> Outcome:
-        return await switch.around(Kind.COMMIT, unit.id, lambda: commit(store, unit))
+    async def counted_commit(self: SqliteStore, unit: Unit) -> Outcome:
+        outcome: Outcome = await switch.around(Kind.COMMIT, unit.id, lambda: commit(self, unit))
+        return outcome
 
     async def counted_exchange(session: Any, method: str, url: Any, *args: Any, **more: Any) -> Any:
         return await switch.around(
             Kind.MINT, f"{method} {url.path}", lambda: exchange(session, method, url, *args, **more)
         )
 
-    SqliteStore.commit = counted_commit  # type: ignore[method-assign]
-    http_mint.exchange = counted_exchange
+    store.commit, mint.exchange = counted_commit, counted_exchange
     # Each chunk of a stream is made durable, so that there is something to die between.
-    carrier.Supervision = partial(Supervision, checkpoint_s=0, checkpoint_msat=1)  # type: ignore[misc, assignment]
+    gateway.Supervision = partial(Supervision, checkpoint_s=0, checkpoint_msat=1)
+    # The foreign mint of these tests is on loopback too.
+    root.open_guarded_session = partial(open_guarded_session, allow_private=True)
 
 
 async def _live(order: Order, tell: Callable[[object], None]) -> None:
@@ -235,6 +245,8 @@ async def _live(order: Order, tell: Callable[[object], None]) -> None:
     settings = load_settings(None, {}, order.overrides)
     async with Farebox(settings, order.root_key, clock=clock) as house:
         async with serving(Victim(house, clock, switch)) as url:
+            # The jobs of a start are over when it is counted what a scenario does.
+            await house._upkeep.run()
             tell(Born(os.getpid(), url))
             await asyncio.Event().wait()
 

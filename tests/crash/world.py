@@ -1,4 +1,4 @@
-"""Everything around a victim: mint, upstream, client; and the proof that no unit was lost or made."""
+"""All around a victim: mint, upstream, client; and the proof that no unit was lost or made."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -30,10 +31,12 @@ from tests.crash.points import Kind, Point
 from tests.crash.victim import Born, Dead, Order
 
 MSAT = 1_000
+#: What a play mint takes for a Lightning payment, in sat.
+LIGHTNING_FEE = 1
 _WAIT_S = 5
 
 
-class Lost(Exception):  # noqa: N818
+class Lost(Exception):
     """The connection broke: nobody told the client what became of its call."""
 
 
@@ -81,7 +84,7 @@ class Nursery:
         finally:
             loop.remove_reader(pipe)
         line, _, self._told = self._told.partition(b"\n")
-        return msgspec.json.decode(line, type=Born | Dead)  # type: ignore[arg-type]
+        return msgspec.json.decode(line, type=Born | Dead)
 
     def close(self) -> None:
         """End the nursery, and with it the victim that still lives."""
@@ -113,26 +116,28 @@ class Outside:
     """What no crash of the house touches: the mints, the upstream, the client's own connections."""
 
     mints: Mapping[int, PlayMint]  # by their fee
-    receiver: PlayMint
+    other: PlayMint  # at the far end of Lightning
     upstream_url: str
     session: aiohttp.ClientSession
 
 
 @asynccontextmanager
 async def outside() -> AsyncIterator[Outside]:
-    """Mints with and without fees, another one to receive Lightning payments, an upstream."""
+    """Mints with and without fees, another one beyond Lightning, an upstream."""
     lightning = PlayLightning()
-    free, dear = (PlayMint(fee_ppk=fee, lightning=lightning) for fee in (0, 100))
-    receiver = PlayMint(lightning=lightning, invoices_pay_themselves=False)
+    free, dear, other = (
+        PlayMint(fee_ppk=fee, lightning=lightning, invoices_pay_themselves=False)
+        for fee in (0, 100, 0)
+    )
     connector = aiohttp.TCPConnector(force_close=True)
     async with (
         serving(free) as free.url,
         serving(dear) as dear.url,
-        serving(receiver) as receiver.url,
+        serving(other) as other.url,
         serving(PlayUpstream()) as upstream_url,
         aiohttp.ClientSession(connector=connector) as session,
     ):
-        yield Outside({0: free, 100: dear}, receiver, upstream_url, session)
+        yield Outside({0: free, 100: dear}, other, upstream_url, session)
 
 
 @dataclass
@@ -176,7 +181,8 @@ class Run:
     async def kill(self) -> None:
         """End the victim, wherever it is."""
         if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has killed itself, and we were not told yet
+                os.kill(self.pid, signal.SIGKILL)
             await self.died()
 
     async def arm(self, point: Point | None) -> None:
@@ -186,6 +192,19 @@ class Run:
     async def passed(self) -> dict[Kind, list[str]]:
         """What was counted since."""
         return msgspec.json.decode(await self.control("passed"), type=dict[Kind, list[str]])
+
+    def another(self) -> Run:
+        """Another client of the same house."""
+        client = Run(self.nursery, self.around, self.mint, self.order)
+        client.url = self.url
+        return client
+
+    def takes_over(self, client: Run) -> None:
+        """Hold what another client held, for the last count."""
+        self.tokens += client.tokens
+        self.bearers += client.bearers
+        self._quotes += client._quotes
+        self.issued += client.issued
 
     async def settle(self) -> None:
         """Have the house recover until nothing is unfinished."""
@@ -202,16 +221,18 @@ class Run:
 
     # ── the client ───────────────────────────────────────────────────────────────────────────────
 
-    def token(self, amount: int) -> str:
-        """Money in the client's hand."""
-        self.issued += amount
-        text = encode_token(self.mint.issue(amount))
-        self.tokens.append(text)
-        return text
+    def token(self, number: int, amount: int, *, foreign: bool = False) -> None:
+        """Money in the client's hand: a token of this number, once."""
+        if len(self.tokens) == number:
+            self.issued += amount
+            mint = self.around.other if foreign else self.mint
+            self.tokens.append(encode_token(mint.issue(amount)))
 
     async def invoice(self, amount: int) -> None:
-        """An invoice of the client's own at another mint."""
-        receiver = HttpMint(self.around.receiver.url, self.around.session, SystemClock())
+        """An invoice of the client's own at another mint, once."""
+        if self.invoices:
+            return
+        receiver = HttpMint(self.around.other.url, self.around.session, SystemClock())
         quote = await receiver.mint_quote(amount, "sat")
         self.invoices.append(quote.request)
         self._quotes.append(quote.quote)
@@ -243,9 +264,7 @@ class Run:
         except (aiohttp.ClientError, OSError) as error:
             raise Lost(type(error).__name__) from None
 
-    async def post(
-        self, path: str, document: object, *, bearer: str = "", name: str = ""
-    ) -> Reply:
+    async def post(self, path: str, document: object, *, bearer: str = "", name: str = "") -> Reply:
         """One call of the wallet API, named for idempotency."""
         headers = {"Content-Type": "application/json"}
         if name:
@@ -268,8 +287,8 @@ class Run:
         """The unspent proofs in the client's hand, with their worth."""
         spent = self.mint.audit().spent_ys
         worth: dict[bytes, int] = {}
-        for text in self.tokens:
-            for proof in decode_token(text).proofs:
+        for token in map(decode_token, self.tokens):
+            for proof in token.proofs if token.mint == self.mint.url else ():
                 y = crypto.hash_to_curve(proof.secret)
                 if y not in spent:
                     worth[y] = proof.amount
@@ -277,11 +296,9 @@ class Run:
 
     async def paid_over_lightning(self) -> int:
         """What arrived at the other mint."""
-        receiver = HttpMint(self.around.receiver.url, self.around.session, SystemClock())
+        receiver = HttpMint(self.around.other.url, self.around.session, SystemClock())
         quotes = [await receiver.mint_quote_state(quote) for quote in self._quotes]
-        return sum(
-            quote.amount or 0 for quote in quotes if quote.state is MintQuoteState.PAID
-        )
+        return sum(quote.amount or 0 for quote in quotes if quote.state is MintQuoteState.PAID)
 
     async def look(self) -> Seen:
         """Everything that is wrong with the money now, what was earned, what mints have kept."""
@@ -316,7 +333,13 @@ class Run:
         return Seen(faults, books.revenue_msat, self.issued - outstanding - arrived)
 
 
-def new_run(nursery: Nursery, around: Outside, path: Path, fee_ppk: int, price: object) -> Run:
+def new_run(
+    nursery: Nursery,
+    around: Outside,
+    path: Path,
+    fee_ppk: int = 0,
+    settings: Mapping[str, object] = MappingProxyType({}),
+) -> Run:
     """A house that was never opened, on a directory and a seed of its own."""
     mint = around.mints[fee_ppk]
     folder = path / secrets.token_hex(6)
@@ -325,6 +348,10 @@ def new_run(nursery: Nursery, around: Outside, path: Path, fee_ppk: int, price: 
         "data_dir": str(folder),
         "mint": [{"url": mint.url}],
         "upstream": [{"urls": [around.upstream_url]}],
-        "price": [price],
+        "price": [
+            {"path": "/echo", "per_request": "10 sat"},
+            {"path": "/v1/*", "per_output_token": "0.3 sat"},
+        ],
+        **settings,
     }
     return Run(nursery, around, mint, Order(overrides, secrets.token_bytes(32)))
