@@ -13,7 +13,7 @@ import pytest
 from farebox.bootstrap import Farebox
 from farebox.ledger.model import Hold, Kind, Open, Put, Unit, hold_id
 from farebox.payments.operations import OPERATION, Operation, OperationState
-from farebox.paywall.model import Admission, EmbeddedMoney, Ended
+from farebox.paywall.model import Admission, Answer, EmbeddedMoney, Ended
 from farebox.pricing.request import read_request
 from farebox.pricing.usage import Usage
 from farebox.settings import create_root_key, load_settings, read_root_key
@@ -50,6 +50,14 @@ class Book:
                 admitted = await house.paywall.authorise(token, PAID)
                 assert isinstance(admitted, Admission), admitted
                 await house.paywall.settle(admitted, Usage(), Ended.COMPLETE)
+
+    async def leave_open(self) -> None:
+        """A token that the mint has taken, and then said nothing."""
+        async with self.house() as house:
+            self.mint.fail("swap", "DropAfter")
+            self.mint.fail("checkstate", "DropBefore")
+            token = EmbeddedMoney(self.mint.token(16))
+            assert isinstance(await house.paywall.authorise(token, PAID), Answer)
 
     async def leave_manual(self, amount_msat: int) -> str:
         """A withdrawal whose end nobody knows."""
@@ -161,6 +169,13 @@ def test_verify_names_what_is_broken(book: Book) -> None:
     assert facts["ok"] is False
     assert "revenue" in facts["where"]
     assert "Traceback" not in broken.error
+
+
+def test_recover_finds_out_at_once_what_became_of_a_token(book: Book) -> None:
+    asyncio.run(book.leave_open())
+    facts = book.run("recover", "--json").json()
+    assert (facts["looked_at"], facts["unfinished"]) == (1, [])
+    assert book.run("balance", "--json").json()["customers_msat"] == 16_000
 
 
 def test_recover_names_the_ways_out_of_manual(book: Book) -> None:

@@ -19,7 +19,8 @@ import pytest
 from farebox.cli import app
 from tests.peers.process import free_port
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 _BLOCK = re.compile(
     r"<!-- runs -->\n```sh\n(?P<commands>.*?)```\n<!-- prints -->\n```text\n(?P<printed>.*?)```",
     re.DOTALL,
@@ -91,3 +92,20 @@ def test_the_readme_names_every_command() -> None:
 
 def test_the_readme_shows_a_tour_worth_taking() -> None:
     assert len(blocks()) >= 8
+
+
+def test_the_architecture_page_names_what_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    tests = set(re.findall(r"`(tests/[\w/.]+)`", page))
+    rooms = {
+        room
+        for line in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, re.MULTILINE)
+        for room in re.findall(r"`(\w+)`", line)
+    }
+    modules = set(re.findall(r"`((?!tests/)[\w/]+/\w+\.py)`", page))
+    assert len(tests) > 5
+    assert len(rooms) > 10
+    assert len(modules) > 25
+    assert [name for name in tests if not (ROOT / name).exists()] == []
+    package = ROOT / "src" / "farebox"
+    assert [name for name in rooms | modules if not (package / name).exists()] == []

@@ -105,6 +105,11 @@ class Mint:
         """Play money out of nothing."""
         return str(call(f"{self.url}/play/issue", body={"amount": amount}).json()["token"])
 
+    def fail(self, what: str, fault: str) -> None:
+        """Have its next call of a kind go wrong."""
+        body = {"call": what, "faults": [{"type": fault}]}
+        assert call(f"{self.url}/play/faults", body=body).status == 200
+
     def audit(self) -> dict[str, Any]:
         """What it has issued and taken back."""
         return call(f"{self.url}/play/audit").json()
