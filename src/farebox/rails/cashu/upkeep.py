@@ -173,7 +173,10 @@ class Upkeep:
         plan = SwapPlan.from_bytes(self._signer.unseal(operation.plan, operation.id))
         place = self._mints.any(plan.mint)
         # Asked for before the swap: afterwards nothing may stand in the way of the closing commit.
-        fee_ppk = (await place.mint.keys(plan.keyset_id)).input_fee_ppk
+        try:
+            fee_ppk = (await place.mint.keys(plan.keyset_id)).input_fee_ppk
+        except RailRejected as error:  # a question refused, which says nothing about the swap
+            return Unresolved(str(error))
         end = await saga.advance_swap(
             plan, place.mint, self._inventory.keys, asked_before=asked_before
         )
