@@ -124,6 +124,16 @@ def test_a_withdrawal_is_a_token_that_the_mint_takes_and_tells_again(book: Book)
     assert book.run("balance", "--json").json()["withdrawable_msat"] == 10_000
 
 
+def test_a_withdrawal_pays_a_lightning_invoice_through_the_mint(book: Book) -> None:
+    invoice = book.mint.invoice(12)
+    facts = book.run("withdraw", "20 sat", "--to", invoice, "--json").json()
+    assert 12_000 <= facts["amount_msat"] <= 20_000
+    assert "token" not in facts
+    left = book.run("balance", "--json").json()
+    assert left["withdrawable_msat"] == 30_000 - facts["amount_msat"]
+    assert left["custody_msat"] == left["withdrawable_msat"]
+
+
 def test_more_than_was_earned_cannot_be_withdrawn(book: Book) -> None:
     refused = book.run("withdraw", "31 sat")
     assert (refused.code, refused.out) == (2, "")

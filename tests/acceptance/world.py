@@ -105,6 +105,11 @@ class Mint:
         """Play money out of nothing."""
         return str(call(f"{self.url}/play/issue", body={"amount": amount}).json()["token"])
 
+    def invoice(self, amount: int) -> str:
+        """A Lightning invoice that asks for so many sat."""
+        body = {"amount": amount, "unit": "sat"}
+        return str(call(f"{self.url}/v1/mint/quote/bolt11", body=body).json()["request"])
+
     def fail(self, what: str, fault: str) -> None:
         """Have its next call of a kind go wrong."""
         body = {"call": what, "faults": [{"type": fault}]}

@@ -54,7 +54,7 @@ def withdraw(
         str | None, typer.Argument(help='How much, such as "100 sat"; else all that was earned.')
     ] = None,
     to: Annotated[
-        str, typer.Option(help="A Lightning address (you@example.com); else you get a token.")
+        str, typer.Option(help="A Lightning address or invoice; else you get a token.")
     ] = "",
     mint: Annotated[str, typer.Option(help="Out of what is held at this mint.")] = "",
     again: Annotated[
