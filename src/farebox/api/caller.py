@@ -67,6 +67,18 @@ async def parse_credential(context: ApiContext, credential: str) -> PaymentCrede
         return refusal("credential_malformed", sentence(str(error)), {})
 
 
+async def shut_out(context: ApiContext, incoming: Incoming, account: str) -> Answer | None:
+    """429 where an address has failed too often; but never for money that has arrived already.
+
+    To be asked before anything is written down for a caller who may have nothing.
+    """
+    wait_s = context.failures.wait_s(incoming.address)
+    if not wait_s:
+        return None
+    known = await context.ledger.store.account(account)
+    return too_many_failures(wait_s) if known is None or known.credits_posted == 0 else None
+
+
 async def take(
     context: ApiContext, incoming: Incoming, credentials: PaymentCredentials, account: str
 ) -> Received | Pending | Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from farebox.api.caller import Caller, identify, parse_credential, take
+from farebox.api.caller import Caller, identify, parse_credential, shut_out, take
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, document, read_json
 from farebox.api.once import Told, once, once_named, settled
@@ -74,7 +74,11 @@ async def create(context: ApiContext, incoming: Incoming) -> Answer:
     if isinstance(terms, Answer):
         return terms
 
-    scope = f"{_CREATE}:{credentials.identity_or_hash}"
+    identity = credentials.identity_or_hash
+    refused_early = await shut_out(context, incoming, token_account(identity))
+    if refused_early is not None:
+        return refused_early
+    scope = f"{_CREATE}:{identity}"
 
     async def one_key(operation_id: str) -> Told:
         return await _create(context, incoming, credentials, terms, operation_id)
