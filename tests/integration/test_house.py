@@ -20,7 +20,7 @@ from farebox.pricing.request import read_request
 from farebox.pricing.usage import Usage
 from farebox.settings import load_settings
 from farebox.testing.asgi import serving
-from farebox.testing.mint import PlayMint
+from farebox.testing.mint import PlayMint, Refuse
 from farebox.wire.cashu.token import decode_token, encode_token
 
 ROOT_KEY = b"k" * 32
@@ -88,3 +88,23 @@ async def test_the_challenge_asks_for_enough_after_mint_fees(tmp_path: Path) -> 
         admitted = await farebox.paywall.authorise(EmbeddedMoney(token), FACTS)
         assert isinstance(admitted, Admission), admitted
         await farebox.paywall.settle(admitted, Usage(), Ended.COMPLETE)
+
+
+async def test_a_token_refused_for_a_passing_reason_pays_when_that_has_passed(
+    tmp_path: Path,
+) -> None:
+    mint = PlayMint()
+    async with serving(mint) as url, house(tmp_path, url, {"per_request": "10 sat"}) as farebox:
+        mint.url = url
+        token = encode_token(mint.issue(64))
+        mint.faults.next("swap", Refuse(11005))
+        refused = await farebox.paywall.authorise(EmbeddedMoney(token), FACTS)
+        assert isinstance(refused, Answer)
+        assert msgspec.json.decode(refused.body)["code"] == "token_rejected"
+        admitted = await farebox.paywall.authorise(EmbeddedMoney(token), FACTS)
+        assert isinstance(admitted, Admission), admitted
+        settled = await farebox.paywall.settle(admitted, Usage(), Ended.COMPLETE)
+        assert (settled.charged_msat, settled.returned_msat) == (10_000, 54_000)
+        again = await farebox.paywall.authorise(EmbeddedMoney(token), FACTS)
+        assert isinstance(again, Answer)
+        assert msgspec.json.decode(again.body)["code"] == "payment_used"

@@ -86,6 +86,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     amount: int = 0  # what really moved, once succeeded
     result: bytes = b""
     error: str = ""
+    may_try_again: bool = False  # once rejected
 
     def __repr__(self) -> str:
         return f"Operation({self.id}, {self.kind}, {self.state})"
@@ -119,11 +120,15 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """It definitely did not and will not happen. `code` is stable, `message` is for people."""
+    """It definitely did not and will not happen. `code` is stable, `message` is for people.
+
+    `again`: for a passing reason, so that the same intent may be tried anew, as a new operation.
+    """
 
     code: str
     message: str
     changes: Changes = NO_CHANGES
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +308,7 @@ class Operations:
                     operation,
                     state=OperationState.REJECTED,
                     error=f"{verdict.code}: {verdict.message}",
+                    may_try_again=verdict.again,
                     plan=b"",
                 )
                 steps: tuple[Step, ...] = (Void(operation.hold),) if operation.hold else ()

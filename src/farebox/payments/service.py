@@ -11,6 +11,7 @@ Postings (amounts in msat):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -60,6 +61,8 @@ from farebox.signer import Signer
 
 #: Replanning after another refund took the same proofs.
 _REFUND_TRIES_MAX = 8
+#: How often a credential may be presented anew after rejections for passing reasons.
+_RECEIVE_ATTEMPTS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +90,17 @@ class Refunded:
     reply: dict[str, str]
 
 
-def receive_id(credentials: PaymentCredentials) -> str:
-    """The operation that redeems a credential: one for the same money, however it is written."""
-    return derived_id("rcv", credentials.identity_or_hash)
+def receive_id(credentials: PaymentCredentials, attempt: int = 0) -> str:
+    """The operation that redeems a credential: one for the same money, however it is written.
 
-
-def also_hold_id(credentials: PaymentCredentials) -> str:
-    """The id of a Hold that is the first step of `also` in `Payments.receive`.
-
-    Every crediting commit has exactly one step before it: a Post, or a Transfer.
+    `attempt` counts those before it that were rejected for a passing reason.
     """
-    return hold_id(closing_unit(receive_id(credentials)), 1)
+    parts = (str(attempt),) if attempt else ()
+    return derived_id("rcv", credentials.identity_or_hash, *parts)
+
+
+#: Makes what joins a crediting commit, given the id that a Hold as its first step will have.
+Joining = Callable[[str], Changes]
 
 
 class _ReceivePlan(msgspec.Struct, frozen=True):
@@ -132,7 +135,7 @@ class Payments:
         reserve_msat: int = 0,
         owner: str = "",
         minimum_msat: int = 0,
-        also: Changes = NO_CHANGES,
+        also: Joining = lambda _: NO_CHANGES,
     ) -> Received | Pending | Refusal:
         """Take the money of a credential onto a customer account, once whoever asks how often.
 
@@ -140,27 +143,37 @@ class Payments:
         `reserve_msat` name the request it pays for, so that its change can be cut now. What is
         known to bring less than `minimum_msat` is refused and stays with the payer.
         """
-        operation_id = receive_id(credentials)
-        known = await self._operations.get(operation_id)
-        if known is None:
-            method = self.methods[credentials.payment_type]
-            plan = await method.plan_payment(credentials, reserve_msat=reserve_msat, owner=owner)
-            if isinstance(plan, Refusal):
-                return plan
-            if plan.amount_msat is not None and plan.amount_msat < minimum_msat:
-                return Refusal(
-                    "insufficient_payment",
-                    f"the payment is worth {plan.amount_msat} msat after {plan.fee_msat} msat of "
-                    f"fees; {minimum_msat} msat are needed",
-                    {"received_msat": plan.amount_msat, "fee_msat": plan.fee_msat},
-                )
-            opened = await self._open_receive(operation_id, method, plan, account)
-            if isinstance(opened, Refusal):
-                return opened
-            done = await self._operations.advance(operation_id, fresh=opened, also=also)
-            return _received(done, account, fresh=opened)
-        done = await self._operations.advance(operation_id)
-        return _received(done, account, fresh=False)
+        operation_id, known = await self._last_attempt(credentials)
+        if known is not None:
+            done = await self._operations.advance(operation_id)
+            return _received(done, account, fresh=False)
+        method = self.methods[credentials.payment_type]
+        plan = await method.plan_payment(credentials, reserve_msat=reserve_msat, owner=owner)
+        if isinstance(plan, Refusal):
+            return plan
+        if plan.amount_msat is not None and plan.amount_msat < minimum_msat:
+            return Refusal(
+                "insufficient_payment",
+                f"the payment is worth {plan.amount_msat} msat after {plan.fee_msat} msat of "
+                f"fees; {minimum_msat} msat are needed",
+                {"received_msat": plan.amount_msat, "fee_msat": plan.fee_msat},
+            )
+        opened = await self._open_receive(operation_id, method, plan, account)
+        if isinstance(opened, Refusal):
+            return opened
+        # Every crediting commit has exactly one step before `also`: a Post, or a Transfer.
+        joined = also(hold_id(closing_unit(operation_id), 1))
+        done = await self._operations.advance(operation_id, fresh=opened, also=joined)
+        return _received(done, account, fresh=opened)
+
+    async def _last_attempt(self, credentials: PaymentCredentials) -> tuple[str, Operation | None]:
+        """The operation that counts for a credential: its last, or the next that may be opened."""
+        for attempt in range(_RECEIVE_ATTEMPTS_MAX):
+            operation_id = receive_id(credentials, attempt)
+            known = await self._operations.get(operation_id)
+            if known is None or not known.may_try_again:
+                break
+        return operation_id, known
 
     async def refund(
         self,

@@ -39,7 +39,8 @@ from farebox.ids import derived_id, new_id
 from farebox.ledger.model import Applied, Outcome, Put, Unit, hold_id
 from farebox.ledger.service import Ledger
 from farebox.payments import PaymentCredentials, PlannedChange, Refusal
-from farebox.payments.service import Payments, Pending, Received, also_hold_id
+from farebox.payments.operations import Changes
+from farebox.payments.service import Payments, Pending, Received
 from farebox.paywall import answers, dialects
 from farebox.paywall.dialects import CashuTerms, Wanted
 from farebox.paywall.model import (
@@ -224,7 +225,7 @@ class Paywall:
         account = token_account(credentials.identity_or_hash)
         as_credit = presented.wish.as_credit
         request = msgspec.structs.replace(
-            self._request(account, also_hold_id(credentials), quote),
+            self._request(account, "", quote),
             method=credentials.payment_type,
             credential=credentials.identity_or_hash,
             change_as_credit=self._change_as_credit if as_credit is None else as_credit,
@@ -249,13 +250,19 @@ class Paywall:
         self, request_id: str, request: Request, credentials: PaymentCredentials
     ) -> Received | Pending | Refusal:
         """Redeem what pays for a request; its hold and its row join the crediting commit."""
+
+        def admit(hold: str) -> Changes:
+            placed = msgspec.structs.replace(request, hold=hold)
+            self._live[request_id] = _Live(placed, 1)
+            return admitting(request_id, placed)
+
         return await self._payments.receive(
             credentials,
             request.account,
             reserve_msat=request.quote.maximum_msat,
             owner=request_id,
             minimum_msat=request.quote.maximum_msat,
-            also=admitting(request_id, request),
+            also=admit,
         )
 
     async def _admit_received(
@@ -267,8 +274,8 @@ class Paywall:
             request = msgspec.structs.replace(request, hold=hold_id(request_id, 0))
             if isinstance(await self._hold(request_id, request), Applied):
                 return admission_of(request_id, request, self._public_url)
-        elif received.fresh and row.value == request:
-            return admission_of(request_id, request, self._public_url)
+        elif received.fresh and row.value == self._live[request_id].request:
+            return admission_of(request_id, row.value, self._public_url)
         return await self._told_again(request_id)
 
     def _request(self, account: str, hold: str, quote: Quote) -> Request:

@@ -176,7 +176,8 @@ class Crossing:
         minted = await self._mint(job, asked_before=True)
         if isinstance(minted, saga.NotPaid):
             if self._mints.any(job.mint.mint).now_s() >= job.gives_up_at_s:
-                return Rejected("not_arrived", "the token's mint has not paid our invoice in time")
+                reason = "the token's mint has not paid our invoice in time"
+                return Rejected("not_arrived", reason, again=True)
             return await self._melt_then_mint(job, asked_before=True)
         if isinstance(minted, saga.Done):
             # The money is here already; what the foreign mint gives back is asked for in passing.

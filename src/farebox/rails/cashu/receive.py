@@ -248,4 +248,5 @@ def rejected(code: int | None, reason: str) -> Rejected:
     for error, (name, message) in _REJECTIONS.items():
         if code == error:
             return Rejected(name, message)
-    return Rejected("token_rejected", reason)
+    # For all we know the token is good: a mint that changed its fee, or one short of liquidity.
+    return Rejected("token_rejected", reason, again=True)
