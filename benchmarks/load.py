@@ -1,6 +1,6 @@
 """What the gateway's benchmark stands between: a tiny upstream and a load generator.
 
-    python -m benchmarks.load PORT        serves the upstream
+    python -m benchmarks.load PORT PAUSE_MS        serves the upstream
 
 Both speak HTTP/1.1 on raw asyncio protocols, so that they cost a fraction of what they measure.
 """
@@ -47,8 +47,9 @@ def _chunk(data: bytes) -> bytes:
 class Upstream(asyncio.Protocol):
     """Answers a chat completion at once, or streams one in 20 chunks, a turn of the loop each."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause_s: float) -> None:
         self._buffer = b""
+        self._pause_s = pause_s
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -65,11 +66,17 @@ class Upstream(asyncio.Protocol):
                 return
             streams = b'"stream":true' in self._buffer[end:whole]
             self._buffer = self._buffer[whole:]
-            if streams:
-                self._transport.write(_STREAM_HEAD)
-                self._stream(STREAM_CHUNKS)
+            if self._pause_s:
+                asyncio.get_running_loop().call_later(self._pause_s, self._answer, streams)
             else:
-                self._transport.write(_PLAIN)
+                self._answer(streams)
+
+    def _answer(self, streams: bool) -> None:
+        if streams:
+            self._transport.write(_STREAM_HEAD)
+            self._stream(STREAM_CHUNKS)
+        else:
+            self._transport.write(_PLAIN)
 
     def _stream(self, left: int) -> None:
         if left > 1:
@@ -184,11 +191,11 @@ def chat_request(port: int, *, stream: bool, headers: bytes = b"") -> bytes:
     )
 
 
-async def _serve(port: int) -> None:
+async def _serve(port: int, pause_s: float) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Upstream, "127.0.0.1", port)
+    server = await loop.create_server(lambda: Upstream(pause_s), "127.0.0.1", port)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(int(sys.argv[1])))
+    uvloop.run(_serve(int(sys.argv[1]), int(sys.argv[2]) / 1000))

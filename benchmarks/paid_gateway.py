@@ -48,10 +48,11 @@ async def serve(upstream_url: str, port: int, data_dir: Path, price: str, mint: 
         "price": [{"price": price}],
         "gateway.listen": f"127.0.0.1:{port}",
     }
-    async with Farebox(load_settings(None, {}, given), b"benchmark only, not a secret" + b".." * 2) as house:
+    async with Farebox(
+        load_settings(None, {}, given), b"benchmark only, not a secret" + b".." * 2
+    ) as house:
         for _ in range(_KEYS):
             print(await funded_key(house), flush=True)
-        import gc; gc.collect(); gc.freeze(); gc.set_threshold(20000,50,100)
         print("ready", flush=True)
         config = uvicorn.Config(
             house.app,

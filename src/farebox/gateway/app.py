@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import structlog
@@ -188,7 +189,7 @@ class Gateway:
 
     def _read(self, method: str, path: str, body: bytes) -> tuple[RequestFacts, bool]:
         """The facts of a request, and whether its price depends on more than that it was made."""
-        facts = read_request(method, path, None)
+        facts = _facts_of(method, path)
         is_metered = self._paywall.prices.book.needs_body(method, facts.path)
         return (read_request(method, path, body) if is_metered else facts), is_metered
 
@@ -209,6 +210,11 @@ class Gateway:
                 await self.stop()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+
+@lru_cache(maxsize=2048)
+def _facts_of(method: str, path: str) -> RequestFacts:
+    return read_request(method, path, None)
 
 
 def _call(scope: Scope, facts: RequestFacts, body: bytes, upstream: Upstream) -> Call:

@@ -11,8 +11,9 @@ import structlog
 from farebox.errors import StoreError
 from farebox.gateway import problems
 from farebox.gateway.asgi import Receive, Send
-from farebox.gateway.delivery import Call, Delivery, Supervision, Watch, Why
+from farebox.gateway.delivery import Call, Delivery, Supervision, Why
 from farebox.gateway.exchange import Exchange
+from farebox.gateway.watch import Watch
 from farebox.paywall.model import Admission, Answer, Ended, Presented
 from farebox.paywall.service import Paywall
 from farebox.pricing.book import PriceBook
@@ -35,6 +36,7 @@ class Carrier:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._deliveries: dict[asyncio.Task[Any], Delivery] = {}
         self._abandoned: set[asyncio.Task[Any]] = set()
+        self._watch = Watch()
         self.is_stopping = False
 
     @property
@@ -73,6 +75,9 @@ class Carrier:
         except StoreError as error:
             _log.warning("request.not_authorised", error=str(error))
             return problems.books_closed(held=False)
+        except Exception:  # a defect: it is told as a problem, and what it left open is recovered
+            _log.exception("request.not_authorised")
+            return problems.failed()
 
     async def deliver(
         self,
@@ -90,11 +95,13 @@ class Carrier:
             return
         delivery = Delivery(self.paywall, admission, call, self._counter, self._supervision, send)
         self._deliveries[task] = delivery
-        watch = Watch(delivery, receive, call.patience)
+        self._watch.begin(delivery, receive)
         try:
             await delivery.run(opening())
+        except OSError:
+            pass  # the caller left before the end of an answer that is settled
         finally:
-            watch.stop()
+            self._watch.end(delivery)
             del self._deliveries[task]
 
     def forsake(self, authorising: asyncio.Task[Admission | Answer]) -> None:

@@ -25,7 +25,7 @@ import structlog
 
 from farebox.errors import StoreError
 from farebox.gateway import problems
-from farebox.gateway.asgi import Receive, Send, declared_length, header, send_answer
+from farebox.gateway.asgi import Send, declared_length, header, send_answer
 from farebox.gateway.exchange import (
     Exchange,
     Patience,
@@ -43,9 +43,6 @@ from farebox.pricing.tokens import TokenCounter
 
 _log = structlog.get_logger("farebox.gateway")
 
-#: What is over sooner is not watched for a caller who leaves: it costs more than it saves.
-_WATCH_AFTER_S: Final = 0.05
-_TICK_S: Final = 1.0
 #: How much of a stream may pass before it is looked at again whether the hold covers it.
 _CHECK_BYTES: Final = 16 * 1024
 _NO_BODY: Final = frozenset({204, 304})
@@ -190,6 +187,8 @@ class Delivery:
                 raise
             self._forwarding.uncancel()
             outcome = self._interrupted(self._why)
+        except OSError:  # how some servers say that the caller has left
+            outcome = self._interrupted(Why.CALLER_LEFT)
         except Exception as error:  # a defect: the hold must be settled all the same
             _log.exception("request.failed", request=self._admission.request_id)
             outcome = self._broken(type(error).__name__)
@@ -411,37 +410,6 @@ class Delivery:
         """A length that was announced holds as long as we neither add nor take anything."""
         told = header(exchange.headers, b"content-length")
         return ((b"content-length", told),) if told and not self._is_stream else ()
-
-
-class Watch:
-    """Looks after a delivery: notices a caller who leaves, and silence on either side."""
-
-    def __init__(self, delivery: Delivery, receive: Receive, patience: Patience) -> None:
-        self._delivery = delivery
-        self._receive = receive
-        self._tick_s = min(_TICK_S, patience.first_byte_s / 4, patience.idle_s / 4)
-        self._loop = asyncio.get_running_loop()
-        self._listening: asyncio.Task[None] | None = None
-        self._timer = self._loop.call_later(min(_WATCH_AFTER_S, self._tick_s), self._begin)
-
-    def stop(self) -> None:
-        """The delivery is over."""
-        self._timer.cancel()
-        if self._listening is not None:
-            self._listening.cancel()
-
-    def _begin(self) -> None:
-        self._listening = self._loop.create_task(self._listen())
-        self._tick()
-
-    def _tick(self) -> None:
-        self._delivery.tick()
-        self._timer = self._loop.call_later(self._tick_s, self._tick)
-
-    async def _listen(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._delivery.interrupt(Why.CALLER_LEFT)
 
 
 _USED_UP: Final = "The amount held for this request is used up; the stream ends here."
