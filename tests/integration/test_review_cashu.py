@@ -1,12 +1,20 @@
-"""What a mint's refusal to answer a question may not cost."""
+"""What a mint's refusal to answer a question may not cost; where withdrawn money comes from."""
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import httpx
+
+from farebox.bootstrap import Farebox
+from farebox.cli.desk import Withdraw, carry_out
+from farebox.ledger.model import Applied, Transfer, Unit
 from farebox.rails.cashu.records import ProofUse
+from farebox.settings import load_settings
+from farebox.testing.asgi import serving
 from farebox.testing.mint import DropAfter, PlayMint, Refuse
-from tests.integration.cashu_house import house_of
+from tests.integration.cashu_house import house_of, issue
 from tests.integration.test_cashu_upkeep import leftovers
 
 
@@ -24,3 +32,34 @@ async def test_a_question_that_a_mint_refuses_rejects_no_consolidation(tmp_path:
 
         assert (await house.proofs_sat(mint))[ProofUse.RESERVED] == 0
         await house.assert_whole(mint)
+
+
+async def test_a_withdrawal_comes_from_the_mint_that_was_named(tmp_path: Path) -> None:
+    mints = [PlayMint(), PlayMint()]
+    async with AsyncExitStack() as stack:
+        for mint in mints:
+            mint.url = await stack.enter_async_context(serving(mint))
+        given = {
+            "data_dir": str(tmp_path),
+            "mint": [{"url": mint.url} for mint in mints],
+            "upstream": [{"urls": ["http://127.0.0.1:9"]}],
+            "price": [{"per_request": "1 sat"}],
+        }
+        house = await stack.enter_async_context(
+            Farebox(load_settings(None, {}, given), bytes(range(32)))
+        )
+        http = await stack.enter_async_context(
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(house.app),
+                base_url="http://farebox.test",
+            )
+        )
+        for mint, amount in zip(mints, (64, 16), strict=True):
+            made = await http.post("/create", json={"initial_balance_token": issue(mint, amount)})
+            key = await house.keys.authenticate(made.json()["api_key"])
+            step = Transfer(key.account, "revenue", amount * 1_000, "earn")  # type: ignore[union-attr]
+            assert isinstance(await house.store.commit(Unit(f"earn{amount}", (step,))), Applied)
+
+        for number, mint in enumerate((mints[1], mints[0])):
+            wanted = Withdraw(f"w{number}", 8_000, "", mint.url + "/")
+            assert (await carry_out(house, wanted))["mint"] == mint.url

@@ -27,6 +27,7 @@ from farebox.payments import Refusal
 from farebox.payments.operations import Operation, OperationState, Rejected, Succeeded
 from farebox.payments.service import Pending, Refunded
 from farebox.paywall.settling import REVENUE
+from farebox.wire.cashu.model import normalize_mint_url
 
 _CASHU = "cashu"
 _REFUND = "refund"
@@ -227,7 +228,7 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
         method=_CASHU,
         operation_id=wanted.id,
         destination=wanted.destination,
-        metadata={"mint": wanted.mint} if wanted.mint else {},
+        metadata={"refund_mint_url": normalize_mint_url(wanted.mint)} if wanted.mint else {},
     )
     match left:
         case Refunded():

@@ -240,8 +240,10 @@ def _facts(
     limits = [_count(document.get(key), _TOKENS_MAX) for key in _LIMITS.get(protocol, ())]
     choices = _choices(protocol, document)
     asks_usage = _asks_usage(document.get("stream_options"))
+    # Models are remembered with their prices: one of any length would fill the memory.
+    misnamed = model is not None and (not isinstance(model, str) or len(model) > MODEL_MAX_CHARS)
     invalid = (
-        (model is not None and (not isinstance(model, str) or len(model) > MODEL_MAX_CHARS))
+        misnamed
         or (stream is not None and not isinstance(stream, bool))
         or asks_usage is None
         or choices is None
@@ -249,7 +251,7 @@ def _facts(
     )
     if protocol is ApiProtocol.OTHER:
         attached = Attachments()
-        invalid = model is not None and not isinstance(model, str)
+        invalid = misnamed
     else:
         attached = find_attachments(document)
     given = [limit for limit in limits if limit is not None]

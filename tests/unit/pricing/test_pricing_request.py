@@ -68,6 +68,14 @@ def test_a_long_path_is_a_problem() -> None:
     assert read_request("GET", "/" + "a" * 5000, None).problem is Problem.PATH_TOO_LONG
 
 
+@pytest.mark.parametrize("path", [CHAT, "/v1/anything"])
+def test_a_long_model_is_a_problem_at_any_path(path: str) -> None:
+    """Models are remembered with their prices: any length would be any amount of memory."""
+    facts = read({"model": "m" * 300}, path)
+    assert (facts.problem, facts.model) == (Problem.FIELD_INVALID, None)
+    assert not facts.is_readable
+
+
 def test_limits_and_choices_of_a_chat_are_read() -> None:
     facts = read(
         {"model": "m", "stream": True, "max_tokens": 5, "max_completion_tokens": 9, "n": 3}
