@@ -264,8 +264,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ledger", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--transfers", type=int, default=40_000, help="per round and side")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--transfers", type=int, default=10_000, help="per round and side")
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--data", type=Path, help="where the books are made; default: here")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=chosen.data or Path.cwd()) as directory:
