@@ -17,7 +17,9 @@ from tests.crash.world import MSAT, Reply, Run
 
 _ASKED_MAX = 200
 _PAUSE_S = 0.02
-_WORDS = 9
+_WORDS = 5
+#: So that they arrive one by one.
+_BETWEEN_CHUNKS_S = 0.004
 
 Facts = Mapping[str, object]
 
@@ -183,6 +185,7 @@ def _chat(run: Run, *, stream: bool) -> Awaitable[Reply]:
         "max_tokens": _WORDS,
         "stream": stream,
         "messages": [{"role": "user", "content": "hello"}],
+        "x-play": f"slow={_BETWEEN_CHUNKS_S}",
     }
     headers = {"X-Cashu": run.tokens[0], "Content-Type": "application/json"}
     return run.call("POST", "/v1/chat/completions", body=msgspec.json.encode(body), headers=headers)

@@ -16,7 +16,7 @@ from tests.crash.world import LIGHTNING_FEE, Lost, Nursery, Outside, Run, new_ru
 
 _T = TypeVar("_T")
 _CLIENTS = 6
-_KILLS = 25
+_KILLS = 20
 _TRIES_MAX = 600
 _PAUSE_S = 0.02
 #: Set to the number that a failure names, to have the same choices again.
@@ -39,7 +39,7 @@ async def test_no_unit_is_lost_or_counted_twice_in_a_busy_house_that_is_killed_a
         crowd = _Crowd(house, told)
         clients = [asyncio.create_task(crowd.client(chance)) for _ in range(_CLIENTS)]
         for _ in range(_KILLS):
-            await asyncio.sleep(chance.uniform(0.02, 0.4))
+            await asyncio.sleep(chance.uniform(0.02, 0.3))
             await house.kill()
             assert await house.start()
         crowd.is_over = True

@@ -33,7 +33,7 @@ from tests.crash.victim import Born, Dead, Order
 MSAT = 1_000
 #: What a play mint takes for a Lightning payment, in sat.
 LIGHTNING_FEE = 1
-_WAIT_S = 5
+_WAIT_S = 20
 
 
 class Lost(Exception):
