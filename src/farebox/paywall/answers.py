@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
+from farebox.clock import iso
 from farebox.payments import Refusal
 from farebox.payments.service import Pending
-from farebox.paywall.dialects import Problem, problem, refusal, sentence
+from farebox.paywall.dialects import Problem, Wanted, problem, refusal, sentence
 from farebox.paywall.model import Answer, Headers, Request, RequestState
 from farebox.pricing.book import NoPrice, NoPriceReason, Quote
 from farebox.pricing.rates import RateStale
@@ -19,6 +22,14 @@ def asks(quote: Quote) -> str:
         f"This request costs at most {quote.maximum_msat} msat. Send it again with X-Cashu or an "
         "account key; what it does not use comes back."
     )
+
+
+def wanted(
+    quote: Quote, code: str, detail: str, create_url: str, extra: Mapping[str, object]
+) -> Wanted:
+    """What a challenge for this quote asks for."""
+    expires_at = iso(quote.expires_at_ns)
+    return Wanted(code, detail, quote.id, quote.maximum_msat, expires_at, create_url, extra)
 
 
 def unpriced(why: NoPrice | RateStale, facts: RequestFacts) -> Answer:

@@ -25,7 +25,7 @@ from typing import assert_never
 import msgspec
 import structlog
 
-from farebox.clock import Clock, iso
+from farebox.clock import Clock
 from farebox.errors import InvalidCredential, StoreBusy, StoreError
 from farebox.identity import (
     FailureLimit,
@@ -42,7 +42,7 @@ from farebox.payments import PaymentCredentials, PlannedChange, Refusal
 from farebox.payments.operations import Changes
 from farebox.payments.service import Payments, Pending, Received
 from farebox.paywall import answers, dialects
-from farebox.paywall.dialects import CashuTerms, Wanted
+from farebox.paywall.dialects import CashuTerms
 from farebox.paywall.model import (
     REQUEST,
     Admission,
@@ -474,15 +474,7 @@ class Paywall:
         self, facts: RequestFacts, quote: Quote, code: str, detail: str, **extra: object
     ) -> Answer:
         self.prices.given(facts, quote)
-        wanted = Wanted(
-            code,
-            detail,
-            quote.id,
-            quote.maximum_msat,
-            iso(quote.expires_at_ns),
-            f"{self._public_url}/create",
-            extra,
-        )
+        wanted = answers.wanted(quote, code, detail, f"{self._public_url}/create", extra)
         return dialects.challenge(wanted, await self._cashu.offer(quote.maximum_msat))
 
     def _key_refused(self, key: KeyRefused, address: str) -> Answer:
