@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from farebox.bootstrap import Farebox
 from farebox.paywall.model import (
@@ -108,3 +111,22 @@ async def test_a_token_refused_for_a_passing_reason_pays_when_that_has_passed(
         again = await farebox.paywall.authorise(EmbeddedMoney(token), FACTS)
         assert isinstance(again, Answer)
         assert msgspec.json.decode(again.body)["code"] == "payment_used"
+
+
+async def test_a_receipt_can_be_checked_with_the_key_that_is_told(tmp_path: Path) -> None:
+    mint = PlayMint()
+    async with serving(mint) as url, house(tmp_path, url, {"per_request": "10 sat"}) as farebox:
+        mint.url = url
+        token = encode_token(mint.issue(64))
+        admitted = await farebox.paywall.authorise(EmbeddedMoney(token), FACTS)
+        assert isinstance(admitted, Admission)
+        settled = await farebox.paywall.settle(admitted, Usage(), Ended.COMPLETE)
+        async with serving(farebox.app) as door, httpx.AsyncClient() as client:
+            told = (await client.get(f"{door}/healthz")).json()["receipt_key"]
+    receipt = dict(settled.headers)[b"x-farebox-receipt"]
+    document, signature = (base64.urlsafe_b64decode(part + b"==") for part in receipt.split(b"."))
+    Ed25519PublicKey.from_public_bytes(bytes.fromhex(told)).verify(signature, document)
+    facts = msgspec.json.decode(document)
+    assert facts["request_id"] == admitted.request_id
+    assert (facts["quoted_msat"], facts["charged_msat"]) == (10_000, 10_000)
+    assert facts["returned_msat"] == 54_000

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import assert_never
 
 import msgspec
@@ -62,6 +61,7 @@ from farebox.paywall.prices import Prices
 from farebox.paywall.settling import (
     NO_USAGE,
     Bill,
+    Live,
     admission_of,
     admitting,
     free,
@@ -78,14 +78,6 @@ from farebox.signer import Signer
 _log = structlog.get_logger("farebox.paywall")
 
 _SETTLE_TRIES_MAX = 8
-
-
-@dataclass(frozen=True, slots=True)
-class _Live:
-    """A request of this process between its authorising and its settling commit."""
-
-    request: Request
-    version: int
 
 
 class Paywall:
@@ -115,7 +107,7 @@ class Paywall:
         self._owner = owner
         self._public_url = public_url.rstrip("/")
         self._change_as_credit = change_as_credit
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Live] = {}
         self._unsettled: dict[str, Bill] = {}
         self.prices = prices
 
@@ -231,7 +223,7 @@ class Paywall:
             change_as_credit=self._change_as_credit if as_credit is None else as_credit,
             change_account=change_account,
         )
-        self._live[request_id] = _Live(request, 1)
+        self._live[request_id] = Live(request, 1)
         answer: Admission | Answer | None = None
         try:
             received = await self._receive(request_id, request, credentials)
@@ -253,7 +245,7 @@ class Paywall:
 
         def admit(hold: str) -> Changes:
             placed = msgspec.structs.replace(request, hold=hold)
-            self._live[request_id] = _Live(placed, 1)
+            self._live[request_id] = Live(placed, 1)
             return admitting(request_id, placed)
 
         return await self._payments.receive(
@@ -300,7 +292,7 @@ class Paywall:
     async def _hold(self, request_id: str, request: Request) -> Outcome:
         """The commit that admits a request. Live from before it, so that recovery, which may see
         the row before we hear of it, does not take the request for one that crashed."""
-        self._live[request_id] = _Live(request, 1)
+        self._live[request_id] = Live(request, 1)
         changes = admitting(request_id, request)
         outcome: Outcome | None = None
         try:
@@ -325,7 +317,7 @@ class Paywall:
             puts=(Put(REQUEST, admission.request_id, request, live.version),),
         )
         if isinstance(await self._ledger.store.commit(unit), Applied):
-            self._live[admission.request_id] = _Live(request, live.version + 1)
+            self._live[admission.request_id] = Live(request, live.version + 1)
 
     async def settle(self, admission: Admission, usage: Usage, ended: Ended) -> Settlement:
         """Charge what it cost, release the rest, make the change: one commit, once.
@@ -362,12 +354,12 @@ class Paywall:
                 if request_id in self._live:
                     continue
                 bill = Bill(row.value.checkpoint_msat, Ended.CRASHED, NO_USAGE)
-                live = _Live(row.value, row.version)
+                live = Live(row.value, row.version)
                 count += await self._settle_late(request_id, live, bill)
             after = rows[-1][0]
         return count
 
-    async def _settle_late(self, request_id: str, live: _Live | None, bill: Bill) -> bool:
+    async def _settle_late(self, request_id: str, live: Live | None, bill: Bill) -> bool:
         """Whether it is settled now. Raises StoreError where none can be, and else nothing: what
         is wrong with one request must not keep the others open."""
         try:
@@ -381,14 +373,14 @@ class Paywall:
         self._live.pop(request_id, None)
         return True
 
-    async def _settle(self, request_id: str, live: _Live | None, bill: Bill) -> Request:
+    async def _settle(self, request_id: str, live: Live | None, bill: Bill) -> Request:
         for _ in range(_SETTLE_TRIES_MAX):
             if live is None:
                 row = await self._ledger.store.get(REQUEST, request_id)
                 assert row is not None, "an admission always has a row"
                 if row.value.state is RequestState.SETTLED:
                     return row.value
-                live = _Live(row.value, row.version)
+                live = Live(row.value, row.version)
             request = live.request
             left = await self._left(request, bill)
             change = await self._plan_change(request_id, request, left)

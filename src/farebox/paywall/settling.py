@@ -41,6 +41,14 @@ NO_USAGE = Usage()
 
 
 @dataclass(frozen=True, slots=True)
+class Live:
+    """A request of this process between its authorising and its settling commit."""
+
+    request: Request
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class Bill:
     """How a request ended, before it is in the books."""
 
