@@ -29,7 +29,8 @@ class ChangeDesk(Protocol):
 class ApiContext:
     """The collaborators of every endpoint, and the bounds on what comes in.
 
-    `receipt_key` is the public key of receipts. `key_expiry_s` is how long a new key lives unless it says so itself; 0 is for ever.
+    `receipt_key` is the public key of receipts. `key_expiry_s` is how long a new key lives unless
+    it says so itself; 0 is for ever.
     """
 
     ledger: Ledger
