@@ -22,6 +22,7 @@ from farebox.pricing.usage import (
     Usage,
     UsageSource,
     count_prompt,
+    decoded,
     message_texts,
     read_report,
     settled,
@@ -220,9 +221,6 @@ class StreamMeter:
         self._text = text[done:]
 
 
-_decode = msgspec.json.Decoder().decode
-
-
 def _document(event: bytes) -> dict[str, Any]:
     """The JSON object in an event's data lines; empty where there is none."""
     data = b"\n".join(
@@ -232,10 +230,7 @@ def _document(event: bytes) -> dict[str, Any]:
     )
     if b"{" not in data:
         return {}
-    try:
-        document = _decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return {}
+    document = decoded(data)
     return document if isinstance(document, dict) else {}
 
 

@@ -9,6 +9,7 @@ always part of the output, whatever the protocol does.
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from fractions import Fraction
@@ -79,7 +80,7 @@ def read_report(protocol: ApiProtocol, usage: object) -> Report:
 
 def read_usage(protocol: ApiProtocol, answer: bytes) -> Usage | None:
     """The usage that an unstreamed answer reports, or None if it isn't credibly there."""
-    report = read_report(protocol, _member(_decoded(answer), "usage"))
+    report = read_report(protocol, _member(decoded(answer), "usage"))
     if report.input_tokens is None or report.output_tokens is None:
         return None
     return settled(report, 0, 0, UsageSource.REPORTED)
@@ -89,7 +90,7 @@ def measure_answer(
     protocol: ApiProtocol, request: bytes, answer: bytes, counter: TokenCounter
 ) -> Usage:
     """The usage of an unstreamed answer: reported, and counted where it is not."""
-    document = _decoded(answer)
+    document = decoded(answer)
     report = read_report(protocol, _member(document, "usage"))
     usage = complete(report, request, answer_texts(protocol, document), counter, protocol)
     return msgspec.structs.replace(usage, body_bytes=len(answer))
@@ -129,7 +130,7 @@ def settled(report: Report, counted_input: int, counted_output: int, source: Usa
 
 def count_prompt(request: bytes, counter: TokenCounter) -> int:
     """Count the tokens of the texts in a request's body."""
-    return sum(map(counter.count, prompt_texts(_decoded(request))))
+    return sum(map(counter.count, prompt_texts(decoded(request))))
 
 
 def read_units(source: UnitSource, headers: Mapping[str, str], answer: bytes) -> int | None:
@@ -171,7 +172,7 @@ def answer_texts(protocol: ApiProtocol, document: object) -> Iterator[str]:
         for block in _dicts(document.get("content")):
             yield from _strings(block, ("text", "thinking", "name"))
             if isinstance(block.get("input"), dict):
-                yield msgspec.json.encode(block["input"]).decode()
+                yield _as_text(block["input"])
 
 
 def message_texts(message: object) -> Iterator[str]:
@@ -259,11 +260,27 @@ _decode = msgspec.json.Decoder().decode
 _decode_exactly = msgspec.json.Decoder(float_hook=Decimal).decode
 
 
-def _decoded(body: bytes) -> object:
+def decoded(body: bytes) -> object:
+    """A JSON document as servers really write it; None where it is none. Never raises.
+
+    Half an emoji and an infinite logarithm are no JSON, and yet Python and JavaScript write them:
+    who could bring a model to say one would pay for nothing.
+    """
     try:
         return _decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
+        pass
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
         return None
+
+
+def _as_text(value: object) -> str:
+    try:
+        return msgspec.json.encode(value).decode()
+    except ValueError:  # half an emoji
+        return json.dumps(value)
 
 
 def _member(document: object, name: str) -> object:

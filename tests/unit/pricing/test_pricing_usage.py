@@ -271,3 +271,23 @@ def test_a_tokenizer_counts_long_texts_piece_by_piece() -> None:
     assert counter.count("a" * 10_000) == 10_000
     assert encoding.longest == 4_096
     assert not counter.is_estimate
+
+
+HALF_AN_EMOJI = b'"text cut in an emoji \\ud83d"'
+
+
+@pytest.mark.parametrize("odd", [HALF_AN_EMOJI, b"NaN", b"-Infinity"])
+def test_a_report_counts_though_the_answer_is_no_strict_json(odd: bytes) -> None:
+    answer = (
+        b'{"choices":[{"message":{"content":"words"},"odd":' + odd + b"}],"
+        b'"usage":{"prompt_tokens":3,"completion_tokens":7}}'
+    )
+    usage = measure_answer(ApiProtocol.CHAT, b"{}", answer, EstimatingCounter())
+    assert (usage.input_tokens, usage.output_tokens, usage.source) == (3, 7, UsageSource.REPORTED)
+
+
+@pytest.mark.parametrize("odd", [HALF_AN_EMOJI, b"NaN", b"[" * 900 + b"]" * 900])
+def test_odd_input_of_a_tool_is_counted(odd: bytes) -> None:
+    answer = b'{"content":[{"type":"tool_use","name":"f","input":{"a":' + odd + b"}}]}"
+    usage = measure_answer(ApiProtocol.MESSAGES, b"{}", answer, EstimatingCounter())
+    assert usage.output_tokens >= 3
