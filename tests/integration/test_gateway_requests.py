@@ -211,6 +211,15 @@ async def test_a_body_over_the_limit_is_413_before_money_moves(tmp_path: Path) -
         assert (await door.left(), door.upstream.asked) == (1_000_000, [])
 
 
+async def test_a_body_that_does_not_come_is_408(tmp_path: Path) -> None:
+    async with open_door(tmp_path, limits=Limits(body_timeout_s=0.2)) as (door, _):
+        host, port = door.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nabc")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+        writer.close()
+
+
 async def test_headers_over_the_limit_are_431(tmp_path: Path) -> None:
     async with open_door(tmp_path, limits=Limits(header_bytes_max=8192)) as (door, caller):
         sent = door.auth | {"X-Long": "y" * 8000, "X-More": "z" * 500}

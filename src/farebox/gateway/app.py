@@ -28,6 +28,7 @@ from farebox.gateway.asgi import (
 )
 from farebox.gateway.carrier import Carrier
 from farebox.gateway.catalogue import Catalogue
+from farebox.gateway.deadlines import Deadlines
 from farebox.gateway.delivery import Call, Supervision
 from farebox.gateway.exchange import Outgoing
 from farebox.gateway.turns import Turns
@@ -81,6 +82,7 @@ class Gateway:
         self._owns_path = owns_path
         self._catalogue = catalogue
         self.carrier = Carrier(paywall, counter, supervision)
+        self._body_deadlines = Deadlines(limits.body_timeout_s)
         self._turns = Turns(limits.requests_max, limits.queue_max, limits.queue_timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,8 +147,7 @@ class Gateway:
         if declared_length(scope["headers"]) > bytes_max:
             return problems.body_too_large(bytes_max)
         try:
-            async with asyncio.timeout(self._limits.body_timeout_s):
-                return await read_body(receive, bytes_max)
+            return await self._body_deadlines.wait(read_body(receive, bytes_max))
         except BodyTooLarge:
             return problems.body_too_large(bytes_max)
         except TimeoutError:
