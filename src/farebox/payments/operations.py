@@ -29,7 +29,7 @@ import msgspec
 import structlog
 
 from farebox.clock import NS_PER_S
-from farebox.errors import RailRejected, RailUnavailable
+from farebox.errors import RailRejected, RailUnavailable, StoreError
 from farebox.ledger.model import (
     ABSENT,
     Applied,
@@ -155,9 +155,10 @@ class Handler(Protocol):
 
 
 class _CountedLock(asyncio.Lock):
-    """A lock that knows how many hold it or wait for it."""
+    """A lock that knows how many hold it or wait for it, and whether an attempt was begun."""
 
     users = 0
+    begun = False
 
 
 class Operations:
@@ -222,7 +223,8 @@ class Operations:
                 if row.value.state not in (OperationState.OPEN, OperationState.QUEUED):
                     return row.value
                 # Somebody who waited for the same operation may have been quicker than its opener.
-                asked_before = not fresh or row.value.attempts > 0
+                asked_before = not fresh or lock.begun or row.value.attempts > 0
+                lock.begun = True  # for the next one, should this attempt be cancelled half-way
                 verdict = await self._attempt(row.value, asked_before=asked_before)
                 return await self._close(row, verdict, also)
         finally:
@@ -238,7 +240,12 @@ class Operations:
 
         async def one(key: str) -> None:
             async with limit:
-                await self.advance(key)
+                try:
+                    await self.advance(key)
+                except StoreError:
+                    raise
+                except Exception:  # a defect in one way to pay must not keep the others open
+                    _log.exception("operation.not_advanced", operation=key)
 
         for state in (OperationState.OPEN, OperationState.QUEUED):
             after = ""
@@ -247,7 +254,9 @@ class Operations:
             ):
                 # An operation whose first attempt is running here is not due for another.
                 keys = [key for key, _ in due if key not in self._running]
-                await asyncio.gather(*(one(key) for key in keys))
+                ends = await asyncio.gather(*(one(key) for key in keys), return_exceptions=True)
+                for failed in filter(None, ends):
+                    raise failed
                 seen += len(keys)
                 after = due[-1][0]
         return seen
