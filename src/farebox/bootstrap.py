@@ -201,7 +201,9 @@ class Farebox:
     def _jobs(self) -> list[Job]:
         expiry = KeyExpiry(self.ledger, self.operations, self.payments, self.keys)
         jobs = [
-            Job("recovery", _RECOVER_EVERY_S, self.recover),
+            Job("recovery", _RECOVER_EVERY_S, self.operations.recover),
+            # Apart from the operations: what the books alone can settle waits for no mint.
+            Job("requests", _RECOVER_EVERY_S, self.paywall.recover),
             Job("holds", _EXPIRE_EVERY_S, self.store.expire_due),
             Job("keys", _KEYS_EVERY_S, expiry.run),
             Job("upkeep", _UPKEEP_EVERY_S, self._upkeep.run),

@@ -9,10 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from farebox.bootstrap import Farebox
 from farebox.ledger.model import ABSENT, Put
 from farebox.payments import PaymentResult, Rejected, Unresolved
 from farebox.payments.operations import Operation, Operations, Succeeded, Verdict
 from farebox.paywall.model import REQUEST, EmbeddedMoney, Request
+from farebox.paywall.service import Paywall
+from farebox.settings import load_settings
 from tests.integration.test_paywall import House
 
 
@@ -96,3 +99,23 @@ async def test_an_attempt_that_was_cancelled_is_known_to_the_next(house: House) 
     assert slow.asked == [True, True]
     with pytest.raises(asyncio.CancelledError):
         await other
+
+
+async def test_requests_are_settled_while_a_rail_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = asyncio.Event()
+
+    async def hangs(_: Operations) -> int:
+        await asyncio.Event().wait()
+        return 0
+
+    async def looks(_: Paywall) -> int:
+        looked.set()
+        return 0
+
+    monkeypatch.setattr(Operations, "recover", hangs)
+    monkeypatch.setattr(Paywall, "recover", looks)
+    given = {"data_dir": str(tmp_path), "upstream": [{"urls": ["http://127.0.0.1:9"]}]}
+    async with Farebox(load_settings(None, {}, given), bytes(32)), asyncio.timeout(5):
+        await looked.wait()
