@@ -23,6 +23,13 @@ class ProofSeen(msgspec.Struct, frozen=True):
     use: str
 
 
+class CrashedSeen(msgspec.Struct, frozen=True):
+    """A request that was cut off by a crash: what was metered durably, what was charged."""
+
+    checkpoint_msat: int
+    charged_msat: int
+
+
 class Books(msgspec.Struct, frozen=True):
     """All of it, once nothing moves any more."""
 
@@ -30,6 +37,7 @@ class Books(msgspec.Struct, frozen=True):
     proofs: tuple[ProofSeen, ...]
     unfinished: tuple[str, ...]
     open_requests: int
+    crashed: tuple[CrashedSeen, ...]
     broken: str
 
     @property

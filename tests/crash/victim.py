@@ -33,7 +33,7 @@ from farebox.gateway import Supervision, carrier
 from farebox.ledger.invariants import verify
 from farebox.ledger.model import Outcome, Unit
 from farebox.ledger.replay import Broken
-from farebox.paywall.model import REQUEST, RequestState
+from farebox.paywall.model import REQUEST, Ended, RequestState
 from farebox.rails.cashu import http_mint
 from farebox.rails.cashu.guard import open_guarded_session
 from farebox.rails.cashu.records import PROOF, ProofUse
@@ -41,7 +41,7 @@ from farebox.settings import load_settings
 from farebox.stores.sqlite import SqliteStore
 from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.testing.asgi import Message, Receive, Scope, Send, read_body, respond, serving
-from tests.crash.books import AccountSeen, Books, ProofSeen
+from tests.crash.books import AccountSeen, Books, CrashedSeen, ProofSeen
 from tests.crash.points import Kind, Point, read_point
 
 _T = TypeVar("_T")
@@ -205,7 +205,18 @@ async def _books(house: Farebox) -> Books:
         tuple(proofs),
         tuple(f"{one.id} {one.state}" for one in await house.operations.unfinished()),
         await _open_requests(house),
+        await _crashed(house),
         await asyncio.to_thread(_verified, house),
+    )
+
+
+async def _crashed(house: Farebox) -> tuple[CrashedSeen, ...]:
+    rows = await house.store.find(REQUEST, {"state": RequestState.SETTLED})
+    settled = (row.value for _, row in rows)
+    return tuple(
+        CrashedSeen(one.checkpoint_msat, one.charged_msat)
+        for one in settled
+        if one.ended == Ended.CRASHED
     )
 
 

@@ -323,6 +323,9 @@ class Run:
             == ours_msat,
             "custody is not what is owed": books.custody_msat
             == books.customers_msat + books.revenue_msat,
+            f"charged other than what was metered: {books.crashed}": all(
+                one.charged_msat == one.checkpoint_msat for one in books.crashed
+            ),
             f"told {balance_msat}, owed {books.customers_msat}": balance_msat
             == books.customers_msat,
             f"{outstanding} outstanding, client {sum(client.values())}, house {ours_msat}": (
