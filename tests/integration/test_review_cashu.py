@@ -10,6 +10,8 @@ import httpx
 from farebox.bootstrap import Farebox
 from farebox.cli.desk import Withdraw, carry_out
 from farebox.ledger.model import Applied, Transfer, Unit
+from farebox.payments import Refusal
+from farebox.payments.service import Pending, Received
 from farebox.rails.cashu.records import ProofUse
 from farebox.settings import load_settings
 from farebox.testing.asgi import serving
@@ -63,3 +65,23 @@ async def test_a_withdrawal_comes_from_the_mint_that_was_named(tmp_path: Path) -
         for number, mint in enumerate((mints[1], mints[0])):
             wanted = Withdraw(f"w{number}", 8_000, "", mint.url + "/")
             assert (await carry_out(house, wanted))["mint"] == mint.url
+
+
+async def test_a_token_tried_again_is_not_taken_for_the_try_before(tmp_path: Path) -> None:
+    mint = PlayMint()
+    async with house_of(tmp_path, mint) as house:
+        await house.receive(issue(mint, 1))  # our view of the keysets is fresh
+        token = issue(mint, 20)
+        mint.rotate()
+        house.clock.advance(5)
+        mint.faults.next("swap", Refuse(12002), Refuse(11006))
+        refused = await house.receive(token)
+        assert isinstance(refused, Refusal)
+
+        mint.faults.next("swap", DropAfter())
+        assert isinstance(await house.receive(token), Pending)
+        await house.recover()
+
+        assert isinstance(await house.receive(token), Received)
+        assert await house.balance_sat() == 21
+        await house.assert_whole(mint)

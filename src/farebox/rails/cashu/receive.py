@@ -162,10 +162,11 @@ class Receiving:
 
     async def _standing(self, job: ReceiveSwap) -> SwapPlan:
         """The plan that counts: the job's own, or the one that took its place."""
-        row = await self._ledger.store.get(REPLAN, job.reference)
+        key = _replan_key(job)
+        row = await self._ledger.store.get(REPLAN, key)
         if row is None:
             return job.swap
-        return SwapPlan.from_bytes(self._signer.unseal(row.value.sealed, job.reference))
+        return SwapPlan.from_bytes(self._signer.unseal(row.value.sealed, key))
 
     async def _plan_anew(
         self, job: ReceiveSwap, plan: SwapPlan, place: MintPlace, code: int | None, skipped: int
@@ -195,14 +196,19 @@ class Receiving:
         anew = msgspec.structs.replace(
             plan, keyset_id=target.id, first_counter=first, amounts=tuple(sorted(amounts))
         )
-        row = await self._ledger.store.get(REPLAN, job.reference)
+        key = _replan_key(job)
+        row = await self._ledger.store.get(REPLAN, key)
         version = ABSENT if row is None else row.version
-        sealed = Replan(self._signer.seal(anew.to_bytes(), job.reference))
-        unit = Unit(
-            f"{job.reference}:replan:{version}", puts=(Put(REPLAN, job.reference, sealed, version),)
-        )
+        sealed = Replan(self._signer.seal(anew.to_bytes(), key))
+        unit = Unit(f"{key}:replan:{version}", puts=(Put(REPLAN, key, sealed, version),))
         outcome = await self._ledger.store.commit(unit)
         return anew if isinstance(outcome, Applied) else Unresolved("planned anew elsewhere")
+
+
+def _replan_key(job: ReceiveSwap) -> str:
+    """One per operation: a token that was rejected may come again, and is planned anew then. By
+    the plan of a try before, its outputs would never be found."""
+    return f"{job.reference}:{job.swap.keyset_id}:{job.swap.first_counter}"
 
 
 def use_of(owner: str, asked_before: bool) -> ProofUse:

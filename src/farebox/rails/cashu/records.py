@@ -69,7 +69,7 @@ COUNTER = RecordType("cashu.counter", Counter)
 
 
 class Replan(msgspec.Struct, frozen=True):
-    """A sealed plan that takes the place of a planned swap; the key is the payment's identity."""
+    """A sealed plan that takes the place of a planned swap; the key is the planned swap's own."""
 
     sealed: bytes
 
