@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from farebox.bootstrap import Farebox
 from farebox.cli.desk import Withdraw, carry_out
 from farebox.ledger.model import Applied, Transfer, Unit
 from farebox.payments import Refusal
-from farebox.payments.service import Pending, Received
+from farebox.payments.service import Pending, Received, Refunded
 from farebox.rails.cashu.records import ProofUse
 from farebox.settings import load_settings
 from farebox.testing.asgi import serving
-from farebox.testing.mint import DropAfter, PlayMint, Refuse
-from tests.integration.cashu_house import house_of, issue
+from farebox.testing.mint import DropAfter, DropBefore, ExecutesLate, PlayMint, Refuse
+from tests.integration.cashu_house import House, house_of, issue
 from tests.integration.test_cashu_upkeep import leftovers
 
 
@@ -84,4 +85,53 @@ async def test_a_token_tried_again_is_not_taken_for_the_try_before(tmp_path: Pat
 
         assert isinstance(await house.receive(token), Received)
         assert await house.balance_sat() == 21
+        await house.assert_whole(mint)
+
+
+async def late(house: House, mint: PlayMint) -> None:
+    """The answer to a call is lost, a second one is refused in vague words, the first arrives."""
+    house.clock.advance(5)
+    await house.operations.recover()
+    await asyncio.sleep(1.5)
+    house.clock.advance(60)
+    await house.operations.recover()
+
+
+async def test_a_swap_that_arrives_late_is_not_called_rejected_before(tmp_path: Path) -> None:
+    mint = PlayMint()
+    async with house_of(tmp_path, mint) as house:
+        token = issue(mint, 20)
+        mint.faults.next("swap", ExecutesLate(2), Refuse(0))
+        assert isinstance(await house.receive(token), Pending)
+        await late(house, mint)
+        assert isinstance(await house.receive(token), Received)
+        assert await house.balance_sat() == 20
+        await house.assert_whole(mint)
+
+
+async def test_a_refund_that_arrives_late_is_not_given_twice(tmp_path: Path) -> None:
+    mint = PlayMint()
+    async with house_of(tmp_path, mint) as house:
+        await house.receive(issue(mint, 64))
+        mint.faults.next("swap", ExecutesLate(2), Refuse(0))
+        assert isinstance(await house.refund(20, "ref_1"), Pending)
+        await late(house, mint)
+        assert isinstance(await house.refund(20, "ref_1"), Refunded)
+        assert await house.balance_sat() == 44
+        await house.assert_whole(mint)
+
+
+async def test_vague_words_are_believed_once_nothing_can_be_on_its_way(tmp_path: Path) -> None:
+    mint = PlayMint()
+    async with house_of(tmp_path, mint) as house:
+        token = issue(mint, 20)
+        mint.faults.next("swap", DropBefore())
+        assert isinstance(await house.receive(token), Pending)
+        mint.faults.always("swap", Refuse(0))
+        for _ in range(12):
+            house.clock.advance(60)
+            await house.operations.recover()
+        assert not await house.operations.unfinished()
+        mint.faults.clear()
+        assert isinstance(await house.receive(token), Received), "and the token is still good"
         await house.assert_whole(mint)

@@ -90,10 +90,13 @@ class Rejected:
 
     The inputs are as free as they were before, unless the code is 11001: then somebody else has
     spent them. Code 11003 says that the counters were used already: plan anew with fresh ones.
+    `vague`: the mint's words would fit a call that another one holds up. If the answer to an
+    earlier attempt was lost, that one may be on its way yet: wait before you believe it.
     """
 
     code: int | None
     reason: str
+    vague: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,12 +229,14 @@ class _Swap:
         if ProofState.PENDING in states:
             return Unknown("the mint holds inputs as pending")
         if ProofState.SPENT in states:
-            by_others = Rejected(NutError.PROOFS_SPENT, "the inputs were spent by somebody else")
+            # Vague, because a mint may mark the inputs before it has stored what it signs.
+            reason = "the inputs were spent by somebody else"
+            by_others = Rejected(NutError.PROOFS_SPENT, reason, vague=True)
             return await _restored(self.mint, self.keyset, self.outputs, by_others)
         return None
 
     async def settle(self, refused: _Refused) -> Rejected:
-        return Rejected(refused.code, refused.reason)
+        return _rejected(refused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +270,7 @@ class _Mint:
 
     async def settle(self, refused: _Refused) -> Done | Rejected | Unknown:
         # A mint that stopped between signing and marking the quote refuses outputs it has signed.
-        rejected = Rejected(refused.code, refused.reason)
-        return await _restored(self.mint, self.keyset, self.outputs, rejected)
+        return await _restored(self.mint, self.keyset, self.outputs, _rejected(refused))
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +301,7 @@ class _Melt:
         return None
 
     async def settle(self, refused: _Refused) -> Rejected:
-        return Rejected(refused.code, refused.reason)
+        return _rejected(refused)
 
     async def _paid(self, quote: MeltQuote) -> Paid | Unknown:
         """The end of a melt that is paid, with its change; Unknown while it is pending."""
@@ -324,6 +328,10 @@ def _quote_signature(plan: MintPlan, keys: WalletKeys, outputs: Sequence[Output]
 
 def _messages(outputs: Sequence[Output]) -> list[BlindedMessage]:
     return [output.message for output in outputs]
+
+
+def _rejected(refused: _Refused) -> Rejected:
+    return Rejected(refused.code, refused.reason, vague=not refused.definite)
 
 
 def _refusal(call: Call, error: RailRejected) -> _Refused:

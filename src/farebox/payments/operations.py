@@ -52,6 +52,8 @@ _log = structlog.get_logger("farebox.operations")
 _BACKOFF_MAX_S = 300
 #: How long an operation may stay unresolved before a person must look at it.
 _DEADLINE_S = 7 * 24 * 3600
+#: How long a call whose answer was lost may still be on its way.
+_ON_ITS_WAY_S = 300
 _RECOVERED_AT_ONCE = 16
 
 
@@ -80,6 +82,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     next_check_at: int = 0
     deadline_at: int = 0
     attempts: int = 0
+    unanswered_at: int = 0  # when the answer to an attempt was last lost
     lease_owner: str = ""
     lease_until: int = 0
     parent: str = ""
@@ -123,12 +126,15 @@ class Rejected:
     """It definitely did not and will not happen. `code` is stable, `message` is for people.
 
     `again`: for a passing reason, so that the same intent may be tried anew, as a new operation.
+    `vague`: said of this attempt in words that would also fit while an earlier one, whose answer
+    was lost, is still being carried out: believed only once that one cannot be any more.
     """
 
     code: str
     message: str
     changes: Changes = NO_CHANGES
     again: bool = False
+    vague: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +232,8 @@ class Operations:
                 asked_before = not fresh or lock.begun or row.value.attempts > 0
                 lock.begun = True  # for the next one, should this attempt be cancelled half-way
                 verdict = await self._attempt(row.value, asked_before=asked_before)
+                if asked_before and isinstance(verdict, Rejected) and verdict.vague:
+                    return await self._reject_vaguely(row, verdict)
                 return await self._close(row, verdict, also)
         finally:
             lock.users -= 1
@@ -326,6 +334,13 @@ class Operations:
             case Unresolved():
                 return await self._postpone(row, verdict)
 
+    async def _reject_vaguely(self, row: Row[Operation], verdict: Rejected) -> Operation:
+        lost_at = max(row.value.unanswered_at, row.value.created_at)
+        if self._ledger.clock.now_ns() - lost_at < _ON_ITS_WAY_S * NS_PER_S:
+            waiting = Unresolved(f"refused, perhaps while it is carried out: {verdict.message}")
+            return await self._postpone(row, waiting, unanswered_at=lost_at)
+        return await self._close(row, verdict, NO_CHANGES)
+
     async def _succeed(self, row: Row[Operation], verdict: Succeeded, also: Changes) -> Operation:
         operation = row.value
         closed = msgspec.structs.replace(
@@ -382,7 +397,9 @@ class Operations:
             )
         )
 
-    async def _postpone(self, row: Row[Operation], verdict: Unresolved) -> Operation:
+    async def _postpone(
+        self, row: Row[Operation], verdict: Unresolved, *, unanswered_at: int | None = None
+    ) -> Operation:
         now = self._ledger.clock.now_ns()
         operation = row.value
         attempts = operation.attempts + 1
@@ -392,6 +409,7 @@ class Operations:
             operation,
             state=OperationState.MANUAL if manual else OperationState.OPEN,
             attempts=attempts,
+            unanswered_at=now if unanswered_at is None else unanswered_at,
             next_check_at=now + wait_s * NS_PER_S,
             error=verdict.reason,
         )

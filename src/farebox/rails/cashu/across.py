@@ -191,8 +191,8 @@ class Crossing:
     ) -> PaymentResult | Rejected | Unresolved:
         melted = await self._melt(job, asked_before=asked_before)
         match melted:
-            case saga.Rejected(code, reason):
-                return rejected(code, reason)
+            case saga.Rejected():
+                return rejected(melted)
             case saga.Unknown(reason):
                 # No alarm for what a foreign mint says: ours decides, and the invoice expires.
                 return Unresolved(reason)

@@ -151,8 +151,8 @@ class Giving:
         match end:
             case saga.Done(proofs):
                 return self._swapped(job, held, proofs)
-            case saga.Rejected(code, reason):
-                return await freed(self._inventory, plan.keyset_id, held, code, reason)
+            case saga.Rejected():
+                return await freed(self._inventory, plan.keyset_id, held, end)
             case saga.Unknown(reason, alarm):
                 return Unresolved(reason, alarm)
 
@@ -185,19 +185,19 @@ async def reserved(inventory: Inventory, operation_id: str) -> list[Held]:
 
 
 async def freed(
-    inventory: Inventory, keyset_id: str, held: Sequence[Held], code: int | None, reason: str
+    inventory: Inventory, keyset_id: str, held: Sequence[Held], end: saga.Rejected
 ) -> Rejected | Unresolved:
     """A call that was definitely not carried out: its inputs are free again.
 
     Unless somebody else has spent them: then a person must look, since nobody else has the seed.
     Where our outputs were signed in an earlier life of this book, the next try has others.
     """
-    if code == NutError.PROOFS_SPENT:
+    if end.code == NutError.PROOFS_SPENT:
         return Unresolved("proofs of ours were spent by somebody else", alarm=True)
-    if code == NutError.OUTPUTS_SIGNED:
+    if end.code == NutError.OUTPUTS_SIGNED:
         await inventory.skip_counters(keyset_id, _SKIPPED_COUNTERS)
     puts = tuple(one.becomes(ProofUse.AVAILABLE) for one in held)
-    return Rejected("mint_refused", reason, Changes(puts=puts))
+    return Rejected("mint_refused", end.reason, Changes(puts=puts), vague=end.vague)
 
 
 def amounts_told(unit: str, amount: int, unit_msat: int) -> dict[str, str]:

@@ -176,8 +176,8 @@ class Melting:
         match end:
             case saga.Paid(preimage, fee, change):
                 return self._paid(job, held, preimage, fee, change)
-            case saga.Rejected(code, reason):
-                return await freed(self._inventory, job.melt.keyset_id, held, code, reason)
+            case saga.Rejected():
+                return await freed(self._inventory, job.melt.keyset_id, held, end)
             case saga.Unknown(reason, alarm):
                 return Unresolved(reason, alarm)
 

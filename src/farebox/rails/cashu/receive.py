@@ -121,6 +121,8 @@ class Receiving:
         for skipped in _SKIPPED_COUNTERS:
             if not isinstance(end, saga.Rejected) or end.code == NutError.PROOFS_SPENT:
                 break
+            if asked_before and end.vague:
+                break  # the plan may be carried out yet: another one must not take its place
             anew = await self._plan_anew(job, plan, place, end.code, skipped)
             if isinstance(anew, Unresolved):
                 return anew
@@ -130,8 +132,8 @@ class Receiving:
         match end:
             case saga.Done(proofs):
                 return self._result(job, plan, proofs, use_of(job.owner, asked_before))
-            case saga.Rejected(code, reason):
-                return rejected(code, reason)
+            case saga.Rejected():
+                return rejected(end)
             case saga.Unknown(reason, alarm):
                 return Unresolved(reason, alarm)
 
@@ -249,10 +251,10 @@ def _unavailable(place: MintPlace) -> Refusal:
     return Refusal("mint_unavailable", message, {"mint": place.url})
 
 
-def rejected(code: int | None, reason: str) -> Rejected:
+def rejected(end: saga.Rejected) -> Rejected:
     """What a mint's definite refusal of a token is called outside."""
     for error, (name, message) in _REJECTIONS.items():
-        if code == error:
-            return Rejected(name, message)
+        if end.code == error:
+            return Rejected(name, message, vague=end.vague)
     # For all we know the token is good: a mint that changed its fee, or one short of liquidity.
-    return Rejected("token_rejected", reason, again=True)
+    return Rejected("token_rejected", end.reason, again=True, vague=end.vague)

@@ -191,8 +191,8 @@ class Upkeep:
                 fee = sum(proof.amount for proof in plan.inputs) - sum(plan.amounts)
                 changes = Changes(puts=tuple(puts))
                 return Succeeded(fee * MSAT_PER_UNIT[plan.unit], changes=changes)
-            case saga.Rejected(code, reason):
-                return await freed(self._inventory, plan.keyset_id, held, code, reason)
+            case saga.Rejected():
+                return await freed(self._inventory, plan.keyset_id, held, end)
             case saga.Unknown(reason, alarm):
                 return Unresolved(reason, alarm)
 
