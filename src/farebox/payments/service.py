@@ -12,7 +12,7 @@ Postings (amounts in msat):
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -87,7 +87,7 @@ class Refunded:
 
     operation_id: str
     amount_msat: int
-    reply: dict[str, str]
+    reply: dict[str, str] = field(repr=False)
 
 
 def receive_id(credentials: PaymentCredentials, attempt: int = 0) -> str:

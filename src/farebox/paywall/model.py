@@ -18,8 +18,8 @@ class Answer:
     """A whole HTTP answer that a dialect has written: a challenge, a refusal, a status."""
 
     status: int
-    headers: Headers
-    body: bytes
+    headers: Headers = field(repr=False)  # money may be in them: change, a new key
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,9 @@ class Settlement:
     charged_msat: int
     returned_msat: int
     #: Change and receipt, for answers whose headers are not sent yet.
-    headers: Headers
+    headers: Headers = field(repr=False)
     #: The same as an SSE comment that standard clients ignore.
-    comment: bytes
+    comment: bytes = field(repr=False)
 
 
 class RequestState(enum.StrEnum):
