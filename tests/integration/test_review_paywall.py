@@ -151,3 +151,21 @@ async def test_change_never_goes_to_a_key_that_opens_nothing(house: House) -> No
     assert isinstance(answer, Answer)
     assert document(answer)["code"] == "change_not_understood"
     assert house.coins.taken == []
+
+
+@pytest.mark.parametrize(("chars", "fits"), [(4_000, True), (20_000, False)])
+async def test_change_makes_no_answer_too_large_to_be_read(
+    house: House, monkeypatch: pytest.MonkeyPatch, chars: int, fits: bool
+) -> None:
+    async def render(_: bytes) -> str:
+        return "c" * chars
+
+    monkeypatch.setattr(house.coins, "render_change", render)
+    admitted = await house.admit(EmbeddedMoney("coin:a:25000"))
+    settled = await house.paywall.settle(admitted, Usage(), Ended.COMPLETE)
+    told = await house.paywall.change(admitted.request_id, BearerMoney("coin:a:25000"))
+    for headers in (settled.headers, told.headers):
+        assert (b"x-cashu" in dict(headers)) is fits
+        assert all(len(value) < 8_192 for _, value in headers)
+    assert document(told)["token"] == "c" * chars
+    assert b"link" in dict(admitted.headers)

@@ -9,8 +9,8 @@ import msgspec
 from farebox.clock import iso
 from farebox.payments import Refusal
 from farebox.payments.service import Pending
-from farebox.paywall.dialects import Problem, Wanted, problem, refusal, sentence
-from farebox.paywall.model import Answer, Headers, Request, RequestState
+from farebox.paywall.dialects import Problem, Wanted, change_headers, problem, refusal, sentence
+from farebox.paywall.model import Answer, Request, RequestState
 from farebox.pricing.book import NoPrice, NoPriceReason, Quote
 from farebox.pricing.rates import RateStale
 from farebox.pricing.request import RequestFacts
@@ -142,7 +142,7 @@ def told_again(request_id: str, request: Request, token: str, *, asked: bool) ->
     }
     if request.change and not token:
         facts["change_spent"] = True
-    change: Headers = ((b"x-cashu", token.encode()),) if token else ()
+    change = change_headers(token)
     if not asked:
         return problem(
             Problem(
@@ -150,7 +150,7 @@ def told_again(request_id: str, request: Request, token: str, *, asked: bool) ->
                 "payment_used",
                 "This token has paid already",
                 "This token paid for an earlier request; its change is here.",
-                "The change is in X-Cashu and in `token`.",
+                "The change is in `token`, and in X-Cashu where it fits.",
                 facts,
                 change,
             )

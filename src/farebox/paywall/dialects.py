@@ -29,6 +29,8 @@ from farebox.wire.cashu.request import PaymentRequest, encode_request
 _KEY_PREFIX = "sk-"
 #: A credential longer than this is refused before anything reads it.
 CREDENTIAL_MAX_CHARS = 65_536
+#: Many take 8 KiB for one line, name and all.
+_HEADER_MAX_CHARS = 8_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +238,13 @@ def refusal(code: str, detail: str, details: Mapping[str, object], money: str = 
 def sentence(message: str) -> str:
     """A message of the core as a sentence to show."""
     return f"{message[:1].upper()}{message[1:]}."
+
+
+def change_headers(token: str) -> Headers:
+    """Change as a header (NUT-24's convention), unless it is so long that clients and proxies
+    would refuse the whole answer for it: then the link, and the same token again, tell it."""
+    fits = 0 < len(token) <= _HEADER_MAX_CHARS
+    return ((b"x-cashu", token.encode()),) if fits else ()
 
 
 def receipt(signer: Signer, facts: Mapping[str, object]) -> str:

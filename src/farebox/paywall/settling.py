@@ -132,9 +132,10 @@ def settlement(
 ) -> Settlement:
     """How a settled request is told: a signed receipt, and its change where there is any."""
     receipt = dialects.receipt(signer, _receipt_facts(request_id, request, usage))
-    headers: Headers = ((b"x-farebox-receipt", receipt.encode()),)
-    if change:
-        headers = (*headers, (b"x-cashu", change.encode()))
+    headers: Headers = (
+        (b"x-farebox-receipt", receipt.encode()),
+        *dialects.change_headers(change),
+    )
     comment = f": farebox receipt={receipt}{' change=' + change if change else ''}\n\n"
     return Settlement(request.charged_msat, request.returned_msat, headers, comment.encode())
 
