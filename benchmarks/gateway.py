@@ -1,6 +1,7 @@
 """Paid requests through the gateway against a bare pass-through proxy, in one run.
 
     python -m benchmarks.gateway [--json] [--requests N] [--rounds N] [--data DIR] [--one-core]
+                                 [--ecash]
 
 A tiny upstream and the load generator are pinned to one core; the proxy and the gateway take turns
 and may use every core, as they would for a user. (The proxy has one thread; the gateway has a
@@ -12,6 +13,10 @@ than throughput where others use the machine.
 
 The upstream answers at once. For the latency of a single connection that is the hardest case there
 is, so the same is measured with an upstream that takes `UPSTREAM_PAUSE_MS` to answer.
+
+`--ecash` measures requests paid by an embedded Cashu token as well, against the rate at which the
+same mint, a real one, carries out bare swaps: see `benchmarks.ecash`. It needs Nutshell (`make
+peers`), and without it ends with status 2 before anything is measured.
 """
 
 from __future__ import annotations
@@ -20,27 +25,23 @@ import argparse
 import asyncio
 import contextlib
 import os
-import signal
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import uvloop
 
+from benchmarks import ecash
 from benchmarks.load import Load, chat_request, drive
+from benchmarks.servers import Server, stopping
+from tests.peers.install import PeerUnavailable
 
 CONNECTIONS = 64
 UPSTREAM_PAUSE_MS = 5
 FIXED_PRICE = "10 sat"
 METERED_PRICE = "0.002 sat / input token + 0.004 sat / output token"
-_READY_TRIES = 200
-_ALL = os.sched_getaffinity(0)
-_CORES = len(_ALL)
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -70,55 +71,7 @@ class Report(msgspec.Struct, frozen=True):
     stream_1: Figures
     fixed_1_paused: Figures
     stream_1_paused: Figures
-
-
-class Server:
-    """A process that listens."""
-
-    def __init__(self, name: str, core: int | None, *arguments: str) -> None:
-        self.port = _free_port()
-        command = [sys.executable, "-m", f"benchmarks.{name}"]
-        command += [one.replace("PORT", str(self.port)) for one in arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        os.sched_setaffinity(self.process.pid, {core} if core is not None and _CORES > 1 else _ALL)
-
-    def line(self, prefix: str) -> str:
-        """The next line it prints that begins so."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith(prefix):
-                return line.strip()
-        raise RuntimeError("a server ended before it was ready")
-
-    async def ready(self) -> None:
-        """Wait until it listens."""
-        for _ in range(_READY_TRIES):
-            with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                writer.close()
-                return
-            await asyncio.sleep(0.05)
-        raise RuntimeError(f"nothing listens on port {self.port}")
-
-    def cpu_s(self) -> float:
-        """What it has used of a processor so far, all threads together."""
-        stat = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
-
-    def stop(self) -> None:
-        """End it."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    ecash: ecash.Figures | None = None
 
 
 def _pin(core: int, process: int = 0) -> None:
@@ -150,41 +103,16 @@ async def bench(
     price: str, pause_ms: int, data: Path, core: int | None
 ) -> AsyncIterator[tuple[Server, Server, str]]:
     """An upstream, and in front of it a bare proxy and a gateway with a key."""
-    with _stopping() as stopping:
-        upstream = stopping.started(Server("load", 1, "PORT", str(pause_ms)))
+    with stopping() as these:
+        upstream = these.started(Server("load", 1, "PORT", str(pause_ms)))
         url = f"http://127.0.0.1:{upstream.port}"
-        bare = stopping.started(Server("bare_proxy", core, url, "PORT"))
-        book = tempfile.mkdtemp(prefix=".bench-", dir=data)
-        stopping.folders.append(book)
-        gateway = stopping.started(Server("paid_gateway", core, url, "PORT", book, price))
+        bare = these.started(Server("bare_proxy", core, url, "PORT"))
+        book = these.folder(data)
+        gateway = these.started(Server("paid_gateway", core, url, "PORT", book, price))
         key = await asyncio.to_thread(gateway.line, "sk-")
         for server in (upstream, bare, gateway):
             await server.ready()
         yield bare, gateway, key
-
-
-class _Stopping:
-    def __init__(self) -> None:
-        self.servers: list[Server] = []
-        self.folders: list[str] = []
-
-    def started(self, server: Server) -> Server:
-        self.servers.append(server)
-        return server
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[_Stopping]:
-    stopping = _Stopping()
-    try:
-        yield stopping
-    finally:
-        for server in reversed(stopping.servers):
-            server.stop()
-        for folder in stopping.folders:
-            for file in Path(folder).iterdir():
-                file.unlink()
-            Path(folder).rmdir()
 
 
 async def compare(
@@ -273,6 +201,10 @@ def show(report: Report) -> None:
                 f"{value.throughput_ratio:6}  {value.bare_median_ms:8} {value.gateway_median_ms:8} "
                 f"{value.latency_ratio:6}  {value.bare_cpu_us:11} {value.gateway_cpu_us:5}"
             )
+    if report.ecash:
+        print("\nPaid by token, one Nutshell mint:")
+        for name, number in msgspec.structs.asdict(report.ecash).items():
+            print(f"  {name:20} {number:8}")
 
 
 def main() -> None:
@@ -283,9 +215,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data", type=Path, default=Path(), help="where the book is kept")
     parser.add_argument("--one-core", action="store_true", help="pin the gateway and the proxy")
+    parser.add_argument("--ecash", action="store_true", help="pay by token at a Nutshell mint too")
     given = parser.parse_args()
     core = 0 if given.one_core else None
+    paid_by_token = None
+    if given.ecash:  # first: it may not be there, and what comes after pins this process
+        try:
+            paid_by_token = uvloop.run(ecash.measure(given.data))
+        except PeerUnavailable as error:
+            print(f"--ecash: {error}", file=sys.stderr)
+            sys.exit(2)
     report = uvloop.run(measure(given.requests, given.rounds, given.data, core))
+    report = msgspec.structs.replace(report, ecash=paid_by_token)
     if given.json:
         print(msgspec.json.encode(report).decode())
     else:
