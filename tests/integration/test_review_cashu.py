@@ -18,6 +18,7 @@ from farebox.settings import load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.mint import DropAfter, DropBefore, ExecutesLate, PlayMint, Refuse
 from tests.integration.cashu_house import House, house_of, issue
+from tests.integration.test_cashu_melt import invoice, paying_house
 from tests.integration.test_cashu_upkeep import leftovers
 
 
@@ -134,4 +135,16 @@ async def test_vague_words_are_believed_once_nothing_can_be_on_its_way(tmp_path:
         assert not await house.operations.unfinished()
         mint.faults.clear()
         assert isinstance(await house.receive(token), Received), "and the token is still good"
+        await house.assert_whole(mint)
+
+
+async def test_a_lightning_payment_that_goes_out_late_is_not_given_back(tmp_path: Path) -> None:
+    mint = PlayMint()
+    async with paying_house(tmp_path, mint) as (house, _):
+        mint.faults.next("melt", ExecutesLate(2), Refuse(0))
+        assert isinstance(await house.refund(100, "ref_1", destination=invoice(50)), Pending)
+        await late(house, mint)
+        paid = await house.refund(100, "ref_1")
+        assert isinstance(paid, Refunded)
+        assert await house.balance_sat() == 200 - paid.amount_msat // 1_000
         await house.assert_whole(mint)
