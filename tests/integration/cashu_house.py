@@ -15,7 +15,7 @@ from farebox.errors import StoreError
 from farebox.ledger.model import Outcome, Unit
 from farebox.ledger.service import Ledger
 from farebox.money import MSAT_PER_SAT
-from farebox.payments import PaymentMethods, Refusal
+from farebox.payments import PaymentMethods, Refusal, Reserve
 from farebox.payments.deposits import DEPOSIT
 from farebox.payments.operations import OPERATION, Operations
 from farebox.payments.service import Payments, Pending, Received, Refunded
@@ -103,9 +103,8 @@ class House:
         self, token: str, account: str = CUSTOMER, *, reserve_sat: int = 0, owner: str = ""
     ) -> Received | Pending | Refusal:
         credentials = await self.method.parse_credential(token)
-        return await self.payments.receive(
-            credentials, account, reserve_msat=reserve_sat * MSAT_PER_SAT, owner=owner
-        )
+        reserve = Reserve(owner, reserve_sat * MSAT_PER_SAT) if owner or reserve_sat else None
+        return await self.payments.receive(credentials, account, reserve=reserve)
 
     async def refund(
         self,

@@ -21,6 +21,7 @@ from farebox.paywall.model import (
 )
 from farebox.pricing.request import read_request
 from farebox.pricing.usage import Usage
+from farebox.rails.cashu.records import PROOF
 from farebox.settings import load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.mint import PlayMint, Refuse
@@ -130,3 +131,16 @@ async def test_a_receipt_can_be_checked_with_the_key_that_is_told(tmp_path: Path
     assert facts["request_id"] == admitted.request_id
     assert (facts["quoted_msat"], facts["charged_msat"]) == (10_000, 10_000)
     assert facts["returned_msat"] == 54_000
+
+
+async def test_a_fixed_price_is_cut_out_in_as_few_proofs_as_can_be(tmp_path: Path) -> None:
+    mint = PlayMint()
+    async with serving(mint) as url, house(tmp_path, url, {"per_request": "10 sat"}) as farebox:
+        mint.url = url
+        token = encode_token(mint.issue(64))
+        admitted = await farebox.paywall.authorise(EmbeddedMoney(token), FACTS)
+        assert isinstance(admitted, Admission)
+        rows = await farebox.store.find(PROOF, {"owner": admitted.request_id})
+        assert sorted(row.value.amount for _, row in rows) == [2, 2, 4, 8, 16, 32]
+        settled = await farebox.paywall.settle(admitted, Usage(), Ended.REFUSED)
+        assert (settled.charged_msat, settled.returned_msat) == (0, 64_000)

@@ -27,6 +27,7 @@ from farebox.payments import (
     PlannedChange,
     Refusal,
     Rejected,
+    Reserve,
     Unresolved,
 )
 from farebox.payments.deposits import DEPOSIT
@@ -75,9 +76,9 @@ class Coins(AbstractPaymentMethod):
         return PaymentCredentials(credential, self.payment_type, identity=credential)
 
     async def plan_payment(
-        self, credentials: PaymentCredentials, *, reserve_msat: int, owner: str
+        self, credentials: PaymentCredentials, reserve: Reserve | None
     ) -> PaymentPlan | Refusal:
-        del reserve_msat, owner
+        del reserve
         amount = int(credentials.identity.rsplit(":", 1)[1])
         return PaymentPlan(credentials.raw_credential.encode(), "custody:coins", amount)
 

@@ -14,6 +14,7 @@ from farebox.payments.method import (
     RefundRequest,
     RefundResult,
     Refusal,
+    Reserve,
 )
 from farebox.payments.operations import Rejected, Unresolved
 from farebox.payments.registry import (
@@ -34,6 +35,7 @@ __all__ = [
     "RefundResult",
     "Refusal",
     "Rejected",
+    "Reserve",
     "Unresolved",
     "get_payment_method",
     "register_payment_method",

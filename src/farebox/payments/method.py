@@ -36,6 +36,18 @@ class PaymentCredentials:
 
 
 @dataclass(frozen=True, slots=True)
+class Reserve:
+    """What a payment is for: request `owner`, which costs at most `amount_msat`.
+
+    `is_fixed`: it costs exactly that or nothing, so that no change between the two is needed.
+    """
+
+    owner: str
+    amount_msat: int
+    is_fixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PaymentPlan:
     """What must be stored before money is asked for.
 
@@ -140,9 +152,9 @@ class AbstractPaymentMethod(abc.ABC):
         """Read and check the credential; nothing moves. Raises InvalidCredential."""
 
     async def plan_payment(
-        self, credentials: PaymentCredentials, *, reserve_msat: int, owner: str
+        self, credentials: PaymentCredentials, reserve: Reserve | None
     ) -> PaymentPlan | Refusal:
-        """Prepare to receive. `owner` is the request that up to `reserve_msat` pays for, or "".
+        """Prepare to receive: for a request, so that its change can be cut now, or for none.
 
         Here: the credential itself is all that is needed, and the amount shows afterwards.
         """

@@ -43,6 +43,7 @@ from farebox.payments.method import (
     RefundRequest,
     RefundResult,
     Refusal,
+    Reserve,
 )
 from farebox.payments.operations import (
     NO_CHANGES,
@@ -132,15 +133,14 @@ class Payments:
         credentials: PaymentCredentials,
         account: str,
         *,
-        reserve_msat: int = 0,
-        owner: str = "",
+        reserve: Reserve | None = None,
         minimum_msat: int = 0,
         also: Joining = lambda _: NO_CHANGES,
     ) -> Received | Pending | Refusal:
         """Take the money of a credential onto a customer account, once whoever asks how often.
 
-        `also` joins the crediting commit when this very call makes it. `owner` and
-        `reserve_msat` name the request it pays for, so that its change can be cut now. What is
+        `also` joins the crediting commit when this very call makes it. `reserve` names the
+        request it pays for, so that its change can be cut now. What is
         known to bring less than `minimum_msat` is refused and stays with the payer.
         """
         operation_id, known = await self._last_attempt(credentials)
@@ -148,7 +148,7 @@ class Payments:
             done = await self._operations.advance(operation_id)
             return _received(done, account, fresh=False)
         method = self.methods[credentials.payment_type]
-        plan = await method.plan_payment(credentials, reserve_msat=reserve_msat, owner=owner)
+        plan = await method.plan_payment(credentials, reserve)
         if isinstance(plan, Refusal):
             return plan
         if plan.amount_msat is not None and plan.amount_msat < minimum_msat:

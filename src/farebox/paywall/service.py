@@ -37,7 +37,7 @@ from farebox.identity import (
 from farebox.ids import derived_id, new_id
 from farebox.ledger.model import Applied, Outcome, Put, Unit, hold_id
 from farebox.ledger.service import Ledger
-from farebox.payments import PaymentCredentials, PlannedChange, Refusal
+from farebox.payments import PaymentCredentials, PlannedChange, Refusal, Reserve
 from farebox.payments.operations import Changes
 from farebox.payments.service import Payments, Pending, Received
 from farebox.paywall import answers, dialects
@@ -251,8 +251,7 @@ class Paywall:
         return await self._payments.receive(
             credentials,
             request.account,
-            reserve_msat=request.quote.maximum_msat,
-            owner=request_id,
+            reserve=Reserve(request_id, request.quote.maximum_msat, request.quote.terms.is_fixed),
             minimum_msat=request.quote.maximum_msat,
             also=admit,
         )

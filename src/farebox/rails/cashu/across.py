@@ -28,7 +28,7 @@ from farebox.ecash.plan import MeltPlan, MintPlan
 from farebox.errors import InvalidAmount, InvalidCredential, RailRejected, RailUnavailable
 from farebox.ids import new_id
 from farebox.money import Rounding, divide
-from farebox.payments import PaymentPlan, PaymentResult, Refusal, Rejected, Unresolved
+from farebox.payments import PaymentPlan, PaymentResult, Refusal, Rejected, Reserve, Unresolved
 from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
 from farebox.rails.cashu.inventory import Inventory, added
 from farebox.rails.cashu.mints import MintPlace, Mints
@@ -63,7 +63,7 @@ class Crossing:
         self._inventory = inventory
 
     async def plan(
-        self, token: Token, reference: str, *, reserve_msat: int, owner: str
+        self, token: Token, reference: str, reserve: Reserve | None
     ) -> PaymentPlan | Refusal:
         """Quotes at both mints; nothing moves. Raises InvalidCredential."""
         foreign, home = self._mints.any(token.mint), self._home(token.unit)
@@ -72,10 +72,11 @@ class Crossing:
         offer = await reachable(foreign, token)
         if isinstance(offer, Refusal):
             return offer
+        reserve_msat = reserve.amount_msat if reserve else 0
         terms = weighing.Terms(unit=token.unit)
         weighed = weighing.plan_receive(offer.token, offer.keysets, terms, foreign.now_s())
         if isinstance(weighed, weighing.Refusal):
-            return refused(weighed, reserve_msat)
+            return refused(weighed, reserve)
         try:
             quoted = await self._quote(home, foreign, token.unit, weighed.net)
             target = await home.output_keyset(token.unit)
@@ -91,7 +92,7 @@ class Crossing:
             return Refusal("mint_unavailable", f"our mint issues no {token.unit} now")
         job = ReceiveAcross(
             reference=reference,
-            owner=owner,
+            owner=reserve.owner if reserve else "",
             melt=await self._melt_plan(weighed, quoted.theirs),
             mint=await self._mint_plan(home, token.unit, quoted, target, amounts),
             fee_ppk=target.input_fee_ppk,

@@ -20,6 +20,7 @@ from farebox.payments import (
     RefundResult,
     Refusal,
     Rejected,
+    Reserve,
     Unresolved,
 )
 from farebox.rails.cashu.across import Crossing
@@ -92,7 +93,7 @@ class CashuMethod(AbstractPaymentMethod):
         return PaymentCredentials(credential, PAYMENT_TYPE, metadata, identity(token))
 
     async def plan_payment(
-        self, credentials: PaymentCredentials, *, reserve_msat: int, owner: str
+        self, credentials: PaymentCredentials, reserve: Reserve | None
     ) -> PaymentPlan | Refusal:
         """Weigh the token and prepare the swap that also cuts its change; nothing moves."""
         token = credentials.metadata.get("token")
@@ -100,7 +101,7 @@ class CashuMethod(AbstractPaymentMethod):
             token = decode_token(credentials.raw_credential)
         is_foreign = self.mints.known(token.mint) is None and self._config.swap_foreign
         plan = self._crossing.plan if is_foreign else self._receiving.plan
-        return await plan(token, identity(token), reserve_msat=reserve_msat, owner=owner)
+        return await plan(token, identity(token), reserve)
 
     async def receive_payment(
         self, payload: bytes, *, asked_before: bool

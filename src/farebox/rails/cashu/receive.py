@@ -15,7 +15,7 @@ from farebox.errors import InvalidAmount, InvalidCredential, RailRejected, RailU
 from farebox.ledger.model import ABSENT, Applied, Put, Unit
 from farebox.ledger.service import Ledger
 from farebox.money import Rounding, divide
-from farebox.payments import PaymentPlan, PaymentResult, Refusal, Rejected, Unresolved
+from farebox.payments import PaymentPlan, PaymentResult, Refusal, Rejected, Reserve, Unresolved
 from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
 from farebox.rails.cashu.inventory import Inventory, added
 from farebox.rails.cashu.mints import MintPlace, Mints
@@ -69,7 +69,7 @@ class Receiving:
         self._signer = signer
 
     async def plan(
-        self, token: Token, reference: str, *, reserve_msat: int, owner: str
+        self, token: Token, reference: str, reserve: Reserve | None
     ) -> PaymentPlan | Refusal:
         """Weigh a token of a trusted mint; nothing moves. Raises InvalidCredential."""
         offer = await self.offer(token)
@@ -78,17 +78,18 @@ class Receiving:
         unit_msat = MSAT_PER_UNIT[token.unit]
         terms = weighing.Terms(
             unit=token.unit,
-            maximum=divide(reserve_msat, unit_msat, Rounding.UP),
+            maximum=divide(reserve.amount_msat, unit_msat, Rounding.UP) if reserve else 0,
+            fixed_price=reserve is not None and reserve.is_fixed,
             require_dleq=offer.place.terms.require_dleq,
         )
         weighed = weighing.plan_receive(offer.token, offer.keysets, terms, offer.place.now_s())
         if isinstance(weighed, weighing.Refusal):
-            return refused(weighed, reserve_msat)
+            return refused(weighed, reserve)
         count = len(weighed.amounts)
         first = await self._inventory.take_counters(weighed.keyset_id, count)
         payload = ReceiveSwap(
             reference=reference,
-            owner=owner,
+            owner=reserve.owner if reserve else "",
             swap=weighed.swap_plan(first),
             fee_ppk=offer.keysets[weighed.keyset_id].input_fee_ppk,
         )
@@ -239,10 +240,11 @@ async def reachable(place: MintPlace, token: Token) -> Offer | Refusal:
     return Offer(place, resolved, keysets)
 
 
-def refused(weighed: weighing.Refusal, reserve_msat: int) -> Refusal:
+def refused(weighed: weighing.Refusal, reserve: Reserve | None) -> Refusal:
     """Why a token is not taken, in the port's codes."""
-    if weighed.reason is weighing.RefusalReason.TOO_LITTLE and reserve_msat:
-        return Refusal("insufficient_payment", weighed.message, {"needed_msat": reserve_msat})
+    if weighed.reason is weighing.RefusalReason.TOO_LITTLE and reserve:
+        needed = {"needed_msat": reserve.amount_msat}
+        return Refusal("insufficient_payment", weighed.message, needed)
     return Refusal(_CODES[weighed.reason], weighed.message)
 
 
