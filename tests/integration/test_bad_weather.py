@@ -34,7 +34,7 @@ from tests.integration.whole_house import FUNDED_SAT, PRICE_SAT, Door, WholeHous
 FUNDED_MSAT = FUNDED_SAT * 1_000
 #: The most that a chat of the tests can cost.
 CHAT_MSAT = 20_000
-MINT_TIMEOUT = {"ecash.mint_timeout_s": 0.5}
+MINT_TIMEOUT = {"ecash.mint_timeout_s": 1.5}
 DAY_S = 86_400
 
 
@@ -154,8 +154,8 @@ FAULTS: list[Fault] = [
     Garbage(),
     Garbage('{"signatures": []}'),
     Garbage("[" * 10_000),
-    AnswersLate(0.8),
-    ExecutesLate(0.8),
+    AnswersLate(2.0),
+    ExecutesLate(2.0),
 ]
 
 

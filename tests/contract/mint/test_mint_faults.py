@@ -37,7 +37,7 @@ from farebox.wire.cashu.model import Proof
 from tests.contract.mint.conftest import Purse, messages, total, ys
 
 #: How long the port waits, and how late the mint is.
-PATIENCE_S, LATE_S = 0.5, 0.8
+PATIENCE_S, LATE_S = 2.0, 2.5
 NOT_CARRIED_OUT: list[Fault] = [DropBefore(), Fail(500), Fail(503), Fail(429), Fail(404)]
 CARRIED_OUT: list[Fault] = [DropAfter(), AnswersLate(LATE_S), Garbage(), Garbage("{}")]
 
