@@ -125,8 +125,8 @@ class Payments:
         self._operations = operations
         self._signer = signer
         self.methods = methods
-        operations.register("receive", _Receive(self))
-        operations.register("refund", _Refund(self))
+        operations.register("receive", _Receive(ledger, methods, signer))
+        operations.register("refund", _Refund(methods, signer))
 
     async def receive(
         self,
@@ -258,13 +258,15 @@ class Payments:
 class _Receive:
     """Carries out `receive` operations."""
 
-    def __init__(self, payments: Payments) -> None:
-        self._payments = payments
+    def __init__(self, ledger: Ledger, methods: PaymentMethods, signer: Signer) -> None:
+        self._ledger = ledger
+        self._methods = methods
+        self._signer = signer
 
     async def attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:
-        signer = self._payments._signer
+        signer = self._signer
         plan = msgspec.json.decode(signer.unseal(operation.plan, operation.id), type=_ReceivePlan)
-        method = self._payments.methods[plan.method]
+        method = self._methods[plan.method]
         result = await method.receive_payment(plan.payload, asked_before=asked_before)
         if isinstance(result, Rejected | Unresolved):
             return result
@@ -277,9 +279,9 @@ class _Receive:
             amount_msat=result.amount_msats,
             currency=result.currency,
             amount=result.amount,
-            at=self._payments._ledger.clock.now_ns(),
+            at=self._ledger.clock.now_ns(),
         )
-        if await self._payments._ledger.store.get(DEPOSIT, deposit.key) is not None:
+        if await self._ledger.store.get(DEPOSIT, deposit.key) is not None:
             return Rejected("already_credited", "this payment was credited before")
         steps: tuple[Step, ...] = ()
         if not operation.hold:
@@ -292,13 +294,14 @@ class _Receive:
 class _Refund:
     """Carries out `refund` operations."""
 
-    def __init__(self, payments: Payments) -> None:
-        self._payments = payments
+    def __init__(self, methods: PaymentMethods, signer: Signer) -> None:
+        self._methods = methods
+        self._signer = signer
 
     async def attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:
-        signer = self._payments._signer
+        signer = self._signer
         plan = msgspec.json.decode(signer.unseal(operation.plan, operation.id), type=_RefundPlan)
-        method = self._payments.methods[plan.method]
+        method = self._methods[plan.method]
         result: RefundResult | Rejected | Unresolved = await method.refund_payment(
             plan.payload, asked_before=asked_before
         )
