@@ -25,14 +25,13 @@ from farebox.ledger.model import (
     Unit,
     check_unit,
 )
-from farebox.ledger.records import RecordType, Row
+from farebox.ledger.records import RecordType, Row, column_value
 from farebox.ledger.store import PAGE_MAX
 from farebox.stores.sqlite.batch import ACCOUNT, account_from, event_from, known_outcome
 from farebox.stores.sqlite.disk import Disk
 from farebox.stores.sqlite.schema import (
     SCHEMA_VERSION,
     TABLES,
-    column_value,
     record_tables,
     table,
 )

@@ -15,8 +15,9 @@ import apsw
 from farebox.clock import Clock
 from farebox.errors import OutcomeUnknown, StoreBusy, StoreError
 from farebox.ledger.audit import GENESIS
+from farebox.ledger.batch import Head
 from farebox.ledger.model import Account, Outcome, Unit
-from farebox.stores.sqlite.batch import Batch, Head
+from farebox.stores.sqlite.batch import Batch
 from farebox.stores.sqlite.disk import Disk
 
 R = TypeVar("R")
