@@ -18,6 +18,7 @@ from farebox.ledger.model import Account, HoldRow
 from farebox.ledger.records import RecordType, column_value
 from farebox.ledger.replay import StoredUnit
 from farebox.stores.sqlite.batch import ACCOUNT, HOLD, account_from, hold_from
+from farebox.stores.sqlite.disk import sync_log
 from farebox.stores.sqlite.schema import table_of
 from farebox.stores.sqlite.store import open_connection
 
@@ -40,7 +41,9 @@ class SqliteAuditReader:
             # The snapshot is taken by the first read, and kept until `close`.
             self._db.execute("BEGIN")
             self._tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
-        except apsw.Error as error:
+            # What is verified, and vouched for from then on, must not be lost with the power.
+            sync_log(path)
+        except (apsw.Error, OSError) as error:
             raise StoreError(f"cannot read {path.name}: {error}") from error
         if "units" not in self._tables:
             self._db.close()
