@@ -109,7 +109,7 @@ class Switch:
 
 
 class AheadClock(SystemClock):
-    """The system's clock, and as much ahead of it as waiting would have taken."""
+    """The system's clock, and ahead of it as if one had waited, or as if somebody had set it."""
 
     ahead_s = 0
 
@@ -138,6 +138,9 @@ class Victim:
                 answer = self._switch.passed
             case "/_crash/settle":
                 answer = await self._settle()
+            case "/_crash/jump":
+                self._clock.ahead_s += int(body)
+                answer = {}
             case "/_crash/upkeep":
                 await self._house._upkeep.run()
                 answer = {}
