@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ _SECONDS = 6
 _CLIENTS = 6
 _SHARE = 0.12
 _JUMP_S = 12
+#: An operation waits no longer than this until it is asked about again.
+_BACKOFF_S = 400
 _STRIKES = tuple(
     Strike(what, side, at, seconds=0.1)
     for what in What
@@ -50,7 +53,7 @@ async def test_no_unit_is_lost_or_made_in_a_storm(nursery: Nursery, tmp_path: Pa
             clients = [asyncio.create_task(storm.client(chance)) for _ in range(_CLIENTS)]
             await storm.rage(chance)
             here.be_well()
-            await asyncio.gather(*clients)
+            await storm.calm(clients)
             assert sum(len(proxy.struck) for proxy in here.ways.values()) > _CLIENTS
             await _check(here, done)
     except BaseException as error:
@@ -76,6 +79,14 @@ class _Storm:
                 await self._here.restart()
             await self._here.house.jump(_JUMP_S)
         self._is_over = True
+
+    async def calm(self, clients: Sequence[asyncio.Task[None]]) -> None:
+        """Let time pass until everybody has what he wanted."""
+        everybody = asyncio.gather(*clients)
+        while not everybody.done():
+            await self._here.house.jump(_BACKOFF_S)
+            await asyncio.wait((everybody,), timeout=0.2)
+        await everybody
 
     async def client(self, chance: random.Random) -> None:
         """One thing after the other."""
