@@ -1,4 +1,4 @@
-"""One nursery for the houses of all fault tests."""
+"""One nursery for the houses of all fault tests; play things as processes for those that serve."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.acceptance.conftest import mint, upstream
 from tests.crash.world import Nursery
+
+__all__ = ["mint", "nursery", "upstream"]
 
 
 @pytest.fixture(scope="session")
