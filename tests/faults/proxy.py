@@ -55,7 +55,7 @@ class Strike:
     what: What
     side: Side
     at: int = 0
-    seconds: float = 0.2
+    seconds: float = 0.05
 
     def __str__(self) -> str:
         at = "whole" if self.at == WHOLE else str(self.at)

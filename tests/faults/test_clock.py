@@ -20,7 +20,7 @@ from tests.integration.whole_house import FUNDED_SAT, PRICE_SAT, Door, WholeHous
 
 HOUR_S = 3_600
 DAY_S = 24 * HOUR_S
-JUMPS = [-400 * DAY_S, -DAY_S, -HOUR_S, HOUR_S, 3 * DAY_S, 400 * DAY_S]
+JUMPS = [-400 * DAY_S, -HOUR_S, 400 * DAY_S]
 CHAT_MSAT = 20_000
 FUNDED_MSAT = FUNDED_SAT * 1_000
 #: A mint that failed is asked again within this, whatever the clock did.
@@ -68,9 +68,9 @@ async def test_a_request_that_is_under_way_is_charged_as_ever(
 
 
 @pytest.mark.parametrize("seconds", JUMPS)
-@pytest.mark.parametrize("fault", [DropBefore(), DropAfter(), ExecutesLate(0.8)], ids=str)
+@pytest.mark.parametrize("fault", [DropAfter(), ExecutesLate(0.8)], ids=str)
 async def test_a_payment_whose_answer_was_lost_is_found_though_nobody_asks_for_it(
-    house: WholeHouse, fault: DropBefore | DropAfter | ExecutesLate, seconds: int
+    house: WholeHouse, fault: DropAfter | ExecutesLate, seconds: int
 ) -> None:
     house.mint.faults.next("swap", fault)
     made = await house.present(Door.CREATE, house.token())
@@ -99,7 +99,7 @@ async def test_a_refund_whose_answer_was_lost_leaves_once_and_is_told(
     await house.still_pays(refunds[0]["token"])
 
 
-@pytest.mark.parametrize("seconds", [-400 * DAY_S, -DAY_S, -HOUR_S])
+@pytest.mark.parametrize("seconds", [-400 * DAY_S, -HOUR_S])
 async def test_what_was_refused_while_another_attempt_may_be_under_way_is_closed_in_time(
     house: WholeHouse, seconds: int
 ) -> None:
@@ -161,7 +161,7 @@ async def test_a_mint_that_was_left_alone_is_asked_again_soon(
         await house.still_pays(token)
 
 
-@pytest.mark.parametrize("seconds", [-DAY_S, -HOUR_S, HOUR_S])
+@pytest.mark.parametrize("seconds", [-DAY_S, HOUR_S])
 async def test_a_named_call_is_the_same_call_after_the_jump(
     house: WholeHouse, seconds: int
 ) -> None:

@@ -20,7 +20,7 @@ from typing import Protocol
 import pytest
 
 from tests.acceptance.world import Answered, Mint
-from tests.faults.served import CHAT, PRICE_SAT, House
+from tests.faults.served import CHAT, PRICE_SAT, House, PlayMoney
 
 _CODES = {"store_unavailable", "books_unavailable"}
 
@@ -98,7 +98,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
 @pytest.fixture
 def house(disk: Disk, mint: Mint, upstream: str) -> Iterator[House]:
     flags = ("--upstream", upstream, "--mint", mint.url, "--price", f"{PRICE_SAT} sat")
-    house = House(disk.folder, (*flags, "--data", "data"), mint)
+    house = House(disk.folder, (*flags, "--data", "data"), PlayMoney(mint, mint.url))
     house.start()
     yield house
     house.stop()

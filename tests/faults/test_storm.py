@@ -23,7 +23,7 @@ from tests.faults.town import Town, town
 #: Set to the number that a failure names, to have the same faults again.
 SEED = "FAREBOX_FAULT_SEED"
 SECONDS = "FAREBOX_FAULT_SECONDS"
-_SECONDS = 6
+_SECONDS = 4
 _CLIENTS = 6
 _SHARE = 0.12
 _JUMP_S = 12
