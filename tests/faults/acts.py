@@ -23,7 +23,7 @@ CHAT_MSAT = 5 * 300
 #: What the gateway answers for an upstream that failed it; nothing is charged then.
 _UPSTREAM_FAILED = {502, 504}
 _ASKED_MAX = 200
-_WAITED_MAX = 1_000
+_WAITED_MAX = 3_000
 _PAUSE_S = 0.02
 
 Facts = Mapping[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import time
 import urllib.error
 from collections.abc import Mapping, Sequence
@@ -31,13 +32,33 @@ from farebox.wire.cashu.token import decode_token, encode_token
 from farebox.wire.cashu.wallet_keys import WalletKeys
 from tests.acceptance.world import Answered, Mint, Server, call, start_server
 from tests.peers.nutshell import Nutshell
+from tests.peers.process import PeerProcess, free_port
 
 PRICE_SAT = 10
 CHAT = {"model": "play-1", "max_tokens": 10, "messages": [{"role": "user", "content": "Hi"}]}
 #: What the gateway answers for an upstream that failed it.
 _UPSTREAM_FAILED = (502, 504)
 _TRIES_MAX = 400
+_READY_S = 30
 _PAUSE_S = 0.1
+
+
+class Peer:
+    """A play thing in a process of its own, which may be killed and started again."""
+
+    def __init__(self, module: str, ready: str, folder: Path, *arguments: str) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._ready = self.url + ready
+        self._log = folder / f"{module}.log"
+        self._command = [sys.executable, "-m", module, "--port", str(port), *arguments]
+
+    def start(self) -> None:
+        self._process = PeerProcess(self._command, os.environ, self._log)
+        self._process.wait_ready(self._ready, _READY_S)
+
+    def kill(self) -> None:
+        self._process.kill()
 
 
 class Money(Protocol):

@@ -8,19 +8,21 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.acceptance.world import Mint
 from tests.faults.proxy import FaultProxy, Side, Strike, What, nothing, seeded
-from tests.faults.served import PRICE_SAT, House, Money, NutshellMoney, PlayMoney
+from tests.faults.served import PRICE_SAT, House, Money, NutshellMoney, Peer, PlayMoney
 from tests.faults.test_storm import SEED
 from tests.peers.nutshell import Nutshell
 
 _CALLERS = 3
 _KILLS = 2
+_TOKENS = 60
 _SHARE = 0.08
 #: A black hole would cost each caller half a minute here.
 _STRIKES = tuple(
@@ -33,10 +35,19 @@ _STRIKES = tuple(
 
 
 @pytest.mark.slow
-async def test_what_callers_are_told_to_be_charged_is_what_was_earned(
-    mint: Mint, upstream: str, tmp_path: Path
-) -> None:
-    await _storm(mint.url, lambda url: PlayMoney(mint, url), upstream, tmp_path)
+async def test_what_callers_are_told_to_be_charged_is_what_was_earned(tmp_path: Path) -> None:
+    """Mint and upstream are killed as well."""
+    state = str(tmp_path / "mint.state")
+    mint = Peer("farebox.testing.mint", "/v1/info", tmp_path, "--state", state)
+    upstream = Peer("farebox.testing.upstream", "/echo", tmp_path)
+    for peer in (mint, upstream):
+        peer.start()
+    try:
+        money = partial(PlayMoney, Mint(mint.url))
+        await _storm(mint.url, money, upstream.url, tmp_path, (mint, upstream))
+    finally:
+        for peer in (mint, upstream):
+            peer.kill()
 
 
 @pytest.mark.slow
@@ -44,11 +55,15 @@ async def test_what_callers_are_told_to_be_charged_is_what_was_earned(
 async def test_the_same_holds_at_a_real_mint(
     nutshell: Nutshell, upstream: str, tmp_path: Path
 ) -> None:
-    await _storm(nutshell.url, lambda url: NutshellMoney(nutshell, url), upstream, tmp_path)
+    await _storm(nutshell.url, partial(NutshellMoney, nutshell), upstream, tmp_path, ())
 
 
 async def _storm(
-    mint_url: str, money_at: Callable[[str], Money], upstream: str, folder: Path
+    mint_url: str,
+    money_at: Callable[[str], Money],
+    upstream: str,
+    folder: Path,
+    peers: Sequence[Peer],
 ) -> None:
     seed = os.environ.get(SEED) or str(random.SystemRandom().randrange(1_000_000))
     async with (
@@ -68,7 +83,11 @@ async def _storm(
             proxies = (to_mint, to_upstream, to_house)
             for number, proxy in enumerate(proxies):
                 proxy.plan = seeded(f"{seed}:{number}", _STRIKES, _SHARE)
-            told_msat = await _callers(house, to_house, random.Random(seed), proxies)
+            storm = _Storm(house, to_house, peers, random.Random(seed))
+            callers = await storm.rage()
+            for proxy in proxies:
+                proxy.plan = nothing
+            told_msat = sum(await asyncio.gather(*callers))
             balance = await asyncio.to_thread(house.prove)
             assert balance["revenue_msat"] == told_msat
         except BaseException as error:
@@ -78,26 +97,42 @@ async def _storm(
             await asyncio.to_thread(house.stop)
 
 
-async def _callers(
-    house: House, to_house: FaultProxy, chance: random.Random, proxies: tuple[FaultProxy, ...]
-) -> int:
-    """What all of them were told to be charged, once the server has been killed often enough."""
-    over = asyncio.Event()
+class _Storm:
+    """Callers with tokens in their hands, and processes that are killed under them."""
 
-    async def caller() -> int:
+    def __init__(
+        self, house: House, to_house: FaultProxy, peers: Sequence[Peer], chance: random.Random
+    ) -> None:
+        self._house = house
+        self._to_house = to_house
+        self._peers = peers
+        self._chance = chance
+        self._tokens: list[str] = []
+        self._is_over = False
+
+    async def rage(self) -> list[asyncio.Task[int]]:
+        """Kill often enough; gives what each caller will be told to be charged."""
+        for _ in range(_TOKENS):
+            self._tokens.append(await asyncio.to_thread(self._house.token, 64))
+        callers = [asyncio.create_task(self._caller()) for _ in range(_CALLERS)]
+        for _ in range(_KILLS):
+            await asyncio.sleep(self._chance.uniform(0.5, 1.5))
+            await asyncio.to_thread(self._kill_one_more)
+            self._to_house.target = (await asyncio.to_thread(self._house.start)).url
+        await asyncio.sleep(1)
+        self._is_over = True
+        return callers
+
+    def _kill_one_more(self) -> None:
+        """The server, and one of those that it needs."""
+        self._house.kill()
+        if self._peers:
+            peer = self._chance.choice(self._peers)
+            peer.kill()
+            peer.start()
+
+    async def _caller(self) -> int:
         charged_msat = 0
-        while not over.is_set():
-            token = await asyncio.to_thread(house.token, 64)
-            charged_msat += await asyncio.to_thread(house.pays, token)
+        while self._tokens and not self._is_over:
+            charged_msat += await asyncio.to_thread(self._house.pays, self._tokens.pop())
         return charged_msat
-
-    callers = [asyncio.create_task(caller()) for _ in range(_CALLERS)]
-    for _ in range(_KILLS):
-        await asyncio.sleep(chance.uniform(0.5, 1.5))
-        await asyncio.to_thread(house.kill)
-        to_house.target = (await asyncio.to_thread(house.start)).url
-    await asyncio.sleep(1)
-    over.set()
-    for proxy in proxies:
-        proxy.plan = nothing
-    return sum(await asyncio.gather(*callers))

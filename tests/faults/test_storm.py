@@ -26,7 +26,7 @@ SECONDS = "FAREBOX_FAULT_SECONDS"
 _SECONDS = 4
 _CLIENTS = 6
 _SHARE = 0.12
-_JUMP_S = 12
+_JUMP_S = 60
 #: An operation waits no longer than this until it is asked about again.
 _BACKOFF_S = 400
 _STRIKES = tuple(
@@ -70,7 +70,10 @@ class _Storm:
         self._is_over = False
 
     async def rage(self, chance: random.Random) -> None:
-        """Kill the house now and then, and let its time pass, so that mints are asked again."""
+        """Kill the house now and then, and let its time pass, so that mints are asked again.
+
+        A house that starts anew has the machine's time again: its clock has stepped back.
+        """
         loop = asyncio.get_running_loop()
         until_s = loop.time() + int(os.environ.get(SECONDS, _SECONDS))
         while loop.time() < until_s:
