@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,7 @@ def test_keys_streams_and_ecash_are_driven_and_the_books_agree(
         "key_msat": 600_000,
         "books_msat": 800_000,
         "unknown": 0,
+        "problem": "",
         "agree": True,
     }
     assert told["verified"]["ok"] is True
@@ -137,6 +139,21 @@ def test_an_address_is_named_or_nothing_is_asked(capfd: pytest.CaptureFixture[st
     assert run_here(capfd, "bench", "--path", "/echo", "--key", "sk-x").code == 2
     given = ("localhost", "--path", "/", "--key", "sk-x", "--no-verify")
     assert "http://127.0.0.1:8080" in run_here(capfd, "bench", *given).error
+
+
+def test_a_server_that_does_not_survive_is_measured_until_then_and_its_book_verified(
+    server: Server, mint: Mint, bench: Bench
+) -> None:
+    long = ("--rate", "20", "--seconds", "3", "--play-mint", mint.url)
+    threading.Timer(2, server.process.kill).start()
+    told = bench(server, *long)
+    assert told.code == 1, told.error
+    facts = json.loads(told.out)
+    assert facts["answered"] > 0
+    assert "no connection: Connect call failed" in str(facts["kinds"]["key"]["errors"])
+    assert facts["charges"]["agree"] is False
+    assert "did not answer" in facts["charges"]["problem"]
+    assert facts["verified"]["ok"] is True
 
 
 def test_the_first_signal_stops_it_and_it_still_reports_and_verifies(

@@ -29,6 +29,7 @@ class Charges:
     key_unknown_most_msat: int
     key_msat: int | None
     books_msat: int | None
+    problem: str
 
     @staticmethod
     def of(
@@ -37,8 +38,12 @@ class Charges:
         *,
         key_msat: int | None,
         books_msat: int | None,
+        problem: str = "",
     ) -> Charges:
-        """`key_msat` is what the key has spent, `books_msat` what was earned; None if not asked."""
+        """`key_msat` is what the key has spent, `books_msat` what was earned; None if not asked.
+
+        `problem` says why they could not be asked.
+        """
         on_key = {kind: one for kind, one in tally.kinds.items() if kind is not Kind.ECASH}
         return Charges(
             receipts_msat=sum(one.charged_msat for one in tally.kinds.values()),
@@ -52,6 +57,7 @@ class Charges:
             ),
             key_msat=key_msat,
             books_msat=books_msat,
+            problem=problem,
         )
 
     @property
@@ -63,7 +69,7 @@ class Charges:
         by_books = self.books_msat is None or (
             0 <= self.books_msat - self.receipts_msat <= self.unknown_most_msat
         )
-        return by_key and by_books
+        return by_key and by_books and not self.problem
 
     def facts(self) -> dict[str, object]:
         """For `--json`."""
@@ -73,6 +79,7 @@ class Charges:
             "key_msat": self.key_msat,
             "books_msat": self.books_msat,
             "unknown": self.unknown,
+            "problem": self.problem,
             "agree": self.agree,
         }
 
@@ -88,7 +95,8 @@ class Charges:
         if self.unknown:
             most = sat(self.unknown_most_msat)
             rows.append(("answers lost", f"{self.unknown:,}, charged {most} together at most"))
-        verdict = "yes" if self.agree else "NO: or others used the gateway meanwhile"
+        why = self.problem or "or others used the gateway meanwhile"
+        verdict = "yes" if self.agree else f"NO: {why}"
         return [*rows, ("they agree", verdict)]
 
 

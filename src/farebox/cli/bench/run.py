@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from farebox.cli.bench.caller import Caller, Terms, terms_of
@@ -28,9 +28,10 @@ from farebox.cli.bench.tally import Tally
 from farebox.cli.bench.target import Ask, Target
 from farebox.cli.desk import Balance, Facts
 from farebox.cli.door import ask_server
-from farebox.errors import InvalidInput
+from farebox.cli.receipts import STREAM_RECEIPT
+from farebox.errors import FareboxError, InvalidInput
 
-_STREAM_HEADERS = {"x-farebox-stream-receipt": "1"}
+_STREAM_HEADERS = {STREAM_RECEIPT: "1"}
 #: Play tokens are worth this many times the price, so that change is given as well.
 _OVERPAID = 2
 #: Requests whose callers gave up are settled meanwhile.
@@ -42,8 +43,8 @@ _SETTLED_PAUSE_S = 0.1
 class Money:
     """Where the money comes from, as the operator said."""
 
-    key: str = ""
-    token: str = ""
+    key: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
     tokens: str = ""
     play_mint: str = ""
     claims: Path | None = None
@@ -68,7 +69,7 @@ class Wanted:
 
 
 async def run(wanted: Wanted, say: Callable[[str], None]) -> Report:
-    """Raises InvalidInput, before any money moves, where something is missing."""
+    """Raises InvalidInput, before anything is paid for, where something is missing."""
     _check_money(wanted.money, wanted.arrivals.mix)
     async with AsyncExitStack() as open_:
         gateway = await open_.enter_async_context(Target(wanted.url))
@@ -77,11 +78,11 @@ async def run(wanted: Wanted, say: Callable[[str], None]) -> Report:
             target = await open_.enter_async_context(Target(wanted.money.play_mint))
             play_mint = PlayMint(target)
         terms = {kind: await terms_of(gateway, wanted.ask(kind)) for kind in wanted.arrivals.mix}
-        earned_before_msat = await _earned_msat(wanted.book)
+        earned_before_msat = await _earned_msat(wanted.book) if wanted.book else 0
         claims = open_.enter_context(open_claims(wanted.money.claims))
         say("gathering the money …")
-        account = await _account(wanted, gateway, play_mint, terms, claims)
         tokens = await _tokens(wanted, play_mint, terms)
+        account = await _account(wanted, gateway, play_mint, terms, claims)
         spent_before_msat = (await account.standing()).spent_msat if account else 0
         tally = Tally()
         asks = {kind: _paid(wanted.ask(kind), kind, account) for kind in wanted.arrivals.mix}
@@ -89,13 +90,18 @@ async def run(wanted: Wanted, say: Callable[[str], None]) -> Report:
         loop = OpenLoop(wanted.arrivals, caller.fire, wanted.in_flight_max)
         with stopped_by_signal(loop, say), watched(loop, wanted.arrivals, tally):
             await loop.run()
-        spent_msat = await _spent_msat(account) - spent_before_msat if account else None
-        earned_msat = await _earned_msat(wanted.book)
+        spent_msat = earned_msat = None
+        problem = ""
+        try:
+            if account:
+                spent_msat = await _spent_msat(account) - spent_before_msat
+            if wanted.book:
+                earned_msat = await _earned_msat(wanted.book) - earned_before_msat
+        except FareboxError as error:  # it did not survive the load: what was measured is told
+            problem = str(error)
+    maximum_msat = {kind: one.maximum_msat for kind, one in terms.items()}
     charges = Charges.of(
-        tally,
-        {kind: one.maximum_msat for kind, one in terms.items()},
-        key_msat=spent_msat,
-        books_msat=None if earned_msat is None else earned_msat - (earned_before_msat or 0),
+        tally, maximum_msat, key_msat=spent_msat, books_msat=earned_msat, problem=problem
     )
     return Report(wanted.arrivals, loop.seconds, loop.started, loop.unstarted, tally, charges)
 
@@ -173,13 +179,11 @@ async def _tokens(
 # ── what was charged ─────────────────────────────────────────────────────────────────────────────
 
 
-async def _earned_msat(book: Path | None) -> int | None:
+async def _earned_msat(book: Path) -> int:
     """What the running server has earned so far, by its book, once no request is held any more.
 
-    None without a book. Nothing may be withdrawn between two of these.
+    Nothing may be withdrawn between two of these.
     """
-    if book is None:
-        return None
     told = await _balance(book)
     for _ in range(_SETTLED_LOOKS):
         if not told["held_msat"]:
