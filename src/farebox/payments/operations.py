@@ -55,6 +55,8 @@ _DEADLINE_S = 7 * 24 * 3600
 #: How long a call whose answer was lost may still be on its way.
 _ON_ITS_WAY_S = 300
 _RECOVERED_AT_ONCE = 16
+#: Later than any time that is stored.
+_NEVER = (1 << 63) - 1
 
 
 class OperationState(enum.StrEnum):
@@ -175,6 +177,7 @@ class Operations:
         self._owner = owner
         self._handlers: dict[str, Handler] = {}
         self._running: dict[str, _CountedLock] = {}
+        self._recovered_at = _NEVER
 
     def register(self, kind: str, handler: Handler) -> None:
         """Name the handler of a kind; one kind has one handler."""
@@ -243,6 +246,9 @@ class Operations:
     async def recover(self) -> int:
         """Advance every operation that is due; returns how many were looked at."""
         now = self._ledger.clock.now_ns()
+        # The clock may have stepped back since the last time, or while nobody ran: what was put
+        # off by the time before it would wait until it is that late again.
+        until = now if self._recovered_at <= now else _NEVER
         seen, after = 0, ""
         limit = asyncio.Semaphore(_RECOVERED_AT_ONCE)
 
@@ -258,15 +264,22 @@ class Operations:
         for state in (OperationState.OPEN, OperationState.QUEUED):
             after = ""
             while due := await self._ledger.store.find(
-                OPERATION, {"state": state}, at_most=("next_check_at", now), after=after, limit=100
+                OPERATION,
+                {"state": state},
+                at_most=("next_check_at", until),
+                after=after,
+                limit=100,
             ):
                 # An operation whose first attempt is running here is not due for another.
-                keys = [key for key, _ in due if key not in self._running]
+                keys = [
+                    key for key, row in due if key not in self._running and _is_due(row.value, now)
+                ]
                 ends = await asyncio.gather(*(one(key) for key in keys), return_exceptions=True)
                 for failed in filter(None, ends):
                     raise failed
                 seen += len(keys)
                 after = due[-1][0]
+        self._recovered_at = now
         return seen
 
     async def resolve(self, operation_id: str, verdict: Succeeded | Rejected) -> Operation | None:
@@ -335,8 +348,10 @@ class Operations:
                 return await self._postpone(row, verdict)
 
     async def _reject_vaguely(self, row: Row[Operation], verdict: Rejected) -> Operation:
-        lost_at = max(row.value.unanswered_at, row.value.created_at)
-        if self._ledger.clock.now_ns() - lost_at < _ON_ITS_WAY_S * NS_PER_S:
+        now = self._ledger.clock.now_ns()
+        # Not later than now, or a clock that stepped back would keep it open until it is that late.
+        lost_at = min(row.value.unanswered_at or row.value.created_at, now)
+        if now - lost_at < _ON_ITS_WAY_S * NS_PER_S:
             waiting = Unresolved(f"refused, perhaps while it is carried out: {verdict.message}")
             return await self._postpone(row, waiting, unanswered_at=lost_at)
         return await self._close(row, verdict, NO_CHANGES)
@@ -427,6 +442,11 @@ class Operations:
         )
         await self._ledger.store.commit(unit)
         return waiting
+
+
+def _is_due(operation: Operation, now: int) -> bool:
+    """A check that is further off than any wait was put off by a clock that has stepped back."""
+    return not now < operation.next_check_at <= now + _BACKOFF_MAX_S * NS_PER_S
 
 
 def closing_unit(operation_id: str) -> str:
