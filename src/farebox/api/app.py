@@ -9,7 +9,7 @@ from litestar import Litestar, Request, Response
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 
-from farebox.api import account, change, health, history, wallet
+from farebox.api import account, change, history, wallet
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, Streamed
 from farebox.api.problems import from_exception, headers_too_large
@@ -30,9 +30,8 @@ _WALLET: dict[str, tuple[tuple[str, ...], bool, Endpoint]] = {
 _OTHER: dict[str, tuple[str, Endpoint]] = {
     "change": ("/v1/change/{request_id:str}", change.change),
     "operations": ("/v1/operations/{operation_id:str}", account.operation),
-    "healthz": ("/healthz", health.health),
 }
-_OWNED = frozenset({"/healthz"} | {f"/{name}" for name, (_, bare, _e) in _WALLET.items() if bare})
+_OWNED = frozenset({f"/{name}" for name, (_, bare, _e) in _WALLET.items() if bare})
 _OWNED_PREFIXES = (*(f"{prefix}/" for prefix in _PREFIXES), "/v1/change/", "/v1/operations/")
 
 

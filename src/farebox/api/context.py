@@ -29,7 +29,7 @@ class ChangeDesk(Protocol):
 class ApiContext:
     """The collaborators of every endpoint, and the bounds on what comes in.
 
-    `receipt_key` is the public key of receipts. `key_expiry_s` is how long a new key lives unless
+    `key_expiry_s` is how long a new key lives unless
     it says so itself; 0 is for ever.
     """
 
@@ -40,7 +40,6 @@ class ApiContext:
     paywall: ChangeDesk
     idempotency: Idempotency
     failures: FailureLimit
-    receipt_key: bytes = b""
     key_expiry_s: int = 0
     body_bytes_max: int = 256 * 1024
     header_bytes_max: int = 64 * 1024

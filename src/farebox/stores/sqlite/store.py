@@ -36,6 +36,7 @@ from farebox.stores.sqlite.schema import (
     table,
 )
 from farebox.stores.sqlite.writer import Writer
+from farebox.tally import Commits
 
 T = TypeVar("T", bound=msgspec.Struct)
 R = TypeVar("R")
@@ -57,8 +58,9 @@ class SqliteStore:
         *,
         clock: Clock | None = None,
         book: int = 1,
+        commits: Commits | None = None,
     ) -> None:
-        """Open or create the file and take ownership of it.
+        """Open or create the file and take ownership of it. `commits` counts what is committed.
 
         Raises StoreLocked when another process owns it, StoreCorrupt when it is not a book of
         this version, StoreError when it cannot be opened.
@@ -75,7 +77,7 @@ class SqliteStore:
                 opened.callback(self._reader.close)
                 self._pages = open_connection(path, readonly=True)
                 opened.callback(self._pages.close)
-                self._writer = Writer(db, book, clock or SystemClock())
+                self._writer = Writer(db, book, clock or SystemClock(), commits or Commits())
             except apsw.NotADBError as error:
                 raise StoreCorrupt(f"{path.name} is no database") from error
             except apsw.Error as error:

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import apsw
 
-from farebox.clock import Clock
+from farebox.clock import Clock, running_s
 from farebox.errors import OutcomeUnknown, StoreBusy, StoreError
 from farebox.ledger.audit import GENESIS
 from farebox.ledger.model import Account, Outcome, Unit
 from farebox.stores.sqlite.batch import Batch, Head
+from farebox.tally import Commits
 
 R = TypeVar("R")
 
@@ -80,11 +81,13 @@ class _Failure:
 class Writer:
     """Owns the connection that writes. Made and called in the event loop's thread."""
 
-    def __init__(self, db: apsw.Connection, book: int, clock: Clock) -> None:
+    def __init__(self, db: apsw.Connection, book: int, clock: Clock, commits: Commits) -> None:
         self._db = db
         self._book = book
         self._clock = clock
+        self._commits = commits
         self._head = read_head(db, book)
+        commits.stands(self._head.seq, self._head.event, self._head.at)
         #: Accounts as they stand; nobody else writes them while this process owns the book.
         self._accounts: dict[str, Account] = {}
         #: A COMMIT failed and what it left in the log is not yet overwritten.
@@ -92,6 +95,7 @@ class Writer:
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        commits.waiting = self._queue.qsize
         self._thread = threading.Thread(target=self._run, name="farebox-writer", daemon=True)
         self._thread.start()
 
@@ -159,15 +163,16 @@ class Writer:
                 self._tell([(item.answer, self._settled())])
 
     def _expire(self, item: _Expiry) -> None:
-        expired = self._transaction(lambda batch: batch.run_expiry(item.limit))
+        expired = self._transaction(lambda batch: batch.run_expiry(item.limit), 0)
         self._tell([(item.answer, expired)])
 
     def _write(self, work: Sequence[_Unit]) -> None:
         units = [item.unit for item in work]
-        result = self._transaction(lambda batch: batch.run(units))
+        result = self._transaction(lambda batch: batch.run(units), len(units))
         if not isinstance(result, _Failure):
             self._tell([(item.answer, told) for item, told in zip(work, result, strict=True)])
         elif len(work) == 1 or result.everybodys:
+            self._commits.failed(everybodys=result.everybodys)
             self._tell([(item.answer, result.told(item.unit.id)) for item in work])
         else:
             # One unit cannot be stored. It must not fail its neighbours: halve until it is alone.
@@ -177,11 +182,12 @@ class Writer:
     def _tell(self, answers: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
         self._loop.call_soon_threadsafe(_resolve, answers)
 
-    def _transaction(self, run: Callable[[Batch], R]) -> R | _Failure:
-        """Run one batch in one transaction."""
+    def _transaction(self, run: Callable[[Batch], R], size: int) -> R | _Failure:
+        """Run one batch of `size` units in one transaction."""
         failure = self._settled()
         if failure is not None:
             return failure
+        began_s = running_s()
         try:
             self._db.execute("BEGIN IMMEDIATE")
             now_ns = self._clock.now_ns()
@@ -190,11 +196,16 @@ class Writer:
         except Exception as error:
             self._roll_back()
             return _Failure(error)
+        evaluated_s = running_s()
         try:
             self._db.execute("COMMIT")
         except apsw.Error as error:
             return self._after_failed_commit(error, batch.head) or result
-        self._head = batch.head
+        self._head = head = batch.head
+        self._commits.stands(head.seq, head.event, head.at)
+        if size:
+            durable_s = running_s()
+            self._commits.add(size, durable_s - began_s, durable_s - evaluated_s)
         self._remember(batch.accounts)
         return result
 
