@@ -1,13 +1,16 @@
 """Log lines: on standard error, for people or for machines, never with a local variable in them.
 
 A line that is written while a request is carried says `request`, one about an effect outside
-`operation`, one of a background job `job`.
+`operation`, one of a background job `job`. None of ours has a secret in it; a foreign exception
+may quote what it choked on, so what looks like a secret is taken out of every line at the end.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
+from typing import Any
 
 import structlog
 
@@ -19,6 +22,9 @@ _LEVELS = {
     LogLevel.WARNING: logging.WARNING,
     LogLevel.ERROR: logging.ERROR,
 }
+#: Tokens, account keys, bearer credentials, and hexadecimal digits as long as a proof's secret, a
+#: root key, a preimage. Our own ids are shorter.
+_SECRETS = re.compile(r"cashu[AB][\w-]{8,}=*|\bsk-[\w-]{8,}|(?<=Bearer )\S+|\b[0-9a-fA-F]{64,}")
 _COMMON: tuple[structlog.typing.Processor, ...] = (
     structlog.contextvars.merge_contextvars,
     structlog.processors.add_log_level,
@@ -57,9 +63,19 @@ def _rendering(form: LogFormat) -> list[structlog.typing.Processor]:
     """Tracebacks are plain: structlog's own for terminals print local variables, and among those
     are keys and tokens."""
     if form is LogFormat.JSON:
-        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        return [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+            _without_secrets,
+        ]
     return [
         structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
+        ),
+        _without_secrets,
     ]
+
+
+def _without_secrets(_: Any, __: str, line: Any) -> str:
+    """The last processor: what it is given is a line already."""
+    return _SECRETS.sub("…", line)
