@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import aiohttp
 
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.api.totals import TOTALS
 from farebox.clock import Clock, SystemClock
-from farebox.errors import StoreError
+from farebox.errors import InvalidSettings, StoreError
 from farebox.gateway import Catalogue, Gateway, Limits, UpstreamConfig, Upstreams
 from farebox.gateway.asgi import App
 from farebox.identity import RECORDS as IDENTITY_RECORDS
@@ -68,6 +68,9 @@ from farebox.wire.cashu.model import normalize_mint_url
 from farebox.worker import Job, Worker
 from farebox.worker.expiry import KeyExpiry
 
+if TYPE_CHECKING:
+    from farebox.operating.traces import Tracing
+
 _RECOVER_EVERY_S = 2
 _EXPIRE_EVERY_S = 5
 _LOOK_EVERY_S = 5
@@ -94,8 +97,17 @@ class Farebox:
     what was left open and starts the worker; leaving closes everything.
     """
 
-    def __init__(self, settings: Settings, root_key: bytes, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        root_key: bytes,
+        *,
+        clock: Clock | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
+        """`tracing` is used instead of what the settings say, as by an app that traces itself."""
         self.settings = settings
+        self._tracing = tracing
         self.clock = clock or SystemClock()
         self.signer = Signer(root_key)
         self.owner = new_id("proc")
@@ -130,7 +142,9 @@ class Farebox:
         path = self.settings.database_path
         self.store = SqliteStore(path, RECORDS, clock=self.clock, commits=self._commits)
         self._closing.push_async_callback(self.store.close)
-        self.session = await self._closing.enter_async_context(open_session())
+        self._open_traces()
+        traced = (self._tracing.calls(),) if self._tracing else ()
+        self.session = await self._closing.enter_async_context(open_session(*traced))
         guarded = await self._closing.enter_async_context(open_guarded_session())
         self.ledger = Ledger(self.store, self.clock)
         await require_root_key(self.ledger, self.signer)
@@ -171,6 +185,8 @@ class Farebox:
             probes=self._probes,
             catalogue=self._catalogue,
         )
+        if self._tracing is not None:
+            self._tracing.follow(self.app.carrier, self.paywall, self.operations, upstreams)
         await self._open_accounts()
         await self.cashu.start()
         self._watch(upstreams)
@@ -178,6 +194,19 @@ class Farebox:
         self._closing.push_async_callback(self._worker.stop)
         # Left first: what runs is settled while everything it needs is still open.
         self._closing.push_async_callback(self.app.stop)
+
+    def _open_traces(self) -> None:
+        """Opened before everything that is traced, and so closed after it."""
+        endpoint = self.settings.traces.endpoint
+        if self._tracing is not None or endpoint is None:
+            return
+        try:
+            from farebox.operating.traces import Tracing, exporting
+        except ImportError:
+            allowed = "`pip install 'farebox[otel]'` first, or leave it out"
+            raise InvalidSettings("traces.endpoint", endpoint, allowed) from None
+        self._tracing = Tracing(exporting(endpoint))
+        self._closing.push_async_callback(self._tracing.close)
 
     def _watch(self, upstreams: Upstreams) -> None:
         """What the operator looks at."""
