@@ -55,7 +55,7 @@ class Metrics(Collector):
         try:
             self._counted = await self._census.take()
         except StoreError as error:
-            _log.warning("metrics.book_unread", error=str(error))
+            _log.warning("book.unread", error=str(error))
             self._counted = None
         return generate_latest(self._registry)
 
@@ -292,7 +292,7 @@ def _place(account: str) -> str:
 
 def _told(amount: int) -> int:
     if abs(amount) > _EXACT_MAX:
-        _log.warning("metrics.money_rounded", amount=str(amount))
+        _log.warning("money.rounded", amount=str(amount))
     return amount
 
 
