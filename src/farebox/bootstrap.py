@@ -63,7 +63,7 @@ from farebox.settings import (
 )
 from farebox.signer import Signer
 from farebox.stores.sqlite import SqliteStore
-from farebox.tally import Commits
+from farebox.tally import Commits, Counts
 from farebox.wire.cashu.model import normalize_mint_url
 from farebox.worker import Job, Worker
 from farebox.worker.expiry import KeyExpiry
@@ -170,7 +170,8 @@ class Farebox:
             change_as_credit=_changes_as_credit(self.settings.ecash.change),
         )
         self._idempotency = Idempotency(self.ledger, self.signer)
-        self.api = create_api(self._api_context())
+        context = self._api_context()
+        self.api = create_api(context)
         upstreams = await self._closing.enter_async_context(
             Upstreams([_upstream_config(one) for one in self.settings.upstreams])
         )
@@ -189,7 +190,7 @@ class Farebox:
             self._tracing.follow(self.app.carrier, self.paywall, self.operations, upstreams)
         await self._open_accounts()
         await self.cashu.start()
-        self._watch(upstreams)
+        self._watch(upstreams, context.calls)
         self._worker.start()
         self._closing.push_async_callback(self._worker.stop)
         # Left first: what runs is settled while everything it needs is still open.
@@ -208,7 +209,7 @@ class Farebox:
         self._tracing = Tracing(exporting(endpoint))
         self._closing.push_async_callback(self._tracing.close)
 
-    def _watch(self, upstreams: Upstreams) -> None:
+    def _watch(self, upstreams: Upstreams, wallet_calls: Counts) -> None:
         """What the operator looks at."""
         self._worker = Worker(self._jobs())
         parts = Parts(
@@ -221,6 +222,7 @@ class Farebox:
             upstreams=upstreams,
             mints=self.cashu.mints,
             worker=self._worker,
+            wallet_calls=wallet_calls,
             data_dir=self.settings.data_dir,
         )
         self.vitals = Vitals(parts)

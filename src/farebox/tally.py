@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from farebox.clock import running_s
 from farebox.errors import RailRejected, RailUnavailable
 
-_NAMES_MAX = 64
+_NAMES_MAX = 128
 #: Upper bounds in seconds, from a commit on a fast disk to a long stream.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
 
 
 class Counts(dict[str, int]):
-    """How often each name came up. What comes after the first 64 names is counted as `other`."""
+    """How often each name came up. What comes after the first 128 names is counted as `other`."""
 
     def add(self, name: str) -> None:
         """Once more."""

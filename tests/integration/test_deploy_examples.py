@@ -63,6 +63,7 @@ async def exposed(tmp_path: Path) -> dict[str, set[str]]:
     async with Farebox(load_settings(None, {}, settings), b"k" * 32) as house:
         house.app.carrier.tally.failed.add("upstream_slow")
         house.app.carrier.tally.ended.add("complete")
+        house.operator._metrics._parts.wallet_calls.add("refund 200")
         for place in house.cashu.mints.listed():
             place.mint.calls.ends.add("swap answered")
         metrics: Metrics = house.operator._metrics

@@ -197,6 +197,18 @@ async def test_requests_are_counted_by_what_became_of_them(house: WholeHouse) ->
     assert of(samples, "farebox_requests_running") == 0
 
 
+async def test_calls_of_the_wallet_are_counted_by_their_answers(house: WholeHouse) -> None:
+    await house.present(Door.TOPUP, house.token(1))
+    await house.present(Door.TOPUP, "no token")
+    await house.http.get("/info", headers=house.auth("sk-nobody"))
+    _, samples = await scrape(house)
+    calls = "farebox_wallet_calls_total"
+    assert of(samples, calls, endpoint="create", status="200") == 1
+    assert of(samples, calls, endpoint="topup", status="200") == 1
+    assert of(samples, calls, endpoint="topup", status="400") == 1
+    assert of(samples, calls, endpoint="info", status="401") == 1
+
+
 async def test_the_books_are_told_to_the_unit(house: WholeHouse) -> None:
     assert (await house.http.get("/echo", headers=house.auth())).status_code == 200
     _, samples = await scrape(house)
@@ -283,8 +295,8 @@ def test_names_are_bounded_whatever_is_counted() -> None:
     counts = Counts()
     for number in range(1_000):
         counts.add(f"code_{number}")
-    assert len(counts) == 65
-    assert counts["other"] == 1_000 - 64
+    assert len(counts) == 129
+    assert counts["other"] == 1_000 - 128
 
 
 def test_a_value_falls_into_the_bucket_of_the_first_bound_it_does_not_exceed() -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -113,6 +114,19 @@ async def test_a_call_that_breaks_off_is_named_and_not_quoted(tmp_path: Path) ->
         assert not span.events, "an exception's own words may hold what was sent"
         if span.status.status_code is StatusCode.ERROR:
             assert (span.status.description or "").isidentifier()
+
+
+async def test_spans_are_sent_where_the_settings_say(tmp_path: Path) -> None:
+    collector = Behaviour()
+    async with serving(collector) as url:
+        settings = {"data_dir": str(tmp_path), "traces.endpoint": f"{url}/v1/traces"}
+        async with Farebox(load_settings(None, {}, settings), b"k" * 32) as house:
+            with pytest.raises(KeyError):
+                await house.operations.advance("op_nobody")
+    [sent] = collector.asked
+    assert (sent.method, sent.path) == ("POST", "/v1/traces")
+    assert b"op_nobody" in sent.body
+    assert b"service.name" in sent.body
 
 
 def test_a_house_without_traces_imports_nothing_of_them(tmp_path: Path) -> None:

@@ -84,7 +84,13 @@ def _handler(
             address=client[0] if client else "",
             path={key: str(value) for key, value in request.path_params.items()},
         )
-        return _response(await act(context, incoming))
+        try:
+            answer = await act(context, incoming)
+        except Exception as error:
+            answer = from_exception(error)
+        status = answer.status if isinstance(answer, Answer) else 200
+        context.calls.add(f"{name} {status}")
+        return _response(answer)
 
     return HTTPRouteHandler(paths, http_method=list(methods), name=name)(handle)  # type: ignore[arg-type]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from farebox.identity import FailureLimit, Idempotency, Keys
@@ -11,6 +11,7 @@ from farebox.ledger.service import Ledger
 from farebox.payments.operations import Operations
 from farebox.payments.service import Payments
 from farebox.paywall.model import Answer, Presented
+from farebox.tally import Counts
 
 
 class ChangeDesk(Protocol):
@@ -43,3 +44,5 @@ class ApiContext:
     key_expiry_s: int = 0
     body_bytes_max: int = 256 * 1024
     header_bytes_max: int = 64 * 1024
+    #: "refund 200": an endpoint and the status of its answer.
+    calls: Counts = field(default_factory=Counts)

@@ -106,6 +106,13 @@ class Metrics(Collector):
             _by_name(tally.ended),
             "ended",
         )
+        yield _counter(
+            "farebox_wallet_calls",
+            "Calls of the wallet API, by the status of their answers.",
+            [(name.split(" "), count) for name, count in self._parts.wallet_calls.items()],
+            "endpoint",
+            "status",
+        )
         yield _histogram(
             "farebox_request_seconds",
             "authorise: until the hold is in the books; first_byte: the upstream's; settle: the "

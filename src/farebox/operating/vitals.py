@@ -26,7 +26,7 @@ from farebox.paywall.service import Paywall
 from farebox.paywall.settling import REVENUE
 from farebox.rails.cashu.breaker import BreakerState
 from farebox.rails.cashu.mints import MintPlace, Mints
-from farebox.tally import Commits
+from farebox.tally import Commits, Counts
 from farebox.worker import Worker
 
 _log = structlog.get_logger("farebox.vitals")
@@ -51,6 +51,7 @@ class Parts:
     upstreams: Upstreams
     mints: Mints
     worker: Worker
+    wallet_calls: Counts
     data_dir: Path
 
 
