@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from farebox.bootstrap import Farebox
 from farebox.errors import InvalidSettings, StoreError
-from farebox.operating import Vitals
+from farebox.operating import Verdict, Vitals
 from farebox.rails.cashu.breaker import FAILURES_TO_OPEN, PAUSE_S
 from farebox.settings import load_settings
 from farebox.tally import Counts, Spread
@@ -137,6 +137,18 @@ async def test_a_clock_behind_the_book_is_a_warning(house: WholeHouse) -> None:
     status, checks = await readiness(house)
     assert (status, checks["clock"]["state"]) == (200, "warning")
     house.clock.advance(3600)
+
+
+async def test_dollars_without_a_rate_are_a_warning(tmp_path: Path) -> None:
+    given = {"data_dir": str(tmp_path), "price": [{"per_request": "1 USD"}]}
+    async with Farebox(load_settings(None, {}, given), b"a" * 32) as farebox:
+        [found] = farebox.vitals.rate()
+        assert found.verdict is Verdict.WARNING
+    given |= {"rates.btc_usd": "97000"}
+    async with Farebox(load_settings(None, {}, given), b"a" * 32) as farebox:
+        await until(lambda: farebox.prices.rates)
+        [found] = farebox.vitals.rate()
+        assert found.verdict is Verdict.FINE
 
 
 async def test_probes_are_answered_when_every_turn_is_taken(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from farebox.operating.findings import Finding, Verdict, disk_space, fine, free_
 from farebox.payments.operations import Operations
 from farebox.paywall.service import Paywall
 from farebox.paywall.settling import REVENUE
+from farebox.pricing.model import Currency
 from farebox.rails.cashu.breaker import BreakerState
 from farebox.rails.cashu.mints import MintPlace, Mints
 from farebox.tally import Commits, Counts
@@ -84,6 +85,7 @@ class Vitals:
             disk_space(self.free_bytes),
             self.clock(),
             fine("root key", "it opens this book"),  # or the house would not have opened
+            *self.rate(),
             *map(_mint, self._parts.mints.trusted()),
             *self.upstreams(),
         ]
@@ -117,6 +119,17 @@ class Vitals:
             advice = "set this machine's clock, best by NTP: prices and keys expire by it"
             return Finding(Verdict.WARNING, "clock", found, advice)
         return fine("clock", "not behind the book")
+
+    def rate(self) -> list[Finding]:
+        """Whether what is priced in dollars can be sold; nothing where nothing is."""
+        prices = self._parts.paywall.prices
+        if not any(Currency.USD in rule.currencies for rule in prices.book.rules):
+            return []
+        if Currency.USD in prices.rates:
+            return [fine("rate", "there is one")]
+        found = "none can be trusted: what is priced in dollars is refused"
+        advice = "look whether rates.sources answer; rates.btc_usd fixes one for a while"
+        return [Finding(Verdict.WARNING, "rate", found, advice)]
 
     def upstreams(self) -> list[Finding]:
         """Whether each service could be reached when it was last tried.
