@@ -18,7 +18,8 @@ from farebox.rails.cashu.breaker import FAILURES_TO_OPEN, PAUSE_S
 from farebox.settings import load_settings
 from farebox.tally import Counts, Spread
 from farebox.testing.asgi import serving
-from farebox.testing.mint import DropAfter, Fail
+from farebox.testing.mint import AnswersLate, DropAfter, Fail
+from farebox.wire.cashu.token import decode_token
 from tests.integration.whole_house import Door, WholeHouse, whole_house
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -174,6 +175,18 @@ async def test_a_stopping_house_lives_and_is_not_ready(tmp_path: Path) -> None:
         assert (await house.http.get("/healthz")).status_code == 200
         stopped = await house.http.get("/echo", headers=house.auth())
         assert (stopped.status_code, stopped.json()["code"]) == (503, "stopping")
+
+
+async def test_what_is_cut_before_it_was_forwarded_gets_its_money_back(tmp_path: Path) -> None:
+    async with whole_house(tmp_path) as house:
+        house.mint.faults.next("swap", AnswersLate(0.3))
+        paying = asyncio.create_task(house.present(Door.EMBEDDED, house.token()))
+        await until(lambda: house.mint.calls["swap"])
+        house.farebox.app.cut()
+        answer = await paying
+        told = house.problem(answer, 503, "stopping")
+        assert "goes back" in told["money"]
+        assert decode_token(answer.headers["x-cashu"]).amount == 64
 
 
 async def test_a_book_is_not_opened_with_another_root_key(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import structlog
 
 from farebox.errors import StoreError
 from farebox.gateway import problems
-from farebox.gateway.asgi import Receive, Send, send_answer
+from farebox.gateway.asgi import Receive, Send
 from farebox.gateway.delivery import Call, Delivery, Supervision, Why
 from farebox.gateway.exchange import Exchange
 from farebox.gateway.tally import RequestTally
@@ -105,23 +105,21 @@ class Carrier:
         if task in self._abandoned:
             await self._release(admission)
             return
-        if self._is_cut:
-            await self._release(admission)
-            await send_answer(send, problems.stopping(), method=call.method)
-            return
         structlog.contextvars.bind_contextvars(request=admission.request_id)
         supervision, tally = self._supervision, self.tally
         delivery = Delivery(self.paywall, admission, call, self._counter, supervision, tally, send)
         self._deliveries[task] = delivery
         self._watch.begin(delivery, receive)
-        loop_time = asyncio.get_running_loop().time
-        began_s = loop_time()
+        loop = asyncio.get_running_loop()
+        if self._is_cut:  # while it was being authorised, so that nobody else will
+            loop.call_soon(delivery.interrupt, Why.STOPPING)
+        began_s = loop.time()
         try:
             await delivery.run(opening())
         except OSError:
             pass  # the caller left before the end of an answer that is settled
         finally:
-            tally.delivering.add(loop_time() - began_s)
+            tally.delivering.add(loop.time() - began_s)
             self._watch.end(delivery)
             del self._deliveries[task]
 

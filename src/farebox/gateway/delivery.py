@@ -337,7 +337,7 @@ class Delivery:
                 return self._cut(Ended.UPSTREAM_DIED, "upstream_silent", _SILENT)
             case Why.STOPPING:
                 if not self._head_sent:
-                    return Refused(problems.stopping())
+                    return Refused(problems.stopping(held=True))
                 return self._cut(Ended.CUT, "stopping", _STOPPING)
             case _:
                 assert_never(why)
