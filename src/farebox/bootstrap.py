@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import aiohttp
 
-from farebox.api import ApiContext, create_api, owns_path
+from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.api.totals import TOTALS
 from farebox.clock import Clock, SystemClock
-from farebox.errors import StoreError
+from farebox.errors import InvalidSettings, StoreError
 from farebox.gateway import Catalogue, Gateway, Limits, UpstreamConfig, Upstreams
 from farebox.gateway.asgi import App
 from farebox.identity import RECORDS as IDENTITY_RECORDS
@@ -26,11 +26,13 @@ from farebox.ledger.model import Applied, Kind, Open, Unit
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
+from farebox.operating import Metrics, OperatorDoor, Parts, Vitals, ready
+from farebox.operating.root_key import ROOT_SEAL, require_root_key
 from farebox.payments.deposits import DEPOSIT
 from farebox.payments.operations import OPERATION, Operations
 from farebox.payments.registry import PaymentMethods, plugins
 from farebox.payments.service import Payments
-from farebox.paywall.model import REQUEST
+from farebox.paywall.model import REQUEST, Answer
 from farebox.paywall.prices import Prices
 from farebox.paywall.service import Paywall
 from farebox.paywall.settling import REVENUE
@@ -61,12 +63,17 @@ from farebox.settings import (
 )
 from farebox.signer import Signer
 from farebox.stores.sqlite import SqliteStore
+from farebox.tally import Commits, Counts
 from farebox.wire.cashu.model import normalize_mint_url
 from farebox.worker import Job, Worker
 from farebox.worker.expiry import KeyExpiry
 
+if TYPE_CHECKING:
+    from farebox.operating.traces import Tracing
+
 _RECOVER_EVERY_S = 2
 _EXPIRE_EVERY_S = 5
+_LOOK_EVERY_S = 5
 _KEYS_EVERY_S = 30
 _UPKEEP_EVERY_S = 60
 _PRUNE_EVERY_S = 600
@@ -76,6 +83,7 @@ RECORDS: tuple[RecordType[Any], ...] = (
     DEPOSIT,
     OPERATION,
     REQUEST,
+    ROOT_SEAL,
     TOTALS,
     *IDENTITY_RECORDS,
     *CASHU_RECORDS,
@@ -89,13 +97,24 @@ class Farebox:
     what was left open and starts the worker; leaving closes everything.
     """
 
-    def __init__(self, settings: Settings, root_key: bytes, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        root_key: bytes,
+        *,
+        clock: Clock | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
+        """`tracing` is used instead of what the settings say, as by an app that traces itself."""
         self.settings = settings
+        self._tracing = tracing
         self.clock = clock or SystemClock()
         self.signer = Signer(root_key)
         self.owner = new_id("proc")
         self._rules = parse_rules(settings.prices)
         self.prices = Prices(PriceBook(self._rules))
+        self._commits = Commits()
+        self._probes = {"/healthz": self._health, "/readyz": self._ready}
         self._closing = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -121,11 +140,14 @@ class Farebox:
 
     async def _open(self) -> None:
         path = self.settings.database_path
-        self.store = SqliteStore(path, RECORDS, clock=self.clock)
+        self.store = SqliteStore(path, RECORDS, clock=self.clock, commits=self._commits)
         self._closing.push_async_callback(self.store.close)
-        self.session = await self._closing.enter_async_context(open_session())
+        self._open_traces()
+        traced = (self._tracing.calls(),) if self._tracing else ()
+        self.session = await self._closing.enter_async_context(open_session(*traced))
         guarded = await self._closing.enter_async_context(open_guarded_session())
         self.ledger = Ledger(self.store, self.clock)
+        await require_root_key(self.ledger, self.signer)
         self.operations = Operations(self.ledger, self.owner)
         self.cashu = CashuMethod(
             _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
@@ -148,7 +170,8 @@ class Farebox:
             change_as_credit=_changes_as_credit(self.settings.ecash.change),
         )
         self._idempotency = Idempotency(self.ledger, self.signer)
-        self.api = create_api(self._api_context())
+        context = self._api_context()
+        self.api = create_api(context)
         upstreams = await self._closing.enter_async_context(
             Upstreams([_upstream_config(one) for one in self.settings.upstreams])
         )
@@ -160,15 +183,60 @@ class Farebox:
             _limits(self.settings.gateway),
             api=cast("App", self.api),
             owns_path=owns_path,
+            probes=self._probes,
             catalogue=self._catalogue,
         )
+        if self._tracing is not None:
+            self._tracing.follow(self.app.carrier, self.paywall, self.operations, upstreams)
         await self._open_accounts()
         await self.cashu.start()
-        worker = Worker(self._jobs())
-        worker.start()
-        self._closing.push_async_callback(worker.stop)
+        self._watch(upstreams, context.calls)
+        self._worker.start()
+        self._closing.push_async_callback(self._worker.stop)
         # Left first: what runs is settled while everything it needs is still open.
         self._closing.push_async_callback(self.app.stop)
+
+    def _open_traces(self) -> None:
+        """Opened before everything that is traced, and so closed after it."""
+        endpoint = self.settings.traces.endpoint
+        if self._tracing is not None or endpoint is None:
+            return
+        try:
+            from farebox.operating.traces import Tracing, exporting
+        except ImportError:
+            allowed = "`pip install 'farebox[otel]'` first, or leave it out"
+            raise InvalidSettings("traces.endpoint", endpoint, allowed) from None
+        self._tracing = Tracing(exporting(endpoint))
+        self._closing.push_async_callback(self._tracing.close)
+
+    def _watch(self, upstreams: Upstreams, wallet_calls: Counts) -> None:
+        """What the operator looks at."""
+        self._worker = Worker(self._jobs())
+        parts = Parts(
+            clock=self.clock,
+            ledger=self.ledger,
+            commits=self._commits,
+            operations=self.operations,
+            paywall=self.paywall,
+            gateway=self.app,
+            upstreams=upstreams,
+            mints=self.cashu.mints,
+            worker=self._worker,
+            wallet_calls=wallet_calls,
+            data_dir=self.settings.data_dir,
+        )
+        self.vitals = Vitals(parts)
+        #: For a listener of its own, or mounted behind the operator's own door.
+        self.operator = OperatorDoor(self._probes, Metrics(parts, self.vitals))
+
+    def _health(self) -> Answer:
+        return health.health(self.signer.public_key)
+
+    def _ready(self) -> Answer:
+        return ready(self.vitals)
+
+    async def _look(self) -> None:
+        await self.vitals.look()
 
     def _methods(self) -> PaymentMethods:
         methods = PaymentMethods()
@@ -187,7 +255,6 @@ class Farebox:
             paywall=self.paywall,
             idempotency=self._idempotency,
             failures=self._failures,
-            receipt_key=self.signer.public_key,
             key_expiry_s=accounts.key_expiry_s,
             header_bytes_max=gateway.header_bytes_max,
         )
@@ -208,6 +275,7 @@ class Farebox:
             Job("keys", _KEYS_EVERY_S, expiry.run),
             Job("upkeep", _UPKEEP_EVERY_S, self._upkeep.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
+            Job("vitals", _LOOK_EVERY_S, self._look),
         ]
         refreshes = [one.models_refresh_s for one in self.settings.upstreams]
         if any(refreshes):
@@ -299,5 +367,4 @@ def _changes_as_credit(order: Sequence[ChangePolicy]) -> bool:
 
 def public_url(settings: Settings) -> str:
     """The address callers know us by."""
-    listen = settings.gateway.listen
-    return settings.gateway.public_url or f"http://{listen.host}:{listen.port}"
+    return settings.gateway.public_url or f"http://{settings.gateway.listen}"

@@ -253,11 +253,16 @@ def _body(name: str, token: bytes) -> bytes:
 
 @contextmanager
 def _listening() -> Iterator[io.StringIO]:
-    """Everything that we and the libraries log, as the operator would read it."""
+    """Everything that we and the libraries log, before secrets are looked for and taken out."""
     heard = io.StringIO()
     before = structlog.get_config()
     structlog.configure(
-        processors=[structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
         logger_factory=lambda *_: structlog.PrintLogger(heard),
         cache_logger_on_first_use=False,
     )

@@ -133,9 +133,13 @@ class KeysExhausted:
     keys_max: int
 
 
+#: The ids of customers' accounts, and of no others, begin with this.
+CUSTOMER_PREFIX = "customer:"
+
+
 def new_account() -> str:
     """The name of a fresh customer account."""
-    return f"customer:{new_id('acct')}"
+    return f"{CUSTOMER_PREFIX}{new_id('acct')}"
 
 
 def token_account(identity: str) -> str:
@@ -144,7 +148,7 @@ def token_account(identity: str) -> str:
     `identity` is `PaymentCredentials.identity_or_hash`. Whoever holds the credential holds the
     account.
     """
-    return f"customer:{identity}"
+    return f"{CUSTOMER_PREFIX}{identity}"
 
 
 class Keys:

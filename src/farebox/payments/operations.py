@@ -222,6 +222,7 @@ class Operations:
         the closing commit if it succeeds here; when the ledger refuses the two together the
         operation closes without it, since what happened outside is a fact.
         """
+        logged = structlog.contextvars.bind_contextvars(operation=operation_id)
         lock = self._running.setdefault(operation_id, _CountedLock())
         lock.users += 1
         try:
@@ -242,6 +243,7 @@ class Operations:
             lock.users -= 1
             if not lock.users:  # not `locked()`: it is free for a moment while others wait
                 self._running.pop(operation_id, None)
+            structlog.contextvars.reset_contextvars(**logged)
 
     async def recover(self) -> int:
         """Advance every operation that is due; returns how many were looked at."""

@@ -82,7 +82,7 @@ def problem(fault: Problem) -> Answer:
         (b"cache-control", b"no-store"),
         *fault.headers,
     )
-    return Answer(fault.status, headers, body)
+    return Answer(fault.status, headers, body, fault.code)
 
 
 def read(headers: Iterable[tuple[bytes, bytes]], accepted: Sequence[str]) -> Presented | Answer:

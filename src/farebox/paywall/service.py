@@ -116,6 +116,11 @@ class Paywall:
         """The clock that decisions are made by."""
         return self._ledger.clock
 
+    @property
+    def unsettled(self) -> int:
+        """How many requests ended whose bills the books have not taken yet."""
+        return len(self._unsettled)
+
     # ── before ───────────────────────────────────────────────────────────────────────────────────
 
     def read(self, headers: Iterable[tuple[bytes, bytes]]) -> Presented | Answer:
@@ -137,6 +142,7 @@ class Paywall:
         cannot be written: nothing was held then.
         """
         request_id = new_id("req")
+        structlog.contextvars.bind_contextvars(request=request_id)
         quote = self.prices.quote(facts, self.clock.now_ns(), request_id, book)
         if not isinstance(quote, Quote):
             return answers.unpriced(quote, facts)
@@ -206,6 +212,7 @@ class Paywall:
         # One credential pays for one request: its id follows from the money, so that the same
         # money again finds the same request.
         request_id = derived_id("req", credentials.identity_or_hash)
+        structlog.contextvars.bind_contextvars(request=request_id)
         if await self._ledger.store.get(REQUEST, request_id) is not None:
             return await self._told_again(request_id)
         # Nothing is waited for from here until it is live: of two that come at once, one goes on.
