@@ -23,8 +23,12 @@ PAGE_MAX = 1_000
 class Store(Protocol):
     """One book. Reads see committed state only."""
 
-    async def commit(self, unit: Unit) -> Outcome:
+    async def commit(self, unit: Unit, *, synced: bool = True) -> Outcome:
         """Decide and durably store one unit.
+
+        `synced=False` answers once the unit survives the death of every process of ours; a power
+        loss may still undo it, with everything after it. For units whose loss costs nobody
+        anything.
 
         Raises StoreBusy (nothing done) when the queue is full, OutcomeUnknown when the answer to
         the commit was lost, StoreError when the store failed and nothing was done, ValueError for
