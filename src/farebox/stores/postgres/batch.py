@@ -32,8 +32,8 @@ LOCK = f"SELECT pg_advisory_xact_lock({_LOCK_CLASS}, %s::int4)"
 LOCK_SHARED = f"SELECT pg_advisory_xact_lock_shared({_LOCK_CLASS}, %s::int4)"
 
 # For this transaction alone, so that a pooler may hand the connection on. A process that stops
-# between the two trips must not hold the book; a table that was empty when a statement was planned
-# must not be read whole once it has grown.
+# between the two trips must not hold the book; whatever the planner believes of the tables, rows
+# are looked up by their keys.
 _SETTINGS = (
     "SELECT set_config('lock_timeout', '10s', true), set_config('statement_timeout', '20s', true), "
     "set_config('idle_in_transaction_session_timeout', '10s', true), "
@@ -59,21 +59,38 @@ FROM (VALUES (1)) one LEFT JOIN LATERAL (
     SELECT seq, at, digest FROM units WHERE book = %(book)s::int4 ORDER BY seq DESC LIMIT 1
 ) last ON true
 """
-_UNITS = "SELECT id, seq, at, body FROM units WHERE book = %s::int4 AND id = ANY(%b::text[])"
-_HOLDS = f"SELECT {HOLD} FROM holds WHERE book = %s::int4 AND id = ANY(%b::text[])"
+
+
+def _looked_up(columns: str, names: str, where: str, key: str = "id") -> str:
+    """A query for the rows of a table that are named.
+
+    Each name is looked up by itself. Left to choose, a planner that met the table when it was
+    empty would go through the whole book instead: OFFSET 0 keeps it from turning the join round.
+    """
+    return (
+        f"SELECT found.* FROM {names} CROSS JOIN LATERAL (SELECT {columns} FROM {where} "
+        f"WHERE book = %(book)s::int4 AND {key} = named.name OFFSET 0) AS found"
+    )
+
+
+_NAMED = "unnest(%(names)b::text[]) AS named (name)"
+_UNITS = _looked_up("id, seq, at, body", _NAMED, "units")
+_HOLDS = _looked_up(HOLD, _NAMED, "holds")
+_HOLD_SIDES = _looked_up("debit, credit", "unnest(%(holds)b::text[]) AS named (name)", "holds")
 #: Accounts that are named, and those of the holds that are named.
-_TOUCHED = (
-    "%(accounts)b::text[] || ARRAY(SELECT unnest(ARRAY[debit, credit]) FROM holds "
-    "WHERE book = %(book)s::int4 AND id = ANY(%(holds)b::text[]))"
-)
-_ACCOUNTS = f"SELECT {ACCOUNT} FROM accounts WHERE book = %(book)s::int4 AND id = ANY({_TOUCHED})"
+_TOUCHED = f"""
+(SELECT unnest(%(accounts)b::text[]) UNION
+ SELECT unnest(ARRAY[debit, credit]) FROM ({_HOLD_SIDES}) AS sides) AS named (name)
+"""
+_ACCOUNTS = _looked_up(ACCOUNT, _TOUCHED, "accounts")
 _DUE = (
     "book = %(book)s::int4 AND state = 'open' AND expires_at > 0 "
     "AND expires_at <= current_setting('farebox.at')::bigint"
 )
 _DUE_ON = (
-    f"SELECT {HOLD} FROM holds WHERE EXISTS (SELECT FROM holds WHERE {_DUE}) AND {_DUE} "
-    f"AND {{side}} = ANY({_TOUCHED}) ORDER BY expires_at, id LIMIT {EXPIRED_MAX}"
+    f"SELECT found.* FROM {_TOUCHED} CROSS JOIN LATERAL (SELECT {HOLD} FROM holds "
+    f"WHERE {_DUE} AND {{side}} = named.name OFFSET 0) AS found "
+    f"WHERE EXISTS (SELECT FROM holds WHERE {_DUE}) ORDER BY expires_at, id LIMIT {EXPIRED_MAX}"
 )
 _DUE_TOUCHED = f"({_DUE_ON.format(side='debit')}) UNION ({_DUE_ON.format(side='credit')})"
 _DUE_ANYWHERE = f"SELECT {HOLD} FROM holds WHERE {_DUE} ORDER BY expires_at, id LIMIT %(limit)s"
@@ -126,14 +143,15 @@ async def decide(
     with hanging_up(connection):
         async with connection.pipeline():
             head = await _begin(connection, book, synced)
-            known = await _run(connection, _UNITS, (book, list(names.units)))
+            known = await _run(connection, _UNITS, {"book": book, "names": list(names.units)})
             if names.holds:
-                holds = await _run(connection, _HOLDS, (book, touched["holds"]))
+                holds = await _run(connection, _HOLDS, {"book": book, "names": touched["holds"]})
             if names.holds or names.accounts:
                 accounts = await _run(connection, _ACCOUNTS, touched)
                 due = await _run(connection, _DUE_TOUCHED, touched)
             for record, keys in names.rows.items():
-                versions[record] = await _run(connection, _versions(record), (book, list(keys)))
+                values = {"book": book, "names": list(keys)}
+                versions[record] = await _run(connection, _versions(record), values)
         overlay = _named(names)
         staged = await _staged(book, head, overlay)
         for unit_id, seq, at, body in await known.fetchall():
@@ -263,9 +281,7 @@ def _accounts_of(holds: Iterable[HoldRow]) -> set[str]:
 
 @functools.cache
 def _versions(record: RecordType[Any]) -> str:
-    return (
-        f"SELECT key, version FROM {table(record)} WHERE book = %s::int4 AND key = ANY(%b::text[])"
-    )
+    return _looked_up("key, version", _NAMED, table(record), key="key")
 
 
 # ── write ────────────────────────────────────────────────────────────────────────────────────────
