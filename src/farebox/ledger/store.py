@@ -26,9 +26,9 @@ class Store(Protocol):
     async def commit(self, unit: Unit, *, synced: bool = True) -> Outcome:
         """Decide and durably store one unit.
 
-        `synced=False` answers once the unit survives the death of every process of ours; a power
-        loss may still undo it, with everything after it. For units whose loss costs nobody
-        anything.
+        With `synced=False` the answer comes as soon as the unit outlives every process of ours; a
+        loss of power may still undo it, with everything after it. That is for units whose loss
+        costs nobody anything; whatever leaves the house waits for a synced one.
 
         Raises StoreBusy (nothing done) when the queue is full, OutcomeUnknown when the answer to
         the commit was lost, StoreError when the store failed and nothing was done, ValueError for

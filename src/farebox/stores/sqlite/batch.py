@@ -25,7 +25,7 @@ from farebox.stores.rows import account_columns, account_from, hold_columns, hol
 
 
 class Batch:
-    """The units of one transaction. Runs in the writer thread, inside BEGIN … COMMIT."""
+    """The units of one transaction. Runs inside BEGIN … COMMIT."""
 
     def __init__(
         self,
