@@ -95,6 +95,7 @@ _DUE_ON = (
 _DUE_TOUCHED = f"({_DUE_ON.format(side='debit')}) UNION ({_DUE_ON.format(side='credit')})"
 _DUE_ANYWHERE = f"SELECT {HOLD} FROM holds WHERE {_DUE} ORDER BY expires_at, id LIMIT %(limit)s"
 
+_NOTHING = "SELECT pg_logical_emit_message(true, 'farebox', '')"
 _INSERT_UNITS = (
     "INSERT INTO units SELECT * FROM unnest("
     "%b::int4[], %b::int8[], %b::text[], %b::int8[], %b::bytea[], %b::bytea[])"
@@ -191,6 +192,10 @@ async def write(connection: Connection, book: int, staged: Staged) -> None:
         async with connection.pipeline():
             if staged.units:
                 await _insert(connection, _INSERT_UNITS, staged.units)
+            else:
+                # What is told was committed by others, perhaps unsynced: a commit that writes
+                # anything at all waits for that as well.
+                await _run(connection, _NOTHING, ())
             if staged.movements:
                 await _insert(connection, _INSERT_MOVEMENTS, staged.movements)
             if staged.events:
@@ -206,7 +211,7 @@ async def write(connection: Connection, book: int, staged: Staged) -> None:
                 # One statement writes a row once: of two versions the newer.
                 newest = {row[1]: row for row in records}
                 await _insert(connection, _upsert(record), newest.values())
-            await connection.execute("COMMIT")
+            await _plain(connection, "COMMIT")
 
 
 async def stands(connection: Connection, book: int, head: Head) -> bool:
@@ -217,12 +222,12 @@ async def stands(connection: Connection, book: int, head: Head) -> bool:
     """
     with hanging_up(connection):
         async with connection.pipeline():
-            await connection.execute("BEGIN")
+            await _plain(connection, "BEGIN")
             await _run(connection, SYNCED, ())
             await _run(connection, LOCK, (book,))
             sql = "SELECT digest FROM units WHERE book = %s::int4 AND seq = %s::int8"
             found = await _run(connection, sql, (book, head.seq))
-            await connection.execute("COMMIT")
+            await _plain(connection, "COMMIT")
         row = await found.fetchone()
     return row is not None and row[0] == head.digest
 
@@ -234,8 +239,13 @@ async def _run(connection: Connection, sql: str, values: Any) -> Cursor:
     return await connection.execute(sql.encode(), values, prepare=True, binary=True)
 
 
+async def _plain(connection: Connection, command: str) -> None:
+    """A command that begins or ends a transaction: there is nothing in it to prepare."""
+    await connection.execute(command.encode(), prepare=False)
+
+
 async def _begin(connection: Connection, book: int, synced: bool) -> Cursor:
-    await connection.execute("BEGIN")
+    await _plain(connection, "BEGIN")
     await _run(connection, SYNCED if synced else UNSYNCED, ())
     # A statement of its own: what the next ones see is what the last holder of the lock committed.
     await _run(connection, LOCK, (book,))

@@ -90,16 +90,17 @@ def everybodys(error: Exception) -> bool:
 
 
 class Patience:
-    """How often something is tried again, and when no more."""
+    """How often something is tried again, and when no more: counted from the first failure."""
 
     def __init__(self) -> None:
-        self._time = asyncio.get_running_loop().time
-        self._ends_s = self._time() + PATIENCE_S
+        self._ends_s = 0.0
         self._pause_s = _PAUSE_S
 
     async def pause(self) -> bool:
         """Wait a little, longer each time. False when it is time to give up."""
-        if self._time() + self._pause_s > self._ends_s:
+        now_s = asyncio.get_running_loop().time()
+        self._ends_s = self._ends_s or now_s + PATIENCE_S
+        if now_s + self._pause_s > self._ends_s:
             return False
         await asyncio.sleep(self._pause_s)
         self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)

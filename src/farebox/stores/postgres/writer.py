@@ -166,7 +166,7 @@ class Writer:
                         return hoped.told
                     hoped = None
                 decided = await run(connection)
-                # With nothing to write, an answer holds whatever becomes of the COMMIT.
+                # With nothing to write there is nothing to ask for: it is decided again.
                 hoped = decided if decided.staged.units else None
                 await write(connection, self._book, decided.staged)
             except Exception as error:
