@@ -60,7 +60,7 @@ lock: .uv/ready ## write requirements.lock anew, after a dependency has changed
 # Without the peers their tests are skipped, or fail where FAREBOX_REQUIRE_PEERS=1 is set.
 .PHONY: peers
 peers: $(READY) ## install the foreign software that tests talk to
-	@$(PY) -m tests.peers.install nutshell || echo "the tests with a Nutshell mint cannot run"
+	@$(PY) -m tests.peers.install || echo "the tests with what is missing cannot run"
 
 .PHONY: clean
 clean: ## remove everything that was made here

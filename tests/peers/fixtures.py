@@ -9,6 +9,7 @@ import pytest
 
 from tests.peers.install import PeerUnavailable
 from tests.peers.nutshell import Nutshell
+from tests.peers.postgres import Postgres
 
 
 def missing(peer: str, reason: PeerUnavailable) -> None:
@@ -40,3 +41,16 @@ def _nutshell(factory: pytest.TempPathFactory, fee_ppk: int) -> Iterator[Nutshel
         return
     yield mint
     mint.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server with an empty database."""
+    try:
+        server = Postgres()
+        server.start()
+    except PeerUnavailable as reason:
+        missing("PostgreSQL", reason)
+        return
+    yield server
+    server.remove()

@@ -1,13 +1,19 @@
-"""Installs peers into `.peers/`: `python -m tests.peers.install nutshell`."""
+"""Installs peers: `python -m tests.peers.install nutshell postgres`.
+
+Python peers go into `.peers/`; PostgreSQL is the machine's own, or comes by apt where we are root.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import functools
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +50,37 @@ def environment(name: str) -> Path:
     return where
 
 
+def postgres_programs() -> Path:
+    """Where PostgreSQL's programs are, the newest if there are several. Raises PeerUnavailable."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=_version)
+    on_path = shutil.which("initdb")
+    if found:
+        return found[-1].parent
+    if on_path:
+        return Path(on_path).parent
+    raise PeerUnavailable("no PostgreSQL server is installed: apt install postgresql")
+
+
+def _version(program: Path) -> int:
+    name = program.parent.parent.name
+    return int(name) if name.isdigit() else 0
+
+
+def _install_postgres() -> Path:
+    with contextlib.suppress(PeerUnavailable):
+        return postgres_programs()
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        return postgres_programs()
+    # Debian would make a cluster and start it; the tests make their own and throw it away.
+    quiet = Path("/etc/postgresql-common/createcluster.d")
+    quiet.mkdir(parents=True, exist_ok=True)
+    (quiet / "farebox.conf").write_text("create_main_cluster = false\n")
+    with _one_at_a_time("postgres"):
+        run(["apt-get", "update", "-q"])
+        run(["apt-get", "install", "-q", "-y", "--no-install-recommends", "postgresql"])
+    return postgres_programs()
+
+
 @contextmanager
 def _one_at_a_time(name: str) -> Iterator[None]:
     """Two test runs in one checkout must not install over each other."""
@@ -69,18 +106,26 @@ def run(command: list[str], timeout_s: int = _INSTALL_TIMEOUT_S) -> None:
         raise PeerUnavailable(f"{' '.join(command[:3])} ended with {ended.returncode}: {said}")
 
 
+#: How each peer is installed.
+INSTALLERS: dict[str, Callable[[], Path]] = {
+    **{name: functools.partial(environment, name) for name in PYTHON_PEERS},
+    "postgres": _install_postgres,
+}
+
+
 def main(names: list[str]) -> int:
     """Install the named peers, or all of them. Returns the exit status."""
-    for name in names or PYTHON_PEERS:
-        if name not in PYTHON_PEERS:
-            print(f"unknown peer {name!r}; there are: {', '.join(PYTHON_PEERS)}", file=sys.stderr)
+    status = 0
+    for name in names or INSTALLERS:
+        if name not in INSTALLERS:
+            print(f"unknown peer {name!r}; there are: {', '.join(INSTALLERS)}", file=sys.stderr)
             return 2
         try:
-            print(f"{name}: {environment(name)}")
+            print(f"{name}: {INSTALLERS[name]()}")
         except PeerUnavailable as error:
             print(f"{name}: {error}", file=sys.stderr)
-            return 1
-    return 0
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

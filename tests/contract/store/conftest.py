@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from farebox.clock import ManualClock
 from farebox.ledger.store import Store
-from tests.contract.store.books import BACKENDS, Backend
+from tests.contract.store.books import Backend, PostgresBook, SqliteBook
 
 
-@pytest.fixture(params=sorted(BACKENDS))
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    return BACKENDS[request.param](tmp_path)
+@pytest.fixture(params=["postgres", "sqlite"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+    backend: Backend
+    if request.param == "postgres":
+        backend = PostgresBook(request.getfixturevalue("postgres"))
+    else:
+        backend = SqliteBook(tmp_path)
+    yield backend
+    backend.remove()
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
+def clock(backend: Backend) -> ManualClock:
+    return backend.clock()
 
 
 @pytest.fixture

@@ -155,8 +155,7 @@ async def test_time_never_goes_back_when_the_clock_does(store: Store, clock: Man
     assert await store.expire_due() == 1
 
 
-async def test_time_never_goes_back_across_a_restart(backend: Backend) -> None:
-    clock = ManualClock()
+async def test_time_never_goes_back_across_a_restart(backend: Backend, clock: ManualClock) -> None:
     async with backend.open(clock) as store:
         await fund(store)
         first = await do(store, "h", hold(10))

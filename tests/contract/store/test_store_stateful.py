@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
-from farebox.clock import NS_PER_S, ManualClock
+from farebox.clock import NS_PER_S
 from farebox.ledger.invariants import verify
 from farebox.ledger.model import (
     Applied,
@@ -39,10 +45,10 @@ from farebox.ledger.model import (
     Void,
 )
 from farebox.ledger.replay import Broken, Invariant
-from farebox.stores.sqlite import SqliteStore
-from farebox.stores.sqlite.audit import SqliteAuditReader
-from tests.contract.store.books import JOB, RECORDS, Job
+from farebox.ledger.store import Store
+from tests.contract.store.books import JOB, Backend, Job, PostgresBook, SqliteBook
 from tests.contract.store.plain_model import Books
+from tests.peers.postgres import Postgres
 
 T = TypeVar("T")
 
@@ -125,27 +131,23 @@ class Imagination:
 seeds = st.integers(0, 2**32)
 
 
-class Store(RuleBasedStateMachine):
-    """One book, driven from outside; `crash` copies its files without closing it."""
+class OneBook(RuleBasedStateMachine):
+    """One book, driven from outside. Run by `drive`, which says on which backend."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: Backend) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.directory = Path(tempfile.mkdtemp(prefix="farebox-stateful-"))
-        self.clock = ManualClock()
+        self.backend = backend
+        self.clock = backend.clock()
         self.model = Books()
-        self.lives = 0
+        self.opened = AsyncExitStack()
         self.store = self.run(self.open())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
 
-    @property
-    def path(self) -> Path:
-        return self.directory / f"{self.lives}.db"
-
-    async def open(self) -> SqliteStore:
-        return SqliteStore(self.path, RECORDS, clock=self.clock)
+    async def open(self) -> Store:
+        return await self.opened.enter_async_context(self.backend.open(self.clock))
 
     @initialize()
     def chart(self) -> None:
@@ -177,17 +179,15 @@ class Store(RuleBasedStateMachine):
 
     @rule()
     def close_and_open(self) -> None:
-        self.run(self.store.close())
+        self.run(self.opened.aclose())
         self.store = self.run(self.open())
 
     @rule()
     def crash_and_open(self) -> None:
-        """What the disk holds at this moment is all that a killed process leaves behind."""
-        old, store = self.path, self.store
-        self.lives += 1
-        for suffix in ("", "-wal"):
-            shutil.copy(f"{old}{suffix}", f"{self.path}{suffix}")
-        self.run(store.close())
+        """Nothing is closed before: what was answered must be there all the same."""
+        killed, self.opened = self.opened, AsyncExitStack()
+        self.backend.crash()
+        self.run(killed.aclose())
         self.store = self.run(self.open())
 
     @invariant()
@@ -215,11 +215,11 @@ class Store(RuleBasedStateMachine):
         assert [(e.name, e.subject, e.data) for e in events] == self.model.events[-500:]
 
     def teardown(self) -> None:
-        self.run(self.store.close())
-        with SqliteAuditReader(self.path, RECORDS) as reader:
-            result = verify(reader)
+        self.run(self.opened.aclose())
         self.loop.close()
-        shutil.rmtree(self.directory)
+        with self.backend.reader() as reader:
+            result = verify(reader)
+        self.backend.remove()
         # Any transfer is allowed here, so custody need not cover what is owed; all else must hold.
         if isinstance(result, Broken):
             assert result.invariant is Invariant.COVER, str(result)
@@ -243,13 +243,30 @@ def plain(outcome: Outcome) -> tuple[Any, ...]:
             return ("taken", outcome.kind, outcome.key)
 
 
-TestStore = Store.TestCase
-#: Phase.shrink would make a failure smaller, and takes minutes for it: add it when there is one.
-#: 40 lives of up to 30 steps of up to 40 units: some ten thousand units.
-TestStore.settings = settings(
-    max_examples=40,
-    phases=(Phase.explicit, Phase.reuse, Phase.generate),
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+def drive(new_book: Callable[[], Backend], lives: int) -> None:
+    """So many lives of up to 30 steps of up to 40 units."""
+
+    class Life(OneBook):
+        def __init__(self) -> None:
+            super().__init__(new_book())
+
+    run_state_machine_as_test(
+        Life,
+        settings=settings(
+            max_examples=lives,
+            # Phase.shrink would make a failure smaller, and takes minutes for it: add it when
+            # there is one.
+            phases=(Phase.explicit, Phase.reuse, Phase.generate),
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        ),
+    )
+
+
+def test_a_book_in_sqlite_agrees_with_the_plain_model(tmp_path: Path) -> None:
+    drive(lambda: SqliteBook(Path(tempfile.mkdtemp(dir=tmp_path))), lives=40)
+
+
+def test_a_book_in_postgres_agrees_with_the_plain_model(postgres: Postgres) -> None:
+    drive(lambda: PostgresBook(postgres), lives=12)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apsw
-import msgspec
 
 from farebox.ledger.audit import decode_body, known_from
 from farebox.ledger.batch import EXPIRED_MAX, Head, Staged, names_of
@@ -17,30 +16,12 @@ from farebox.ledger.model import (
     Account,
     Applied,
     HoldRow,
-    HoldState,
-    Kind,
     Outcome,
     Refused,
-    StoredEvent,
     Unit,
 )
 from farebox.ledger.records import RecordType
-from farebox.stores.sqlite.schema import table
-
-_KINDS = {kind.value: kind for kind in Kind}
-
-
-def account_from(row: Sequence[Any]) -> Account:
-    """An account from its columns, in table order after the book."""
-    ceiling = None if row[7] is None else int(row[7])
-    return Account(
-        row[0], row[1], _KINDS[row[2]], int(row[3]), int(row[4]), int(row[5]), int(row[6]), ceiling
-    )
-
-
-def event_from(row: Sequence[Any]) -> StoredEvent:
-    """An event from number, seq, at, name, subject, data."""
-    return StoredEvent(row[0], row[1], row[2], row[3], row[4], msgspec.json.decode(row[5]))
+from farebox.stores.rows import account_columns, account_from, hold_columns, hold_from, table
 
 
 class Batch:
@@ -185,12 +166,14 @@ class Batch:
             # In the order of the table: neighbours share its pages, which is faster by a sixth.
             many(
                 "INSERT OR REPLACE INTO accounts VALUES (?,?,?,?,?,?,?,?,?)",
-                sorted(_account_row(self._book, account) for account in staged.accounts.values()),
+                sorted(
+                    account_columns(self._book, account) for account in staged.accounts.values()
+                ),
             )
         if staged.holds:
             many(
                 "INSERT OR REPLACE INTO holds VALUES (?,?,?,?,?,?,?,?)",
-                [_hold_row(self._book, hold) for hold in staged.holds.values()],
+                [hold_columns(self._book, hold) for hold in staged.holds.values()],
             )
         for record, rows in staged.records.items():
             many(_put_statement(record), rows)
@@ -202,38 +185,6 @@ _ANY_DUE = (
     "SELECT 1 FROM holds INDEXED BY holds_due "
     "WHERE book = ? AND state = 'open' AND expires_at > 0 AND expires_at <= ? LIMIT 1"
 )
-
-
-def _account_row(book: int, account: Account) -> tuple[Any, ...]:
-    return (
-        book,
-        account.id,
-        account.asset,
-        account.kind,
-        str(account.debits_pending),
-        str(account.debits_posted),
-        str(account.credits_pending),
-        str(account.credits_posted),
-        None if account.ceiling is None else str(account.ceiling),
-    )
-
-
-def _hold_row(book: int, hold: HoldRow) -> tuple[Any, ...]:
-    return (
-        book,
-        hold.id,
-        hold.debit,
-        hold.credit,
-        str(hold.amount),
-        hold.code,
-        hold.expires_at,
-        hold.state.value,
-    )
-
-
-def hold_from(row: Sequence[Any]) -> HoldRow:
-    """A hold from its columns, in table order after the book."""
-    return HoldRow(row[0], row[1], row[2], int(row[3]), row[4], row[5], HoldState(row[6]))
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from farebox.ledger.records import RecordType
+from farebox.stores.rows import table
 
 SCHEMA_VERSION = 1
 
@@ -56,16 +57,6 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE INDEX IF NOT EXISTS events_subject ON events (book, subject, number);
 CREATE INDEX IF NOT EXISTS events_seq ON events (book, seq);
 """
-
-
-def table(record: RecordType[Any]) -> str:
-    """The name of a record type's table."""
-    return table_of(record.kind)
-
-
-def table_of(kind: str) -> str:
-    """The name of the table of a record type's kind."""
-    return f"record_{kind.replace('.', '_')}"
 
 
 def record_tables(record: RecordType[Any]) -> str:

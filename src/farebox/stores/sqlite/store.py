@@ -27,13 +27,13 @@ from farebox.ledger.model import (
 )
 from farebox.ledger.records import RecordType, Row, column_value
 from farebox.ledger.store import PAGE_MAX
-from farebox.stores.sqlite.batch import ACCOUNT, account_from, event_from, known_outcome
+from farebox.stores.rows import account_from, event_from, table
+from farebox.stores.sqlite.batch import ACCOUNT, known_outcome
 from farebox.stores.sqlite.disk import Disk
 from farebox.stores.sqlite.schema import (
     SCHEMA_VERSION,
     TABLES,
     record_tables,
-    table,
 )
 from farebox.stores.sqlite.writer import Writer
 from farebox.tally import Commits

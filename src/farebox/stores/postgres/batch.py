@@ -1,0 +1,314 @@
+"""One batch in one transaction and two round trips: lock and load, then write and commit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import psycopg
+
+from farebox.ledger.audit import GENESIS, decode_body, known_from
+from farebox.ledger.batch import EXPIRED_MAX, Head, Names, Staged, names_of
+from farebox.ledger.evaluator import Overlay
+from farebox.ledger.model import ABSENT, HoldRow, Outcome, Unit
+from farebox.ledger.records import RecordType
+from farebox.stores.postgres.connection import Connection, hanging_up
+from farebox.stores.postgres.schema import column_types
+from farebox.stores.rows import account_columns, account_from, hold_columns, hold_from, table
+
+Cursor = psycopg.AsyncCursor[tuple[Any, ...]]
+
+ACCOUNT = (
+    "id, asset, kind, debits_pending::text, debits_posted::text, credits_pending::text, "
+    "credits_posted::text, ceiling::text"
+)
+HOLD = "id, debit, credit, amount::text, code, expires_at, state"
+
+#: The first half of every book's lock in pg_locks: "FARE".
+_LOCK_CLASS = 0x46415245
+LOCK = f"SELECT pg_advisory_xact_lock({_LOCK_CLASS}, %s::int4)"
+LOCK_SHARED = f"SELECT pg_advisory_xact_lock_shared({_LOCK_CLASS}, %s::int4)"
+
+# For this transaction alone, so that a pooler may hand the connection on. A process that stops
+# between the two trips must not hold the book; whatever the planner believes of the tables, rows
+# are looked up by their keys.
+_SETTINGS = (
+    "SELECT set_config('lock_timeout', '10s', true), set_config('statement_timeout', '20s', true), "
+    "set_config('idle_in_transaction_session_timeout', '10s', true), "
+    "set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true), "
+    "set_config('synchronous_commit', {commit}, true)"
+)
+# An operator may ask for more than `on` (a standby that has applied it), never for less.
+SYNCED = _SETTINGS.format(
+    commit="CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
+    "ELSE current_setting('synchronous_commit') END"
+)
+UNSYNCED = _SETTINGS.format(commit="'off'")
+
+# The batch's one instant is fixed here, for the statements that follow: the database's clock,
+# except that it always rises.
+_HEAD = """
+SELECT set_config('farebox.at', greatest(
+           (extract(epoch FROM clock_timestamp()) * 1000000)::bigint * 1000,
+           coalesce(last.at, 0) + 1)::text, true)::bigint,
+       last.seq, last.at, last.digest,
+       (SELECT max(number) FROM events WHERE book = %(book)s::int4)
+FROM (VALUES (1)) one LEFT JOIN LATERAL (
+    SELECT seq, at, digest FROM units WHERE book = %(book)s::int4 ORDER BY seq DESC LIMIT 1
+) last ON true
+"""
+
+
+def _looked_up(columns: str, names: str, where: str, key: str = "id") -> str:
+    """A query for the rows of a table that are named.
+
+    Each name is looked up by itself. Left to choose, a planner that met the table when it was
+    empty would go through the whole book instead: OFFSET 0 keeps it from turning the join round.
+    """
+    return (
+        f"SELECT found.* FROM {names} CROSS JOIN LATERAL (SELECT {columns} FROM {where} "
+        f"WHERE book = %(book)s::int4 AND {key} = named.name OFFSET 0) AS found"
+    )
+
+
+_NAMED = "unnest(%(names)b::text[]) AS named (name)"
+_UNITS = _looked_up("id, seq, at, body", _NAMED, "units")
+_HOLDS = _looked_up(HOLD, _NAMED, "holds")
+_HOLD_SIDES = _looked_up("debit, credit", "unnest(%(holds)b::text[]) AS named (name)", "holds")
+#: Accounts that are named, and those of the holds that are named.
+_TOUCHED = f"""
+(SELECT unnest(%(accounts)b::text[]) UNION
+ SELECT unnest(ARRAY[debit, credit]) FROM ({_HOLD_SIDES}) AS sides) AS named (name)
+"""
+_ACCOUNTS = _looked_up(ACCOUNT, _TOUCHED, "accounts")
+_DUE = (
+    "book = %(book)s::int4 AND state = 'open' AND expires_at > 0 "
+    "AND expires_at <= current_setting('farebox.at')::bigint"
+)
+_DUE_ON = (
+    f"SELECT found.* FROM {_TOUCHED} CROSS JOIN LATERAL (SELECT {HOLD} FROM holds "
+    f"WHERE {_DUE} AND {{side}} = named.name OFFSET 0) AS found "
+    f"WHERE EXISTS (SELECT FROM holds WHERE {_DUE}) ORDER BY expires_at, id LIMIT {EXPIRED_MAX}"
+)
+_DUE_TOUCHED = f"({_DUE_ON.format(side='debit')}) UNION ({_DUE_ON.format(side='credit')})"
+_DUE_ANYWHERE = f"SELECT {HOLD} FROM holds WHERE {_DUE} ORDER BY expires_at, id LIMIT %(limit)s"
+
+_NOTHING = "SELECT pg_logical_emit_message(true, 'farebox', '')"
+_INSERT_UNITS = (
+    "INSERT INTO units SELECT * FROM unnest("
+    "%b::int4[], %b::int8[], %b::text[], %b::int8[], %b::bytea[], %b::bytea[])"
+)
+_INSERT_MOVEMENTS = (
+    "INSERT INTO movements SELECT * FROM unnest(%b::int4[], %b::int8[], %b::int4[], %b::text[], "
+    "%b::text[], %b::text[], %b::text[]::numeric[], %b::text[], %b::text[], %b::int8[])"
+)
+_INSERT_EVENTS = (
+    "INSERT INTO events SELECT * FROM unnest(%b::int4[], %b::int8[], %b::int8[], %b::int8[], "
+    "%b::text[], %b::text[], %b::bytea[])"
+)
+_UPSERT_ACCOUNTS = (
+    "INSERT INTO accounts SELECT * FROM unnest(%b::int4[], %b::text[], %b::text[], %b::text[], "
+    "%b::text[]::numeric[], %b::text[]::numeric[], %b::text[]::numeric[], %b::text[]::numeric[], "
+    "%b::text[]::numeric[]) ON CONFLICT (book, id) DO UPDATE SET "
+    "debits_pending = excluded.debits_pending, debits_posted = excluded.debits_posted, "
+    "credits_pending = excluded.credits_pending, credits_posted = excluded.credits_posted, "
+    "ceiling = excluded.ceiling"
+)
+_UPSERT_HOLDS = (
+    "INSERT INTO holds SELECT * FROM unnest(%b::int4[], %b::text[], %b::text[], %b::text[], "
+    "%b::text[]::numeric[], %b::text[], %b::int8[], %b::text[]) "
+    "ON CONFLICT (book, id) DO UPDATE SET state = excluded.state"
+)
+
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Decided(Generic[R]):
+    """What a batch comes to: what must be written, and what is told once it is."""
+
+    staged: Staged
+    told: R
+
+
+async def decide(
+    connection: Connection, book: int, units: Sequence[Unit], *, synced: bool
+) -> Decided[list[Outcome]]:
+    """Begin the transaction, load what the units name, decide them. Raises psycopg.Error."""
+    names = names_of(units)
+    touched = {"book": book, "accounts": list(names.accounts), "holds": list(names.holds)}
+    versions: dict[RecordType[Any], Cursor] = {}
+    with hanging_up(connection):
+        async with connection.pipeline():
+            head = await _begin(connection, book, synced)
+            known = await _run(connection, _UNITS, {"book": book, "names": list(names.units)})
+            if names.holds:
+                holds = await _run(connection, _HOLDS, {"book": book, "names": touched["holds"]})
+            if names.holds or names.accounts:
+                accounts = await _run(connection, _ACCOUNTS, touched)
+                due = await _run(connection, _DUE_TOUCHED, touched)
+            for record, keys in names.rows.items():
+                values = {"book": book, "names": list(keys)}
+                versions[record] = await _run(connection, _versions(record), values)
+        overlay = _named(names)
+        staged = await _staged(book, head, overlay)
+        for unit_id, seq, at, body in await known.fetchall():
+            overlay.units[unit_id] = known_from(seq, at, decode_body(body))
+        if names.holds:
+            overlay.holds.update((row[0], hold_from(row)) for row in await holds.fetchall())
+        if names.holds or names.accounts:
+            await _add_accounts(overlay, accounts)
+            await _expire(connection, book, staged, overlay, due)
+        for record, found in versions.items():
+            overlay.versions.update(
+                ((record.kind, key), version) for key, version in await found.fetchall()
+            )
+    return Decided(staged, staged.decide(units))
+
+
+async def decide_expiry(connection: Connection, book: int, limit: int) -> Decided[int]:
+    """Begin the transaction, release up to `limit` holds that are due anywhere in the book.
+
+    Tells how many they are. Raises psycopg.Error.
+    """
+    overlay = Overlay()
+    with hanging_up(connection):
+        async with connection.pipeline():
+            head = await _begin(connection, book, synced=True)
+            due = await _run(connection, _DUE_ANYWHERE, {"book": book, "limit": limit})
+        staged = await _staged(book, head, overlay)
+        return Decided(staged, await _expire(connection, book, staged, overlay, due))
+
+
+async def write(connection: Connection, book: int, staged: Staged) -> None:
+    """Write what is staged and commit. Raises psycopg.Error.
+
+    When the connection is lost meanwhile it may have happened: ask `stands`.
+    """
+    with hanging_up(connection):
+        async with connection.pipeline():
+            if staged.units:
+                await _insert(connection, _INSERT_UNITS, staged.units)
+            else:
+                # What is told was committed by others, perhaps unsynced: a commit that writes
+                # anything at all waits for that as well.
+                await _run(connection, _NOTHING, ())
+            if staged.movements:
+                await _insert(connection, _INSERT_MOVEMENTS, staged.movements)
+            if staged.events:
+                await _insert(connection, _INSERT_EVENTS, staged.events)
+            if staged.accounts:
+                accounts = staged.accounts.values()
+                rows = sorted(account_columns(book, account) for account in accounts)
+                await _insert(connection, _UPSERT_ACCOUNTS, rows)
+            if staged.holds:
+                holds = [hold_columns(book, hold) for hold in staged.holds.values()]
+                await _insert(connection, _UPSERT_HOLDS, holds)
+            for record, records in staged.records.items():
+                # One statement writes a row once: of two versions the newer.
+                newest = {row[1]: row for row in records}
+                await _insert(connection, _upsert(record), newest.values())
+            await _plain(connection, "COMMIT")
+
+
+async def stands(connection: Connection, book: int, head: Head) -> bool:
+    """Whether a batch that hoped to bring the book to `head` was committed.
+
+    Asked under the book's lock: the backend that held it has ended, and with it the doubt. The
+    digest answers for the whole chain up to there, so nothing else can be in its place.
+    """
+    with hanging_up(connection):
+        async with connection.pipeline():
+            await _plain(connection, "BEGIN")
+            await _run(connection, SYNCED, ())
+            await _run(connection, LOCK, (book,))
+            sql = "SELECT digest FROM units WHERE book = %s::int4 AND seq = %s::int8"
+            found = await _run(connection, sql, (book, head.seq))
+            await _plain(connection, "COMMIT")
+        row = await found.fetchone()
+    return row is not None and row[0] == head.digest
+
+
+# ── load ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _run(connection: Connection, sql: str, values: Any) -> Cursor:
+    return await connection.execute(sql.encode(), values, prepare=True, binary=True)
+
+
+async def _plain(connection: Connection, command: str) -> None:
+    """A command that begins or ends a transaction: there is nothing in it to prepare."""
+    await connection.execute(command.encode(), prepare=False)
+
+
+async def _begin(connection: Connection, book: int, synced: bool) -> Cursor:
+    await _plain(connection, "BEGIN")
+    await _run(connection, SYNCED if synced else UNSYNCED, ())
+    # A statement of its own: what the next ones see is what the last holder of the lock committed.
+    await _run(connection, LOCK, (book,))
+    return await _run(connection, _HEAD, {"book": book})
+
+
+def _named(names: Names) -> Overlay:
+    versions = {(record.kind, key): ABSENT for record, keys in names.rows.items() for key in keys}
+    return Overlay(dict.fromkeys(names.accounts), dict.fromkeys(names.holds), versions)
+
+
+async def _staged(book: int, cursor: Cursor, overlay: Overlay) -> Staged:
+    row = await cursor.fetchone()
+    assert row is not None
+    now_ns, seq, at, digest, event = row
+    head = Head(event=event or 0) if seq is None else Head(seq, at, digest or GENESIS, event or 0)
+    return Staged(book, head, now_ns, overlay)
+
+
+async def _add_accounts(overlay: Overlay, found: Cursor) -> None:
+    overlay.accounts.update((row[0], account_from(row)) for row in await found.fetchall())
+
+
+async def _expire(
+    connection: Connection, book: int, staged: Staged, overlay: Overlay, found: Cursor
+) -> int:
+    """Release holds that are due; a third trip fetches their other accounts, should one be."""
+    due = [hold_from(row) for row in await found.fetchall()]
+    if not due:
+        return 0
+    due.sort(key=lambda row: (row.expires_at, row.id))
+    missing = _accounts_of(due) - overlay.accounts.keys()
+    if missing:
+        values = {"book": book, "accounts": list(missing), "holds": []}
+        await _add_accounts(overlay, await _run(connection, _ACCOUNTS, values))
+    staged.expire(due)
+    return len(due)
+
+
+def _accounts_of(holds: Iterable[HoldRow]) -> set[str]:
+    return {account for hold in holds for account in (hold.debit, hold.credit)}
+
+
+@functools.cache
+def _versions(record: RecordType[Any]) -> str:
+    return _looked_up("key, version", _NAMED, table(record), key="key")
+
+
+# ── write ────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _insert(connection: Connection, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    """One statement for all rows: a parameter is a column, as an array."""
+    await _run(connection, sql, [list(column) for column in zip(*rows, strict=True)])
+
+
+@functools.cache
+def _upsert(record: RecordType[Any]) -> str:
+    types = ["int4", "text", "int8", "int8", "bytea", *column_types(record)]
+    written = ["version", "seq", "value", *(f"f_{name}" for name in record.columns)]
+    return (
+        f"INSERT INTO {table(record)} SELECT * FROM unnest("
+        + ", ".join(f"%b::{name}[]" for name in types)
+        + ") ON CONFLICT (book, key) DO UPDATE SET "
+        + ", ".join(f"{name} = excluded.{name}" for name in written)
+    )

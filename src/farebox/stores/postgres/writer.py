@@ -1,0 +1,216 @@
+"""The one task of this process that writes a book: takes what queued up, commits it, tells all.
+
+Other processes write the same book; the book's lock in the database orders the batches. So nothing
+is remembered from one batch to the next but the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import psycopg
+
+from farebox.errors import OutcomeUnknown, StoreBusy, StoreError
+from farebox.ledger.model import Outcome, Unit
+from farebox.stores.postgres.batch import Decided, decide, decide_expiry, stands, write
+from farebox.stores.postgres.connection import Connection, Patience, connect, everybodys, lost
+
+R = TypeVar("R")
+
+#: Units that may wait; more are refused before anything is done.
+QUEUE_MAX = 20_000
+_BATCH_MAX = 1_000
+
+
+class _Unit(NamedTuple):
+    unit: Unit
+    synced: bool
+    answer: asyncio.Future[Outcome]
+
+
+class _Expiry(NamedTuple):
+    limit: int
+    answer: asyncio.Future[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a batch was not committed; or may have been, when `unknown`."""
+
+    cause: Exception
+    unknown: bool = False
+
+    @property
+    def everybodys(self) -> bool:
+        return self.unknown or everybodys(self.cause)
+
+    def told(self, unit_id: str = "") -> StoreError:
+        """An exception of its own for each caller."""
+        error = (
+            OutcomeUnknown(unit_id)
+            if self.unknown and unit_id
+            else StoreError(f"the book could not be written, nothing was done: {self.cause}")
+        )
+        error.__cause__ = self.cause
+        return error
+
+
+class Writer:
+    """Owns the connection that writes. Made inside a running event loop."""
+
+    def __init__(self, info: str, book: int) -> None:
+        self._info = info
+        self._book = book
+        self._connection: Connection | None = None
+        self._queue: deque[_Unit | _Expiry] = deque()
+        self._wake = asyncio.Event()
+        self._closed = False
+        self._task = asyncio.create_task(self._run(), name="farebox-postgres-writer")
+
+    def write(self, unit: Unit, synced: bool) -> asyncio.Future[Outcome]:
+        """Queue a unit. Raises StoreBusy when too many wait, StoreError when closed."""
+        if len(self._queue) >= QUEUE_MAX:
+            raise StoreBusy(f"{QUEUE_MAX} units are waiting to be written; try again")
+        answer: asyncio.Future[Outcome] = self._answer()
+        self._put(_Unit(unit, synced, answer))
+        return answer
+
+    def expire(self, limit: int) -> asyncio.Future[int]:
+        """Queue the release of up to `limit` due holds."""
+        answer: asyncio.Future[int] = self._answer()
+        self._put(_Expiry(limit, answer))
+        return answer
+
+    async def close(self) -> None:
+        """Write what is queued, then end. May be called again."""
+        self._closed = True
+        self._wake.set()
+        await asyncio.shield(self._task)
+
+    def _answer(self) -> asyncio.Future[Any]:
+        if self._closed:
+            raise StoreError("the store is closed, nothing was done")
+        return asyncio.get_running_loop().create_future()
+
+    def _put(self, item: _Unit | _Expiry) -> None:
+        self._queue.append(item)
+        self._wake.set()
+
+    # ── the task ─────────────────────────────────────────────────────────────────────────────────
+
+    async def _run(self) -> None:
+        try:
+            while self._queue or not self._closed:
+                if not self._queue:
+                    self._wake.clear()
+                    await self._wake.wait()
+                elif isinstance(self._queue[0], _Expiry):
+                    await self._expire(self._queue.popleft())  # type: ignore[arg-type]
+                else:
+                    await self._write(self._next_units())
+        finally:
+            await self._drop()
+
+    def _next_units(self) -> list[_Unit]:
+        units: list[_Unit] = []
+        while self._queue and len(units) < _BATCH_MAX:
+            item = self._queue[0]
+            if not isinstance(item, _Unit):
+                break
+            units.append(item)
+            self._queue.popleft()
+        return units
+
+    async def _expire(self, item: _Expiry) -> None:
+        result = await self._transaction(
+            lambda connection: decide_expiry(connection, self._book, item.limit)
+        )
+        _tell(item.answer, result)
+
+    async def _write(self, work: Sequence[_Unit]) -> None:
+        units = [item.unit for item in work]
+        synced = any(item.synced for item in work)
+        result = await self._transaction(
+            lambda connection: decide(connection, self._book, units, synced=synced)
+        )
+        if not isinstance(result, _Failure):
+            for item, outcome in zip(work, result, strict=True):
+                _tell(item.answer, outcome)
+        elif len(work) == 1 or result.everybodys:
+            for item in work:
+                _tell(item.answer, result, item.unit.id)
+        else:
+            # One unit cannot be stored. It must not fail its neighbours: halve until it is alone.
+            await self._write(work[: len(work) // 2])
+            await self._write(work[len(work) // 2 :])
+
+    async def _transaction(
+        self, run: Callable[[Connection], Awaitable[Decided[R]]]
+    ) -> R | _Failure:
+        """Decide and commit one batch; again on a new connection while patience lasts.
+
+        When the answer to COMMIT was lost, the book is asked before anything is tried again.
+        """
+        patience = Patience()
+        hoped: Decided[R] | None = None
+        while True:
+            try:
+                connection = await self._connected()
+                if hoped is not None:
+                    if await stands(connection, self._book, hoped.staged.head):
+                        return hoped.told
+                    hoped = None
+                decided = await run(connection)
+                # With nothing to write there is nothing to ask for: it is decided again.
+                hoped = decided if decided.staged.units else None
+                await write(connection, self._book, decided.staged)
+            except Exception as error:
+                if not await self._lost(error):
+                    return _Failure(error)
+                if not await patience.pause():
+                    self._give_up(error)
+                    return _Failure(error, unknown=hoped is not None)
+            else:
+                return decided.told
+
+    async def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = await connect(self._info)
+        return self._connection
+
+    async def _lost(self, error: Exception) -> bool:
+        """Tidy up after a failure. Whether the connection is gone, and a new one may do."""
+        connection = self._connection
+        if connection is None or lost(connection, error):
+            await self._drop()
+            return connection is not None or isinstance(error, psycopg.OperationalError)
+        try:
+            await connection.rollback()
+        except psycopg.Error:
+            await self._drop()
+        return False
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(psycopg.Error):
+                await connection.close()
+
+    def _give_up(self, cause: Exception) -> None:
+        """Those who wait behind have waited as long as the batch that could not be written."""
+        while self._queue:
+            _tell(self._queue.popleft().answer, _Failure(cause))
+
+
+def _tell(answer: asyncio.Future[Any], result: object, unit_id: str = "") -> None:
+    if answer.done():
+        return  # the caller gave up waiting; what was committed stands
+    if isinstance(result, _Failure):
+        answer.set_exception(result.told(unit_id))
+    else:
+        answer.set_result(result)

@@ -1,0 +1,280 @@
+"""What PostgreSQL alone can do to a store: connections that break, servers that restart, limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import psycopg
+import pytest
+
+from farebox.errors import OutcomeUnknown, StoreBusy, StoreCorrupt, StoreError
+from farebox.ledger.model import Applied, Event, Replayed, Transfer, Unit
+from farebox.stores.postgres import PostgresStore, connection, writer
+from farebox.stores.postgres.connection import conninfo, place
+from tests.contract.store.books import RECORDS, PostgresBook, available, do, fund
+from tests.contract.store.wire import CommitBreaker, Fault
+from tests.peers.postgres import Postgres
+
+PAY = Transfer("a", "b", 1, "x")
+
+
+@pytest.fixture
+def book(postgres: Postgres) -> Iterator[PostgresBook]:
+    book = PostgresBook(postgres)
+    yield book
+    book.verify()
+    book.remove()
+
+
+@pytest.fixture
+async def breaker(postgres: Postgres) -> AsyncIterator[CommitBreaker]:
+    async with CommitBreaker(postgres.port) as breaker:
+        yield breaker
+
+
+@pytest.fixture
+async def store(book: PostgresBook, breaker: CommitBreaker) -> AsyncIterator[PostgresStore]:
+    """A funded book, reached through the breaker."""
+    store = await PostgresStore.open(book.dsn_at(breaker.port), RECORDS)
+    await fund(store)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience and silence that a test can wait for."""
+    monkeypatch.setattr(connection, "PATIENCE_S", 1)
+    monkeypatch.setattr(connection, "_TRIP_MAX_S", 2)
+
+
+# ── a COMMIT whose answer is lost ────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("fault", [Fault.ANSWER_LOST, Fault.NEVER_ARRIVED])
+async def test_a_lost_commit_is_asked_for_and_told_as_if_nothing_had_been(
+    store: PostgresStore, breaker: CommitBreaker, fault: Fault
+) -> None:
+    breaker.faults = [fault, fault]
+    told = [await do(store, f"p:{n}", PAY, events=(Event("paid", "a"),)) for n in range(4)]
+    assert breaker.faults == []
+    assert [type(outcome) for outcome in told] == [Applied] * 4
+    assert [outcome.seq for outcome in told] == [2, 3, 4, 5]
+    assert await available(store, "b") == 4
+    assert len(await store.events()) == 4
+
+
+async def test_a_server_that_falls_silent_is_hung_up_on(
+    store: PostgresStore, breaker: CommitBreaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_TRIP_MAX_S", 1)
+    breaker.faults = [Fault.SILENCE]
+    assert isinstance(await do(store, "p", PAY), Applied)
+    assert await available(store, "b") == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "happened"), [(Fault.ANSWER_LOST, True), (Fault.NEVER_ARRIVED, False)]
+)
+@pytest.mark.usefixtures("hurried")
+async def test_what_cannot_be_asked_for_is_unknown_until_it_can(
+    store: PostgresStore, breaker: CommitBreaker, fault: Fault, happened: bool
+) -> None:
+    breaker.faults, breaker.open = [fault], False
+    with pytest.raises(OutcomeUnknown):
+        await do(store, "p", PAY)
+    breaker.open = True
+    assert isinstance(await store.outcome("p"), Applied) is happened
+    again = await do(store, "p", PAY)
+    assert isinstance(again, Replayed if happened else Applied)
+    assert await available(store, "b") == 1
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_where_the_database_cannot_be_reached_nothing_was_done(
+    store: PostgresStore, breaker: CommitBreaker, book: PostgresBook
+) -> None:
+    breaker.open = False
+    cut_all(book)
+    told = await asyncio.gather(
+        *(do(store, f"p:{n}", PAY) for n in range(5)), return_exceptions=True
+    )
+    assert {type(error) for error in told} == {StoreError}
+    with pytest.raises(StoreError):
+        await store.account("a")
+    breaker.open = True
+    assert await available(store, "b") == 0
+    assert isinstance(await do(store, "p:0", PAY), Applied)
+
+
+async def test_none_is_told_of_a_unit_only_once_no_commit_of_it_is_on_its_way(
+    store: PostgresStore, book: PostgresBook
+) -> None:
+    """A process died after it had sent a COMMIT; its backend still holds the book."""
+    with psycopg.connect(book.dsn) as dying:
+        dying.execute("SELECT pg_advisory_xact_lock(%s, 1)", (0x46415245,))
+        dying.execute("DELETE FROM movements WHERE seq > 1")  # its work
+        asked = asyncio.create_task(store.outcome("p"))
+        await asyncio.sleep(0.3)
+        assert not asked.done()
+        dying.rollback()
+    assert await asked is None
+
+
+# ── backends and servers that end ────────────────────────────────────────────────────────────────
+
+
+def cut_all(book: PostgresBook) -> None:
+    """End every connection that a store has."""
+    with psycopg.connect(book.dsn, autocommit=True) as db:
+        db.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE application_name = 'farebox'"
+        )
+
+
+async def pay_until(store: PostgresStore, enough: asyncio.Event, task: int) -> int:
+    """Pay one after the other; returns how often it was told that it had."""
+    number = 0
+    while not enough.is_set():
+        unit = Unit(f"p:{task}:{number}", (PAY,), events=(Event("paid", "a"),))
+        assert isinstance(await store.commit(unit), Applied)
+        number += 1
+    return number
+
+
+async def test_backends_that_are_ended_under_load_lose_nothing(
+    store: PostgresStore, book: PostgresBook
+) -> None:
+    await do(store, "more", Transfer("custody", "a", 10**9, "deposit"))
+    enough = asyncio.Event()
+    payers = [asyncio.create_task(pay_until(store, enough, task)) for task in range(20)]
+    for _ in range(15):
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(cut_all, book)
+    enough.set()
+    paid = sum(await asyncio.gather(*payers))
+    assert await available(store, "b") == paid
+    assert paid > 20
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_a_server_that_restarts_under_load_loses_nothing(
+    store: PostgresStore, postgres: Postgres, mode: str
+) -> None:
+    await do(store, "more", Transfer("custody", "a", 10**9, "deposit"))
+    enough = asyncio.Event()
+    payers = [asyncio.create_task(pay_until(store, enough, task)) for task in range(20)]
+    for _ in range(2):
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(postgres.restart, mode)
+    await asyncio.sleep(0.2)
+    enough.set()
+    paid = sum(await asyncio.gather(*payers))
+    assert await available(store, "b") == paid
+    assert paid > 20
+
+
+# ── limits ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_unit_that_cannot_be_stored_does_not_fail_its_neighbours(
+    store: PostgresStore,
+) -> None:
+    ids = ["ok:1", "no\0text", "ok:2", "x" * 3_000_000, "ok:3", "\ud800", "ok:4"]
+    told = await asyncio.gather(*(do(store, name, PAY) for name in ids), return_exceptions=True)
+    assert [type(outcome) for outcome in told] == [Applied, StoreError] * 3 + [Applied]
+    assert await available(store, "b") == 4
+
+
+async def test_a_full_queue_says_so_before_anything_is_done(
+    store: PostgresStore, book: PostgresBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "QUEUE_MAX", 3)
+    with psycopg.connect(book.dsn) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s, 1)", (0x46415245,))
+        first = asyncio.create_task(do(store, "first", PAY))
+        await asyncio.sleep(0.1)
+        waiting = [asyncio.create_task(do(store, f"p:{n}", PAY)) for n in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(StoreBusy):
+            await do(store, "one too many", PAY)
+        other.rollback()
+    told = await asyncio.gather(first, *waiting)
+    assert [type(outcome) for outcome in told] == [Applied] * 4
+    assert await store.outcome("one too many") is None
+
+
+async def test_a_book_does_not_wait_for_another(book: PostgresBook) -> None:
+    mine = await PostgresStore.open(book.dsn, RECORDS, book=1)
+    other = await PostgresStore.open(book.dsn, RECORDS, book=2)
+    with psycopg.connect(book.dsn) as holder:
+        holder.execute("SELECT pg_advisory_xact_lock(%s, 1)", (0x46415245,))
+        waits = asyncio.create_task(fund(mine))
+        await fund(other)
+        assert await available(other, "a") == 1_000
+        assert not waits.done()
+        holder.rollback()
+    await waits
+    assert [(await store.account("a")) is not None for store in (mine, other)] == [True, True]
+    assert (await do(mine, "p", PAY)).seq == (await do(other, "p", PAY)).seq == 2
+    await mine.close()
+    await other.close()
+
+
+async def test_only_a_batch_in_which_nobody_asks_for_it_is_not_synced(
+    store: PostgresStore, book: PostgresBook
+) -> None:
+    with psycopg.connect(book.dsn, autocommit=True) as db:
+        db.execute("CREATE TABLE seen (id text, synced text)")
+        db.execute(
+            "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO seen "
+            "VALUES (new.id, current_setting(''synchronous_commit'')); RETURN new; END'"
+        )
+        db.execute("CREATE TRIGGER see AFTER INSERT ON units FOR EACH ROW EXECUTE FUNCTION see()")
+        await store.commit(Unit("light", (PAY,)), synced=False)
+        await asyncio.gather(
+            store.commit(Unit("light too", (PAY,)), synced=False), store.commit(Unit("grave"))
+        )
+        seen: dict[str, str] = dict(db.execute("SELECT id, synced FROM seen").fetchall())
+    assert seen == {"light": "off", "light too": "on", "grave": "on"}
+
+
+# ── opening ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_many_that_open_at_once_make_the_tables_once(book: PostgresBook) -> None:
+    stores = await asyncio.gather(*(PostgresStore.open(book.dsn, RECORDS) for _ in range(8)))
+    await fund(stores[0])
+    for store in stores:
+        assert await available(store, "a") == 1_000
+        await store.close()
+
+
+async def test_a_newer_database_is_refused(book: PostgresBook) -> None:
+    store = await PostgresStore.open(book.dsn, RECORDS)
+    await store.close()
+    with psycopg.connect(book.dsn, autocommit=True) as db:
+        db.execute("UPDATE farebox_schema SET version = version + 1")
+    with pytest.raises(StoreCorrupt, match="run a newer farebox"):
+        await PostgresStore.open(book.dsn, RECORDS)
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_the_password_is_never_shown(postgres: Postgres) -> None:
+    password = "s3cr3t"
+    for dsn in (
+        f"postgresql://farebox:{password}@127.0.0.1:1/postgres",
+        f"postgresql://farebox:{password}@127.0.0.1:{postgres.port}/postgres",
+        f"host=127.0.0.1 port=1 password={password}",
+    ):
+        with pytest.raises(StoreError) as failed:
+            await PostgresStore.open(dsn, RECORDS)
+        assert password not in str(failed.value)
+        assert password not in place(dsn)
+    for wrong in (f"postgresql://a:{password}@h/d?wrong={password}", f"password {password}"):
+        with pytest.raises(StoreError) as failed:
+            conninfo(wrong)
+        assert password not in str(failed.value)
+        assert failed.value.__cause__ is None
