@@ -23,8 +23,10 @@ from farebox.identity import RECORDS as IDENTITY_RECORDS
 from farebox.identity import FailureLimit, Idempotency, Keys
 from farebox.ids import new_id
 from farebox.ledger.model import Applied, Kind, Open, Unit
+from farebox.ledger.processes import BEAT_EVERY_S, PROCESS, Processes
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger
+from farebox.ledger.store import Store
 from farebox.money import BTC
 from farebox.payments.deposits import DEPOSIT
 from farebox.payments.operations import OPERATION, Operations
@@ -62,7 +64,7 @@ from farebox.settings import (
 from farebox.signer import Signer
 from farebox.stores.sqlite import SqliteStore
 from farebox.wire.cashu.model import normalize_mint_url
-from farebox.worker import Job, Worker
+from farebox.worker import DUTY, Duty, Job, Worker
 from farebox.worker.expiry import KeyExpiry
 
 _RECOVER_EVERY_S = 2
@@ -74,7 +76,9 @@ _PRUNE_EVERY_S = 600
 #: Every kind of row a book holds beside the money.
 RECORDS: tuple[RecordType[Any], ...] = (
     DEPOSIT,
+    DUTY,
     OPERATION,
+    PROCESS,
     REQUEST,
     TOTALS,
     *IDENTITY_RECORDS,
@@ -89,11 +93,20 @@ class Farebox:
     what was left open and starts the worker; leaving closes everything.
     """
 
-    def __init__(self, settings: Settings, root_key: bytes, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        root_key: bytes,
+        *,
+        clock: Clock | None = None,
+        shared: Store | None = None,
+    ) -> None:
+        """`shared` is a store that other houses use too and somebody else closes; without one the
+        book of the settings is opened, for this house alone."""
         self.settings = settings
+        self._shared = shared
         self.clock = clock or SystemClock()
         self.signer = Signer(root_key)
-        self.owner = new_id("proc")
         self._rules = parse_rules(settings.prices)
         self.prices = Prices(PriceBook(self._rules))
         self._closing = AsyncExitStack()
@@ -120,13 +133,14 @@ class Farebox:
         return looked_at + await self.paywall.recover()
 
     async def _open(self) -> None:
-        path = self.settings.database_path
-        self.store = SqliteStore(path, RECORDS, clock=self.clock)
-        self._closing.push_async_callback(self.store.close)
+        self.store = self._shared or self._open_store()
         self.session = await self._closing.enter_async_context(open_session())
         guarded = await self._closing.enter_async_context(open_guarded_session())
         self.ledger = Ledger(self.store, self.clock)
-        self.operations = Operations(self.ledger, self.owner)
+        self.processes = Processes(self.ledger, alone=self._shared is None)
+        await self.processes.start()
+        self._closing.push_async_callback(self.processes.stop)
+        self.operations = Operations(self.ledger, self.processes)
         self.cashu = CashuMethod(
             _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
         )
@@ -143,11 +157,11 @@ class Farebox:
             self.prices,
             self.signer,
             Offers(self.cashu.mints),
-            owner=self.owner,
+            processes=self.processes,
             public_url=public_url(self.settings),
             change_as_credit=_changes_as_credit(self.settings.ecash.change),
         )
-        self._idempotency = Idempotency(self.ledger, self.signer)
+        self._idempotency = Idempotency(self.ledger, self.signer, self.processes)
         self.api = create_api(self._api_context())
         upstreams = await self._closing.enter_async_context(
             Upstreams([_upstream_config(one) for one in self.settings.upstreams])
@@ -164,11 +178,16 @@ class Farebox:
         )
         await self._open_accounts()
         await self.cashu.start()
-        worker = Worker(self._jobs())
-        worker.start()
-        self._closing.push_async_callback(worker.stop)
+        self.worker = Worker(self._jobs())
+        self.worker.start()
+        self._closing.push_async_callback(self.worker.stop)
         # Left first: what runs is settled while everything it needs is still open.
         self._closing.push_async_callback(self.app.stop)
+
+    def _open_store(self) -> Store:
+        store = SqliteStore(self.settings.database_path, RECORDS, clock=self.clock)
+        self._closing.push_async_callback(store.close)
+        return store
 
     def _methods(self) -> PaymentMethods:
         methods = PaymentMethods()
@@ -200,13 +219,16 @@ class Farebox:
 
     def _jobs(self) -> list[Job]:
         expiry = KeyExpiry(self.ledger, self.operations, self.payments, self.keys)
+        # The mints are asked once for all processes; the other jobs cost each of them one look.
+        upkeep = Duty("upkeep", self._upkeep.run, self.ledger, self.processes)
         jobs = [
+            Job("beat", BEAT_EVERY_S, self.processes.beat),
             Job("recovery", _RECOVER_EVERY_S, self.operations.recover),
             # Apart from the operations: what the books alone can settle waits for no mint.
             Job("requests", _RECOVER_EVERY_S, self.paywall.recover),
             Job("holds", _EXPIRE_EVERY_S, self.store.expire_due),
             Job("keys", _KEYS_EVERY_S, expiry.run),
-            Job("upkeep", _UPKEEP_EVERY_S, self._upkeep.run),
+            Job("upkeep", _UPKEEP_EVERY_S, upkeep.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
         ]
         refreshes = [one.models_refresh_s for one in self.settings.upstreams]

@@ -13,6 +13,7 @@ import aiohttp
 from farebox.clock import ManualClock, SystemClock
 from farebox.errors import StoreError
 from farebox.ledger.model import Outcome, Unit
+from farebox.ledger.processes import PROCESS, Processes
 from farebox.ledger.service import Ledger
 from farebox.money import MSAT_PER_SAT
 from farebox.payments import PaymentMethods, Refusal, Reserve
@@ -74,9 +75,13 @@ class House:
     async def open(self) -> None:
         self.session: aiohttp.ClientSession = open_session()
         self.guarded = open_guarded_session(allow_private=self.config.allow_private)
-        self.store = FragileStore(self.path, (OPERATION, DEPOSIT, *RECORDS), clock=self.clock)
+        self.store = FragileStore(
+            self.path, (PROCESS, OPERATION, DEPOSIT, *RECORDS), clock=self.clock
+        )
         self.ledger = Ledger(self.store, self.clock)
-        self.operations = Operations(self.ledger, "test")
+        processes = Processes(self.ledger, alone=True)
+        await processes.start()
+        self.operations = Operations(self.ledger, processes)
         self.method = CashuMethod(self.config, self.ledger, self.signer, self.session, self.guarded)
         self.methods = PaymentMethods()
         self.methods.register(self.method)
