@@ -47,6 +47,7 @@ from farebox.rails.cashu import (
     CashuMethod,
     MintLimits,
     MintTerms,
+    Sweep,
     Upkeep,
     open_guarded_session,
     open_session,
@@ -71,6 +72,7 @@ _RECOVER_EVERY_S = 2
 _EXPIRE_EVERY_S = 5
 _KEYS_EVERY_S = 30
 _UPKEEP_EVERY_S = 60
+_SWEEP_EVERY_S = 5
 _PRUNE_EVERY_S = 600
 
 #: Every kind of row a book holds beside the money.
@@ -144,6 +146,7 @@ class Farebox:
         self.cashu = CashuMethod(
             _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
         )
+        self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
         self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
         self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
         self.keys = Keys(self.ledger, keys_max=self.settings.accounts.keys_max)
@@ -156,7 +159,7 @@ class Farebox:
             self._failures,
             self.prices,
             self.signer,
-            Offers(self.cashu.mints),
+            Offers(self.cashu.mints, self.cashu.locked.public_key),
             processes=self.processes,
             public_url=public_url(self.settings),
             change_as_credit=_changes_as_credit(self.settings.ecash.change),
@@ -221,6 +224,7 @@ class Farebox:
         expiry = KeyExpiry(self.ledger, self.operations, self.payments, self.keys)
         # The mints are asked once for all processes; the other jobs cost each of them one look.
         upkeep = Duty("upkeep", self._upkeep.run, self.ledger, self.processes)
+        sweep = Duty("sweep", self.sweep.run, self.ledger, self.processes)
         jobs = [
             Job("beat", BEAT_EVERY_S, self.processes.beat),
             Job("recovery", _RECOVER_EVERY_S, self.operations.recover),
@@ -229,6 +233,7 @@ class Farebox:
             Job("holds", _EXPIRE_EVERY_S, self.store.expire_due),
             Job("keys", _KEYS_EVERY_S, expiry.run),
             Job("upkeep", _UPKEEP_EVERY_S, upkeep.run),
+            Job("sweep", _SWEEP_EVERY_S, sweep.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
         ]
         refreshes = [one.models_refresh_s for one in self.settings.upstreams]
@@ -302,6 +307,7 @@ def _cashu_config(settings: Settings) -> CashuConfig:
             units=tuple(unit.value for unit in mint.units),
             ceiling_msat=mint.ceiling_msat,
             require_dleq=mint.require_dleq,
+            offline_max_msat=mint.offline_max_msat,
         )
         for mint in settings.mints
     )
