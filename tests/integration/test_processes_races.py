@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -22,7 +24,9 @@ from farebox.identity.keys import (
 )
 from farebox.ledger.records import RecordType, Row
 from farebox.payments.service import Refunded
+from farebox.rails.cashu.config import unswapped_account
 from farebox.rails.cashu.records import PROOF, ProofUse
+from farebox.wire.cashu.locks import p2pk_secret
 from farebox.wire.cashu.token import decode_token, encode_token
 from tests.integration.processes_world import SHARED, Door, House, Line, World, shared_world
 from tests.integration.whole_house import PRICE_SAT
@@ -249,3 +253,26 @@ async def test_two_processes_that_tidy_up_at_once_swap_no_proof_twice(world: Wor
     ours = sum(row.value.amount for _, row in rows if row.value.use is ProofUse.AVAILABLE)
     assert ours == 256 + 12
     assert world.mint.calls["swap"] > 13, "something was tidied up"
+
+
+async def test_a_locked_proof_in_two_tokens_at_two_processes_is_credited_once(
+    world: World,
+) -> None:
+    terms = {"offline_max": "500 sat"}
+    a = await world.house(mint_terms=dict(terms))
+    b = await world.house(mint_terms=dict(terms))
+    key = a.farebox.cashu.locked.public_key
+    for _ in range(4):
+        token = a.mint.issue_with(lambda: p2pk_secret(secrets.token_hex(16), key), 96)
+        a.issued.append(token)
+        part = replace(token, proofs=token.proofs[:1])  # another token, for the same money
+        answers = await asyncio.gather(
+            a.present(Door.CREATE, encode_token(token)), b.present(Door.CREATE, encode_token(part))
+        )
+        assert [one.status_code for one in answers].count(200) == 1, [one.text for one in answers]
+    assert a.mint.calls["swap"] == 0
+    await asyncio.gather(*(house.farebox.sweep.run() for house in (a, b)))
+    await b.farebox.sweep.run()
+    unswapped = await world.store.account(unswapped_account(a.mint.url, "sat"))
+    assert unswapped is not None
+    assert unswapped.held == 0
