@@ -23,15 +23,18 @@ import enum
 from dataclasses import dataclass, field
 
 import msgspec
+import structlog
 
 from farebox.clock import NS_PER_S
-from farebox.errors import InvalidInput
+from farebox.errors import InvalidInput, StoreError
 from farebox.ids import derived_id
 from farebox.ledger.model import Applied, Put, Unit
 from farebox.ledger.processes import Processes
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger, State
 from farebox.signer import Signer
+
+_log = structlog.get_logger("farebox.idempotency")
 
 #: How long an answer can be had again.
 KEPT_S = 24 * 3600
@@ -146,8 +149,12 @@ class Idempotency:
         Nothing after `finish`. Where this cannot be stored, the call resumes in this process only,
         until it ends.
         """
-        if self._running.pop(ticket.key, None) is not None:
+        if self._running.pop(ticket.key, None) is None:
+            return
+        try:
             await self._end(ticket, owner="")
+        except StoreError as error:
+            _log.warning("idempotency.not_released", error=str(error))
 
     async def _end(self, ticket: Ticket, **changes: object) -> None:
         def decide(state: State, _: int) -> Unit | None:

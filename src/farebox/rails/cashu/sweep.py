@@ -53,7 +53,6 @@ from farebox.payments.operations import (
     Changes,
     Operation,
     Operations,
-    OperationState,
     Rejected,
     Succeeded,
     Unresolved,
@@ -134,19 +133,22 @@ class Sweep:
         for batch in _batches(waiting, self._ledger.clock.now_ns())[:_BATCHES_MAX]:
             operation_id = await self._open(place, unit, batch)
             if operation_id is None:
-                break
-            done = await self._operations.advance(operation_id, fresh=True)
-            swept += len(batch) if done.state is OperationState.SUCCEEDED else 0
+                continue
+            await self._operations.advance(operation_id, fresh=True)
+            swept += len(await self._locked.owned(operation_id, LockedUse.GONE))
         return swept
 
     async def _open(self, place: MintPlace, unit: str, batch: Sequence[Claimed]) -> str | None:
         """The opening commit; None where it cannot be. Raises RailUnavailable, RailRejected."""
-        proofs = [self._locked.proof(one) for one in batch]
-        keysets = await place.keysets(unit, {proof.keyset_id for proof in proofs})
+        known = {one.key: self._locked.proof(one) for one in batch}
+        keysets = await place.keysets(unit, {proof.keyset_id for proof in known.values()})
+        # One of a keyset that the mint denies must not keep the others waiting.
+        batch = [one for one in batch if known[one.key].keyset_id in keysets]
+        proofs = [known[one.key] for one in batch]
         target = output_keyset(keysets.values(), unit, place.now_s())
         amounts = None if target is None else _amounts(proofs, keysets, target)
         if target is None or not amounts:
-            _log.warning("cashu.sweep_impossible", mint=place.url, proofs=len(batch))
+            _log.warning("cashu.sweep_impossible", mint=place.url, proofs=len(known))
             return None
         operation_id = new_id("swp")
         worth_msat = sum(one.row.worth_msat for one in batch)
@@ -253,8 +255,6 @@ def _batches(waiting: Sequence[Claimed], now_ns: int) -> list[list[Claimed]]:
 def _amounts(
     proofs: Sequence[Proof], keysets: Mapping[str, Keyset], target: Keyset
 ) -> tuple[int, ...] | None:
-    if any(proof.keyset_id not in keysets for proof in proofs):
-        return None
     net = sum(proof.amount for proof in proofs) - input_fee(proofs, keysets)
     try:
         return tuple(split(net, target.keys.keys()))
