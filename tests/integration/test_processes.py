@@ -150,7 +150,8 @@ class Rail:
         del operation
         self.asked.append(asked_before)
         self.entered.set()
-        await self.answers.wait()
+        async with asyncio.timeout(20):  # a test that fails must not hang
+            await self.answers.wait()
         return self.verdict
 
 
