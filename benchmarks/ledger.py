@@ -142,6 +142,7 @@ class Bare:
 
     def __init__(self, path: Path) -> None:
         self.db = open_connection(path)
+        self.db.execute("PRAGMA synchronous = FULL")
         self.db.execute(TABLES)
         self.seq = 0
         self.digest = GENESIS

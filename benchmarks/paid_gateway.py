@@ -15,6 +15,7 @@ import uvicorn
 import uvloop
 
 from farebox.bootstrap import Farebox
+from farebox.cli.serve import quieten_collector
 from farebox.identity.keys import KeyTerms, NewKey, new_account
 from farebox.ids import new_id
 from farebox.ledger.model import Applied, Kind, Open, Transfer, Unit
@@ -54,6 +55,7 @@ async def serve(upstream_url: str, port: int, data_dir: Path, price: str, mint: 
         for _ in range(_KEYS):
             print(await funded_key(house), flush=True)
         print("ready", flush=True)
+        quieten_collector()
         config = uvicorn.Config(
             house.app,
             host="127.0.0.1",

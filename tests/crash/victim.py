@@ -233,8 +233,10 @@ def _patch(switch: Switch) -> None:
     store, mint, gateway, root = patched
     commit, exchange = store.commit, mint.exchange
 
-    async def counted_commit(self: SqliteStore, unit: Unit) -> Outcome:
-        outcome: Outcome = await switch.around(Kind.COMMIT, unit.id, lambda: commit(self, unit))
+    async def counted_commit(self: SqliteStore, unit: Unit, *, synced: bool = True) -> Outcome:
+        outcome: Outcome = await switch.around(
+            Kind.COMMIT, unit.id, lambda: commit(self, unit, synced=synced)
+        )
         return outcome
 
     async def counted_exchange(session: Any, method: str, url: Any, *args: Any, **more: Any) -> Any:

@@ -53,12 +53,12 @@ class FragileStore(SqliteStore):
 
     cut_before = cut_after = -1
 
-    async def commit(self, unit: Unit) -> Outcome:
+    async def commit(self, unit: Unit, *, synced: bool = True) -> Outcome:
         self.cut_before -= 1
         self.cut_after -= 1
         if self.cut_before == 0:
             raise PowerCut("before a commit")
-        outcome = await super().commit(unit)
+        outcome = await super().commit(unit, synced=synced)
         if self.cut_after == 0:
             raise PowerCut("after a commit")
         return outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import signal
@@ -114,11 +115,23 @@ async def _serve(
             timeout_graceful_shutdown=math.ceil(found.gateway.stop_grace_s),
         )
         server = _Server(config, announce)
+        quieten_collector()
         with server.stopped_by_signals():
             await server.serve(sockets=[listener])
         if not server.started:
             raise FareboxError("the server did not start; the log above says why")
     progress("stopped: every request that was running is settled")
+
+
+def quieten_collector() -> None:
+    """Have Python look for cyclic garbage rarely, and never in what was there at the start.
+
+    A request leaves next to none, but makes hundreds of objects: at its defaults the collector
+    takes a tenth of the time that requests take.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 class _Server(uvicorn.Server):

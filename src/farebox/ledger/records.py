@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -49,6 +50,15 @@ class RecordType(Generic[T]):
 
 
 _ENCODER = msgspec.json.Encoder()
+
+
+def column_value(value: object) -> str | int | None:
+    """An indexed field as a store keeps it. Raises TypeError for what cannot be indexed."""
+    if isinstance(value, enum.Enum):
+        return str(value.value)
+    if value is None or isinstance(value, str | int):
+        return value
+    raise TypeError(f"a {type(value).__name__} cannot be indexed")
 
 
 class Row(msgspec.Struct, Generic[T], frozen=True):

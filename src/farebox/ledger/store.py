@@ -23,8 +23,12 @@ PAGE_MAX = 1_000
 class Store(Protocol):
     """One book. Reads see committed state only."""
 
-    async def commit(self, unit: Unit) -> Outcome:
+    async def commit(self, unit: Unit, *, synced: bool = True) -> Outcome:
         """Decide and durably store one unit.
+
+        With `synced=False` the answer comes as soon as the unit outlives every process of ours; a
+        loss of power may still undo it, with everything after it. That is for units whose loss
+        costs nobody anything; whatever leaves the house waits for a synced one.
 
         Raises StoreBusy (nothing done) when the queue is full, OutcomeUnknown when the answer to
         the commit was lost, StoreError when the store failed and nothing was done, ValueError for

@@ -300,7 +300,9 @@ class Paywall:
         outcome: Outcome | None = None
         try:
             unit = Unit(request_id, steps=changes.steps, puts=changes.puts)
-            outcome = await self._ledger.store.commit(unit)
+            # A loss of power that takes the hold takes every sign that the request was, and nothing
+            # was metered yet: it is charged nothing, as after any crash before a checkpoint.
+            outcome = await self._ledger.store.commit(unit, synced=False)
             return outcome
         finally:
             if not isinstance(outcome, Applied):
@@ -361,9 +363,9 @@ class Paywall:
             for request_id, row in rows:
                 if request_id in self._live or row.value.owner in others:
                     continue
+                # It is nobody's now; but it may have been somebody's, and open, when it was found.
                 bill = Bill(row.value.checkpoint_msat, Ended.CRASHED, NO_USAGE)
-                live = Live(row.value, row.version)
-                count += await self._settle_late(request_id, live, bill)
+                count += await self._settle_late(request_id, None, bill)
             after = rows[-1][0]
         return count
 

@@ -57,10 +57,10 @@ async def test_a_lost_race_is_decided_again_on_what_is_there_now(store: Store) -
         def __getattr__(self, name: str) -> Any:
             return getattr(store, name)
 
-        async def commit(self, unit: Unit) -> Outcome:
+        async def commit(self, unit: Unit, *, synced: bool = True) -> Outcome:
             if len(seen) < 3:
                 await other.transact([(COUNTER, "c")], plus(f"rival:{len(seen)}", 100))
-            return await store.commit(unit)
+            return await store.commit(unit, synced=synced)
 
     def plus(unit_id: str, more: int, told: list[int] | None = None) -> Any:
         def decide(state: State, _: int) -> Unit:

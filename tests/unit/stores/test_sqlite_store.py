@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +34,7 @@ from farebox.ledger.model import (
 )
 from farebox.ledger.records import RecordType
 from farebox.ledger.replay import Broken
-from farebox.stores.sqlite import SqliteStore, writer
+from farebox.stores.sqlite import SqliteStore, disk, writer
 from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.stores.sqlite.schema import SCHEMA_VERSION
 from tests.contract.store.books import COUNTER, JOB, RECORDS, Job, available, fund
@@ -55,6 +57,10 @@ def verified(path: Path) -> Verified:
         result = verify(reader)
     assert not isinstance(result, Broken), str(result)
     return result[0]
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def pay(number: int | str) -> Unit:
@@ -92,14 +98,17 @@ async def test_a_full_disk_stores_nothing_and_later_it_works_again(
 
 
 class Disk:
-    """Which operations on the write-ahead log fail, and how often."""
+    """Writes to the log fail, though done, once `writes_left` have passed; `failing` of them."""
 
     def __init__(self) -> None:
-        self.syncs_failing = 0
+        self.writes_left = 0
+        self.failing = 0
 
-    def check_sync(self) -> None:
-        if self.syncs_failing:
-            self.syncs_failing -= 1
+    def check_write(self) -> None:
+        if self.writes_left:
+            self.writes_left -= 1
+        elif self.failing:
+            self.failing -= 1
             raise apsw.IOError("the disk says no")
 
 
@@ -109,9 +118,9 @@ class FaultyFile(apsw.VFSFile):
         path = name if isinstance(name, str) else name.filename()
         self._disk = disk if str(path).endswith("-wal") else Disk()
 
-    def xSync(self, flags: int) -> None:  # noqa: N802
-        self._disk.check_sync()
-        super().xSync(flags)
+    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
+        super().xWrite(data, offset)
+        self._disk.check_write()
 
 
 class FaultyVFS(apsw.VFS):
@@ -138,10 +147,10 @@ def failing_disk() -> Iterator[Disk]:
 
 
 async def test_a_commit_that_fails_and_is_overwritten_did_not_happen(path: Path) -> None:
-    with failing_disk() as disk:
+    with failing_disk() as faulty:
         store = SqliteStore(path, RECORDS)
         await fund(store)
-        disk.syncs_failing = 1
+        faulty.failing = 1
         with pytest.raises(StoreError) as told:
             await store.commit(pay(1))
         assert not isinstance(told.value, OutcomeUnknown)
@@ -153,21 +162,19 @@ async def test_a_commit_that_fails_and_is_overwritten_did_not_happen(path: Path)
 
 
 async def test_a_commit_whose_answer_is_lost_is_unknown_until_it_is_known(path: Path) -> None:
-    with failing_disk() as disk:
+    with failing_disk() as faulty:
         store = SqliteStore(path, RECORDS)
         await fund(store)
-        disk.syncs_failing = 1_000
-        commits = [asyncio.create_task(store.commit(pay(n))) for n in range(3)]
-        told = await asyncio.gather(*commits, return_exceptions=True)
-        # Whoever was in the failed COMMIT cannot know; who came later was not begun.
-        assert isinstance(told[0], OutcomeUnknown)
-        assert told[0].unit_id == "p:0"
-        assert all(isinstance(outcome, StoreError) for outcome in told)
+        faulty.failing = 1_000
+        with pytest.raises(OutcomeUnknown) as unknown:
+            await store.commit(pay(0))
+        assert unknown.value.unit_id == "p:0"
         with pytest.raises(StoreError):
             await store.outcome("p:0")
-        with pytest.raises(StoreError):
+        with pytest.raises(StoreError) as refused:
             await store.commit(pay(9))
-        disk.syncs_failing = 0
+        assert not isinstance(refused.value, OutcomeUnknown)
+        faulty.failing = 0
         assert await store.outcome("p:0") is None
         assert isinstance(await store.commit(pay(0)), Applied)
         assert await available(store, "b") == 1
@@ -175,17 +182,20 @@ async def test_a_commit_whose_answer_is_lost_is_unknown_until_it_is_known(path: 
     assert verified(path).seq == 2
 
 
-async def test_a_crash_in_doubt_leaves_a_whole_book(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("writes_left", range(8))
+async def test_a_crash_in_doubt_leaves_a_whole_book(
+    path: Path, tmp_path: Path, writes_left: int
+) -> None:
     """The frames of the failed COMMIT may come to life: whole, and under the same id."""
-    with failing_disk() as disk:
+    with failing_disk() as faulty:
         store = SqliteStore(path, RECORDS)
         await fund(store)
-        disk.syncs_failing = 1_000
+        faulty.writes_left, faulty.failing = writes_left, 1_000
         with pytest.raises(OutcomeUnknown):
             await store.commit(pay(1))
         for name in ("book.db", "book.db-wal"):
             shutil.copy(tmp_path / name, tmp_path / name.replace("book", "crashed"))
-        disk.syncs_failing = 0
+        faulty.failing = 0
         await store.close()
     again = SqliteStore(tmp_path / "crashed.db", RECORDS)
     known = await again.outcome("p:1")
@@ -194,6 +204,122 @@ async def test_a_crash_in_doubt_leaves_a_whole_book(path: Path, tmp_path: Path) 
     assert await available(again, "b") == 1
     await again.close()
     verified(tmp_path / "crashed.db")
+
+
+# ── syncs ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Syncs:
+    """Counts the syncs of the log; fails them, or keeps them waiting, when told to."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.fail = False
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self._begun = threading.Event()
+
+    def stop(self) -> None:
+        self._begun.clear()
+        self.may_go_on.clear()
+
+    async def begun(self) -> None:
+        """Wait until a sync has begun since they were stopped."""
+        assert await asyncio.to_thread(self._begun.wait, 10)
+
+    def __call__(self, log: int) -> None:
+        self.count += 1
+        self._begun.set()
+        assert self.may_go_on.wait(10)
+        if self.fail:
+            raise OSError(errno.EIO, "the disk says no")
+        os.fdatasync(log)
+
+
+@pytest.fixture
+def syncs(monkeypatch: pytest.MonkeyPatch) -> Syncs:
+    syncs = Syncs()
+    monkeypatch.setattr(disk, "sync", syncs)
+    return syncs
+
+
+async def test_a_unit_is_told_when_the_disk_has_it_and_not_before(
+    syncs: Syncs, store: SqliteStore
+) -> None:
+    await fund(store)
+    syncs.stop()
+    paid = asyncio.ensure_future(store.commit(pay(1)))
+    await syncs.begun()
+    seen = asyncio.ensure_future(available(store, "b"))
+    asked = asyncio.ensure_future(store.outcome("p:1"))
+    again = asyncio.ensure_future(store.commit(pay(1)))
+    done, _ = await asyncio.wait((paid, seen, asked, again), timeout=0.1)
+    assert not done
+    syncs.may_go_on.set()
+    assert isinstance(await paid, Applied)
+    assert isinstance(await again, Replayed)
+    assert await asked == await paid
+    await seen
+
+
+async def test_one_sync_serves_everybody_who_waits(syncs: Syncs, store: SqliteStore) -> None:
+    await fund(store)
+    before = syncs.count
+    await asyncio.gather(*(store.commit(pay(n)) for n in range(500)))
+    assert syncs.count - before <= 2
+
+
+async def test_a_unit_that_need_not_be_synced_waits_for_no_disk_and_reaches_it_soon(
+    syncs: Syncs, path: Path, store: SqliteStore
+) -> None:
+    await fund(store)
+    syncs.stop()
+    before = syncs.count
+    assert isinstance(await store.commit(pay(1), synced=False), Applied)
+    assert await available(store, "b") == 1
+    assert syncs.count == before
+    crashed = path.with_name("crashed.db")
+    for end in ("", "-wal"):
+        shutil.copy(f"{path}{end}", f"{crashed}{end}")
+    assert verified(crashed).seq == 2  # a process that dies here loses nothing
+    await syncs.begun()
+    syncs.may_go_on.set()
+
+
+async def test_after_a_failed_sync_nothing_goes_on_and_a_restart_knows(
+    syncs: Syncs, path: Path, store: SqliteStore
+) -> None:
+    await fund(store)
+    syncs.fail = True
+    told = await asyncio.gather(*(store.commit(pay(n)) for n in range(3)), return_exceptions=True)
+    assert [type(outcome) for outcome in told] == [OutcomeUnknown] * 3
+    syncs.fail = False  # the system now says "done" to any sync, whatever the disk has
+    for refused in (store.commit(pay(9)), store.outcome("p:0"), store.account("b")):
+        with pytest.raises(StoreError) as error:
+            await refused
+        assert not isinstance(error.value, OutcomeUnknown)
+    before = size(path)
+    await store.close()
+    assert size(path) == before, "closing moved what may not be on the disk"
+    again = SqliteStore(path, RECORDS)
+    assert isinstance(await again.outcome("p:0"), Applied)
+    assert isinstance(await again.commit(pay(9)), Applied)
+    await again.close()
+    assert verified(path).seq == 5
+
+
+async def test_the_log_is_emptied_while_units_are_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_LOG_PAGES", 50)
+    store = SqliteStore(path, RECORDS)
+    await fund(store, 10_000)
+    for start in range(0, 4_000, 20):
+        await asyncio.gather(*(store.commit(pay(start + n)) for n in range(20)))
+    log = size(path.with_name("book.db-wal"))
+    await store.close()
+    assert log < 1_000 * 4_096
+    assert verified(path).seq == 4_001
 
 
 # ── the queue ────────────────────────────────────────────────────────────────────────────────────

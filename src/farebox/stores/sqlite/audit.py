@@ -15,10 +15,10 @@ from farebox.ledger.audit import EventRow, value_digest
 from farebox.ledger.evaluator import Movement
 from farebox.ledger.invariants import StoredRow
 from farebox.ledger.model import Account, HoldRow
-from farebox.ledger.records import RecordType
+from farebox.ledger.records import RecordType, column_value
 from farebox.ledger.replay import StoredUnit
 from farebox.stores.sqlite.batch import ACCOUNT, HOLD, account_from, hold_from
-from farebox.stores.sqlite.schema import column_value, table_of
+from farebox.stores.sqlite.schema import table_of
 from farebox.stores.sqlite.store import open_connection
 
 R = TypeVar("R")

@@ -2,56 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apsw
 import msgspec
-from msgspec.structs import astuple
 
-from farebox.ledger.audit import (
-    EventRow,
-    PutDigest,
-    decode_body,
-    encode_body,
-    extend,
-    known_from,
-    value_digest,
-)
-from farebox.ledger.evaluator import Decision, Overlay, evaluate, expire
+from farebox.ledger.audit import decode_body, known_from
+from farebox.ledger.batch import EXPIRED_MAX, Head, Staged, names_of
+from farebox.ledger.evaluator import Overlay
 from farebox.ledger.model import (
     ABSENT,
-    EXPIRY_PREFIX,
     Account,
     Applied,
-    Hold,
     HoldRow,
     HoldState,
     Kind,
-    Open,
     Outcome,
-    Post,
     Refused,
-    SetCeiling,
     StoredEvent,
-    Transfer,
     Unit,
-    Void,
 )
 from farebox.ledger.records import RecordType
-from farebox.stores.sqlite.schema import column_value, table
+from farebox.stores.sqlite.schema import table
 
-_json = msgspec.json.Encoder().encode
 _KINDS = {kind.value: kind for kind in Kind}
-
-
-class Head(msgspec.Struct, frozen=True):
-    """Where the book stands: last unit, its time, its digest, last event."""
-
-    seq: int
-    at: int
-    digest: bytes
-    event: int
 
 
 def account_from(row: Sequence[Any]) -> Account:
@@ -68,7 +44,7 @@ def event_from(row: Sequence[Any]) -> StoredEvent:
 
 
 class Batch:
-    """The units of one transaction. Runs in the writer thread, inside BEGIN … COMMIT."""
+    """The units of one transaction. Runs inside BEGIN … COMMIT."""
 
     def __init__(
         self,
@@ -82,40 +58,24 @@ class Batch:
         self._db = db
         self._book = book
         self._known = accounts
-        # Strictly increasing, whatever the machine's clock does.
-        self._at = max(now_ns, head.at + 1)
-        self._head = head
-        self._seq = head.seq
-        self._digest = head.digest
-        self._event = head.event
         self._overlay = Overlay()
-        #: The accounts that this batch changed.
-        self.accounts: dict[str, Account] = {}
-        self._holds: dict[str, HoldRow] = {}
-        self._unit_rows: list[tuple[Any, ...]] = []
-        self._movement_rows: list[tuple[Any, ...]] = []
-        self._event_rows: list[tuple[Any, ...]] = []
-        self._record_rows: dict[str, list[tuple[Any, ...]]] = {}
+        self._staged = Staged(book, head, now_ns, self._overlay)
 
     @property
     def head(self) -> Head:
         """Where the book stands after this batch."""
-        return (
-            Head(self._seq, self._at, self._digest, self._event) if self._unit_rows else self._head
-        )
+        return self._staged.head
+
+    @property
+    def accounts(self) -> dict[str, Account]:
+        """The accounts that this batch changed."""
+        return self._staged.accounts
 
     def run(self, units: Sequence[Unit]) -> list[Outcome]:
         """Decide and write all units; their outcomes hold once the transaction is committed."""
         self._load(units)
-        self._expire(self._due_on(set(self._overlay.accounts)))
-        outcomes: list[Outcome] = []
-        for unit in units:
-            decided = evaluate(unit, self._overlay, self._seq + 1, self._at)
-            if isinstance(decided, Decision):
-                self._stage(decided)
-                outcomes.append(decided.outcome)
-            else:
-                outcomes.append(decided)
+        self._staged.expire(self._due_on(set(self._overlay.accounts)))
+        outcomes = self._staged.decide(units)
         self._write()
         return outcomes
 
@@ -124,43 +84,27 @@ class Batch:
         due = self._db.execute(
             f"SELECT {HOLD} FROM holds WHERE book = ? AND state = 'open' AND expires_at > 0 "
             "AND expires_at <= ? ORDER BY expires_at, id LIMIT ?",
-            (self._book, self._at, limit),
+            (self._book, self._staged.at, limit),
         )
         rows = [hold_from(row) for row in due]
         self._load_accounts({account for row in rows for account in (row.debit, row.credit)})
-        self._expire(rows)
+        self._staged.expire(rows)
         self._write()
         return len(rows)
 
     # ── load ─────────────────────────────────────────────────────────────────────────────────────
 
     def _load(self, units: Sequence[Unit]) -> None:
-        accounts: set[str] = set()
-        holds: set[str] = set()
-        keys: dict[RecordType[Any], set[str]] = {}
-        for unit in units:
-            for step in unit.steps:
-                match step:
-                    case Transfer() | Hold():
-                        accounts.add(step.debit)
-                        accounts.add(step.credit)
-                    case Post() | Void():
-                        holds.add(step.hold)
-                    case Open() | SetCeiling():
-                        accounts.add(step.account)
-            for put in unit.puts:
-                keys.setdefault(put.record, set()).add(put.key)
-            for guard in unit.guards:
-                keys.setdefault(guard.record, set()).add(guard.key)
-        self._load_units({unit.id for unit in units})
-        self._load_holds(holds)
+        names = names_of(units)
+        self._load_units(names.units)
+        self._load_holds(names.holds)
         for hold in self._overlay.holds.values():
             if hold is not None:
-                accounts.add(hold.debit)
-                accounts.add(hold.credit)
-        self._load_accounts(accounts)
-        for record, names in keys.items():
-            self._load_versions(record, names)
+                names.accounts.add(hold.debit)
+                names.accounts.add(hold.credit)
+        self._load_accounts(names.accounts)
+        for record, keys in names.rows.items():
+            self._load_versions(record, keys)
 
     def _load_versions(self, record: RecordType[Any], keys: set[str]) -> None:
         versions = self._overlay.versions
@@ -208,7 +152,7 @@ class Batch:
 
     def _due_on(self, accounts: set[str]) -> list[HoldRow]:
         """Holds that are due on the accounts this batch touches, oldest first."""
-        if not accounts or not self._db.execute(_ANY_DUE, (self._book, self._at)).fetchone():
+        if not accounts or not self._db.execute(_ANY_DUE, (self._book, self._staged.at)).fetchone():
             return []
         touched = apsw.carray(tuple(accounts))
         rows: dict[str, HoldRow] = {}
@@ -217,7 +161,7 @@ class Batch:
                 f"SELECT {HOLD} FROM holds INDEXED BY holds_{side} WHERE book = ? "
                 f"AND {side} IN carray(?) AND state = 'open' AND expires_at > 0 "
                 "AND expires_at <= ? ORDER BY expires_at, id LIMIT ?",
-                (self._book, touched, self._at, _DUE_MAX),
+                (self._book, touched, self._staged.at, EXPIRED_MAX),
             )
             rows.update((row[0], hold_from(row)) for row in due)
         self._load_accounts(
@@ -225,79 +169,31 @@ class Batch:
         )
         return sorted(rows.values(), key=lambda row: (row.expires_at, row.id))
 
-    def _expire(self, rows: list[HoldRow]) -> None:
-        for row in rows:
-            self._overlay.holds[row.id] = row
-            unit = Unit(EXPIRY_PREFIX + row.id)
-            decided = expire(row, self._overlay, unit, self._seq + 1, self._at)
-            self._stage(decided)
-
-    # ── stage and write ──────────────────────────────────────────────────────────────────────────
-
-    def _stage(self, decision: Decision) -> None:
-        unit, outcome = decision.unit, decision.outcome
-        self._seq = seq = self._seq + 1
-        puts: tuple[PutDigest, ...] = ()
-        events: tuple[EventRow, ...] = ()
-        if isinstance(outcome, Applied):
-            puts = tuple(self._put(put, seq) for put in unit.puts) if unit.puts else ()
-            events = self._events(unit, outcome) if unit.events else ()
-        body = encode_body(decision, puts)
-        moves = decision.movements
-        self._digest = extend(self._digest, seq, self._at, unit.id, body, moves, events)
-        self._unit_rows.append((self._book, seq, unit.id, self._at, body, self._digest))
-        for move in moves:
-            self._movement_rows.append((self._book, seq, *astuple(move)))
-        for event in events:
-            self._event_rows.append(
-                (self._book, event.number, seq, self._at, event.name, event.subject, event.data)
-            )
-        for account in decision.accounts:
-            self.accounts[account.id] = account
-        for hold in decision.holds:
-            self._holds[hold.id] = hold
-
-    def _put(self, put: Any, seq: int) -> PutDigest:
-        raw = put.record.encode(put.value)
-        version = put.expect + 1
-        columns = [column_value(getattr(put.value, name)) for name in put.record.columns]
-        statement = _put_statement(put.record)
-        row = (self._book, put.key, version, seq, raw, *columns)
-        self._record_rows.setdefault(statement, []).append(row)
-        return PutDigest(put.record.kind, put.key, version, value_digest(raw))
-
-    def _events(self, unit: Unit, applied: Applied) -> tuple[EventRow, ...]:
-        rows = []
-        for number, event in enumerate(unit.events, self._event + 1):
-            data = dict(event.data)
-            for name, step in event.amounts.items():
-                data[name] = applied.amounts[step]
-            rows.append(EventRow(number, event.name, event.subject, _json(data)))
-        self._event += len(rows)
-        return tuple(rows)
+    # ── write ────────────────────────────────────────────────────────────────────────────────────
 
     def _write(self) -> None:
-        if not self._unit_rows:
+        staged = self._staged
+        if not staged.units:
             return
         many = self._db.executemany
-        many("INSERT INTO units VALUES (?,?,?,?,?,?)", self._unit_rows)
-        if self._movement_rows:
-            many("INSERT INTO movements VALUES (?,?,?,?,?,?,?,?,?,?)", self._movement_rows)
-        if self._event_rows:
-            many("INSERT INTO events VALUES (?,?,?,?,?,?,?)", self._event_rows)
-        if self.accounts:
+        many("INSERT INTO units VALUES (?,?,?,?,?,?)", staged.units)
+        if staged.movements:
+            many("INSERT INTO movements VALUES (?,?,?,?,?,?,?,?,?,?)", staged.movements)
+        if staged.events:
+            many("INSERT INTO events VALUES (?,?,?,?,?,?,?)", staged.events)
+        if staged.accounts:
             # In the order of the table: neighbours share its pages, which is faster by a sixth.
             many(
                 "INSERT OR REPLACE INTO accounts VALUES (?,?,?,?,?,?,?,?,?)",
-                sorted(_account_row(self._book, account) for account in self.accounts.values()),
+                sorted(_account_row(self._book, account) for account in staged.accounts.values()),
             )
-        if self._holds:
+        if staged.holds:
             many(
                 "INSERT OR REPLACE INTO holds VALUES (?,?,?,?,?,?,?,?)",
-                [_hold_row(self._book, hold) for hold in self._holds.values()],
+                [_hold_row(self._book, hold) for hold in staged.holds.values()],
             )
-        for statement, rows in self._record_rows.items():
-            many(statement, rows)
+        for record, rows in staged.records.items():
+            many(_put_statement(record), rows)
 
 
 ACCOUNT = "id, asset, kind, debits_pending, debits_posted, credits_pending, credits_posted, ceiling"
@@ -306,8 +202,6 @@ _ANY_DUE = (
     "SELECT 1 FROM holds INDEXED BY holds_due "
     "WHERE book = ? AND state = 'open' AND expires_at > 0 AND expires_at <= ? LIMIT 1"
 )
-#: What one batch releases at most; a hold that is due and waits is refused all the same.
-_DUE_MAX = 5_000
 
 
 def _account_row(book: int, account: Account) -> tuple[Any, ...]:
@@ -342,16 +236,10 @@ def hold_from(row: Sequence[Any]) -> HoldRow:
     return HoldRow(row[0], row[1], row[2], int(row[3]), row[4], row[5], HoldState(row[6]))
 
 
-_PUT_STATEMENTS: dict[Any, str] = {}
-
-
-def _put_statement(record: Any) -> str:
-    statement = _PUT_STATEMENTS.get(record)
-    if statement is None:
-        marks = ",".join("?" * (5 + len(record.columns)))
-        statement = f"INSERT OR REPLACE INTO {table(record)} VALUES ({marks})"
-        _PUT_STATEMENTS[record] = statement
-    return statement
+@functools.cache
+def _put_statement(record: RecordType[Any]) -> str:
+    marks = ",".join("?" * (5 + len(record.columns)))
+    return f"INSERT OR REPLACE INTO {table(record)} VALUES ({marks})"
 
 
 def known_outcome(db: apsw.Connection, book: int, unit_id: str) -> Applied | Refused | None:

@@ -6,7 +6,6 @@ nanoseconds; every row names its book.
 
 from __future__ import annotations
 
-import enum
 from typing import Any
 
 import msgspec
@@ -88,12 +87,3 @@ def record_tables(record: RecordType[Any]) -> str:
 def _affinity(field_type: Any) -> str:
     options = getattr(field_type, "__args__", (field_type,))
     return "INTEGER" if int in options else "TEXT"
-
-
-def column_value(value: object) -> str | int | None:
-    """An indexed field as SQLite keeps it."""
-    if isinstance(value, enum.Enum):
-        return str(value.value)
-    if value is None or isinstance(value, str | int):
-        return value
-    raise TypeError(f"a {type(value).__name__} cannot be indexed")

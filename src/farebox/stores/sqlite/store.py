@@ -1,4 +1,4 @@
-"""The SQLite store: one writer thread in front of one file, readers beside it."""
+"""The SQLite store: one file, written in turns of the event loop, synced and paged beside it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from farebox.ledger.model import (
     Unit,
     check_unit,
 )
-from farebox.ledger.records import RecordType, Row
+from farebox.ledger.records import RecordType, Row, column_value
 from farebox.ledger.store import PAGE_MAX
 from farebox.stores.sqlite.batch import ACCOUNT, account_from, event_from, known_outcome
+from farebox.stores.sqlite.disk import Disk
 from farebox.stores.sqlite.schema import (
     SCHEMA_VERSION,
     TABLES,
-    column_value,
     record_tables,
     table,
 )
@@ -47,7 +47,8 @@ class SqliteStore:
     """One book of one file, owned by this process. Open it inside a running event loop.
 
     Single rows are read in the caller's thread, pages in one of their own, so that a long page
-    delays no request. A caller that is cancelled while it waits for `commit` does not undo it.
+    delays no request. What was read is told once the disk has it. A caller that is cancelled while
+    it waits for `commit` does not undo it.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class SqliteStore:
                 opened.callback(self._reader.close)
                 self._pages = open_connection(path, readonly=True)
                 opened.callback(self._pages.close)
-                self._writer = Writer(db, book, clock or SystemClock())
+                emptier = open_connection(path)
+                opened.callback(emptier.close)
+                self._writer = Writer(db, book, clock or SystemClock(), Disk(path, emptier))
             except apsw.NotADBError as error:
                 raise StoreCorrupt(f"{path.name} is no database") from error
             except apsw.Error as error:
@@ -84,10 +87,10 @@ class SqliteStore:
         self._pager = ThreadPoolExecutor(1, "farebox-pages")
         self._closed = False
 
-    async def commit(self, unit: Unit) -> Outcome:
+    async def commit(self, unit: Unit, *, synced: bool = True) -> Outcome:
         """Decide and durably store one unit; see `farebox.ledger.store.Store`."""
         check_unit(unit)
-        return await self._writer.write(unit)
+        return await self._writer.write(unit, synced=synced)
 
     async def expire_due(self) -> int:
         """Release every hold that is due; returns how many."""
@@ -103,14 +106,15 @@ class SqliteStore:
 
         Raises StoreError while a failed COMMIT leaves it open which of both it is.
         """
-        if self._writer.unsettled:
-            await self._writer.settle()
+        await self._writer.settled()
         with _reading():
-            return known_outcome(self._reader, self._book, unit_id)
+            known = known_outcome(self._reader, self._book, unit_id)
+        await self._writer.synced()
+        return known
 
     async def get(self, record: RecordType[T], key: str) -> Row[T] | None:
         """One domain row."""
-        row = self._one(
+        row = await self._one(
             f"SELECT value, version FROM {table(record)} WHERE book = ? AND key = ?",
             self._book,
             key,
@@ -143,7 +147,7 @@ class SqliteStore:
 
     async def account(self, account_id: str) -> Account | None:
         """One account with its balances."""
-        row = self._one(
+        row = await self._one(
             f"SELECT {ACCOUNT} FROM accounts WHERE book = ? AND id = ?", self._book, account_id
         )
         return None if row is None else account_from(row)
@@ -182,9 +186,11 @@ class SqliteStore:
         await asyncio.to_thread(self._pager.shutdown)
         self._opened.close()
 
-    def _one(self, sql: str, *values: object) -> tuple[Any, ...] | None:
+    async def _one(self, sql: str, *values: object) -> tuple[Any, ...] | None:
         with _reading():
-            return self._reader.execute(sql, values).fetchone()
+            row: tuple[Any, ...] | None = self._reader.execute(sql, values).fetchone()
+        await self._writer.synced()
+        return row
 
     async def _page(self, sql: str, *values: object, read: Callable[..., R]) -> list[R]:
         def fetch() -> list[R]:
@@ -193,7 +199,9 @@ class SqliteStore:
 
         if self._closed:
             raise StoreError("the store is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._pager, fetch)
+        rows = await asyncio.get_running_loop().run_in_executor(self._pager, fetch)
+        await self._writer.synced()
+        return rows
 
 
 @contextlib.contextmanager
@@ -215,8 +223,7 @@ def open_connection(path: Path, *, readonly: bool = False) -> apsw.Connection:
     db.set_busy_timeout(5_000)
     if not readonly:
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA wal_autocheckpoint = 4000")
+        db.execute("PRAGMA synchronous = NORMAL")  # commits are synced by `Disk`, many at once
     db.execute("PRAGMA cache_size = -65536")
     return db
 

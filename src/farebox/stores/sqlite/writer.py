@@ -1,13 +1,13 @@
-"""The one thread that writes a book: takes what queued up, commits it, tells everybody."""
+"""Writes a book: what queued up in a turn of the event loop is one transaction."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import apsw
@@ -15,15 +15,21 @@ import apsw
 from farebox.clock import Clock
 from farebox.errors import OutcomeUnknown, StoreBusy, StoreError
 from farebox.ledger.audit import GENESIS
+from farebox.ledger.batch import Head
 from farebox.ledger.model import Account, Outcome, Unit
-from farebox.stores.sqlite.batch import Batch, Head
+from farebox.stores.sqlite.batch import Batch
+from farebox.stores.sqlite.disk import Disk
 
 R = TypeVar("R")
 
 #: Units that may wait; more are refused before anything is done.
 QUEUE_MAX = 20_000
-_BATCH_MAX = 2_000
+_BATCH_MAX = 1_000
 _ACCOUNTS_MAX = 50_000
+#: How long a unit that nobody waits for may stay unsynced.
+_SYNC_AFTER_S = 0.05
+#: Pages of the log at which it is moved into the database file: 16 MiB.
+_LOG_PAGES = 4_000
 
 #: Failures of the disk or the database: they hit every unit of a batch alike.
 _EVERYBODYS = (
@@ -35,24 +41,22 @@ _EVERYBODYS = (
     apsw.NotADBError,
     apsw.ReadOnlyError,
     apsw.NoMemError,
+    OSError,
 )
 
 
-class _Unit(NamedTuple):
+class _Waiting(NamedTuple):
+    """Somebody who is to be told `outcome` once it is certain; None stands for "synced"."""
+
+    answer: asyncio.Future[Any]
+    outcome: Outcome | None = None
+    unit_id: str = ""
+
+
+class _Queued(NamedTuple):
     unit: Unit
+    synced: bool
     answer: asyncio.Future[Outcome]
-
-
-class _Expiry(NamedTuple):
-    limit: int
-    answer: asyncio.Future[int]
-
-
-class _Settling(NamedTuple):
-    answer: asyncio.Future[None]
-
-
-_Item = _Unit | _Expiry | _Settling
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,104 +82,206 @@ class _Failure:
 
 
 class Writer:
-    """Owns the connection that writes. Made and called in the event loop's thread."""
+    """Owns the connection that writes. All of it runs in the event loop's thread.
 
-    def __init__(self, db: apsw.Connection, book: int, clock: Clock) -> None:
+        queued ──(a turn of the loop)──► written ──(one sync for all)──► synced
+
+    A transaction takes all that was queued in one turn of the loop. It is written when it returns
+    (a process that dies loses nothing of it) and synced when the disk has it (nor does a machine
+    that loses its power). Syncs run in a thread while the loop goes on, one for everything that
+    was written before it. So a lone unit changes threads only for its sync, or not at all if its
+    caller does not ask for one; and among many the price of transaction and sync is shared.
+
+    | what fails       | what holds                                                         |
+    |------------------|--------------------------------------------------------------------|
+    | the process      | all that was written; who was not told asks by the unit's id       |
+    | the power        | all that was synced, and perhaps the first of what came after      |
+    | a transaction    | nothing of it; its callers hear so                                 |
+    | a COMMIT         | the same, once another commit has overwritten what it left         |
+    | a sync           | nobody knows, until the book is opened anew: nothing more is done  |
+    """
+
+    def __init__(self, db: apsw.Connection, book: int, clock: Clock, disk: Disk) -> None:
         self._db = db
         self._book = book
         self._clock = clock
+        self._disk = disk
+        self._loop = asyncio.get_running_loop()
         self._head = read_head(db, book)
         #: Accounts as they stand; nobody else writes them while this process owns the book.
         self._accounts: dict[str, Account] = {}
         #: A COMMIT failed and what it left in the log is not yet overwritten.
-        self.unsettled = False
+        self._unsettled = False
+        self._broken: _Failure | None = None
         self._closed = False
-        self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="farebox-writer", daemon=True)
-        self._thread.start()
+        self._queue: deque[_Queued] = deque()
+        self._turn_due = False
+        # Transactions by number: the last that was written, that must be synced before anybody
+        # hears of it, and that is synced.
+        self._written = self._owed = self._synced = 0
+        self._waiting: list[_Waiting] = []
+        self._is_syncing = False
+        self._sync_timer: asyncio.TimerHandle | None = None
+        self._is_moving = False
+        self._move_at_pages = _LOG_PAGES
+        db.set_wal_hook(self._after_commit)
 
-    def write(self, unit: Unit) -> asyncio.Future[Outcome]:
+    def write(self, unit: Unit, *, synced: bool) -> asyncio.Future[Outcome]:
         """Queue a unit. Raises StoreBusy when too many wait, StoreError when closed."""
-        if self._queue.qsize() >= QUEUE_MAX:
+        self._check_open()
+        if len(self._queue) >= QUEUE_MAX:
             raise StoreBusy(f"{QUEUE_MAX} units are waiting to be written; try again")
-        answer: asyncio.Future[Outcome] = self._answer()
-        self._queue.put(_Unit(unit, answer))
+        answer: asyncio.Future[Outcome] = self._loop.create_future()
+        self._queue.append(_Queued(unit, synced, answer))
+        self._take_turn()
         return answer
 
-    def expire(self, limit: int) -> asyncio.Future[int]:
-        """Queue the release of up to `limit` due holds."""
-        answer: asyncio.Future[int] = self._answer()
-        self._queue.put(_Expiry(limit, answer))
-        return answer
+    async def expire(self, limit: int) -> int:
+        """Release up to `limit` due holds; returns how many."""
+        self._check_open()
+        expired = self._transaction(lambda batch: batch.run_expiry(limit))
+        if isinstance(expired, _Failure):
+            raise expired.told()
+        self._owed = self._written
+        await self.synced()
+        return expired
 
-    def settle(self) -> asyncio.Future[None]:
-        """Queue the end of a failed COMMIT's doubt. Raises StoreError while it stays."""
-        answer: asyncio.Future[None] = self._answer()
-        self._queue.put(_Settling(answer))
-        return answer
+    async def synced(self) -> None:
+        """Wait until no loss of power can take back what others were, or will be, told.
+
+        Whoever reads the book waits for this before he acts on what he read. Raises StoreError
+        when the disk does not take it.
+        """
+        if self._synced >= self._owed and self._broken is None:
+            return
+        answer: asyncio.Future[None] = self._loop.create_future()
+        self._wait(_Waiting(answer))
+        await answer
+
+    async def settled(self) -> None:
+        """End the doubt that a failed COMMIT left. Raises StoreError while it stays."""
+        failure = self._settled()
+        if failure is not None:
+            raise failure.told()
 
     async def close(self) -> None:
-        """Write what is queued, then end. May be called again."""
-        if not self._closed:
-            self._closed = True
-            self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
+        """Write and sync what is queued, then end. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        while self._queue:
+            self._turn()
+        self._owed = self._written
+        with contextlib.suppress(StoreError):  # whoever has something to lose was told
+            await self.synced()
+        await asyncio.to_thread(self._disk.close)
+        if self._broken is not None:
+            # What SQLite sees in the log may never have reached the disk. Closing must not build
+            # on it; opening reads what is there.
+            self._db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
 
-    def _answer(self) -> asyncio.Future[Any]:
+    def _check_open(self) -> None:
         if self._closed:
             raise StoreError("the store is closed, nothing was done")
-        return self._loop.create_future()
 
-    # ── in the thread ────────────────────────────────────────────────────────────────────────────
+    # ── a turn of the loop ───────────────────────────────────────────────────────────────────────
 
-    def _run(self) -> None:
-        open_ = True
-        while open_:
-            items: list[_Item] = []
-            item = self._queue.get()
-            while item is not None:
-                items.append(item)
-                if len(items) == _BATCH_MAX:
-                    break
-                try:
-                    item = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            open_ = item is not None
-            try:
-                self._handle(items)
-            except RuntimeError:
-                return  # the event loop is closed: nobody is left to be told
+    def _take_turn(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            self._loop.call_soon(self._turn)
 
-    def _handle(self, items: Sequence[_Item]) -> None:
-        units = [item for item in items if isinstance(item, _Unit)]
-        if units:
-            self._write(units)
-        for item in items:
-            if isinstance(item, _Expiry):
-                self._expire(item)
-            elif isinstance(item, _Settling):
-                self._tell([(item.answer, self._settled())])
+    def _turn(self) -> None:
+        self._turn_due = False
+        queue = self._queue
+        if queue:
+            self._write([queue.popleft() for _ in range(min(len(queue), _BATCH_MAX))])
+        if queue:
+            self._take_turn()
 
-    def _expire(self, item: _Expiry) -> None:
-        expired = self._transaction(lambda batch: batch.run_expiry(item.limit))
-        self._tell([(item.answer, expired)])
-
-    def _write(self, work: Sequence[_Unit]) -> None:
-        units = [item.unit for item in work]
+    def _write(self, work: Sequence[_Queued]) -> None:
+        units = [queued.unit for queued in work]
+        before = self._written
         result = self._transaction(lambda batch: batch.run(units))
         if not isinstance(result, _Failure):
-            self._tell([(item.answer, told) for item, told in zip(work, result, strict=True)])
+            if self._written > before and any(queued.synced for queued in work):
+                self._owed = self._written
+            self._tell(work, result)
         elif len(work) == 1 or result.everybodys:
-            self._tell([(item.answer, result.told(item.unit.id)) for item in work])
+            for queued in work:
+                _resolve(queued.answer, result.told(queued.unit.id))
         else:
             # One unit cannot be stored. It must not fail its neighbours: halve until it is alone.
             self._write(work[: len(work) // 2])
             self._write(work[len(work) // 2 :])
 
-    def _tell(self, answers: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
-        self._loop.call_soon_threadsafe(_resolve, answers)
+    def _tell(self, work: Sequence[_Queued], outcomes: Sequence[Outcome]) -> None:
+        certain = self._synced >= self._owed
+        for queued, outcome in zip(work, outcomes, strict=True):
+            # A refusal waits as well: it may rest on what a loss of power would take back.
+            if certain or not queued.synced:
+                _resolve(queued.answer, outcome)
+            else:
+                self._waiting.append(_Waiting(queued.answer, outcome, queued.unit.id))
+        if self._waiting:
+            self._sync()
+        elif self._synced < self._written and self._sync_timer is None:
+            self._sync_timer = self._loop.call_later(_SYNC_AFTER_S, self._sync)
+
+    # ── the disk ─────────────────────────────────────────────────────────────────────────────────
+
+    def _wait(self, waiting: _Waiting) -> None:
+        self._waiting.append(waiting)
+        self._sync()
+
+    def _sync(self) -> None:
+        """Begin a sync for everybody who waits; if one runs, its end begins the next."""
+        if self._sync_timer is not None:
+            self._sync_timer.cancel()
+            self._sync_timer = None
+        if self._is_syncing:
+            return
+        waiting, self._waiting = self._waiting, []
+        if self._broken is not None:
+            for one in waiting:
+                _resolve(one.answer, self._broken.told(one.unit_id))
+            return
+        self._is_syncing = True
+        self._disk.sync(partial(self._sync_ended, waiting, self._written))
+
+    def _sync_ended(
+        self, waiting: Sequence[_Waiting], written: int, error: Exception | None
+    ) -> None:
+        self._is_syncing = False
+        if error is None:
+            self._synced = written
+            for one in waiting:
+                _resolve(one.answer, one.outcome)
+        else:
+            # After a sync that failed the system may call the same pages clean: to sync again
+            # and be told "done" proves nothing.
+            self._broken = _Failure(error, unknown=True)
+            self._waiting += waiting
+        if self._waiting:
+            self._sync()
+
+    def _after_commit(self, _: apsw.Connection, __: str, log_pages: int) -> int:
+        if log_pages >= self._move_at_pages and not self._is_moving:
+            self._is_moving = True
+            self._disk.move(self._moved)
+        return apsw.SQLITE_OK
+
+    def _moved(self, error: Exception | None) -> None:
+        """Most of the log is in the database file. With what came meanwhile it is all of it, and
+        the next commit begins the log anew; unless somebody reads from it."""
+        self._is_moving = False
+        pages = done = 0
+        if error is None and self._broken is None and not self._closed:
+            with contextlib.suppress(apsw.Error):  # it is tried again, as is what failed before
+                pages, done = self._db.wal_checkpoint(None, apsw.SQLITE_CHECKPOINT_PASSIVE)
+        self._move_at_pages = _LOG_PAGES + (pages if done < pages else 0)
+
+    # ── a transaction ────────────────────────────────────────────────────────────────────────────
 
     def _transaction(self, run: Callable[[Batch], R]) -> R | _Failure:
         """Run one batch in one transaction."""
@@ -193,7 +299,10 @@ class Writer:
         try:
             self._db.execute("COMMIT")
         except apsw.Error as error:
-            return self._after_failed_commit(error, batch.head) or result
+            failure = self._after_failed_commit(error, batch.head)
+            if failure is not None:
+                return failure
+        self._written += self._head is not batch.head
         self._head = batch.head
         self._remember(batch.accounts)
         return result
@@ -205,14 +314,16 @@ class Writer:
         bring them to life. The next commit overwrites them: only then is the outcome certain.
         """
         self._roll_back()
-        self.unsettled = True
+        self._unsettled = True
         if self._settled() is not None:
             return _Failure(error, unknown=True)
         return None if self._head == hoped else _Failure(error)
 
     def _settled(self) -> _Failure | None:
         """End the doubt of a failed COMMIT by committing something harmless over it."""
-        if not self.unsettled:
+        if self._broken is not None:
+            return _Failure(self._broken.cause)
+        if not self._unsettled:
             return None
         self._accounts = {}
         try:
@@ -220,11 +331,12 @@ class Writer:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.pragma("user_version", self._db.pragma("user_version"))
             self._db.execute("COMMIT")
+            self._disk.sync_now()  # or a loss of power might bring back the frames below
             self._head = read_head(self._db, self._book)
-        except apsw.Error as error:
+        except (apsw.Error, OSError) as error:
             self._roll_back()
             return _Failure(error)
-        self.unsettled = False
+        self._unsettled = False
         return None
 
     def _roll_back(self) -> None:
@@ -239,16 +351,13 @@ class Writer:
             self._accounts = {}
 
 
-def _resolve(answers: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
-    for future, result in answers:
-        if future.done():
-            continue  # the caller gave up waiting; what was committed stands
-        if isinstance(result, _Failure):
-            future.set_exception(result.told())
-        elif isinstance(result, StoreError):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
+def _resolve(answer: asyncio.Future[Any], told: Outcome | StoreError | None) -> None:
+    if answer.done():
+        return  # the caller gave up waiting; what was committed stands
+    if isinstance(told, StoreError):
+        answer.set_exception(told)
+    else:
+        answer.set_result(told)
 
 
 def read_head(db: apsw.Connection, book: int) -> Head:
