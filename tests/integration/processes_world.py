@@ -87,8 +87,8 @@ class Line:
             raise StoreError("this process was killed")
         return self._store
 
-    async def commit(self, unit: Unit) -> Outcome:
-        return await (await self._through()).commit(unit)
+    async def commit(self, unit: Unit, *, synced: bool = True) -> Outcome:
+        return await (await self._through()).commit(unit, synced=synced)
 
     async def outcome(self, unit_id: str) -> Applied | Refused | None:
         return await (await self._through()).outcome(unit_id)

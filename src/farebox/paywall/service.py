@@ -14,8 +14,7 @@ States of a paid request (row `request`, hold in the ledger):
 Postings: Hold customer → revenue the maximum; Post what it cost; Transfer customer → custody the
 change that leaves as money.
 
-A request is its process's own (`owner`) while that runs, then anyone's to settle. One taken for
-dead while it was paused finds its own settling Stale: it tells what was settled, and cuts.
+A request is its process's own while that runs, then anyone's to settle: see docs/processes.md.
 """
 
 from __future__ import annotations
@@ -300,8 +299,8 @@ class Paywall:
         outcome: Outcome | None = None
         try:
             unit = Unit(request_id, steps=changes.steps, puts=changes.puts)
-            # A loss of power that takes the hold takes every sign that the request was, and nothing
-            # was metered yet: it is charged nothing, as after any crash before a checkpoint.
+            # A loss of power that takes the hold takes the request, of which nothing was metered:
+            # it is charged nothing, as after any crash before a checkpoint.
             outcome = await self._ledger.store.commit(unit, synced=False)
             return outcome
         finally:

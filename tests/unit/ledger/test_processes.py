@@ -21,10 +21,10 @@ class FailingStore(SqliteStore):
 
     is_away = False
 
-    async def commit(self, unit: Unit) -> Outcome:
+    async def commit(self, unit: Unit, *, synced: bool = True) -> Outcome:
         if self.is_away:
             raise StoreError("away")
-        return await super().commit(unit)
+        return await super().commit(unit, synced=synced)
 
 
 @pytest.fixture
