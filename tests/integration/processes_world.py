@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ from farebox.clock import ManualClock, SystemClock
 from farebox.errors import StoreError
 from farebox.identity.keys import KeyTerms, NewKey, new_account
 from farebox.ids import new_id
+from farebox.ledger.invariants import AuditReader
 from farebox.ledger.model import (
     Account,
     Applied,
@@ -38,6 +39,7 @@ from farebox.ledger.records import RecordType, Row
 from farebox.ledger.store import PAGE_MAX, Store
 from farebox.settings import load_settings
 from farebox.stores.sqlite import SqliteStore
+from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.testing.asgi import serving
 from farebox.testing.mint import PlayMint
 from farebox.testing.upstream import PlayUpstream
@@ -47,16 +49,41 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Shared(Protocol):
-    """Opens the one store that all houses of a test use; one for each backend."""
+    """A book that several processes have open; one class for each backend."""
 
-    def __call__(self, directory: Path, records: Sequence[RecordType[Any]]) -> Store: ...
+    async def connect(self) -> Store:
+        """The store of one more process; the same object where a book has but one."""
+        ...
+
+    def reader(self) -> AbstractContextManager[AuditReader]:
+        """A snapshot for the audit, while the book is open."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of every store."""
+        ...
 
 
-def _sqlite(directory: Path, records: Sequence[RecordType[Any]]) -> Store:
-    return SqliteStore(directory / "farebox.db", records)
+class SharedSqlite:
+    """One store for all houses: as far as each can tell, the others are processes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "farebox.db"
+        self._store: SqliteStore | None = None
+
+    async def connect(self) -> Store:
+        self._store = self._store or SqliteStore(self._path, RECORDS)
+        return self._store
+
+    def reader(self) -> AbstractContextManager[AuditReader]:
+        return SqliteAuditReader(self._path, RECORDS)
+
+    async def close(self) -> None:
+        if self._store is not None:
+            await self._store.close()
 
 
-SHARED: dict[str, Shared] = {"sqlite": _sqlite}
+SHARED: dict[str, Callable[[Path], Shared]] = {"sqlite": SharedSqlite}
 
 
 class Line:
@@ -130,6 +157,10 @@ class House(WholeHouse):
     """A process: a whole house with a line to the shared book."""
 
     line: Line
+    shared: Shared
+
+    def reader(self) -> AbstractContextManager[AuditReader]:
+        return self.shared.reader()
 
     def kill(self) -> None:
         """SIGKILL: no word of it reaches the book any more."""
@@ -139,7 +170,10 @@ class House(WholeHouse):
 class World:
     """The shared book, the mint and the upstream, and the houses that were opened."""
 
-    def __init__(self, store: Store, mint: PlayMint, upstream_url: str, directory: Path) -> None:
+    def __init__(
+        self, shared: Shared, store: Store, mint: PlayMint, upstream_url: str, directory: Path
+    ) -> None:
+        self.shared = shared
         self.store = store
         self.mint = mint
         self.houses: list[House] = []
@@ -158,7 +192,7 @@ class World:
             "gateway.stop_grace_s": 1,
             **overrides,
         }
-        line, clock = Line(self.store), ManualClock(SystemClock().now_ns())
+        line, clock = Line(await self.shared.connect()), ManualClock(SystemClock().now_ns())
         made = Farebox(load_settings(None, {}, settings), ROOT_KEY, clock=clock, shared=line)
         farebox = await self._opened.enter_async_context(made)
         await farebox.worker.stop()
@@ -169,7 +203,7 @@ class World:
         house = House(
             farebox, self.mint, PlayUpstream(), clock, http, url, io.StringIO(), issued=issued
         )
-        house.line = line
+        house.line, house.shared = line, self.shared
         self.houses.append(house)
         return house
 
@@ -212,15 +246,16 @@ def _terms(overrides: dict[str, object]) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def shared_world(backend: Shared, directory: Path) -> AsyncIterator[World]:
+async def shared_world(backend: Callable[[Path], Shared], directory: Path) -> AsyncIterator[World]:
     """A book, a mint and an upstream. At the end books, inventory and mint must agree."""
     mint = PlayMint(units=("sat", "msat"))
     async with AsyncExitStack() as opened:
-        store = backend(directory, RECORDS)
-        opened.push_async_callback(store.close)
+        shared = backend(directory)
+        opened.push_async_callback(shared.close)
+        store = await shared.connect()
         mint.url = await opened.enter_async_context(serving(mint))
         upstream_url = await opened.enter_async_context(serving(PlayUpstream()))
-        world = World(store, mint, upstream_url, directory)
+        world = World(shared, store, mint, upstream_url, directory)
         opened.push_async_callback(world.close)
         yield world
         await audited(world)
