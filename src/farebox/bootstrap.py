@@ -139,7 +139,8 @@ class Farebox:
         self.session = await self._closing.enter_async_context(open_session())
         guarded = await self._closing.enter_async_context(open_guarded_session())
         self.ledger = Ledger(self.store, self.clock)
-        self.processes = Processes(self.ledger, alone=self._shared is None)
+        # The lock file of a SQLite book lets one process in: those before it are dead.
+        self.processes = Processes(self.ledger, alone=isinstance(self.store, SqliteStore))
         await self.processes.start()
         self._closing.push_async_callback(self.processes.stop)
         self.operations = Operations(self.ledger, self.processes)
