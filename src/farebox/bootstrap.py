@@ -23,8 +23,10 @@ from farebox.identity import RECORDS as IDENTITY_RECORDS
 from farebox.identity import FailureLimit, Idempotency, Keys
 from farebox.ids import new_id
 from farebox.ledger.model import Applied, Kind, Open, Unit
+from farebox.ledger.processes import BEAT_EVERY_S, PROCESS, Processes
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger
+from farebox.ledger.store import Store
 from farebox.money import BTC
 from farebox.operating import Metrics, OperatorDoor, Parts, Vitals, ready
 from farebox.operating.root_key import ROOT_SEAL, require_root_key
@@ -47,6 +49,7 @@ from farebox.rails.cashu import (
     CashuMethod,
     MintLimits,
     MintTerms,
+    Sweep,
     Upkeep,
     open_guarded_session,
     open_session,
@@ -65,7 +68,7 @@ from farebox.signer import Signer
 from farebox.stores.sqlite import SqliteStore
 from farebox.tally import Commits, Counts
 from farebox.wire.cashu.model import normalize_mint_url
-from farebox.worker import Job, Worker
+from farebox.worker import DUTY, Duty, Job, Worker
 from farebox.worker.expiry import KeyExpiry
 
 if TYPE_CHECKING:
@@ -76,12 +79,15 @@ _EXPIRE_EVERY_S = 5
 _LOOK_EVERY_S = 5
 _KEYS_EVERY_S = 30
 _UPKEEP_EVERY_S = 60
+_SWEEP_EVERY_S = 5
 _PRUNE_EVERY_S = 600
 
 #: Every kind of row a book holds beside the money.
 RECORDS: tuple[RecordType[Any], ...] = (
     DEPOSIT,
+    DUTY,
     OPERATION,
+    PROCESS,
     REQUEST,
     ROOT_SEAL,
     TOTALS,
@@ -104,13 +110,18 @@ class Farebox:
         *,
         clock: Clock | None = None,
         tracing: Tracing | None = None,
+        shared: Store | None = None,
     ) -> None:
-        """`tracing` is used instead of what the settings say, as by an app that traces itself."""
+        """`tracing` is used instead of what the settings say, as by an app that traces itself.
+
+        `shared` is a store that other houses use too and somebody else closes; without one the
+        book of the settings is opened, for this house alone.
+        """
         self.settings = settings
         self._tracing = tracing
+        self._shared = shared
         self.clock = clock or SystemClock()
         self.signer = Signer(root_key)
-        self.owner = new_id("proc")
         self._rules = parse_rules(settings.prices)
         self.prices = Prices(PriceBook(self._rules))
         self._commits = Commits()
@@ -139,19 +150,22 @@ class Farebox:
         return looked_at + await self.paywall.recover()
 
     async def _open(self) -> None:
-        path = self.settings.database_path
-        self.store = SqliteStore(path, RECORDS, clock=self.clock, commits=self._commits)
-        self._closing.push_async_callback(self.store.close)
+        self.store = self._shared or self._open_store()
         self._open_traces()
         traced = (self._tracing.calls(),) if self._tracing else ()
         self.session = await self._closing.enter_async_context(open_session(*traced))
         guarded = await self._closing.enter_async_context(open_guarded_session())
         self.ledger = Ledger(self.store, self.clock)
         await require_root_key(self.ledger, self.signer)
-        self.operations = Operations(self.ledger, self.owner)
+        # The lock file of a SQLite book lets one process in: those before it are dead.
+        self.processes = Processes(self.ledger, alone=isinstance(self.store, SqliteStore))
+        await self.processes.start()
+        self._closing.push_async_callback(self.processes.stop)
+        self.operations = Operations(self.ledger, self.processes)
         self.cashu = CashuMethod(
             _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
         )
+        self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
         self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
         self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
         self.keys = Keys(self.ledger, keys_max=self.settings.accounts.keys_max)
@@ -164,12 +178,12 @@ class Farebox:
             self._failures,
             self.prices,
             self.signer,
-            Offers(self.cashu.mints),
-            owner=self.owner,
+            Offers(self.cashu.mints, self.cashu.locked.public_key),
+            processes=self.processes,
             public_url=public_url(self.settings),
             change_as_credit=_changes_as_credit(self.settings.ecash.change),
         )
-        self._idempotency = Idempotency(self.ledger, self.signer)
+        self._idempotency = Idempotency(self.ledger, self.signer, self.processes)
         context = self._api_context()
         self.api = create_api(context)
         upstreams = await self._closing.enter_async_context(
@@ -191,8 +205,8 @@ class Farebox:
         await self._open_accounts()
         await self.cashu.start()
         self._watch(upstreams, context.calls)
-        self._worker.start()
-        self._closing.push_async_callback(self._worker.stop)
+        self.worker.start()
+        self._closing.push_async_callback(self.worker.stop)
         # Left first: what runs is settled while everything it needs is still open.
         self._closing.push_async_callback(self.app.stop)
 
@@ -211,7 +225,7 @@ class Farebox:
 
     def _watch(self, upstreams: Upstreams, wallet_calls: Counts) -> None:
         """What the operator looks at."""
-        self._worker = Worker(self._jobs())
+        self.worker = Worker(self._jobs())
         parts = Parts(
             clock=self.clock,
             ledger=self.ledger,
@@ -221,7 +235,7 @@ class Farebox:
             gateway=self.app,
             upstreams=upstreams,
             mints=self.cashu.mints,
-            worker=self._worker,
+            worker=self.worker,
             wallet_calls=wallet_calls,
             data_dir=self.settings.data_dir,
         )
@@ -237,6 +251,12 @@ class Farebox:
 
     async def _look(self) -> None:
         await self.vitals.look()
+
+    def _open_store(self) -> Store:
+        path = self.settings.database_path
+        store = SqliteStore(path, RECORDS, clock=self.clock, commits=self._commits)
+        self._closing.push_async_callback(store.close)
+        return store
 
     def _methods(self) -> PaymentMethods:
         methods = PaymentMethods()
@@ -267,13 +287,18 @@ class Farebox:
 
     def _jobs(self) -> list[Job]:
         expiry = KeyExpiry(self.ledger, self.operations, self.payments, self.keys)
+        # The mints are asked once for all processes; the other jobs cost each of them one look.
+        upkeep = Duty("upkeep", self._upkeep.run, self.ledger, self.processes)
+        sweep = Duty("sweep", self.sweep.run, self.ledger, self.processes)
         jobs = [
+            Job("beat", BEAT_EVERY_S, self.processes.beat),
             Job("recovery", _RECOVER_EVERY_S, self.operations.recover),
             # Apart from the operations: what the books alone can settle waits for no mint.
             Job("requests", _RECOVER_EVERY_S, self.paywall.recover),
             Job("holds", _EXPIRE_EVERY_S, self.store.expire_due),
             Job("keys", _KEYS_EVERY_S, expiry.run),
-            Job("upkeep", _UPKEEP_EVERY_S, self._upkeep.run),
+            Job("upkeep", _UPKEEP_EVERY_S, upkeep.run),
+            Job("sweep", _SWEEP_EVERY_S, sweep.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
             Job("vitals", _LOOK_EVERY_S, self._look),
         ]
@@ -348,6 +373,7 @@ def _cashu_config(settings: Settings) -> CashuConfig:
             units=tuple(unit.value for unit in mint.units),
             ceiling_msat=mint.ceiling_msat,
             require_dleq=mint.require_dleq,
+            offline_max_msat=mint.offline_max_msat,
         )
         for mint in settings.mints
     )

@@ -319,7 +319,7 @@ class Delivery:
             if grown_msat:
                 self._checkpoint_msat = due.amount_msat
                 try:
-                    await self._paywall.checkpoint(self._admission, usage)
+                    return not await self._paywall.checkpoint(self._admission, usage)
                 except StoreError:  # the settling commit is what counts; it says so louder
                     _log.warning("request.checkpoint_failed", request=self._admission.request_id)
         return False

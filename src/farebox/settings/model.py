@@ -201,6 +201,13 @@ class MintSettings:
     require_dleq: bool = setting(
         FLAG, "Refuse tokens that don't carry the mint's proof of its signature (NUT-12).", False
     )
+    offline_max_msat: int = setting(
+        AMOUNT_MSAT,
+        "Tokens locked to our key are taken without asking the mint, and swapped later in batches; "
+        "this is the most that may wait so, beside the ceiling. 0 sat takes none.",
+        "0 sat",
+        key="offline_max",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
