@@ -12,7 +12,9 @@ both; each figure is the median of the rounds. CPU time per request is given as 
 than throughput where others use the machine.
 
 The upstream answers at once. For the latency of a single connection that is the hardest case there
-is, so the same is measured with an upstream that takes `UPSTREAM_PAUSE_MS` to answer.
+is, so the same is measured with an upstream that takes `UPSTREAM_PAUSE_MS` to answer; and
+`least_1` measures, in the gateway's place, the bare proxy with the barest book that could survive a
+crash (`benchmarks.bare_proxy`): what a durable charge costs at the least on this disk.
 
 `--ecash` measures requests paid by an embedded Cashu token as well, against the rate at which the
 same mint, a real one, carries out bare swaps: see `benchmarks.ecash`. It needs Nutshell (`make
@@ -68,6 +70,7 @@ class Report(msgspec.Struct, frozen=True):
     metered_64: Figures
     stream_64: Figures
     fixed_1: Figures
+    least_1: Figures
     stream_1: Figures
     fixed_1_paused: Figures
     stream_1_paused: Figures
@@ -101,18 +104,19 @@ class Lane:
 @contextlib.asynccontextmanager
 async def bench(
     price: str, pause_ms: int, data: Path, core: int | None
-) -> AsyncIterator[tuple[Server, Server, str]]:
-    """An upstream, and in front of it a bare proxy and a gateway with a key."""
+) -> AsyncIterator[tuple[Server, Server, Server, str]]:
+    """An upstream, and in front of it a bare proxy, one with a book, and a gateway with a key."""
     with stopping() as these:
         upstream = these.started(Server("load", 1, "PORT", str(pause_ms)))
         url = f"http://127.0.0.1:{upstream.port}"
         bare = these.started(Server("bare_proxy", core, url, "PORT"))
+        least = these.started(Server("bare_proxy", core, url, "PORT", these.folder(data)))
         book = these.folder(data)
         gateway = these.started(Server("paid_gateway", core, url, "PORT", book, price))
         key = await asyncio.to_thread(gateway.line, "sk-")
-        for server in (upstream, bare, gateway):
+        for server in (upstream, bare, least, gateway):
             await server.ready()
-        yield bare, gateway, key
+        yield bare, least, gateway, key
 
 
 async def compare(
@@ -151,12 +155,14 @@ async def measure(requests: int, rounds: int, data: Path, core: int | None) -> R
     """The whole run."""
     _pin(1)
     few = max(requests // 10, 50)
-    async with bench(FIXED_PRICE, 0, data, core) as (bare, gateway, key):
+    async with bench(FIXED_PRICE, 0, data, core) as (bare, least, gateway, key):
 
-        async def one(*, stream: bool, connections: int, count: int) -> Figures:
+        async def one(
+            against: Server, *, connections: int, count: int, stream: bool = False
+        ) -> Figures:
             return await compare(
                 bare,
-                gateway,
+                against,
                 key,
                 stream=stream,
                 connections=connections,
@@ -164,15 +170,16 @@ async def measure(requests: int, rounds: int, data: Path, core: int | None) -> R
                 rounds=rounds,
             )
 
-        fixed_64 = await one(stream=False, connections=CONNECTIONS, count=requests)
-        fixed_1 = await one(stream=False, connections=1, count=few)
-    async with bench(METERED_PRICE, 0, data, core) as (bare, gateway, key):
-        metered_64 = await one(stream=False, connections=CONNECTIONS, count=requests)
-        stream_64 = await one(stream=True, connections=CONNECTIONS, count=requests // 2)
-        stream_1 = await one(stream=True, connections=1, count=few)
-    async with bench(METERED_PRICE, UPSTREAM_PAUSE_MS, data, core) as (bare, gateway, key):
-        fixed_1_paused = await one(stream=False, connections=1, count=few // 2)
-        stream_1_paused = await one(stream=True, connections=1, count=few // 2)
+        fixed_64 = await one(gateway, connections=CONNECTIONS, count=requests)
+        fixed_1 = await one(gateway, connections=1, count=few)
+        least_1 = await one(least, connections=1, count=few)
+    async with bench(METERED_PRICE, 0, data, core) as (bare, _, gateway, key):
+        metered_64 = await one(gateway, connections=CONNECTIONS, count=requests)
+        stream_64 = await one(gateway, connections=CONNECTIONS, count=requests // 2, stream=True)
+        stream_1 = await one(gateway, connections=1, count=few, stream=True)
+    async with bench(METERED_PRICE, UPSTREAM_PAUSE_MS, data, core) as (bare, _, gateway, key):
+        fixed_1_paused = await one(gateway, connections=1, count=few // 2)
+        stream_1_paused = await one(gateway, connections=1, count=few // 2, stream=True)
     return Report(
         cores=os.cpu_count() or 1,
         rounds=rounds,
@@ -182,6 +189,7 @@ async def measure(requests: int, rounds: int, data: Path, core: int | None) -> R
         metered_64=metered_64,
         stream_64=stream_64,
         fixed_1=fixed_1,
+        least_1=least_1,
         stream_1=stream_1,
         fixed_1_paused=fixed_1_paused,
         stream_1_paused=stream_1_paused,
