@@ -6,8 +6,8 @@ earlier one left open. Never: a decision about money.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -16,7 +16,7 @@ import aiohttp
 from farebox.api import ApiContext, create_api, owns_path
 from farebox.api.totals import TOTALS
 from farebox.clock import Clock, SystemClock
-from farebox.errors import StoreError
+from farebox.errors import InvalidSettings, StoreError
 from farebox.gateway import Catalogue, Gateway, Limits, UpstreamConfig, Upstreams
 from farebox.gateway.asgi import App
 from farebox.identity import RECORDS as IDENTITY_RECORDS
@@ -25,6 +25,7 @@ from farebox.ids import new_id
 from farebox.ledger.model import Applied, Kind, Open, Unit
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger
+from farebox.ledger.store import Store
 from farebox.money import BTC
 from farebox.payments.deposits import DEPOSIT
 from farebox.payments.operations import OPERATION, Operations
@@ -60,7 +61,9 @@ from farebox.settings import (
     UpstreamSettings,
 )
 from farebox.signer import Signer
+from farebox.stores.audit import BookReader
 from farebox.stores.sqlite import SqliteStore
+from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.wire.cashu.model import normalize_mint_url
 from farebox.worker import Job, Worker
 from farebox.worker.expiry import KeyExpiry
@@ -120,8 +123,7 @@ class Farebox:
         return looked_at + await self.paywall.recover()
 
     async def _open(self) -> None:
-        path = self.settings.database_path
-        self.store = SqliteStore(path, RECORDS, clock=self.clock)
+        self.store = await open_store(self.settings, self.clock)
         self._closing.push_async_callback(self.store.close)
         self.session = await self._closing.enter_async_context(open_session())
         guarded = await self._closing.enter_async_context(open_guarded_session())
@@ -218,6 +220,51 @@ class Farebox:
             refresh = _RateRefresh(feed, self.prices)
             jobs.append(Job("rates", self.settings.rates.refresh_s, refresh.run))
         return jobs
+
+
+async def open_store(settings: Settings, clock: Clock) -> Store:
+    """The book, in a file or in PostgreSQL. Raises StoreError, InvalidSettings."""
+    path = settings.database_path
+    if path is not None:
+        return SqliteStore(path, RECORDS, clock=clock)
+    with _driver():
+        from farebox.stores.postgres import PostgresStore
+    return await PostgresStore.open(_postgres(settings), RECORDS)
+
+
+def open_audit(settings: Settings) -> BookReader:
+    """A snapshot of the book for `farebox.ledger.invariants`; blocking. Raises as `open_store`."""
+    path = settings.database_path
+    if path is not None:
+        return SqliteAuditReader(path, RECORDS)
+    with _driver():
+        from farebox.stores.postgres.audit import PostgresAuditReader
+    return PostgresAuditReader(_postgres(settings), RECORDS)
+
+
+def book_place(settings: Settings) -> str:
+    """Where the book is, for people to read; never a password."""
+    path = settings.database_path
+    if path is not None:
+        return str(path)
+    with _driver():
+        from farebox.stores.postgres.connection import place
+    return place(_postgres(settings))
+
+
+@contextmanager
+def _driver() -> Iterator[None]:
+    try:
+        yield
+    except ImportError:
+        found = "PostgreSQL, for which the driver is missing"
+        raise InvalidSettings("database.url", found, "pip install 'farebox[postgres]'") from None
+
+
+def _postgres(settings: Settings) -> str:
+    dsn = settings.database.postgres
+    assert dsn is not None
+    return dsn.reveal()
 
 
 class _RateRefresh:

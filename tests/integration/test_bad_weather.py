@@ -17,6 +17,7 @@ import pytest
 from farebox.errors import StoreError
 from farebox.ids import new_id
 from farebox.ledger.model import Event, Unit
+from farebox.stores.sqlite import SqliteStore
 from farebox.testing.asgi import serving
 from farebox.testing.mint import (
     AnswersLate,
@@ -301,7 +302,9 @@ async def test_a_refund_of_more_than_any_mint_holds_is_503_and_takes_nothing(
 
 @contextlib.contextmanager
 def _limited(house: WholeHouse) -> Iterator[None]:
-    db = house.farebox.store._writer._db
+    store = house.farebox.store
+    assert isinstance(store, SqliteStore)
+    db = store._writer._db
     _pragma(db, db.pragma("page_count"))
     try:
         yield

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import structlog
 
-from farebox.bootstrap import RECORDS, Farebox
+from farebox.bootstrap import Farebox, open_audit
 from farebox.clock import Clock, ManualClock, SystemClock
 from farebox.ecash.plan import SwapPlan
 from farebox.ecash.saga import Done, advance_swap
@@ -31,7 +31,6 @@ from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
 from farebox.rails.cashu.http_mint import HttpMint
 from farebox.rails.cashu.records import PROOF, ProofUse
 from farebox.settings import load_settings
-from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.testing.asgi import serving
 from farebox.testing.mint import PlayMint, StaysPending
 from farebox.testing.upstream import PlayUpstream
@@ -205,7 +204,7 @@ class WholeHouse:
         """Books, inventory, mint and the payers' purses agree to the last unit."""
         await self.settled()
         assert not await self.farebox.operations.unfinished()
-        with SqliteAuditReader(self.farebox.settings.database_path, RECORDS) as reader:
+        with open_audit(self.farebox.settings) as reader:
             verified = verify(reader)
         assert not isinstance(verified, Broken), str(verified)
         assert verified[0].open_holds == 0

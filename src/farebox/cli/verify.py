@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from farebox.bootstrap import RECORDS
+from farebox.bootstrap import book_place, open_audit
 from farebox.cli.options import DataOption, SettingsOption, read_settings
 from farebox.cli.output import JsonOption, columns, progress, sat, show
 from farebox.errors import InvalidInput
@@ -19,7 +19,6 @@ from farebox.ledger.replay import Broken
 from farebox.money import BTC
 from farebox.settings import Settings, read_root_key
 from farebox.signer import Signer
-from farebox.stores.sqlite.audit import SqliteAuditReader
 
 _EXIT_BROKEN = 1
 _PROGRESS_EVERY = 100_000
@@ -37,8 +36,8 @@ def verify(
     found = read_settings(settings, data)
     vouched = _Vouched(found)
     start = vouched.read() if since_last else Checkpoint()
-    with SqliteAuditReader(found.database_path, RECORDS) as reader:
-        progress(f"verifying {reader.last_seq() - start.seq:,} units of {found.database_path} …")
+    with open_audit(found) as reader:
+        progress(f"verifying {reader.last_seq() - start.seq:,} units of {book_place(found)} …")
         result = verify_book(reader, start, _say)
     if isinstance(result, Broken):
         show(_broken_facts(result), f"BROKEN: {result.invariant}\n{result}", as_json=as_json)
