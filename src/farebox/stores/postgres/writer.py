@@ -157,24 +157,26 @@ class Writer:
         When the answer to COMMIT was lost, the book is asked before anything is tried again.
         """
         patience = Patience()
-        hoped: Decided[R] | None = None
+        #: What may have been committed, by a connection that was lost.
+        doubt: Decided[R] | None = None
         while True:
+            decided: Decided[R] | None = None
             try:
                 connection = await self._connected()
-                if hoped is not None:
-                    if await stands(connection, self._book, hoped.staged.head):
-                        return hoped.told
-                    hoped = None
+                if doubt is not None and await stands(connection, self._book, doubt.staged.head):
+                    return doubt.told
+                doubt = None
                 decided = await run(connection)
-                # With nothing to write there is nothing to ask for: it is decided again.
-                hoped = decided if decided.staged.units else None
                 await write(connection, self._book, decided.staged)
             except Exception as error:
-                if not await self._lost(error):
-                    return _Failure(error)
+                gone = await self._lost(error)
+                if gone and decided is not None and decided.staged.units:
+                    doubt = decided
+                if not gone and doubt is None:
+                    return _Failure(error)  # the server said so, and has rolled back
                 if not await patience.pause():
                     self._give_up(error)
-                    return _Failure(error, unknown=hoped is not None)
+                    return _Failure(error, unknown=doubt is not None)
             else:
                 return decided.told
 
