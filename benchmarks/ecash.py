@@ -9,7 +9,9 @@ the clock starts, over as many concurrent workers:
 - bare, cut: the same client asks for the outputs that a payee needs who keeps 10 sat and gives back
   the rest from the same swap;
 - gateway: a request at a fixed price of 10 sat is paid with `X-Cashu`, and its answer brings the
-  change.
+  change;
+- gateway, locked: the same with tokens locked to the gateway's key, which it takes without a call
+  to the mint and swaps in batches later, in part while the other lanes run; change is credit.
 
 No process is pinned: mint, client, gateway and upstream share the cores.
 """
@@ -23,7 +25,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -34,10 +37,13 @@ from farebox.clock import SystemClock
 from farebox.ecash.mint import MintQuoteState
 from farebox.ecash.outputs import Flaw, Output, prepare, unblind_all
 from farebox.rails.cashu.http_mint import HttpMint, open_session
+from farebox.wire.cashu import crypto
 from farebox.wire.cashu.amounts import split
+from farebox.wire.cashu.locks import p2pk_secret
 from farebox.wire.cashu.model import BlindSignature, Keyset, Proof, Token
+from farebox.wire.cashu.request import decode_request
 from farebox.wire.cashu.token import decode_token, encode_token
-from farebox.wire.cashu.wallet_keys import WalletKeys
+from farebox.wire.cashu.wallet_keys import OutputSecret, WalletKeys
 from tests.peers.install import PEERS, PeerUnavailable
 from tests.peers.nutshell import Nutshell
 
@@ -63,6 +69,8 @@ class Figures(msgspec.Struct, frozen=True):
     ratio: float
     ratio_to_cut: float
     gateway_cpu_ms: float
+    gateway_locked_per_s: float
+    ratio_locked: float
 
 
 class Client:
@@ -84,6 +92,16 @@ class Client:
         outputs = self._outputs([TOKEN_SAT] * count)
         messages = [output.message for output in outputs]
         return self._proofs(outputs, await self._mint.mint_tokens(quote.quote, messages, None))
+
+    async def locked(self, proofs: Sequence[Proof], key: bytes) -> tuple[Proof, ...]:
+        """As many proofs, each locked to a key."""
+        outputs = []
+        for output in self._outputs([proof.amount for proof in proofs]):
+            secret = OutputSecret(p2pk_secret(output.derived.secret, key), output.derived.r)
+            blinded = crypto.blind(secret.secret, secret.r)
+            outputs.append(Output(replace(output.message, B_=blinded), secret))
+        messages = [output.message for output in outputs]
+        return self._proofs(outputs, await self._mint.swap(proofs, messages))
 
     async def swap(self, proof: Proof) -> None:
         """Receive a proof."""
@@ -124,17 +142,33 @@ class Payer:
         self._session = session
         self._mint_url = mint_url
 
+    async def lock_key(self) -> bytes:
+        """The key that the gateway wants tokens to be locked to, from its challenge."""
+        async with self._session.post(self._url, json=_BODY) as answer:
+            wanted = decode_request(answer.headers["X-Cashu"])
+        if wanted.lock is None:
+            raise RuntimeError("the gateway asks for no lock")
+        return bytes.fromhex(wanted.lock.data)
+
     async def pay(self, proof: Proof) -> None:
         """One request; its answer must be good and bring the change."""
+        change = decode_token((await self._paid(proof))["X-Cashu"])
+        if change.amount != TOKEN_SAT - PRICE_SAT:
+            raise RuntimeError(f"the change was {change.amount} sat")
+
+    async def pay_locked(self, proof: Proof) -> None:
+        """One request with a locked token; its answer must be good, its change is credit."""
+        if "X-Cashu" in await self._paid(proof):
+            raise RuntimeError("the token was swapped at once")
+
+    async def _paid(self, proof: Proof) -> Mapping[str, str]:
         token = encode_token(Token(self._mint_url, "sat", (proof,)))
         headers = {"X-Cashu": token}
         async with self._session.post(self._url, json=_BODY, headers=headers) as answer:
             said = await answer.text()
             if answer.status != 200:
                 raise RuntimeError(f"answered {answer.status}: {said[:600]}")
-            change = decode_token(answer.headers["X-Cashu"])
-            if change.amount != TOKEN_SAT - PRICE_SAT:
-                raise RuntimeError(f"the change was {change.amount} sat")
+            return answer.headers
 
 
 async def _per_s(job: _Job, proofs: Sequence[Proof]) -> float:
@@ -193,23 +227,27 @@ async def measure(data: Path) -> Figures:
         mint = HttpMint(mint_url, session, SystemClock())
         active = next(one for one in await mint.keysets() if one.active and one.unit == "sat")
         client = Client(mint, await mint.keys(active.id))
-        lanes = (client.swap, client.swap_cut, Payer(gateway, session, mint_url).pay)
+        payer = Payer(gateway, session, mint_url)
+        lock_key = await payer.lock_key()
+        lanes = (client.swap, client.swap_cut, payer.pay_locked, payer.pay)
         rates: list[list[float]] = [[] for _ in lanes]
         cpus_ms = []
         for number in range(ROUNDS + 1):
             for lane, kept in zip(lanes, rates, strict=True):
                 proofs = await client.minted(TOKENS)
+                if lane == payer.pay_locked:
+                    proofs = await client.locked(proofs, lock_key)
                 before_s = gateway.cpu_s()
                 per_s = await _per_s(lane, proofs)
                 if number > 0:
                     kept.append(per_s)
             if number > 0:  # the gateway's is the last lane
                 cpus_ms.append((gateway.cpu_s() - before_s) / TOKENS * 1e3)
-    bare, cut, paid = (statistics.median(kept) for kept in rates)
-    return _figures(bare, cut, paid, statistics.median(cpus_ms))
+    bare, cut, locked, paid = (statistics.median(kept) for kept in rates)
+    return _figures(bare, cut, locked, paid, statistics.median(cpus_ms))
 
 
-def _figures(bare: float, cut: float, paid: float, cpu_ms: float) -> Figures:
+def _figures(bare: float, cut: float, locked: float, paid: float, cpu_ms: float) -> Figures:
     return Figures(
         rounds=ROUNDS,
         tokens_per_round=TOKENS,
@@ -220,4 +258,6 @@ def _figures(bare: float, cut: float, paid: float, cpu_ms: float) -> Figures:
         ratio=round(paid / bare, 2),
         ratio_to_cut=round(paid / cut, 2),
         gateway_cpu_ms=round(cpu_ms, 2),
+        gateway_locked_per_s=round(locked, 1),
+        ratio_locked=round(locked / bare, 2),
     )

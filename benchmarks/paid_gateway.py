@@ -45,7 +45,7 @@ async def serve(upstream_url: str, port: int, data_dir: Path, price: str, mint: 
     given: dict[str, object] = {
         "data_dir": str(data_dir),
         "upstream": [{"urls": [upstream_url]}],
-        "mint": [{"url": mint, "ceiling": "100000000 sat"}],
+        "mint": [{"url": mint, "ceiling": "100000000 sat", "offline_max": "100000000 sat"}],
         "price": [{"price": price}],
         "gateway.listen": f"127.0.0.1:{port}",
     }

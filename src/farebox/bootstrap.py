@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import aiohttp
 
-from farebox.api import ApiContext, create_api, owns_path
+from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.api.totals import TOTALS
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
@@ -23,15 +23,18 @@ from farebox.identity import RECORDS as IDENTITY_RECORDS
 from farebox.identity import FailureLimit, Idempotency, Keys
 from farebox.ids import new_id
 from farebox.ledger.model import Applied, Kind, Open, Unit
+from farebox.ledger.processes import BEAT_EVERY_S, PROCESS, Processes
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger
 from farebox.ledger.store import Store
 from farebox.money import BTC
+from farebox.operating import Metrics, OperatorDoor, Parts, Vitals, ready
+from farebox.operating.root_key import ROOT_SEAL, require_root_key
 from farebox.payments.deposits import DEPOSIT
 from farebox.payments.operations import OPERATION, Operations
 from farebox.payments.registry import PaymentMethods, plugins
 from farebox.payments.service import Payments
-from farebox.paywall.model import REQUEST
+from farebox.paywall.model import REQUEST, Answer
 from farebox.paywall.prices import Prices
 from farebox.paywall.service import Paywall
 from farebox.paywall.settling import REVENUE
@@ -46,6 +49,7 @@ from farebox.rails.cashu import (
     CashuMethod,
     MintLimits,
     MintTerms,
+    Sweep,
     Upkeep,
     open_guarded_session,
     open_session,
@@ -64,21 +68,30 @@ from farebox.signer import Signer
 from farebox.stores.audit import BookReader
 from farebox.stores.sqlite import SqliteStore
 from farebox.stores.sqlite.audit import SqliteAuditReader
+from farebox.tally import Commits, Counts
 from farebox.wire.cashu.model import normalize_mint_url
-from farebox.worker import Job, Worker
+from farebox.worker import DUTY, Duty, Job, Worker
 from farebox.worker.expiry import KeyExpiry
+
+if TYPE_CHECKING:
+    from farebox.operating.traces import Tracing
 
 _RECOVER_EVERY_S = 2
 _EXPIRE_EVERY_S = 5
+_LOOK_EVERY_S = 5
 _KEYS_EVERY_S = 30
 _UPKEEP_EVERY_S = 60
+_SWEEP_EVERY_S = 5
 _PRUNE_EVERY_S = 600
 
 #: Every kind of row a book holds beside the money.
 RECORDS: tuple[RecordType[Any], ...] = (
     DEPOSIT,
+    DUTY,
     OPERATION,
+    PROCESS,
     REQUEST,
+    ROOT_SEAL,
     TOTALS,
     *IDENTITY_RECORDS,
     *CASHU_RECORDS,
@@ -92,13 +105,29 @@ class Farebox:
     what was left open and starts the worker; leaving closes everything.
     """
 
-    def __init__(self, settings: Settings, root_key: bytes, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        root_key: bytes,
+        *,
+        clock: Clock | None = None,
+        tracing: Tracing | None = None,
+        shared: Store | None = None,
+    ) -> None:
+        """`tracing` is used instead of what the settings say, as by an app that traces itself.
+
+        `shared` is a store that other houses use too and somebody else closes; without one the
+        book of the settings is opened, for this house alone.
+        """
         self.settings = settings
+        self._tracing = tracing
+        self._shared = shared
         self.clock = clock or SystemClock()
         self.signer = Signer(root_key)
-        self.owner = new_id("proc")
         self._rules = parse_rules(settings.prices)
         self.prices = Prices(PriceBook(self._rules))
+        self._commits = Commits()
+        self._probes = {"/healthz": self._health, "/readyz": self._ready}
         self._closing = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -123,15 +152,22 @@ class Farebox:
         return looked_at + await self.paywall.recover()
 
     async def _open(self) -> None:
-        self.store = await open_store(self.settings, self.clock)
-        self._closing.push_async_callback(self.store.close)
-        self.session = await self._closing.enter_async_context(open_session())
+        self.store = self._shared or await self._open_store()
+        self._open_traces()
+        traced = (self._tracing.calls(),) if self._tracing else ()
+        self.session = await self._closing.enter_async_context(open_session(*traced))
         guarded = await self._closing.enter_async_context(open_guarded_session())
         self.ledger = Ledger(self.store, self.clock)
-        self.operations = Operations(self.ledger, self.owner)
+        await require_root_key(self.ledger, self.signer)
+        # The lock file of a SQLite book lets one process in: those before it are dead.
+        self.processes = Processes(self.ledger, alone=isinstance(self.store, SqliteStore))
+        await self.processes.start()
+        self._closing.push_async_callback(self.processes.stop)
+        self.operations = Operations(self.ledger, self.processes)
         self.cashu = CashuMethod(
             _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
         )
+        self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
         self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
         self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
         self.keys = Keys(self.ledger, keys_max=self.settings.accounts.keys_max)
@@ -144,13 +180,14 @@ class Farebox:
             self._failures,
             self.prices,
             self.signer,
-            Offers(self.cashu.mints),
-            owner=self.owner,
+            Offers(self.cashu.mints, self.cashu.locked.public_key),
+            processes=self.processes,
             public_url=public_url(self.settings),
             change_as_credit=_changes_as_credit(self.settings.ecash.change),
         )
-        self._idempotency = Idempotency(self.ledger, self.signer)
-        self.api = create_api(self._api_context())
+        self._idempotency = Idempotency(self.ledger, self.signer, self.processes)
+        context = self._api_context()
+        self.api = create_api(context)
         upstreams = await self._closing.enter_async_context(
             Upstreams([_upstream_config(one) for one in self.settings.upstreams])
         )
@@ -162,15 +199,65 @@ class Farebox:
             _limits(self.settings.gateway),
             api=cast("App", self.api),
             owns_path=owns_path,
+            probes=self._probes,
             catalogue=self._catalogue,
         )
+        if self._tracing is not None:
+            self._tracing.follow(self.app.carrier, self.paywall, self.operations, upstreams)
         await self._open_accounts()
         await self.cashu.start()
-        worker = Worker(self._jobs())
-        worker.start()
-        self._closing.push_async_callback(worker.stop)
+        self._watch(upstreams, context.calls)
+        self.worker.start()
+        self._closing.push_async_callback(self.worker.stop)
         # Left first: what runs is settled while everything it needs is still open.
         self._closing.push_async_callback(self.app.stop)
+
+    def _open_traces(self) -> None:
+        """Opened before everything that is traced, and so closed after it."""
+        endpoint = self.settings.traces.endpoint
+        if self._tracing is not None or endpoint is None:
+            return
+        try:
+            from farebox.operating.traces import Tracing, exporting
+        except ImportError:
+            allowed = "`pip install 'farebox[otel]'` first, or leave it out"
+            raise InvalidSettings("traces.endpoint", endpoint, allowed) from None
+        self._tracing = Tracing(exporting(endpoint))
+        self._closing.push_async_callback(self._tracing.close)
+
+    def _watch(self, upstreams: Upstreams, wallet_calls: Counts) -> None:
+        """What the operator looks at."""
+        self.worker = Worker(self._jobs())
+        parts = Parts(
+            clock=self.clock,
+            ledger=self.ledger,
+            commits=self._commits,
+            operations=self.operations,
+            paywall=self.paywall,
+            gateway=self.app,
+            upstreams=upstreams,
+            mints=self.cashu.mints,
+            worker=self.worker,
+            wallet_calls=wallet_calls,
+            data_dir=self.settings.data_dir,
+        )
+        self.vitals = Vitals(parts)
+        #: For a listener of its own, or mounted behind the operator's own door.
+        self.operator = OperatorDoor(self._probes, Metrics(parts, self.vitals))
+
+    def _health(self) -> Answer:
+        return health.health(self.signer.public_key)
+
+    def _ready(self) -> Answer:
+        return ready(self.vitals)
+
+    async def _look(self) -> None:
+        await self.vitals.look()
+
+    async def _open_store(self) -> Store:
+        store = await open_store(self.settings, self.clock, self._commits)
+        self._closing.push_async_callback(store.close)
+        return store
 
     def _methods(self) -> PaymentMethods:
         methods = PaymentMethods()
@@ -189,7 +276,6 @@ class Farebox:
             paywall=self.paywall,
             idempotency=self._idempotency,
             failures=self._failures,
-            receipt_key=self.signer.public_key,
             key_expiry_s=accounts.key_expiry_s,
             header_bytes_max=gateway.header_bytes_max,
         )
@@ -202,14 +288,20 @@ class Farebox:
 
     def _jobs(self) -> list[Job]:
         expiry = KeyExpiry(self.ledger, self.operations, self.payments, self.keys)
+        # The mints are asked once for all processes; the other jobs cost each of them one look.
+        upkeep = Duty("upkeep", self._upkeep.run, self.ledger, self.processes)
+        sweep = Duty("sweep", self.sweep.run, self.ledger, self.processes)
         jobs = [
+            Job("beat", BEAT_EVERY_S, self.processes.beat),
             Job("recovery", _RECOVER_EVERY_S, self.operations.recover),
             # Apart from the operations: what the books alone can settle waits for no mint.
             Job("requests", _RECOVER_EVERY_S, self.paywall.recover),
             Job("holds", _EXPIRE_EVERY_S, self.store.expire_due),
             Job("keys", _KEYS_EVERY_S, expiry.run),
-            Job("upkeep", _UPKEEP_EVERY_S, self._upkeep.run),
+            Job("upkeep", _UPKEEP_EVERY_S, upkeep.run),
+            Job("sweep", _SWEEP_EVERY_S, sweep.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
+            Job("vitals", _LOOK_EVERY_S, self._look),
         ]
         refreshes = [one.models_refresh_s for one in self.settings.upstreams]
         if any(refreshes):
@@ -222,14 +314,14 @@ class Farebox:
         return jobs
 
 
-async def open_store(settings: Settings, clock: Clock) -> Store:
+async def open_store(settings: Settings, clock: Clock, commits: Commits) -> Store:
     """The book, in a file or in PostgreSQL. Raises StoreError, InvalidSettings."""
     path = settings.database_path
     if path is not None:
-        return SqliteStore(path, RECORDS, clock=clock)
+        return SqliteStore(path, RECORDS, clock=clock, commits=commits)
     with _driver():
         from farebox.stores.postgres import PostgresStore
-    return await PostgresStore.open(_postgres(settings), RECORDS)
+    return await PostgresStore.open(_postgres(settings), RECORDS, commits=commits)
 
 
 def open_audit(settings: Settings) -> BookReader:
@@ -327,6 +419,7 @@ def _cashu_config(settings: Settings) -> CashuConfig:
             units=tuple(unit.value for unit in mint.units),
             ceiling_msat=mint.ceiling_msat,
             require_dleq=mint.require_dleq,
+            offline_max_msat=mint.offline_max_msat,
         )
         for mint in settings.mints
     )
@@ -346,5 +439,4 @@ def _changes_as_credit(order: Sequence[ChangePolicy]) -> bool:
 
 def public_url(settings: Settings) -> str:
     """The address callers know us by."""
-    listen = settings.gateway.listen
-    return settings.gateway.public_url or f"http://{listen.host}:{listen.port}"
+    return settings.gateway.public_url or f"http://{settings.gateway.listen}"

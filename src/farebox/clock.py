@@ -29,6 +29,14 @@ class SystemClock:
         return time.time_ns()
 
 
+def running_s() -> float:
+    """Seconds of a clock that only runs forward, to measure how long something took.
+
+    For reports alone: its zero means nothing, and no simulation moves it.
+    """
+    return time.perf_counter()
+
+
 class ManualClock:
     """A clock that moves only when told to; for tests and simulations."""
 

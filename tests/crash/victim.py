@@ -32,6 +32,7 @@ from farebox.clock import NS_PER_S, SystemClock
 from farebox.gateway import Supervision, carrier
 from farebox.ledger.invariants import verify
 from farebox.ledger.model import Outcome, Unit
+from farebox.ledger.records import RecordType, Row
 from farebox.ledger.replay import Broken
 from farebox.paywall.model import REQUEST, Ended, RequestState
 from farebox.rails.cashu import http_mint
@@ -44,6 +45,7 @@ from tests.crash.books import AccountSeen, Books, CrashedSeen, ProofSeen
 from tests.crash.points import Kind, Point, read_point
 
 _T = TypeVar("_T")
+_R = TypeVar("_R", bound=msgspec.Struct)
 _BODY_MAX_BYTES = 1 << 16
 _ROUNDS_MAX = 30
 _AHEAD_S = 400
@@ -108,7 +110,7 @@ class Switch:
 
 
 class AheadClock(SystemClock):
-    """The system's clock, and as much ahead of it as waiting would have taken."""
+    """The system's clock, and ahead of it as if one had waited, or as if somebody had set it."""
 
     ahead_s = 0
 
@@ -137,6 +139,9 @@ class Victim:
                 answer = self._switch.passed
             case "/_crash/settle":
                 answer = await self._settle()
+            case "/_crash/jump":
+                self._clock.ahead_s += int(body)
+                answer = {}
             case "/_crash/upkeep":
                 await self._house._upkeep.run()
                 answer = {}
@@ -178,29 +183,31 @@ async def _drop(send: Send) -> None:
 
 
 async def _open_requests(house: Farebox) -> int:
-    return len(await house.store.find(REQUEST, {"state": RequestState.AUTHORISED}))
+    return len(await _rows(house, REQUEST, {"state": RequestState.AUTHORISED}))
 
 
 async def _books(house: Farebox) -> Books:
-    accounts = tuple(
-        AccountSeen(
-            one.id,
-            one.debits_posted,
-            one.credits_posted,
-            one.debits_pending,
-            one.credits_pending,
-        )
-        for one in await house.store.accounts()
-    )
+    accounts: list[AccountSeen] = []
+    while page := await house.store.accounts(accounts[-1].id if accounts else ""):
+        accounts += [
+            AccountSeen(
+                one.id,
+                one.debits_posted,
+                one.credits_posted,
+                one.debits_pending,
+                one.credits_pending,
+            )
+            for one in page
+        ]
     proofs = []
     for place in house.cashu.mints.listed():
         for unit in place.terms.units:
             for use in ProofUse:
                 where = {"mint": place.url, "unit": unit, "use": use}
-                rows = await house.store.find(PROOF, where)
+                rows = await _rows(house, PROOF, where)
                 proofs += [ProofSeen(key, row.value.amount, use.value) for key, row in rows]
     return Books(
-        accounts,
+        tuple(accounts),
         tuple(proofs),
         tuple(f"{one.id} {one.state}" for one in await house.operations.unfinished()),
         await _open_requests(house),
@@ -210,13 +217,23 @@ async def _books(house: Farebox) -> Books:
 
 
 async def _crashed(house: Farebox) -> tuple[CrashedSeen, ...]:
-    rows = await house.store.find(REQUEST, {"state": RequestState.SETTLED})
+    rows = await _rows(house, REQUEST, {"state": RequestState.SETTLED})
     settled = (row.value for _, row in rows)
     return tuple(
         CrashedSeen(one.checkpoint_msat, one.charged_msat)
         for one in settled
         if one.ended == Ended.CRASHED
     )
+
+
+async def _rows(
+    house: Farebox, record: RecordType[_R], where: Mapping[str, str | int]
+) -> list[tuple[str, Row[_R]]]:
+    """All of them; a store gives a page at a time."""
+    rows: list[tuple[str, Row[_R]]] = []
+    while page := await house.store.find(record, where, after=rows[-1][0] if rows else ""):
+        rows += page
+    return rows
 
 
 def _verified(house: Farebox) -> str:

@@ -34,6 +34,7 @@ MSAT = 1_000
 #: What a play mint takes for a Lightning payment, in sat.
 LIGHTNING_FEE = 1
 _WAIT_S = 20
+_LOOK_S = 120
 
 
 class Lost(Exception):
@@ -211,13 +212,18 @@ class Run:
         told = msgspec.json.decode(await self.control("settle"))
         assert told["unfinished"] == 0, "recovery leaves something unfinished"
 
+    async def jump(self, seconds: int) -> None:
+        """Set the house's clock forward, or back when negative."""
+        await self.control("jump", str(seconds))
+
     async def books(self) -> Books:
         """The house's own account of what it has."""
         return msgspec.json.decode(await self.control("books"), type=Books)
 
     async def control(self, what: str, body: str = "") -> bytes:
-        """Speak to the victim by its back door."""
-        return (await self.call("POST", f"/_crash/{what}", body=body.encode())).body
+        """Speak to the victim by its back door, however long it takes to look at its books."""
+        path = f"/_crash/{what}"
+        return (await self.call("POST", path, body=body.encode(), patience_s=_LOOK_S)).body
 
     # ── the client ───────────────────────────────────────────────────────────────────────────────
 
@@ -251,14 +257,17 @@ class Run:
         bearer: str = "",
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
+        patience_s: float | None = None,
     ) -> Reply:
-        """One call; raises Lost when no whole answer arrives."""
+        """One call; raises Lost when no whole answer arrives, or none in time."""
         sent = dict(headers or {})
         if bearer:
             sent["Authorization"] = f"Bearer {bearer}"
         try:
-            async with self.around.session.request(
-                method, self.url + path, data=body or None, headers=sent
+            session = self.around.session
+            patience = aiohttp.ClientTimeout(patience_s) if patience_s else session.timeout
+            async with session.request(
+                method, self.url + path, data=body or None, headers=sent, timeout=patience
             ) as answer:
                 return Reply(answer.status, answer.headers, await answer.read())
         except (aiohttp.ClientError, OSError) as error:

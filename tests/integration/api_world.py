@@ -18,6 +18,7 @@ from farebox.errors import InvalidCredential, RailUnavailable
 from farebox.identity import RECORDS, FailureLimit, Idempotency, Keys
 from farebox.ids import derived_id, new_id
 from farebox.ledger.model import Event, Kind, Open, Transfer, Unit
+from farebox.ledger.processes import PROCESS, Processes
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger
 from farebox.payments import (
@@ -138,11 +139,12 @@ class World:
 
     def __init__(self, path: Path, methods: PaymentMethods, clock: ManualClock) -> None:
         self.clock = clock
-        records: list[RecordType[Any]] = [*RECORDS, TOTALS, OPERATION, DEPOSIT]
+        records: list[RecordType[Any]] = [*RECORDS, PROCESS, TOTALS, OPERATION, DEPOSIT]
         self.store = SqliteStore(path, records, clock=clock)
         self.ledger = Ledger(self.store, clock)
         signer = Signer(bytes(32))
-        self.operations = Operations(self.ledger, new_id("proc"))
+        self.processes = Processes(self.ledger, alone=True)
+        self.operations = Operations(self.ledger, self.processes)
         self.payments = Payments(self.ledger, self.operations, methods, signer)
         self.keys = Keys(self.ledger, keys_max=1_000)
         self.context = ApiContext(
@@ -151,7 +153,7 @@ class World:
             payments=self.payments,
             keys=self.keys,
             paywall=Desk(methods),
-            idempotency=Idempotency(self.ledger, signer),
+            idempotency=Idempotency(self.ledger, signer, self.processes),
             failures=FailureLimit(clock, failures_max=5, window_s=60),
             body_bytes_max=10_000,
             header_bytes_max=5_000,
@@ -214,6 +216,7 @@ async def world_of(path: Path, methods: PaymentMethods, clock: ManualClock) -> A
     """A world that is closed behind you."""
     world = World(path, methods, clock)
     try:
+        await world.processes.start()
         yield world
     finally:
         await world.close()

@@ -13,6 +13,7 @@ import aiohttp
 from farebox.clock import ManualClock, SystemClock
 from farebox.errors import StoreError
 from farebox.ledger.model import Outcome, Unit
+from farebox.ledger.processes import PROCESS, Processes
 from farebox.ledger.service import Ledger
 from farebox.money import MSAT_PER_SAT
 from farebox.payments import PaymentMethods, Refusal, Reserve
@@ -24,10 +25,11 @@ from farebox.rails.cashu import (
     CashuMethod,
     MintLimits,
     MintTerms,
+    Sweep,
     Upkeep,
     open_session,
 )
-from farebox.rails.cashu.config import custody_account
+from farebox.rails.cashu.config import custody_account, unswapped_account
 from farebox.rails.cashu.guard import open_guarded_session
 from farebox.rails.cashu.records import PROOF, RECORDS, ProofUse
 from farebox.signer import Signer
@@ -74,13 +76,18 @@ class House:
     async def open(self) -> None:
         self.session: aiohttp.ClientSession = open_session()
         self.guarded = open_guarded_session(allow_private=self.config.allow_private)
-        self.store = FragileStore(self.path, (OPERATION, DEPOSIT, *RECORDS), clock=self.clock)
+        self.store = FragileStore(
+            self.path, (PROCESS, OPERATION, DEPOSIT, *RECORDS), clock=self.clock
+        )
         self.ledger = Ledger(self.store, self.clock)
-        self.operations = Operations(self.ledger, "test")
+        processes = Processes(self.ledger, alone=True)
+        await processes.start()
+        self.operations = Operations(self.ledger, processes)
         self.method = CashuMethod(self.config, self.ledger, self.signer, self.session, self.guarded)
         self.methods = PaymentMethods()
         self.methods.register(self.method)
         self.payments = Payments(self.ledger, self.operations, self.methods, self.signer)
+        self.sweep = Sweep(self.method, self.ledger, self.operations, self.signer)
         self.upkeep = Upkeep(self.method, self.ledger, self.operations, self.signer)
         await self.method.start()
 
@@ -157,20 +164,33 @@ class House:
             if account.id.startswith(("customer:", "revenue"))
         )
         held = sum(
-            account.held for account in await self.store.accounts() if ":cashu:" in account.id
+            account.held
+            for account in await self.store.accounts()
+            if account.id.startswith(("custody:cashu", "expense"))
         )
         assert owed == held
+        unswapped = await self.store.account(unswapped_account(mint.url, "sat"))
+        waiting = await self.method.locked.waiting(mint.url, "sat", 1_000)
+        worth_msat = sum(one.row.worth_msat for one in waiting)
+        assert worth_msat == (0 if unswapped is None else unswapped.held)
 
 
 @asynccontextmanager
 async def house_of(
-    path: Path, *mints: PlayMint, terms: Sequence[MintTerms] = (), **options: object
+    path: Path,
+    *mints: PlayMint,
+    terms: Sequence[MintTerms] = (),
+    offline_max_sat: int = 0,
+    **options: object,
 ) -> AsyncIterator[House]:
     """A house that trusts `mints`, each served on loopback and under `terms` if given."""
     async with AsyncExitStack() as stack:
         for mint in mints:
             mint.url = await stack.enter_async_context(serving(mint))
-        listed = terms or tuple(MintTerms(url=mint.url) for mint in mints)
+        listed = terms or tuple(
+            MintTerms(url=mint.url, offline_max_msat=offline_max_sat * MSAT_PER_SAT)
+            for mint in mints
+        )
         config = CashuConfig(mints=tuple(listed), limits=LIMITS, **options)  # type: ignore[arg-type]
         house = House(path / "book.db", config)
         await house.open()

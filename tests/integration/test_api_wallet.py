@@ -251,9 +251,3 @@ async def test_many_full_refunds_at_once_give_the_balance_once(
 async def test_change_is_asked_of_the_paywall(world: World) -> None:
     told = await world.get("/v1/change/req_1", "play:a:5000")
     assert told.json() == {"request_id": "req_1", "by": "BearerMoney"}
-
-
-async def test_health_says_that_it_is_up(world: World) -> None:
-    answer = await world.get("/healthz")
-    assert (answer.status_code, answer.json()["status"]) == (200, "ok")
-    assert answer.headers["cache-control"] == "no-store"

@@ -16,6 +16,7 @@ from farebox.identity import FailureLimit, Keys
 from farebox.identity.keys import API_KEY, KEY_COUNT, KeyTerms, NewKey
 from farebox.ids import new_id
 from farebox.ledger.model import Applied, Kind, Open, Outcome, Transfer, Unit
+from farebox.ledger.processes import PROCESS, Processes
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger
 from farebox.payments import (
@@ -117,14 +118,15 @@ class House:
         self.clock = ManualClock()
 
     async def start(self, price: str = "10 sat") -> None:
-        records: list[RecordType[Any]] = [API_KEY, KEY_COUNT, OPERATION, DEPOSIT, REQUEST]
+        records: list[RecordType[Any]] = [PROCESS, API_KEY, KEY_COUNT, OPERATION, DEPOSIT, REQUEST]
         self.store = SqliteStore(self.path, records, clock=self.clock)
         ledger = Ledger(self.store, self.clock)
-        owner = new_id("proc")
+        processes = Processes(ledger, alone=True)
+        await processes.start()
         methods = PaymentMethods()
         methods.register(self.coins)
         signer = Signer(b"r" * 32)
-        self.operations = Operations(ledger, owner)
+        self.operations = Operations(ledger, processes)
         payments = Payments(ledger, self.operations, methods, signer)
         self.prices = Prices(PriceBook([parse_price(price)]))
         self.keys = Keys(ledger)
@@ -136,7 +138,7 @@ class House:
             self.prices,
             signer,
             Terms(),
-            owner=owner,
+            processes=processes,
             public_url="http://here",
         )
         opened = Unit(new_id("start"), (Open("revenue", "BTC", Kind.REVENUE),))

@@ -58,9 +58,9 @@ async def test_a_request_is_never_taken_for_a_crashed_one_while_it_is_admitted(
         await house.operations.recover()
     commit = house.store.commit
 
-    async def seen_by_recovery(unit: Unit) -> Outcome:
+    async def seen_by_recovery(unit: Unit, *, synced: bool = True) -> Outcome:
         """Recovery reads the rows after a commit, before whoever waits for it hears of it."""
-        outcome = await commit(unit)
+        outcome = await commit(unit, synced=synced)
         if ":settle" not in unit.id:
             await house.paywall.recover()
         return outcome

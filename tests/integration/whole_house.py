@@ -12,7 +12,12 @@ import enum
 import io
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +29,7 @@ from farebox.bootstrap import Farebox, open_audit
 from farebox.clock import Clock, ManualClock, SystemClock
 from farebox.ecash.plan import SwapPlan
 from farebox.ecash.saga import Done, advance_swap
-from farebox.ledger.invariants import verify
+from farebox.ledger.invariants import AuditReader, verify
 from farebox.ledger.replay import Broken
 from farebox.rails.cashu import open_session
 from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
@@ -200,11 +205,15 @@ class WholeHouse:
             await asyncio.sleep(0.01)
         raise AssertionError("a request never ended")
 
+    def reader(self) -> AbstractContextManager[AuditReader]:
+        """The book as the audit reads it."""
+        return open_audit(self.farebox.settings)
+
     async def assert_whole(self) -> None:
         """Books, inventory, mint and the payers' purses agree to the last unit."""
         await self.settled()
         assert not await self.farebox.operations.unfinished()
-        with open_audit(self.farebox.settings) as reader:
+        with self.reader() as reader:
             verified = verify(reader)
         assert not isinstance(verified, Broken), str(verified)
         assert verified[0].open_holds == 0
@@ -252,11 +261,16 @@ def _body(name: str, token: bytes) -> bytes:
 
 @contextmanager
 def _listening() -> Iterator[io.StringIO]:
-    """Everything that we and the libraries log, as the operator would read it."""
+    """Everything that we and the libraries log, before secrets are looked for and taken out."""
     heard = io.StringIO()
     before = structlog.get_config()
     structlog.configure(
-        processors=[structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
         logger_factory=lambda *_: structlog.PrintLogger(heard),
         cache_logger_on_first_use=False,
     )

@@ -9,7 +9,7 @@ from litestar import Litestar, Request, Response
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 
-from farebox.api import account, change, health, history, wallet
+from farebox.api import account, change, history, wallet
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, Streamed
 from farebox.api.problems import from_exception, headers_too_large
@@ -30,9 +30,8 @@ _WALLET: dict[str, tuple[tuple[str, ...], bool, Endpoint]] = {
 _OTHER: dict[str, tuple[str, Endpoint]] = {
     "change": ("/v1/change/{request_id:str}", change.change),
     "operations": ("/v1/operations/{operation_id:str}", account.operation),
-    "healthz": ("/healthz", health.health),
 }
-_OWNED = frozenset({"/healthz"} | {f"/{name}" for name, (_, bare, _e) in _WALLET.items() if bare})
+_OWNED = frozenset({f"/{name}" for name, (_, bare, _e) in _WALLET.items() if bare})
 _OWNED_PREFIXES = (*(f"{prefix}/" for prefix in _PREFIXES), "/v1/change/", "/v1/operations/")
 
 
@@ -85,7 +84,13 @@ def _handler(
             address=client[0] if client else "",
             path={key: str(value) for key, value in request.path_params.items()},
         )
-        return _response(await act(context, incoming))
+        try:
+            answer = await act(context, incoming)
+        except Exception as error:
+            answer = from_exception(error)
+        status = answer.status if isinstance(answer, Answer) else 200
+        context.calls.add(f"{name} {status}")
+        return _response(answer)
 
     return HTTPRouteHandler(paths, http_method=list(methods), name=name)(handle)  # type: ignore[arg-type]
 

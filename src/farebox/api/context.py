@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from farebox.identity import FailureLimit, Idempotency, Keys
@@ -11,6 +11,7 @@ from farebox.ledger.service import Ledger
 from farebox.payments.operations import Operations
 from farebox.payments.service import Payments
 from farebox.paywall.model import Answer, Presented
+from farebox.tally import Counts
 
 
 class ChangeDesk(Protocol):
@@ -29,7 +30,7 @@ class ChangeDesk(Protocol):
 class ApiContext:
     """The collaborators of every endpoint, and the bounds on what comes in.
 
-    `receipt_key` is the public key of receipts. `key_expiry_s` is how long a new key lives unless
+    `key_expiry_s` is how long a new key lives unless
     it says so itself; 0 is for ever.
     """
 
@@ -40,7 +41,8 @@ class ApiContext:
     paywall: ChangeDesk
     idempotency: Idempotency
     failures: FailureLimit
-    receipt_key: bytes = b""
     key_expiry_s: int = 0
     body_bytes_max: int = 256 * 1024
     header_bytes_max: int = 64 * 1024
+    #: "refund 200": an endpoint and the status of its answer.
+    calls: Counts = field(default_factory=Counts)

@@ -67,4 +67,4 @@ async def once_named(
             await context.idempotency.finish(begun, told.answer.status, kept_bytes)
         return told.answer
     finally:
-        context.idempotency.release(begun)
+        await context.idempotency.release(begun)

@@ -17,7 +17,8 @@ import typer
 
 from farebox import __version__
 from farebox.cli import doctor, init, keys, logs, money, recover, serve, verify
-from farebox.cli.demo import command
+from farebox.cli.bench import command as bench_command
+from farebox.cli.demo import command as demo_command
 from farebox.errors import FareboxError
 from farebox.settings import LogFormat, LogLevel
 
@@ -28,12 +29,13 @@ EXIT_ERROR = 2
 _COMMANDS: dict[str, Callable[..., None]] = {
     "init": init.init,
     "serve": serve.serve,
-    "demo": command.demo,
+    "demo": demo_command.demo,
     "balance": money.balance,
     "withdraw": money.withdraw,
     "verify": verify.verify,
     "recover": recover.recover,
     "doctor": doctor.doctor,
+    "bench": bench_command.bench,
 }
 
 app = typer.Typer(

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import aiohttp
 from farebox.bootstrap import book_place, open_audit
 from farebox.clock import NS_PER_S, SystemClock
 from farebox.errors import InvalidSettings, RailError, StoreError
+from farebox.operating.findings import Finding, Verdict, disk_space, existing, fine, free_bytes
 from farebox.pricing.model import Component, Currency, Rule
 from farebox.pricing.parse import parse_rules
 from farebox.pricing.tokens import local_tokenizer
@@ -25,8 +23,6 @@ from farebox.rails.cashu import HttpMint, MintLimits, open_session
 from farebox.settings import MintPolicy, MintSettings, Settings, read_root_key
 from farebox.signer import Signer
 
-_SPACE_LOW_BYTES = 1 << 30
-_SPACE_LEAST_BYTES = 100 << 20
 _SKEW_MAX_S = 30
 _LIMITS = MintLimits(connect_s=5, call_s=10)
 _TOKENS = {
@@ -37,29 +33,6 @@ _TOKENS = {
 }
 
 
-class Verdict(enum.Enum):
-    """How bad it is."""
-
-    FINE = "ok"
-    WARNING = "warning"
-    FAILURE = "failure"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check found; `advice` is empty where there is nothing to do."""
-
-    verdict: Verdict
-    check: str
-    found: str
-    advice: str = ""
-
-
-def fine(check: str, found: str) -> Finding:
-    """Nothing to do."""
-    return Finding(Verdict.FINE, check, found)
-
-
 async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None]) -> list[Finding]:
     """Every check, one after the other; `say` hears whom it waits for."""
     rules = parse_rules(found.prices)
@@ -67,7 +40,7 @@ async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None
         *settings(found, rules),
         data_directory(found.data_dir),
         root_key(found, os.environ),
-        free_space(found.data_dir),
+        disk_space(free_bytes(found.data_dir)),
         durable_writes(found.data_dir),
         await asyncio.to_thread(tokenizer, rules),  # it may load data for a second
         book(found, is_served=is_served),
@@ -148,24 +121,12 @@ def needs_root_key(found: Settings, environ: Mapping[str, str]) -> bool:
     return not told and not there
 
 
-def free_space(path: Path) -> Finding:
-    """Whether the book can grow."""
-    free = shutil.disk_usage(_existing(path)).free
-    found = f"{free // (1 << 20):,} MiB free"
-    if free < _SPACE_LEAST_BYTES:
-        advice = "make room: a full disk stops every payment before it moves money"
-        return Finding(Verdict.FAILURE, "disk space", found, advice)
-    if free < _SPACE_LOW_BYTES:
-        return Finding(Verdict.WARNING, "disk space", found, "make room soon")
-    return fine("disk space", found)
-
-
 def durable_writes(path: Path) -> Finding:
     """Whether a write can be made durable: each payment waits for one fsync."""
     check = "durable writes"
     loop_time = asyncio.get_running_loop().time
     try:
-        with tempfile.TemporaryFile(dir=_existing(path)) as file:
+        with tempfile.TemporaryFile(dir=existing(path)) as file:
             file.write(b"farebox" * 512)
             file.flush()
             began_s = loop_time()
@@ -175,12 +136,6 @@ def durable_writes(path: Path) -> Finding:
         advice = "put the data directory on a local disk that we may write"
         return Finding(Verdict.FAILURE, check, f"fsync failed: {error.strerror}", advice)
     return fine(check, f"fsync took {took_ms} ms")
-
-
-def _existing(path: Path) -> Path:
-    """The directory, or the nearest one above it that exists."""
-    absolute = path.absolute()
-    return next(one for one in (absolute, *absolute.parents) if one.is_dir())
 
 
 def tokenizer(rules: Sequence[Rule]) -> Finding:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, assert_never
 
 import msgspec
 
 from farebox.bootstrap import Farebox
 from farebox.cli import checks
-from farebox.cli.checks import Finding, Verdict
 from farebox.clock import iso
 from farebox.errors import InvalidInput
 from farebox.identity import ApiKey, KeysExhausted, KeyTerms, new_account
@@ -23,6 +23,7 @@ from farebox.ids import new_id
 from farebox.ledger.model import Account, Kind
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
+from farebox.operating import Finding, Verdict
 from farebox.payments import Refusal
 from farebox.payments.operations import Operation, OperationState, Rejected, Succeeded
 from farebox.payments.service import Pending, Refunded
@@ -143,9 +144,10 @@ async def carry_out(house: Farebox, request: Request) -> Facts:
             await _resolve(house, request)
             return await _recover(house)
         case Examine():
-            return examination(
-                await checks.examine(house.settings, is_served=True, say=lambda _: None)
-            )
+            looked = await checks.examine(house.settings, is_served=True, say=lambda _: None)
+            now = (house.vitals.serving(), house.vitals.book(), house.vitals.clock())
+            looked += [replace(one, check=f"running server: {one.check}") for one in now]
+            return examination(looked)
         case _:
             assert_never(request)
 

@@ -23,8 +23,8 @@ _NO_BODY = b"content-length: 0\r\nconnection: close\r\n\r\n"
 
 
 @contextmanager
-def listening(address: Address) -> Iterator[socket.socket]:
-    """A bound socket. Raises InvalidSettings when the address is not to be had.
+def listening(address: Address, setting: str) -> Iterator[socket.socket]:
+    """A bound socket. Raises InvalidSettings naming `setting` when the address is not to be had.
 
     It says that it is TCP: asyncio turns Nagle's algorithm off only then, and with it on an answer
     in two parts waits 40 ms for the caller's delayed acknowledgement.
@@ -39,7 +39,7 @@ def listening(address: Address) -> Iterator[socket.socket]:
         listener.close()
         found = f"{address.host}:{address.port} ({error.strerror})"
         allowed = "a free address of this machine: stop what listens there, or name another"
-        raise InvalidSettings("gateway.listen", found, allowed) from None
+        raise InvalidSettings(setting, found, allowed) from None
     with listener:
         yield listener
 

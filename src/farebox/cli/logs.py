@@ -1,9 +1,16 @@
-"""Log lines: on standard error, for people or for machines, never with a local variable in them."""
+"""Log lines: on standard error, for people or for machines, never with a local variable in them.
+
+A line that is written while a request is carried says `request`, one about an effect outside
+`operation`, one of a background job `job`. None of ours has a secret in it; a foreign exception
+may quote what it choked on, so what looks like a secret is taken out of every line at the end.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
+from typing import Any
 
 import structlog
 
@@ -15,40 +22,60 @@ _LEVELS = {
     LogLevel.WARNING: logging.WARNING,
     LogLevel.ERROR: logging.ERROR,
 }
+#: Tokens, account keys, bearer credentials, and hexadecimal digits as long as a proof's secret, a
+#: root key, a preimage. Our own ids are shorter.
+_SECRETS = re.compile(r"cashu[AB][\w-]{8,}=*|\bsk-[\w-]{8,}|(?<=Bearer )\S+|\b[0-9a-fA-F]{64,}")
+_COMMON: tuple[structlog.typing.Processor, ...] = (
+    structlog.contextvars.merge_contextvars,
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+)
 
 
 def write_logs(level: LogLevel, form: LogFormat) -> None:
-    """Send every log line of ours to standard error.
-
-    Tracebacks are plain: structlog's own for terminals print local variables, and among those are
-    keys and tokens.
-    """
-    least = _LEVELS[level]
-    if form is LogFormat.JSON:
-        last: list[structlog.typing.Processor] = [
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ]
-    else:
-        last = [
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            )
-        ]
+    """Send every log line of ours to standard error."""
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *last,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(least),
+        processors=[*_COMMON, *_rendering(form)],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
 
 
-def write_library_logs() -> None:
+def write_library_logs(form: LogFormat) -> None:
     """What goes wrong in libraries, not what goes on; for a process of our own."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*_COMMON, structlog.stdlib.add_logger_name],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_rendering(form),
+            ],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # It warns of every malformed request, which anybody can send.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
+
+
+def _rendering(form: LogFormat) -> list[structlog.typing.Processor]:
+    """Tracebacks are plain: structlog's own for terminals print local variables, and among those
+    are keys and tokens."""
+    if form is LogFormat.JSON:
+        return [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+            _without_secrets,
+        ]
+    return [
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        ),
+        _without_secrets,
+    ]
+
+
+def _without_secrets(_: Any, __: str, line: Any) -> str:
+    """The last processor: what it is given is a line already."""
+    return _SECRETS.sub("…", line)

@@ -41,8 +41,9 @@ def _balance_text(facts: Facts) -> str:
 
 def _place(account: str) -> str:
     """`custody:cashu:https://mint.example.com:sat` → `https://mint.example.com, in sat`."""
-    place, _, unit = account.removeprefix("custody:").partition(":")[2].rpartition(":")
-    return f"{place}, in {unit}"
+    rail, _, rest = account.removeprefix("custody:").partition(":")
+    place, _, unit = rest.rpartition(":")
+    return f"{place}, in {unit}{', not swapped yet' if rail.endswith('-unswapped') else ''}"
 
 
 def _ceiling(place: Facts) -> str:

@@ -8,9 +8,10 @@ import math
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,9 @@ from farebox.cli.output import JsonOption, progress, show
 from farebox.errors import FareboxError, InvalidSettings
 from farebox.pricing.parse import format_price, parse_rules
 from farebox.settings import Address, MintPolicy, Settings, create_root_key, read_root_key
+
+#: After the grace: for the ends of answers that were cut, and their settling.
+_LAST_WORDS_S = 10
 
 
 def serve(
@@ -50,17 +54,29 @@ def serve(
     found = read_settings(settings, data, _overrides(upstream, mint, price, listen))
     _check_complete(found)
     write_logs(found.log.level, found.log.format)
-    write_library_logs()
+    write_library_logs(found.log.format)
     _make_directory(found.data_dir)
     if needs_root_key(found, os.environ):
         path = create_root_key(found.data_dir)
         progress(f"made {path}: keep a copy, nothing can be recovered without it")
     root_key = read_root_key(found.data_dir, os.environ)
-    with listening(found.gateway.listen) as listener:
-        host, port = found.gateway.listen.host, listener.getsockname()[1]
-        found = replace(found, gateway=replace(found.gateway, listen=Address(host, port)))
+    with ExitStack() as opened:
+        listener = opened.enter_context(listening(found.gateway.listen, "gateway.listen"))
+        metrics = None
+        gateway = replace(found.gateway, listen=_bound(found.gateway.listen, listener))
+        found = replace(found, gateway=gateway)
+        if found.metrics.listen is not None:
+            metrics = opened.enter_context(listening(found.metrics.listen, "metrics.listen"))
+            bound = _bound(found.metrics.listen, metrics)
+            found = replace(found, metrics=replace(found.metrics, listen=bound))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(found, root_key, listener, lambda: _announce(found, as_json)))
+            announce = partial(_announce, found, as_json)
+            runner.run(_serve(found, root_key, listener, metrics, announce))
+
+
+def _bound(wanted: Address, listener: socket.socket) -> Address:
+    """Where it listens: port 0 stands for any that is free."""
+    return Address(wanted.host, listener.getsockname()[1])
 
 
 def _overrides(
@@ -97,11 +113,16 @@ def _make_directory(path: Path) -> None:
 
 
 async def _serve(
-    found: Settings, root_key: bytes, listener: socket.socket, announce: Callable[[], None]
+    found: Settings,
+    root_key: bytes,
+    listener: socket.socket,
+    metrics: socket.socket | None,
+    announce: Callable[[], None],
 ) -> None:
     async with (
         Farebox(found, root_key) as house,
         open_door(found.data_dir, lambda request: carry_out(house, request)),
+        _operator_served(house, metrics),
     ):
         config = uvicorn.Config(
             house.app,
@@ -112,9 +133,10 @@ async def _serve(
             access_log=False,
             server_header=False,
             backlog=BACKLOG,
-            timeout_graceful_shutdown=math.ceil(found.gateway.stop_grace_s),
+            # The house cuts what outlasts the grace; this is for what even then does not end.
+            timeout_graceful_shutdown=math.ceil(found.gateway.stop_grace_s) + _LAST_WORDS_S,
         )
-        server = _Server(config, announce)
+        server = _Server(config, house, announce)
         quieten_collector()
         with server.stopped_by_signals():
             await server.serve(sockets=[listener])
@@ -134,11 +156,53 @@ def quieten_collector() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
-class _Server(uvicorn.Server):
-    """A server that says when it listens, and ends by a signal without dying of it."""
+@asynccontextmanager
+async def _operator_served(house: Farebox, listener: socket.socket | None) -> AsyncIterator[None]:
+    """Metrics and probes on a listener of their own, until everything else has ended."""
+    if listener is None:
+        yield
+        return
+    config = uvicorn.Config(
+        house.operator,
+        http=bounded_http(house.settings.gateway.header_bytes_max),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = _Quiet(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+
+class _Quiet(uvicorn.Server):
+    """A server that leaves signals to somebody else."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Uvicorn's own would raise the signal again afterwards, before the book is closed."""
+        yield
+
+
+class _Server(_Quiet):
+    """A server that says when it listens, and ends by a signal without dying of it.
+
+    signal ──► draining ──► stopping ──► stopped
+      │  /readyz says so    no new requests, the grace runs, then they are cut
+      └─ a second one: cut now
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, house: Farebox, announce: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._house = house
         self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -146,10 +210,11 @@ class _Server(uvicorn.Server):
         if self.started:
             self._announce()
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Uvicorn's own would raise the signal again afterwards, before the book is closed."""
-        yield
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Beside uvicorn's, which would cancel what outlasts the grace as if its caller had left.
+        stopping = asyncio.create_task(self._house.app.stop())
+        await super().shutdown(sockets)
+        await stopping
 
     @contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
@@ -165,11 +230,20 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
-        if self.should_exit:
-            self.force_exit = True
+        if self._house.vitals.is_stopping:
+            self._house.app.cut()
+            self.should_exit = True
             return
-        grace_s = self.config.timeout_graceful_shutdown
-        progress(f"stopping: running requests have {grace_s} s; the same signal again cuts them")
+        self._house.vitals.is_stopping = True
+        gateway = self._house.settings.gateway
+        drained = f"new ones are taken for {gateway.drain_s} s, " if gateway.drain_s else ""
+        progress(
+            f"stopping: {drained}running requests have {math.ceil(gateway.stop_grace_s)} s; "
+            "the same signal again cuts them"
+        )
+        asyncio.get_running_loop().call_later(gateway.drain_s, self._end)
+
+    def _end(self) -> None:
         self.should_exit = True
 
 
@@ -186,6 +260,8 @@ def _announce(found: Settings, as_json: bool) -> None:
         "prices": prices,
         "data_dir": str(found.data_dir),
     }
+    if found.metrics.listen is not None:
+        facts["metrics"] = f"http://{found.metrics.listen}/metrics"
     sold = f"{services[0]} for {prices[0]}" if len(services) == len(prices) == 1 else "services"
     text = f"listening on {url}, selling {sold}, paid at {', '.join(mints)}"
     show(facts, text, as_json=as_json)

@@ -35,16 +35,34 @@ def verify(
     """Check every invariant and the audit chain, also while a server runs."""
     found = read_settings(settings, data)
     vouched = _Vouched(found)
-    start = vouched.read() if since_last else Checkpoint()
+    result = check_book(found, vouched.read() if since_last else Checkpoint())
+    if not isinstance(result, Broken):
+        vouched.write(result[1])
+    show(verdict_facts(result), verdict_text(result), as_json=as_json)
+    if isinstance(result, Broken):
+        raise typer.Exit(_EXIT_BROKEN)
+
+
+Verdict = tuple[Verified, Checkpoint] | Broken
+
+
+def check_book(found: Settings, start: Checkpoint = Checkpoint()) -> Verdict:  # noqa: B008 - frozen
+    """Check the book of these settings from `start` on, whether or not a server runs on it."""
     with open_audit(found) as reader:
         progress(f"verifying {reader.last_seq() - start.seq:,} units of {book_place(found)} …")
-        result = verify_book(reader, start, _say)
-    if isinstance(result, Broken):
-        show(_broken_facts(result), f"BROKEN: {result.invariant}\n{result}", as_json=as_json)
-        raise typer.Exit(_EXIT_BROKEN)
-    verified, checkpoint = result
-    vouched.write(checkpoint)
-    show(_facts(verified), _text(verified), as_json=as_json)
+        return verify_book(reader, start, _say)
+
+
+def verdict_facts(verdict: Verdict) -> dict[str, object]:
+    """What `--json` tells of it."""
+    return _broken_facts(verdict) if isinstance(verdict, Broken) else _facts(verdict[0])
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """What people are told of it."""
+    if isinstance(verdict, Broken):
+        return f"BROKEN: {verdict.invariant}\n{verdict}"
+    return _text(verdict[0])
 
 
 def _say(seq: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -60,7 +60,8 @@ class Limits:
 class Gateway:
     """Dispatches the wallet API's paths to it, and everything else through the paywall.
 
-    `api` may be left out; `owns_path` says which paths are its.
+    `api` may be left out; `owns_path` says which paths are its. What stands in `probes`, by path,
+    is answered also when every turn is taken and while it stops; it must cost nothing.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Gateway:
         *,
         api: App | None = None,
         owns_path: Callable[[str], bool] = lambda _: False,
+        probes: Mapping[str, Callable[[], Answer]] | None = None,
         catalogue: Catalogue | None = None,
         supervision: Supervision | None = None,
     ) -> None:
@@ -80,10 +82,11 @@ class Gateway:
         self._limits = limits
         self._api = api
         self._owns_path = owns_path
+        self._probes = probes or {}
         self._catalogue = catalogue
         self.carrier = Carrier(paywall, counter, supervision)
         self._body_deadlines = Deadlines(limits.body_timeout_s)
-        self._turns = Turns(limits.requests_max, limits.queue_max, limits.queue_timeout_s)
+        self.turns = Turns(limits.requests_max, limits.queue_max, limits.queue_timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -95,8 +98,8 @@ class Gateway:
             await _refuse_websocket(scope, receive, send)
 
     def owns(self, path: str) -> bool:
-        """Whether a path is the wallet API's."""
-        return self._api is not None and self._owns_path(path)
+        """Whether a path is the wallet API's, or a probe's."""
+        return path in self._probes or (self._api is not None and self._owns_path(path))
 
     @property
     def running(self) -> int:
@@ -107,19 +110,27 @@ class Gateway:
         """Take nothing new; finish what runs, or settle it when the grace is over."""
         await self.carrier.stop(self._limits.stop_grace_s)
 
+    def cut(self) -> None:
+        """Be patient with nothing: settle what runs now. For a `stop` that takes too long."""
+        self.carrier.cut()
+
     # ── before money moves ───────────────────────────────────────────────────────────────────────
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        probe = self._probes.get(scope["path"])
+        if probe is not None:
+            await send_answer(send, probe(), method=scope["method"])
+            return
         refused = self._refuse_early(scope)
-        if refused is None and not await self._turns.take():
+        if refused is None and not await self.turns.take():
             refused = problems.busy()
         if refused is not None:
-            await send_answer(send, refused, method=scope["method"])
+            await self._answer(send, refused, scope)
             return
         try:
             body = await self._read_body(scope, receive)
             if isinstance(body, Answer):
-                await send_answer(send, body, method=scope["method"])
+                await self._answer(send, body, scope)
             elif self._api is not None and self._owns_path(scope["path"]):
                 await self._api(scope, replayed(body, receive), send)
             else:
@@ -127,7 +138,12 @@ class Gateway:
         except CallerLeft:
             return
         finally:
-            self._turns.give_back()
+            self.turns.give_back()
+
+    async def _answer(self, send: Send, answer: Answer, scope: Scope) -> None:
+        """Answer a request that nobody tried to authorise."""
+        self.carrier.tally.answered(answer)
+        await send_answer(send, answer, method=scope["method"])
 
     def _refuse_early(self, scope: Scope) -> Answer | None:
         headers = scope["headers"]
@@ -168,7 +184,7 @@ class Gateway:
         else:
             refused = await self._listed(method, facts.path)
         if refused is not None or upstream is None or isinstance(presented, Answer):
-            await send_answer(send, refused or problems.failed(), method=method)
+            await self._answer(send, refused or problems.failed(), scope)
             return
         authorising: Awaitable[Admission | Answer] = self.carrier.authorise(
             presented, facts, client_address(scope)

@@ -13,6 +13,7 @@ from farebox.gateway import problems
 from farebox.gateway.asgi import Receive, Send
 from farebox.gateway.delivery import Call, Delivery, Supervision, Why
 from farebox.gateway.exchange import Exchange
+from farebox.gateway.tally import RequestTally
 from farebox.gateway.watch import Watch
 from farebox.paywall.model import Admission, Answer, Ended, Presented
 from farebox.paywall.service import Paywall
@@ -37,7 +38,9 @@ class Carrier:
         self._deliveries: dict[asyncio.Task[Any], Delivery] = {}
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._watch = Watch()
+        self._is_cut = False
         self.is_stopping = False
+        self.tally = RequestTally()
 
     @property
     def running(self) -> int:
@@ -70,14 +73,23 @@ class Carrier:
         book: PriceBook | None = None,
     ) -> Admission | Answer:
         """Hold what a request can cost. The answer is a 503 where the books cannot be written."""
+        loop_time = asyncio.get_running_loop().time
+        began_s = loop_time()
+        answer: Admission | Answer
         try:
-            return await self.paywall.authorise(presented, facts, address, book)
+            answer = await self.paywall.authorise(presented, facts, address, book)
         except StoreError as error:
             _log.warning("request.not_authorised", error=str(error))
-            return problems.books_closed(held=False)
+            answer = problems.books_closed(held=False)
         except Exception:  # a defect: it is told as a problem, and what it left open is recovered
             _log.exception("request.not_authorised")
-            return problems.failed()
+            answer = problems.failed()
+        self.tally.authorising.add(loop_time() - began_s)
+        if isinstance(answer, Answer):
+            self.tally.answered(answer)
+        else:
+            self.tally.admitted += 1
+        return answer
 
     async def deliver(
         self,
@@ -93,14 +105,21 @@ class Carrier:
         if task in self._abandoned:
             await self._release(admission)
             return
-        delivery = Delivery(self.paywall, admission, call, self._counter, self._supervision, send)
+        structlog.contextvars.bind_contextvars(request=admission.request_id)
+        supervision, tally = self._supervision, self.tally
+        delivery = Delivery(self.paywall, admission, call, self._counter, supervision, tally, send)
         self._deliveries[task] = delivery
         self._watch.begin(delivery, receive)
+        loop = asyncio.get_running_loop()
+        if self._is_cut:  # while it was being authorised, so that nobody else will
+            loop.call_soon(delivery.interrupt, Why.STOPPING)
+        began_s = loop.time()
         try:
             await delivery.run(opening())
         except OSError:
             pass  # the caller left before the end of an answer that is settled
         finally:
+            tally.delivering.add(loop.time() - began_s)
             self._watch.end(delivery)
             del self._deliveries[task]
 
@@ -126,9 +145,14 @@ class Carrier:
     async def stop(self, grace_s: float) -> None:
         """Take nothing new, let what runs go on for `grace_s`, cut and settle the rest."""
         self.is_stopping = True
-        if self._tasks:
+        if self._tasks and not self._is_cut:
             await asyncio.wait(self._tasks, timeout=grace_s)
-        for delivery in tuple(self._deliveries.values()):
-            delivery.interrupt(Why.STOPPING)
+        self.cut()
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    def cut(self) -> None:
+        """End what runs now: what was delivered is charged, what is not forwarded yet is not."""
+        self.is_stopping = self._is_cut = True
+        for delivery in tuple(self._deliveries.values()):
+            delivery.interrupt(Why.STOPPING)

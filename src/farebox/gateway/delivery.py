@@ -35,6 +35,7 @@ from farebox.gateway.exchange import (
 )
 from farebox.gateway.headers import for_caller
 from farebox.gateway.metering import ANSWER_MAX_BYTES, AnswerMeter
+from farebox.gateway.tally import RequestTally
 from farebox.paywall.model import Admission, Answer, Ended, Headers, Settlement
 from farebox.paywall.service import Paywall
 from farebox.pricing.book import charge
@@ -132,12 +133,14 @@ class Delivery:
         call: Call,
         counter: TokenCounter,
         supervision: Supervision,
+        tally: RequestTally,
         send: Send,
     ) -> None:
         self._paywall = paywall
         self._admission = admission
         self._call = call
         self._supervision = supervision
+        self._tally = tally
         self._send = send
         self._loop = asyncio.get_running_loop()
         self._meter = AnswerMeter(admission.quote, call.facts, call.body, counter, self._loop.time)
@@ -206,7 +209,8 @@ class Delivery:
         except UpstreamFailed:
             return Refused(problems.upstream_failed())
         self._exchange = exchange
-        self._progress_s = self._loop.time()
+        asked_s, self._progress_s = self._progress_s, self._loop.time()
+        self._tally.first_byte.add(self._progress_s - asked_s)
         if exchange.status in _ABOUT_US:
             _log.warning("upstream.refused_us", status=exchange.status)
             return Refused(problems.upstream_refused_us(exchange.status))
@@ -315,7 +319,7 @@ class Delivery:
             if grown_msat:
                 self._checkpoint_msat = due.amount_msat
                 try:
-                    await self._paywall.checkpoint(self._admission, usage)
+                    return not await self._paywall.checkpoint(self._admission, usage)
                 except StoreError:  # the settling commit is what counts; it says so louder
                     _log.warning("request.checkpoint_failed", request=self._admission.request_id)
         return False
@@ -333,7 +337,7 @@ class Delivery:
                 return self._cut(Ended.UPSTREAM_DIED, "upstream_silent", _SILENT)
             case Why.STOPPING:
                 if not self._head_sent:
-                    return Refused(problems.stopping())
+                    return Refused(problems.stopping(held=True))
                 return self._cut(Ended.CUT, "stopping", _STOPPING)
             case _:
                 assert_never(why)
@@ -356,6 +360,7 @@ class Delivery:
     async def _finish(self, outcome: Outcome) -> None:
         match outcome:
             case Refused(answer):
+                self._tally.failed.add(answer.code)
                 settlement = await self._settle(Ended.REFUSED)
                 extra = (*self._admission.headers, *_headers_of(settlement))
                 told = Answer(answer.status, (*answer.headers, *extra), answer.body)
@@ -379,11 +384,14 @@ class Delivery:
 
         The answer goes out all the same: it was paid for, and the bill is remembered.
         """
+        began_s = self._loop.time()
         try:
             return await self._paywall.settle(self._admission, self._meter.usage(), ended)
         except StoreError:
             _log.exception("request.unsettled", request=self._admission.request_id)
             return None
+        finally:
+            self._tally.settled(ended, self._loop.time() - began_s)
 
     async def _send_whole(
         self, exchange: Exchange, body: bytes, settlement: Settlement | None

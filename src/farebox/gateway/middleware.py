@@ -151,6 +151,7 @@ class _Visit:
         presented = self._carrier.paywall.read(self._scope["headers"])
         answer: Admission | Answer
         if isinstance(presented, Answer):
+            self._carrier.tally.answered(presented)
             answer = presented
         else:
             address = client_address(self._scope)

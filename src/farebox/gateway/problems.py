@@ -52,7 +52,7 @@ def busy() -> Answer:
     )
 
 
-def stopping() -> Answer:
+def stopping(*, held: bool = False) -> Answer:
     """503 while the process stops."""
     return problem(
         Problem(
@@ -60,6 +60,7 @@ def stopping() -> Answer:
             "stopping",
             "Stopping",
             "The gateway is being stopped; try again.",
+            _RELEASED if held else "No money moved.",
             headers=((b"retry-after", b"5"), (b"connection", b"close")),
         )
     )

@@ -21,6 +21,11 @@ class Turns:
         """How many have a turn."""
         return self._at_once_max - self._free
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for one."""
+        return len(self._queue)
+
     async def take(self) -> bool:
         """Wait for a turn; False when there is none to be had, or not in time."""
         if self._free:

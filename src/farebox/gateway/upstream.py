@@ -48,10 +48,13 @@ class _Address:
         self.url = url
         self.pool = Pool(Origin.of(url), connect_timeout_s)
         self.failures = 0
+        #: All of them, those that are over as well.
+        self.failures_ever = 0
         self.down_until_s = 0.0
 
     def failed(self, now_s: float) -> None:
         """Come last for a while."""
+        self.failures_ever += 1
         pause_s = min(_DOWN_FIRST_S << min(self.failures, 10), _DOWN_MOST_S)
         self.failures += 1
         self.down_until_s = now_s + pause_s
@@ -86,6 +89,10 @@ class Upstream:
         if encoding:
             headers.append((b"accept-encoding", encoding))
         return headers
+
+    def is_down(self, now_s: float) -> bool:
+        """Whether none of its addresses could be reached just now."""
+        return all(address.down_until_s > now_s for address in self.addresses)
 
     def in_order(self, now_s: float) -> list[_Address]:
         """The addresses to try: those that are up first, as configured; none is left out."""

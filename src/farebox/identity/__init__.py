@@ -14,6 +14,7 @@ from farebox.identity.idempotency import (
 )
 from farebox.identity.keys import (
     API_KEY,
+    CUSTOMER_PREFIX,
     KEY_COUNT,
     ApiKey,
     KeyRefused,
@@ -33,6 +34,7 @@ RECORDS = (API_KEY, KEY_COUNT, IDEMPOTENT)
 
 __all__ = [
     "API_KEY",
+    "CUSTOMER_PREFIX",
     "IDEMPOTENT",
     "KEY_COUNT",
     "RECORDS",

@@ -3,7 +3,7 @@
     begin ──► Ticket ──► act ──► finish      the answer is kept, sealed, for a day
       │                   └────► release     not final yet: the same call may come again and resume
       ├──► Recorded     same key, same request: the same answer
-      ├──► InProgress   the first call is still running here
+      ├──► InProgress   the first call is still running, here or in another process
       └──► KeyReused    same key, other request
 
 | boundary       | what can fail      | recovery                                                   |
@@ -13,8 +13,8 @@
 |                |                    | it started is found, not started again                     |
 | after finish   | the answer is lost | the same call reads it                                     |
 
-One process owns a book, so a row that is in progress and not running here was left by a process
-that stopped.
+A row in progress names the process that runs it: once that has ended (`ledger.processes`), or has
+released it, the same call resumes wherever it comes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ import enum
 from dataclasses import dataclass, field
 
 import msgspec
+import structlog
 
 from farebox.clock import NS_PER_S
-from farebox.errors import InvalidInput
+from farebox.errors import InvalidInput, StoreError
 from farebox.ids import derived_id
 from farebox.ledger.model import Applied, Put, Unit
+from farebox.ledger.processes import Processes
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger, State
 from farebox.signer import Signer
+
+_log = structlog.get_logger("farebox.idempotency")
 
 #: How long an answer can be had again.
 KEPT_S = 24 * 3600
@@ -48,10 +52,14 @@ class IdempotentState(enum.StrEnum):
 
 
 class Idempotent(msgspec.Struct, frozen=True, kw_only=True):
-    """One named call. The answer is sealed: it may hold a token or a key."""
+    """One named call. The answer is sealed: it may hold a token or a key.
+
+    `owner` is the process that runs it; "" once it has released the call.
+    """
 
     fingerprint: bytes
     started_at: int
+    owner: str = ""
     state: IdempotentState = IdempotentState.STARTED
     status: int = 0
     body: bytes = b""
@@ -70,6 +78,7 @@ class Ticket:
     key: str
     operation_id: str
     fingerprint: bytes
+    owner: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +102,10 @@ class KeyReused:
 class Idempotency:
     """Gives each named call one answer."""
 
-    def __init__(self, ledger: Ledger, signer: Signer) -> None:
+    def __init__(self, ledger: Ledger, signer: Signer, processes: Processes) -> None:
         self._ledger = ledger
         self._signer = signer
+        self._processes = processes
         self._running: dict[str, bytes] = {}
 
     async def begin(
@@ -114,7 +124,7 @@ class Idempotency:
         if key in self._running:
             return InProgress() if self._running[key] == fingerprint else KeyReused()
         self._running[key] = fingerprint
-        begun: Ticket | Recorded | KeyReused | None = None
+        begun: Ticket | Recorded | InProgress | KeyReused | None = None
         try:
             begun = await self._begin(key, fingerprint)
             return begun
@@ -124,25 +134,38 @@ class Idempotency:
 
     async def finish(self, ticket: Ticket, status: int, body: bytes) -> None:
         """Keep the final answer for whoever asks again. An answer over 1 MiB is not kept."""
+        if len(body) > _BODY_MAX_BYTES:
+            await self.release(ticket)
+            return
         sealed = self._signer.seal(body, ticket.key)
+        try:
+            await self._end(ticket, state=IdempotentState.DONE, status=status, body=sealed)
+        finally:
+            self._running.pop(ticket.key, None)
 
-        def decide(state: State, _: int) -> Unit:
+    async def release(self, ticket: Ticket) -> None:
+        """End a call whose answer is not final; the same call may come again and resumes.
+
+        Nothing after `finish`. Where this cannot be stored, the call resumes in this process only,
+        until it ends.
+        """
+        if self._running.pop(ticket.key, None) is None:
+            return
+        try:
+            await self._end(ticket, owner="")
+        except StoreError as error:
+            _log.warning("idempotency.not_released", error=str(error))
+
+    async def _end(self, ticket: Ticket, **changes: object) -> None:
+        def decide(state: State, _: int) -> Unit | None:
             row = state.row(IDEMPOTENT, ticket.key)
             assert row is not None  # rows are never removed
-            done = msgspec.structs.replace(
-                row.value, state=IdempotentState.DONE, status=status, body=sealed
-            )
-            return _put(ticket.key, done, row.version)
+            if row.value.state is not IdempotentState.STARTED or row.value.owner != ticket.owner:
+                return None  # we were taken for dead, and whoever resumed it answers for it
+            ended = msgspec.structs.replace(row.value, **changes)
+            return _put(ticket.key, ended, row.version)
 
-        try:
-            if len(body) <= _BODY_MAX_BYTES:
-                await self._ledger.transact([(IDEMPOTENT, ticket.key)], decide)
-        finally:
-            self.release(ticket)
-
-    def release(self, ticket: Ticket) -> None:
-        """End a call whose answer is not final; the same call may come again and resumes."""
-        self._running.pop(ticket.key, None)
+        await self._ledger.transact([(IDEMPOTENT, ticket.key)], decide)
 
     async def prune(self) -> int:
         """Wipe answers that are older than a day; returns how many."""
@@ -168,31 +191,48 @@ class Idempotency:
                 after = rows[-1][0]
         return wiped
 
-    async def _begin(self, key: str, fingerprint: bytes) -> Ticket | Recorded | KeyReused:
-        fresh: list[Ticket] = []
+    async def _begin(
+        self, key: str, fingerprint: bytes
+    ) -> Ticket | Recorded | InProgress | KeyReused:
+        made: list[Ticket] = []
+        name = self._processes.name
+        free = await self._free_owners(key)
 
-        def decide(state: State, now: int) -> Unit | Ticket | Recorded | KeyReused:
+        def decide(state: State, now: int) -> Unit | Ticket | Recorded | InProgress | KeyReused:
             row = state.row(IDEMPOTENT, key)
             if row is None or row.value.started_at <= now - KEPT_S * NS_PER_S:
                 # The start is part of the operation id: a name that is free again means new money.
-                fresh[:] = [_ticket(key, now, fingerprint)]
-                started = Idempotent(fingerprint=fingerprint, started_at=now)
-                return _put(key, started, 0 if row is None else row.version)
-            if row.value.fingerprint != fingerprint:
+                started = Idempotent(fingerprint=fingerprint, started_at=now, owner=name)
+            elif row.value.fingerprint != fingerprint:
                 return KeyReused()
-            if row.value.state is IdempotentState.DONE:
+            elif row.value.state is IdempotentState.DONE:
                 return Recorded(row.value.status, self._signer.unseal(row.value.body, key))
-            return _ticket(key, row.value.started_at, fingerprint)
+            elif row.value.owner == name:
+                return _ticket(key, row.value)
+            elif row.value.owner not in free:
+                return InProgress()
+            else:
+                started = msgspec.structs.replace(row.value, owner=name)
+            made[:] = [_ticket(key, started)]
+            return _put(key, started, 0 if row is None else row.version)
 
         begun = await self._ledger.transact([(IDEMPOTENT, key)], decide)
-        if isinstance(begun, Ticket | Recorded | KeyReused):
+        if isinstance(begun, Ticket | Recorded | InProgress | KeyReused):
             return begun
-        assert isinstance(begun, Applied), begun  # the row's version is in the unit's id
-        return fresh[0]
+        # Not applied: the same version was written by another process a moment ago.
+        return made[0] if isinstance(begun, Applied) else InProgress()
+
+    async def _free_owners(self, key: str) -> set[str]:
+        """Whose call may be resumed here: nobody's, and that of whoever has it and has ended."""
+        row = await self._ledger.store.get(IDEMPOTENT, key)
+        if row is None or row.value.owner in await self._processes.others():
+            return {""}
+        return {"", row.value.owner}
 
 
-def _ticket(key: str, started_at: int, fingerprint: bytes) -> Ticket:
-    return Ticket(key, derived_id("op", key, str(started_at)), fingerprint)
+def _ticket(key: str, row: Idempotent) -> Ticket:
+    operation_id = derived_id("op", key, str(row.started_at))
+    return Ticket(key, operation_id, row.fingerprint, row.owner)
 
 
 def _put(key: str, row: Idempotent, version: int) -> Unit:

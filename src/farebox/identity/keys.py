@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from farebox.clock import NS_PER_S
 from farebox.ids import new_id, new_secret, secret_hash
 from farebox.ledger.model import ABSENT, Applied, Event, Put, Unit
 from farebox.ledger.records import RecordType
@@ -25,6 +26,8 @@ _SECRET_MAX_CHARS = 128
 #: What is kept of a secret in the clear, so that its owner knows it again: 4 of 43 characters.
 _HINT_CHARS = len(PREFIX) + 4
 _CACHED_MAX = 50_000
+#: How long a row read before is believed: another process may have ended the key meanwhile.
+_BELIEVED_S = 1
 _COUNT_KEY = "keys"
 
 
@@ -133,9 +136,13 @@ class KeysExhausted:
     keys_max: int
 
 
+#: The ids of customers' accounts, and of no others, begin with this.
+CUSTOMER_PREFIX = "customer:"
+
+
 def new_account() -> str:
     """The name of a fresh customer account."""
-    return f"customer:{new_id('acct')}"
+    return f"{CUSTOMER_PREFIX}{new_id('acct')}"
 
 
 def token_account(identity: str) -> str:
@@ -144,16 +151,20 @@ def token_account(identity: str) -> str:
     `identity` is `PaymentCredentials.identity_or_hash`. Whoever holds the credential holds the
     account.
     """
-    return f"customer:{identity}"
+    return f"{CUSTOMER_PREFIX}{identity}"
 
 
 class Keys:
-    """The keys of a book. All writes to key rows in this process go through here."""
+    """The keys of a book. All writes to key rows in this process go through here.
+
+    A key that ends here ends at once; one that another process ends is good here for at most
+    `_BELIEVED_S` more: then its row is read again.
+    """
 
     def __init__(self, ledger: Ledger, *, keys_max: int = 1_000_000) -> None:
         self._ledger = ledger
         self._keys_max = keys_max
-        self._cache: OrderedDict[str, ApiKey] = OrderedDict()
+        self._cache: OrderedDict[str, tuple[ApiKey, int]] = OrderedDict()
         self._writes = 0
 
     async def authenticate(self, secret: str) -> ApiKey | KeyRefused:
@@ -164,8 +175,9 @@ class Keys:
             digest = secret_hash(secret)
         except UnicodeEncodeError:
             return KeyRefused(KeyRefusedReason.UNKNOWN)
-        key = self._cache.get(digest)
-        if key is None:
+        now = self._ledger.clock.now_ns()
+        key, read_at = self._cache.get(digest, (None, 0))
+        if key is None or not 0 <= now - read_at < _BELIEVED_S * NS_PER_S:
             key = await self._read(digest)
             if key is None:
                 return KeyRefused(KeyRefusedReason.UNKNOWN)
@@ -173,7 +185,7 @@ class Keys:
             self._cache.move_to_end(digest)
         if key.state is KeyState.REVOKED:
             return KeyRefused(KeyRefusedReason.REVOKED, key)
-        if key.state is KeyState.EXPIRED or _is_over(key, self._ledger.clock.now_ns()):
+        if key.state is KeyState.EXPIRED or _is_over(key, now):
             return KeyRefused(KeyRefusedReason.EXPIRED, key)
         return key
 
@@ -287,13 +299,14 @@ class Keys:
         return outcome if isinstance(outcome, ApiKey) else await self._read(digest)
 
     async def _read(self, digest: str) -> ApiKey | None:
-        writes = self._writes
+        writes, now = self._writes, self._ledger.clock.now_ns()
         row = await self._ledger.store.get(API_KEY, digest)
         if row is None:
             return None
         # A write that came between read and here has forgotten nothing yet: don't keep the old row.
         if writes == self._writes:
-            self._cache[digest] = row.value
+            self._cache[digest] = row.value, now
+            self._cache.move_to_end(digest)
             if len(self._cache) > _CACHED_MAX:
                 self._cache.popitem(last=False)
         return row.value

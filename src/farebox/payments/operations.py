@@ -15,6 +15,17 @@
 The opening commit stores what is needed to repeat the call or to ask about it, and the hold that
 the operation rests on. The closing commit moves the money. Nothing but a definite rejection by
 the rail releases the hold.
+
+One process at a time carries an operation out: the one named in its lease. The opener has it from
+the opening commit; others take it in a commit that expects the row's version, and give it back
+with the next wait. It lasts while its process runs (`ledger.processes`): nothing is renewed.
+
+| what happens to who has the lease  | then                                                        |
+|------------------------------------|-------------------------------------------------------------|
+| it is killed                       | another takes the lease and asks before it repeats          |
+| it is paused, ended, and goes on   | its close is Stale: it writes nothing, and hears what is so |
+| its call leaves after it was ended | a call whose answer was lost: vague refusals count later    |
+| it succeeds, the other rejected it | `operation.contradicted`: a person must look                |
 """
 
 from __future__ import annotations
@@ -39,10 +50,12 @@ from farebox.ledger.model import (
     Put,
     Refused,
     Replayed,
+    Stale,
     Step,
     Unit,
     Void,
 )
+from farebox.ledger.processes import Processes
 from farebox.ledger.records import RecordType, Row
 from farebox.ledger.service import Ledger
 
@@ -55,6 +68,10 @@ _DEADLINE_S = 7 * 24 * 3600
 #: How long a call whose answer was lost may still be on its way.
 _ON_ITS_WAY_S = 300
 _RECOVERED_AT_ONCE = 16
+#: Later than any time that is stored.
+_NEVER = (1 << 63) - 1
+#: Races for a lease before it is left to the others.
+_LEASE_TRIES_MAX = 4
 
 
 class OperationState(enum.StrEnum):
@@ -83,8 +100,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: int = 0
     attempts: int = 0
     unanswered_at: int = 0  # when the answer to an attempt was last lost
-    lease_owner: str = ""
-    lease_until: int = 0
+    lease_owner: str = ""  # the process that carries it out, while that runs
     parent: str = ""
     amount: int = 0  # what really moved, once succeeded
     result: bytes = b""
@@ -170,11 +186,12 @@ class _CountedLock(asyncio.Lock):
 class Operations:
     """Opens operations and carries each to its end."""
 
-    def __init__(self, ledger: Ledger, owner: str) -> None:
+    def __init__(self, ledger: Ledger, processes: Processes) -> None:
         self._ledger = ledger
-        self._owner = owner
+        self._processes = processes
         self._handlers: dict[str, Handler] = {}
         self._running: dict[str, _CountedLock] = {}
+        self._recovered_at = _NEVER
 
     def register(self, kind: str, handler: Handler) -> None:
         """Name the handler of a kind; one kind has one handler."""
@@ -199,7 +216,7 @@ class Operations:
             created_at=now,
             next_check_at=now,
             deadline_at=now + _DEADLINE_S * NS_PER_S,
-            lease_owner=self._owner,
+            lease_owner=self._processes.name,
         )
         return await self._ledger.store.commit(
             Unit(
@@ -217,19 +234,19 @@ class Operations:
 
         `fresh`: this process has just opened it, so no attempt can have left before. `also` joins
         the closing commit if it succeeds here; when the ledger refuses the two together the
-        operation closes without it, since what happened outside is a fact.
+        operation closes without it, since what happened outside is a fact. An operation that
+        another process is carrying out is returned as it stands.
         """
+        logged = structlog.contextvars.bind_contextvars(operation=operation_id)
         lock = self._running.setdefault(operation_id, _CountedLock())
         lock.users += 1
         try:
             async with lock:
-                row = await self._ledger.store.get(OPERATION, operation_id)
-                if row is None:
-                    raise KeyError(operation_id)
-                if row.value.state not in (OperationState.OPEN, OperationState.QUEUED):
-                    return row.value
+                row = await self._leased(operation_id)
+                if isinstance(row, Operation):
+                    return row
                 # Somebody who waited for the same operation may have been quicker than its opener.
-                asked_before = not fresh or lock.begun or row.value.attempts > 0
+                asked_before = not fresh or lock.begun or row.value.unanswered_at > 0
                 lock.begun = True  # for the next one, should this attempt be cancelled half-way
                 verdict = await self._attempt(row.value, asked_before=asked_before)
                 if asked_before and isinstance(verdict, Rejected) and verdict.vague:
@@ -239,10 +256,14 @@ class Operations:
             lock.users -= 1
             if not lock.users:  # not `locked()`: it is free for a moment while others wait
                 self._running.pop(operation_id, None)
+            structlog.contextvars.reset_contextvars(**logged)
 
     async def recover(self) -> int:
         """Advance every operation that is due; returns how many were looked at."""
         now = self._ledger.clock.now_ns()
+        # The clock may have stepped back since the last time, or while nobody ran: what was put
+        # off by the time before it would wait until it is that late again.
+        until = now if self._recovered_at <= now else _NEVER
         seen, after = 0, ""
         limit = asyncio.Semaphore(_RECOVERED_AT_ONCE)
 
@@ -258,15 +279,27 @@ class Operations:
         for state in (OperationState.OPEN, OperationState.QUEUED):
             after = ""
             while due := await self._ledger.store.find(
-                OPERATION, {"state": state}, at_most=("next_check_at", now), after=after, limit=100
+                OPERATION,
+                {"state": state},
+                at_most=("next_check_at", until),
+                after=after,
+                limit=100,
             ):
-                # An operation whose first attempt is running here is not due for another.
-                keys = [key for key, _ in due if key not in self._running]
+                others = await self._processes.others()  # read after the rows, never before
+                # An operation that somebody is at work on is not due for another attempt.
+                keys = [
+                    key
+                    for key, row in due
+                    if key not in self._running
+                    and row.value.lease_owner not in others
+                    and _is_due(row.value, now)
+                ]
                 ends = await asyncio.gather(*(one(key) for key in keys), return_exceptions=True)
                 for failed in filter(None, ends):
                     raise failed
                 seen += len(keys)
                 after = due[-1][0]
+        self._recovered_at = now
         return seen
 
     async def resolve(self, operation_id: str, verdict: Succeeded | Rejected) -> Operation | None:
@@ -291,7 +324,7 @@ class Operations:
         )
         put = Put(OPERATION, operation_id, opened, row.version)
         await self._ledger.store.commit(Unit(f"{operation_id}:reopen:{row.version}", puts=(put,)))
-        return opened
+        return await self.get(operation_id)
 
     async def unfinished(self) -> Sequence[Operation]:
         """Operations that are open, queued or manual, oldest id first; at most 1,000 of each."""
@@ -300,6 +333,29 @@ class Operations:
             rows = await self._ledger.store.find(OPERATION, {"state": state})
             found.extend(row.value for _, row in rows)
         return found
+
+    async def _leased(self, operation_id: str) -> Row[Operation] | Operation:
+        """The row with our name in its lease, or how the operation stands where that cannot be."""
+        for _ in range(_LEASE_TRIES_MAX):
+            row = await self._ledger.store.get(OPERATION, operation_id)
+            if row is None:
+                raise KeyError(operation_id)
+            operation, name = row.value, self._processes.name
+            if operation.state not in (OperationState.OPEN, OperationState.QUEUED):
+                return operation
+            if operation.lease_owner == name:
+                return row
+            if operation.lease_owner in await self._processes.others():
+                return operation
+            # Whoever had it may have sent its call a moment before it ended.
+            lost_at = self._ledger.clock.now_ns() if operation.lease_owner else 0
+            lost_at = max(operation.unanswered_at, lost_at)
+            taken = msgspec.structs.replace(operation, lease_owner=name, unanswered_at=lost_at)
+            put = Put(OPERATION, operation_id, taken, row.version)
+            # The name is in the id: else of two who take it at once the second is "replayed".
+            unit = Unit(f"{operation_id}:lease:{row.version}:{name}", puts=(put,))
+            await self._ledger.store.commit(unit)  # read again: it says whose it is
+        return operation
 
     async def _attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:
         handler = self._handlers.get(operation.kind)
@@ -326,6 +382,7 @@ class Operations:
                     state=OperationState.REJECTED,
                     error=f"{verdict.code}: {verdict.message}",
                     may_try_again=verdict.again,
+                    lease_owner="",
                     plan=b"",
                 )
                 steps: tuple[Step, ...] = (Void(operation.hold),) if operation.hold else ()
@@ -335,8 +392,10 @@ class Operations:
                 return await self._postpone(row, verdict)
 
     async def _reject_vaguely(self, row: Row[Operation], verdict: Rejected) -> Operation:
-        lost_at = max(row.value.unanswered_at, row.value.created_at)
-        if self._ledger.clock.now_ns() - lost_at < _ON_ITS_WAY_S * NS_PER_S:
+        now = self._ledger.clock.now_ns()
+        # Not later than now, or a clock that stepped back would keep it open until it is that late.
+        lost_at = min(row.value.unanswered_at or row.value.created_at, now)
+        if now - lost_at < _ON_ITS_WAY_S * NS_PER_S:
             waiting = Unresolved(f"refused, perhaps while it is carried out: {verdict.message}")
             return await self._postpone(row, waiting, unanswered_at=lost_at)
         return await self._close(row, verdict, NO_CHANGES)
@@ -348,6 +407,7 @@ class Operations:
             state=OperationState.SUCCEEDED,
             amount=verdict.amount,
             result=verdict.result,
+            lease_owner="",
             plan=b"",
             error="",
         )
@@ -360,7 +420,7 @@ class Operations:
                 (*verdict.changes.events, *also.events),
             )
             outcome = await self._commit(operation, closed, row.version, both, steps, event)
-            if isinstance(outcome, Applied | Replayed):
+            if isinstance(outcome, Applied):
                 return closed
         return await self._store(row, closed, verdict.changes, steps, event)
 
@@ -373,11 +433,23 @@ class Operations:
         event: Event,
     ) -> Operation:
         outcome = await self._commit(row.value, closed, row.version, changes, steps, event)
-        if isinstance(outcome, Applied | Replayed):
+        if isinstance(outcome, Applied):
             return closed
+        if isinstance(outcome, Replayed) or outcome == Stale(OPERATION.kind, row.value.id):
+            return await self._overtaken(closed)
         # What happened outside cannot be refused; the hold stays and a person must look.
         reason = outcome.code if isinstance(outcome, Refused) else type(outcome).__name__
         return await self._postpone(row, Unresolved(f"the books refuse it: {reason}", alarm=True))
+
+    async def _overtaken(self, found: Operation) -> Operation:
+        """How an operation stands that we found closed, or in other hands, when closing it."""
+        stands = await self.get(found.id)
+        assert stands is not None, "operations are never removed"
+        if (found.state, stands.state) == (OperationState.SUCCEEDED, OperationState.REJECTED):
+            _log.error("operation.contradicted", operation=found.id, kind=found.kind)
+            event = _event("operation.contradicted", stands)
+            await self._ledger.store.commit(Unit(f"{found.id}:contradicted", events=(event,)))
+        return stands
 
     async def _commit(
         self,
@@ -411,6 +483,7 @@ class Operations:
             attempts=attempts,
             unanswered_at=now if unanswered_at is None else unanswered_at,
             next_check_at=now + wait_s * NS_PER_S,
+            lease_owner="",
             error=verdict.reason,
         )
         _log.warning(
@@ -425,8 +498,14 @@ class Operations:
             puts=(Put(OPERATION, operation.id, waiting, row.version),),
             events=events,
         )
-        await self._ledger.store.commit(unit)
-        return waiting
+        if isinstance(await self._ledger.store.commit(unit), Applied):
+            return waiting
+        return await self._overtaken(waiting)
+
+
+def _is_due(operation: Operation, now: int) -> bool:
+    """A check that is further off than any wait was put off by a clock that has stepped back."""
+    return not now < operation.next_check_at <= now + _BACKOFF_MAX_S * NS_PER_S
 
 
 def closing_unit(operation_id: str) -> str:

@@ -24,7 +24,7 @@ from farebox.paywall.model import (
     Presented,
 )
 from farebox.signer import Signer
-from farebox.wire.cashu.request import PaymentRequest, encode_request
+from farebox.wire.cashu.request import LockOption, PaymentRequest, encode_request
 
 _KEY_PREFIX = "sk-"
 #: A credential longer than this is refused before anything reads it.
@@ -35,11 +35,15 @@ _HEADER_MAX_CHARS = 8_000
 
 @dataclass(frozen=True, slots=True)
 class CashuOffer:
-    """What a token must be to pay: `amount` in `unit`, mint fees allowed for."""
+    """What a token must be to pay: `amount` in `unit`, mint fees allowed for.
+
+    One with the `lock` is taken without asking its mint; one without it is good money too.
+    """
 
     amount: int
     unit: str
     mints: tuple[str, ...]
+    lock: LockOption | None = None
 
 
 class CashuTerms(Protocol):
@@ -82,7 +86,7 @@ def problem(fault: Problem) -> Answer:
         (b"cache-control", b"no-store"),
         *fault.headers,
     )
-    return Answer(fault.status, headers, body)
+    return Answer(fault.status, headers, body, fault.code)
 
 
 def read(headers: Iterable[tuple[bytes, bytes]], accepted: Sequence[str]) -> Presented | Answer:
@@ -174,7 +178,11 @@ def challenge(wanted: Wanted, offer: CashuOffer | None) -> Answer:
     accepted: dict[str, object] = {"accepted_mints": [], "units": []}
     if offer is not None:
         request = PaymentRequest(
-            amount=offer.amount, unit=offer.unit, mints=offer.mints, single_use=True
+            amount=offer.amount,
+            unit=offer.unit,
+            mints=offer.mints,
+            single_use=True,
+            lock=offer.lock,
         )
         headers = ((b"x-cashu", encode_request(request).encode()),)
         accepted = {
@@ -183,6 +191,8 @@ def challenge(wanted: Wanted, offer: CashuOffer | None) -> Answer:
             "accepted_mints": list(offer.mints),
             "units": [offer.unit],
         }
+        if offer.lock is not None:
+            accepted["nut10"] = {"kind": offer.lock.kind, "data": offer.lock.data}
     return problem(
         Problem(
             402,

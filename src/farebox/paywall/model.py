@@ -20,6 +20,8 @@ class Answer:
     status: int
     headers: Headers = field(repr=False)  # money may be in them: change, a new key
     body: bytes = field(repr=False)
+    #: What a problem document is about; "" for everything else.
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)

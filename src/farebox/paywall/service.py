@@ -13,6 +13,8 @@ States of a paid request (row `request`, hold in the ledger):
 
 Postings: Hold customer → revenue the maximum; Post what it cost; Transfer customer → custody the
 change that leaves as money.
+
+A request is its process's own while that runs, then anyone's to settle: see docs/processes.md.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from farebox.identity import (
     token_account,
 )
 from farebox.ids import derived_id, new_id
-from farebox.ledger.model import Applied, Outcome, Put, Unit, hold_id
+from farebox.ledger.model import Applied, Outcome, Put, Stale, Unit, hold_id
+from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
 from farebox.payments import PaymentCredentials, PlannedChange, Refusal, Reserve
 from farebox.payments.operations import Changes
@@ -93,18 +96,18 @@ class Paywall:
         signer: Signer,
         cashu: CashuTerms,
         *,
-        owner: str,
+        processes: Processes,
         public_url: str,
         change_as_credit: bool = False,
     ) -> None:
-        """`owner` names this process; `change_as_credit` holds where the payer says nothing."""
+        """`change_as_credit` holds where the payer says nothing."""
         self._ledger = ledger
         self._payments = payments
         self._keys = keys
         self._failures = failures
         self._signer = signer
         self._cashu = cashu
-        self._owner = owner
+        self._processes = processes
         self._public_url = public_url.rstrip("/")
         self._change_as_credit = change_as_credit
         self._live: dict[str, Live] = {}
@@ -115,6 +118,11 @@ class Paywall:
     def clock(self) -> Clock:
         """The clock that decisions are made by."""
         return self._ledger.clock
+
+    @property
+    def unsettled(self) -> int:
+        """How many requests ended whose bills the books have not taken yet."""
+        return len(self._unsettled)
 
     # ── before ───────────────────────────────────────────────────────────────────────────────────
 
@@ -137,6 +145,7 @@ class Paywall:
         cannot be written: nothing was held then.
         """
         request_id = new_id("req")
+        structlog.contextvars.bind_contextvars(request=request_id)
         quote = self.prices.quote(facts, self.clock.now_ns(), request_id, book)
         if not isinstance(quote, Quote):
             return answers.unpriced(quote, facts)
@@ -206,6 +215,7 @@ class Paywall:
         # One credential pays for one request: its id follows from the money, so that the same
         # money again finds the same request.
         request_id = derived_id("req", credentials.identity_or_hash)
+        structlog.contextvars.bind_contextvars(request=request_id)
         if await self._ledger.store.get(REQUEST, request_id) is not None:
             return await self._told_again(request_id)
         # Nothing is waited for from here until it is live: of two that come at once, one goes on.
@@ -273,7 +283,7 @@ class Paywall:
         return Request(
             account=account,
             hold=hold,
-            owner=self._owner,
+            owner=self._processes.name,
             quote=quote,
             created_at=self.clock.now_ns(),
         )
@@ -296,8 +306,8 @@ class Paywall:
         outcome: Outcome | None = None
         try:
             unit = Unit(request_id, steps=changes.steps, puts=changes.puts)
-            # A loss of power that takes the hold takes every sign that the request was, and nothing
-            # was metered yet: it is charged nothing, as after any crash before a checkpoint.
+            # A loss of power that takes the hold takes the request, of which nothing was metered:
+            # it is charged nothing, as after any crash before a checkpoint.
             outcome = await self._ledger.store.commit(unit, synced=False)
             return outcome
         finally:
@@ -306,19 +316,23 @@ class Paywall:
 
     # ── after ────────────────────────────────────────────────────────────────────────────────────
 
-    async def checkpoint(self, admission: Admission, usage: Usage) -> None:
-        """Make durable what was metered so far: a crash charges this much, not less."""
-        live = self._live.get(admission.request_id)
-        if live is None:
-            return
+    async def checkpoint(self, admission: Admission, usage: Usage) -> bool:
+        """Make durable what was metered so far: a crash charges this much, not less.
+
+        False: somebody took us for dead and has settled the request; nothing is held any more.
+        """
+        if (live := self._live.get(admission.request_id)) is None:
+            return True
         metered = charge(admission.quote, usage).amount_msat
         request = msgspec.structs.replace(live.request, checkpoint_msat=metered)
         unit = Unit(
             f"{admission.request_id}:checkpoint:{live.version}",
             puts=(Put(REQUEST, admission.request_id, request, live.version),),
         )
-        if isinstance(await self._ledger.store.commit(unit), Applied):
+        outcome = await self._ledger.store.commit(unit)
+        if isinstance(outcome, Applied):
             self._live[admission.request_id] = Live(request, live.version + 1)
+        return not isinstance(outcome, Stale)
 
     async def settle(self, admission: Admission, usage: Usage, ended: Ended) -> Settlement:
         """Charge what it cost, release the rest, make the change: one commit, once.
@@ -351,8 +365,9 @@ class Paywall:
         while rows := await self._ledger.store.find(
             REQUEST, {"state": RequestState.AUTHORISED}, after=after, limit=100
         ):
+            others = await self._processes.others()
             for request_id, row in rows:
-                if request_id in self._live:
+                if request_id in self._live or row.value.owner in others:
                     continue
                 # It is nobody's now; but it may have been somebody's, and open, when it was found.
                 bill = Bill(row.value.checkpoint_msat, Ended.CRASHED, NO_USAGE)

@@ -138,6 +138,12 @@ class GatewaySettings:
         "How long running requests may go on after a stop signal; then they are cut and settled.",
         30,
     )
+    drain_s: int = setting(
+        integer(0, 3600),
+        "How long requests are still taken after a stop signal while /readyz says that we stop: as "
+        "long as a load balancer needs to notice.",
+        0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +202,13 @@ class MintSettings:
     )
     require_dleq: bool = setting(
         FLAG, "Refuse tokens that don't carry the mint's proof of its signature (NUT-12).", False
+    )
+    offline_max_msat: int = setting(
+        AMOUNT_MSAT,
+        "Tokens locked to our key are taken without asking the mint, and swapped later in batches; "
+        "this is the most that may wait so, beside the ceiling. 0 sat takes none.",
+        "0 sat",
+        key="offline_max",
     )
 
 
@@ -274,6 +287,30 @@ class LogSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSettings:
+    """Metrics for Prometheus. They tell what you hold and earn."""
+
+    listen: Address | None = optional(
+        ADDRESS,
+        "Where /metrics, /healthz and /readyz are served for your own programs; no stranger may "
+        "reach it. Left out, there are no metrics.",
+        "127.0.0.1:9464",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracesSettings:
+    """Traces of requests, operations and calls to mints, for OpenTelemetry."""
+
+    endpoint: str | None = optional(
+        URL,
+        "Where spans are sent, by OTLP over HTTP; needs `pip install 'farebox[otel]'`. Left out, "
+        "nothing is traced.",
+        "http://127.0.0.1:4318/v1/traces",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything the operator decides."""
 
@@ -302,6 +339,8 @@ class Settings:
     )
     accounts: AccountsSettings = section(AccountsSettings, "Accounts and their keys.")
     log: LogSettings = section(LogSettings, "What is written to standard error.")
+    metrics: MetricsSettings = section(MetricsSettings, "Metrics for Prometheus.")
+    traces: TracesSettings = section(TracesSettings, "Traces for OpenTelemetry.")
 
     @property
     def database_path(self) -> Path | None:

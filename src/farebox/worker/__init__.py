@@ -1,10 +1,11 @@
 """Bounded loops that keep a running process tidy: recovery, expiry, refreshes.
 
 Promises: one job at a time of each kind, a failing job is logged and tried again, all stop when
-told to. Never: a decision of its own; it only schedules.
+told to; a duty is done by one process for all. Never: a decision of its own; it only schedules.
 """
 
+from farebox.worker.duty import DUTY, Duty
 from farebox.worker.expiry import KeyExpiry
 from farebox.worker.loop import Job, Worker
 
-__all__ = ["Job", "KeyExpiry", "Worker"]
+__all__ = ["DUTY", "Duty", "Job", "KeyExpiry", "Worker"]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from farebox.clock import running_s
+
 _log = structlog.get_logger("farebox.worker")
 
 
@@ -20,16 +22,31 @@ class Job:
     run: Callable[[], Awaitable[object]]
 
 
+@dataclass(slots=True)
+class Runs:
+    """How a job has fared: how often it ran, how often that failed, when it last went well."""
+
+    count: int = 0
+    failures: int = 0
+    well_at_s: float = 0
+
+
 class Worker:
     """The jobs of one process."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = jobs
         self._tasks: list[asyncio.Task[None]] = []
+        self.runs = {job.name: Runs() for job in jobs}
 
     def start(self) -> None:
         """Start every job; the first run of each is now."""
-        self._tasks = [asyncio.create_task(_repeat(job), name=job.name) for job in self._jobs]
+        for runs in self.runs.values():
+            runs.well_at_s = running_s()
+        self._tasks = [
+            asyncio.create_task(_repeat(job, self.runs[job.name]), name=job.name)
+            for job in self._jobs
+        ]
 
     async def stop(self) -> None:
         """Stop between two steps of whatever runs; recovery takes up what was open."""
@@ -39,10 +56,14 @@ class Worker:
         self._tasks = []
 
 
-async def _repeat(job: Job) -> None:
+async def _repeat(job: Job, runs: Runs) -> None:
+    structlog.contextvars.bind_contextvars(job=job.name)
     while True:
+        runs.count += 1
         try:
             await job.run()
+            runs.well_at_s = running_s()
         except Exception:
-            _log.exception("worker.job_failed", job=job.name)
+            runs.failures += 1
+            _log.exception("worker.job_failed")
         await asyncio.sleep(job.every_s)

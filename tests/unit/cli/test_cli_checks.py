@@ -12,8 +12,9 @@ import aiohttp
 import pytest
 
 from farebox.cli import checks
-from farebox.cli.checks import Finding, Verdict
 from farebox.clock import NS_PER_S, ManualClock, SystemClock
+from farebox.operating import Finding, Verdict
+from farebox.operating.findings import disk_space, free_bytes
 from farebox.pricing.parse import parse_rules
 from farebox.rails.cashu import open_session
 from farebox.settings import Settings, create_root_key, load_settings
@@ -88,7 +89,7 @@ def test_a_full_disk_is_seen_coming(
     free: int, verdict: Verdict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage(1 << 41, 0, free))
-    assert checks.free_space(tmp_path / "not" / "yet").verdict is verdict
+    assert disk_space(free_bytes(tmp_path / "not" / "yet")).verdict is verdict
 
 
 async def test_a_disk_that_cannot_sync_is_a_failure(

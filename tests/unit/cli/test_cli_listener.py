@@ -24,7 +24,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[int]:
-    with listening(Address("127.0.0.1", 0)) as listener:
+    with listening(Address("127.0.0.1", 0), "gateway.listen") as listener:
         config = uvicorn.Config(
             app, http=bounded_http(LIMIT), lifespan="off", log_config=None, access_log=False
         )
@@ -98,8 +98,8 @@ async def test_the_second_head_of_a_connection_is_bounded_too(
 
 
 def test_an_address_that_is_taken_is_said() -> None:
-    with listening(Address("127.0.0.1", 0)) as first:
+    with listening(Address("127.0.0.1", 0), "gateway.listen") as first:
         port = first.getsockname()[1]
         with pytest.raises(InvalidSettings, match="stop what listens there"):
-            with listening(Address("127.0.0.1", port)):
+            with listening(Address("127.0.0.1", port), "gateway.listen"):
                 pass

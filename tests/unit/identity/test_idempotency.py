@@ -19,6 +19,7 @@ from farebox.identity import (
     Recorded,
     Ticket,
 )
+from farebox.ledger.processes import PROCESS, Processes
 from farebox.ledger.service import Ledger
 from farebox.signer import Signer
 from farebox.stores.sqlite import SqliteStore
@@ -33,13 +34,20 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 async def ledger(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Ledger]:
-    store = SqliteStore(tmp_path / "book.db", RECORDS, clock=clock)
+    store = SqliteStore(tmp_path / "book.db", (PROCESS, *RECORDS), clock=clock)
     yield Ledger(store, clock)
     await store.close()
 
 
 def everything_under(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.iterdir())
+
+
+async def alone(ledger: Ledger) -> Processes:
+    """A process that starts when all before it have ended."""
+    processes = Processes(ledger, alone=True)
+    await processes.start()
+    return processes
 
 
 async def ticket(calls: Idempotency, name: str = "n", body: bytes = b"body") -> Ticket:
@@ -49,16 +57,16 @@ async def ticket(calls: Idempotency, name: str = "n", body: bytes = b"body") -> 
 
 
 async def test_the_same_call_gets_the_same_answer(ledger: Ledger) -> None:
-    calls = Idempotency(ledger, SIGNER)
+    calls = Idempotency(ledger, SIGNER, await alone(ledger))
     await calls.finish(await ticket(calls), 200, b"the token")
     assert await calls.begin("account", "n", b"body") == Recorded(200, b"the token")
-    assert await Idempotency(ledger, SIGNER).begin("account", "n", b"body") == Recorded(
-        200, b"the token"
-    )
+    assert await Idempotency(ledger, SIGNER, await alone(ledger)).begin(
+        "account", "n", b"body"
+    ) == Recorded(200, b"the token")
 
 
 async def test_another_request_under_the_same_name_is_refused(ledger: Ledger) -> None:
-    calls = Idempotency(ledger, SIGNER)
+    calls = Idempotency(ledger, SIGNER, await alone(ledger))
     first = await ticket(calls)
     assert await calls.begin("account", "n", b"other") == KeyReused()
     await calls.finish(first, 200, b"")
@@ -66,30 +74,32 @@ async def test_another_request_under_the_same_name_is_refused(ledger: Ledger) ->
 
 
 async def test_names_of_others_are_never_met(ledger: Ledger) -> None:
-    calls = Idempotency(ledger, SIGNER)
+    calls = Idempotency(ledger, SIGNER, await alone(ledger))
     await calls.finish(await ticket(calls), 200, b"mine")
     assert isinstance(await calls.begin("another account", "n", b"other"), Ticket)
 
 
 async def test_of_a_hundred_calls_at_once_one_acts(ledger: Ledger) -> None:
-    calls = Idempotency(ledger, SIGNER)
+    calls = Idempotency(ledger, SIGNER, await alone(ledger))
     begun = await asyncio.gather(*(calls.begin("account", "n", b"body") for _ in range(100)))
     assert sum(isinstance(one, Ticket) for one in begun) == 1
     assert sum(one == InProgress() for one in begun) == 99
 
 
 async def test_a_call_that_was_cut_off_resumes_with_the_same_operation(ledger: Ledger) -> None:
-    first = await ticket(Idempotency(ledger, SIGNER))
-    after_restart = Idempotency(ledger, SIGNER)
-    assert await ticket(after_restart) == first
-    after_restart.release(first)
-    assert await ticket(after_restart) == first, "released: not final yet"
+    first = await ticket(Idempotency(ledger, SIGNER, await alone(ledger)))
+    after_restart = Idempotency(ledger, SIGNER, await alone(ledger))
+    resumed = await ticket(after_restart)
+    assert resumed.operation_id == first.operation_id
+    await after_restart.release(resumed)
+    again = await ticket(after_restart)
+    assert again.operation_id == first.operation_id, "released: not final yet"
 
 
 async def test_a_name_is_free_after_a_day_and_then_means_new_money(
     ledger: Ledger, clock: ManualClock
 ) -> None:
-    calls = Idempotency(ledger, SIGNER)
+    calls = Idempotency(ledger, SIGNER, await alone(ledger))
     first = await ticket(calls)
     await calls.finish(first, 200, b"")
     clock.advance(24 * 3600)
@@ -98,10 +108,10 @@ async def test_a_name_is_free_after_a_day_and_then_means_new_money(
 
 
 async def test_old_answers_are_wiped(ledger: Ledger, clock: ManualClock) -> None:
-    calls = Idempotency(ledger, SIGNER)
+    calls = Idempotency(ledger, SIGNER, await alone(ledger))
     for name in ("a", "b"):
         await calls.finish(await ticket(calls, name), 200, b"answer")
-    calls.release(await ticket(calls, "cut off"))
+    await calls.release(await ticket(calls, "cut off"))
     clock.advance(24 * 3600 - 1)
     await calls.finish(await ticket(calls, "young"), 200, b"answer")
     clock.advance(1)
@@ -111,7 +121,7 @@ async def test_old_answers_are_wiped(ledger: Ledger, clock: ManualClock) -> None
 
 
 async def test_answers_are_sealed_at_rest(ledger: Ledger, tmp_path: Path) -> None:
-    calls = Idempotency(ledger, SIGNER)
+    calls = Idempotency(ledger, SIGNER, await alone(ledger))
     await calls.finish(await ticket(calls), 200, b"cashuBsecret-token")
     await ledger.store.close()
     stored = everything_under(tmp_path)
@@ -121,7 +131,7 @@ async def test_answers_are_sealed_at_rest(ledger: Ledger, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["", "x" * 256, "line\nbreak", "naïve"])
 async def test_a_name_must_be_short_and_printable(ledger: Ledger, name: str) -> None:
     with pytest.raises(InvalidInput):
-        await Idempotency(ledger, SIGNER).begin("account", name, b"")
+        await Idempotency(ledger, SIGNER, await alone(ledger)).begin("account", name, b"")
 
 
 def test_failures_fill_a_bucket_that_drains_evenly() -> None:

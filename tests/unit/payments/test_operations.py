@@ -11,6 +11,7 @@ import pytest
 from farebox.clock import ManualClock
 from farebox.errors import RailRejected, RailUnavailable
 from farebox.ledger.model import Applied, Hold, Kind, Open, Transfer, Unit, hold_id
+from farebox.ledger.processes import PROCESS, Processes
 from farebox.ledger.service import Ledger
 from farebox.payments.operations import (
     OPERATION,
@@ -52,8 +53,11 @@ class Journal:
         self.rail = Rail()
 
     async def start(self) -> None:
-        self.store = SqliteStore(self.path, [OPERATION], clock=self.clock)
-        self.operations = Operations(Ledger(self.store, self.clock), "me")
+        self.store = SqliteStore(self.path, [OPERATION, PROCESS], clock=self.clock)
+        ledger = Ledger(self.store, self.clock)
+        self.processes = Processes(ledger, alone=True)
+        await self.processes.start()
+        self.operations = Operations(ledger, self.processes)
         self.operations.register("pay", self.rail)
 
     async def open(self, operation_id: str = "op") -> None:

@@ -37,6 +37,7 @@ from farebox.ledger.replay import Broken
 from farebox.stores.sqlite import SqliteStore, disk, writer
 from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.stores.sqlite.schema import SCHEMA_VERSION
+from farebox.tally import Commits
 from tests.contract.store.books import COUNTER, JOB, RECORDS, Job, available, fund
 
 
@@ -87,11 +88,29 @@ async def test_a_full_disk_stores_nothing_and_later_it_works_again(
     assert all(type(outcome) is StoreError for outcome in told)
     assert verified(path) == before
     assert await available(store, "b") == 0
+    assert store._writer._commits.is_failing
     store._writer._db.pragma("max_page_count", 1_000_000)
     told = await asyncio.gather(*(store.commit(unit) for unit in large))
     assert all(isinstance(outcome, Applied) for outcome in told)
     assert await available(store, "b") == 40
     assert verified(path).seq == before.seq + 40
+    assert not store._writer._commits.is_failing
+
+
+async def test_commits_are_counted_with_where_the_book_stands(path: Path) -> None:
+    commits = Commits()
+    store = SqliteStore(path, RECORDS, commits=commits)
+    await fund(store)
+    await asyncio.gather(*(store.commit(pay(number)) for number in range(20)))
+    await store.expire_due()  # what finds nothing to do is no commit
+    assert commits.sizes.sum == 21
+    assert sum(commits.sizes.buckets) == sum(commits.took.buckets)
+    assert 1 <= sum(commits.synced.buckets) <= 2
+    assert (commits.unit, commits.waiting()) == (21, 0)
+    await store.close()
+    again = Commits()
+    await SqliteStore(path, RECORDS, commits=again).close()
+    assert (again.unit, again.event, again.at_ns) == (21, commits.event, commits.at_ns)
 
 
 # ── a failing disk ───────────────────────────────────────────────────────────────────────────────
@@ -281,9 +300,9 @@ async def test_a_unit_that_need_not_be_synced_waits_for_no_disk_and_reaches_it_s
     crashed = path.with_name("crashed.db")
     for end in ("", "-wal"):
         shutil.copy(f"{path}{end}", f"{crashed}{end}")
-    assert verified(crashed).seq == 2  # a process that dies here loses nothing
     await syncs.begun()
     syncs.may_go_on.set()
+    assert verified(crashed).seq == 2  # a process that dies before the sync loses nothing
 
 
 async def test_after_a_failed_sync_nothing_goes_on_and_a_restart_knows(

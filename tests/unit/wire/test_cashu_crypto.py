@@ -16,7 +16,7 @@ from farebox.errors import InvalidCredential, SignerError
 from farebox.wire.cashu import crypto
 from farebox.wire.cashu.documents import KeysetJson, OutputJson, convert, keyset_from, output_from
 from farebox.wire.cashu.keysets import has_honest_id, keyset_id_v1, keyset_id_v2
-from farebox.wire.cashu.locks import p2pk_secret, parse_lock, unlock
+from farebox.wire.cashu.locks import is_locked_to, is_unlocked, p2pk_secret, parse_lock, unlock
 from farebox.wire.cashu.model import Dleq, Keyset, Proof
 from farebox.wire.cashu.wallet_keys import WalletKeys
 
@@ -232,6 +232,82 @@ def test_a_lock_that_our_signature_alone_does_not_open_is_never_taken_for_ours(
     lock = parse_lock(secret)
     assert lock is not None
     assert not lock.opens_with(crypto.public_key(K))
+
+
+NOW_S = 1_750_000_000
+LATE = str(NOW_S + 1)
+
+
+def _with_key(text: str) -> str:
+    return text.replace("OURS", OURS)
+
+
+def _secret(body: dict[str, object]) -> str:
+    return json.dumps(["P2PK", body], separators=(",", ":"))
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        p2pk_secret("1", crypto.public_key(K)),
+        json.dumps(["P2PK", {"nonce": "1", "data": OURS}], separators=(",", ":")),
+        _with_key('["P2PK", {"data": "OURS", "nonce": "1", "tags": [["sigflag", "SIG_INPUTS"]]}]'),
+        p2pk_secret("1", crypto.public_key(K), (("locktime", LATE), ("refund", "02" + "a" * 64))),
+        p2pk_secret("1", crypto.public_key(K), (("refund", "02" + "a" * 64), ("n_sigs", "1"))),
+    ],
+)
+def test_a_lock_that_only_our_key_opens_is_told(secret: str) -> None:
+    assert is_locked_to(secret, crypto.public_key(K), NOW_S)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "ab" * 32,
+        " " + p2pk_secret("1", crypto.public_key(K)),
+        _with_key('[ "P2PK",{"nonce":"1","data":"OURS","tags":[]}]'),
+        _with_key('["P2PK",{"nonce":"1","data":"OURS","data":"OURS"}]'),
+        _with_key('["P2PK",{"nonce":"1","data":"OURS"},{}]'),
+        _secret({"data": OURS, "tags": []}),
+        _secret({"nonce": None, "data": OURS}),
+        _secret({"nonce": "1", "data": OURS, "tags": None}),
+        _secret({"nonce": "1", "data": OURS, "more": "members"}),
+        _secret({"nonce": "1", "data": OURS.upper()}),
+        _secret({"nonce": "1", "data": ("03" if OURS[:2] == "02" else "02") + OURS[2:]}),
+        _secret({"nonce": "1", "data": "02" + "a" * 64}),
+        _secret({"nonce": "1", "data": OURS, "tags": [["pubkeys", "02" + "a" * 64]]}),
+        _secret({"nonce": "1", "data": OURS, "tags": [["locktime", str(NOW_S)]]}),
+        _secret({"nonce": "1", "data": OURS, "tags": [["locktime", "-5"]]}),
+        _secret({"nonce": "1", "data": OURS, "tags": [["locktime", "1e99"]]}),
+        _secret({"nonce": "1", "data": OURS, "tags": [["locktime"]]}),
+        _secret({"nonce": "1", "data": OURS, "tags": [["locktime", LATE, "5"]]}),
+        _secret({"nonce": "1", "data": OURS, "tags": [["locktime", LATE], ["locktime", "5"]]}),
+        _secret({"nonce": "1", "data": OURS, "tags": [["unheard-of", "1"]]}),
+        _secret({"nonce": "1", "data": OURS, "tags": [["sigflag", "SIG_ALL"]]}),
+    ],
+)
+def test_a_lock_that_some_mint_may_read_in_another_way_is_not_ours_alone(secret: str) -> None:
+    assert not is_locked_to(secret, crypto.public_key(K), NOW_S)
+
+
+@given(st.text(max_size=60))
+def test_telling_whose_a_lock_is_never_raises(noise: str) -> None:
+    begun = _with_key('["P2PK",{"nonce":"1","data":"OURS"')
+    for text in (noise, '["P2PK",' + noise, begun + noise):
+        is_locked_to(text, crypto.public_key(K), NOW_S)
+
+
+def test_a_mint_opens_a_lock_to_its_key_or_after_its_time_to_others() -> None:
+    theirs = b"t" * 32
+    refund = (("locktime", str(NOW_S)), ("refund", crypto.public_key(theirs).hex()))
+    proof = Proof(1, "00" * 8, p2pk_secret("1", crypto.public_key(K), refund), b"")
+    assert not is_unlocked(proof, NOW_S)
+    assert is_unlocked(unlock(proof, K), 0)
+    assert not is_unlocked(unlock(proof, theirs), NOW_S - 1)
+    assert is_unlocked(unlock(proof, theirs), NOW_S)
+    free = Proof(1, "00" * 8, p2pk_secret("1", crypto.public_key(K), refund[:1]), b"")
+    assert not is_unlocked(free, NOW_S - 1)
+    assert is_unlocked(free, NOW_S)
 
 
 def test_an_ordinary_secret_is_no_lock() -> None:

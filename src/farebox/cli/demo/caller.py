@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +9,9 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from farebox.cli.receipts import RECEIPT, STREAM_RECEIPT, read_receipt, receipt_of_stream
 from farebox.errors import InvalidInput
 
-_RECEIPT = "X-Farebox-Receipt"
-_STREAM_RECEIPT = "X-Farebox-Stream-Receipt"
-_COMMENT = b": farebox receipt="
 _CHAT: Mapping[str, object] = {
     "model": "play-1",
     "max_tokens": 40,
@@ -68,15 +65,15 @@ class Caller:
         return _fine(told)
 
     async def _ask(self, method: str, url: str, pays: Mapping[str, str], body: object) -> Answer:
-        headers = {**pays, _STREAM_RECEIPT: "1"}
+        headers = {**pays, STREAM_RECEIPT: "1"}
         async with self._session.request(method, url, headers=headers, json=body) as answer:
             chunks = [chunk async for chunk in answer.content.iter_any()]
             whole = b"".join(chunks)
-            receipt = answer.headers.get(_RECEIPT) or _receipt_of_stream(whole)
+            receipt = read_receipt(answer.headers.get(RECEIPT) or receipt_of_stream(whole))
             return Answer(
                 answer.status,
                 whole,
-                _charged_msat(receipt) if receipt else 0,
+                receipt.charged_msat if receipt else 0,
                 answer.headers.get("X-Cashu", ""),
                 _change_url(answer),
                 whole.count(b"data: {") or 1,
@@ -92,16 +89,3 @@ def _fine(answer: Answer) -> dict[str, Any]:
     if answer.status != 200:
         raise InvalidInput(f"the gateway answered {answer.status}: {answer.body.decode()[:300]}")
     return answer.document()
-
-
-def _receipt_of_stream(body: bytes) -> str:
-    """The receipt in a stream's last comment, which other clients ignore."""
-    _, found, rest = body.partition(_COMMENT)
-    return rest.split(maxsplit=1)[0].decode() if found else ""
-
-
-def _charged_msat(receipt: str) -> int:
-    """What a receipt says was charged; its signature is for disputes."""
-    payload = receipt.partition(".")[0]
-    facts = msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    return int(facts["charged_msat"])

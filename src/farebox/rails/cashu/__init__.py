@@ -14,6 +14,7 @@ from farebox.rails.cashu.guard import open_guarded_session
 from farebox.rails.cashu.http_mint import HttpMint, MintLimits, open_session
 from farebox.rails.cashu.method import CashuMethod
 from farebox.rails.cashu.records import RECORDS
+from farebox.rails.cashu.sweep import Sweep
 from farebox.rails.cashu.upkeep import Upkeep
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "HttpMint",
     "MintLimits",
     "MintTerms",
+    "Sweep",
     "Upkeep",
     "open_guarded_session",
     "open_session",

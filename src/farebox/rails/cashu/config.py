@@ -15,7 +15,8 @@ class MintTerms:
     """One mint that we know. `url` is normalised (`normalize_mint_url`).
 
     A refused mint's tokens are never taken, not even across Lightning. `ceiling_msat` is the most
-    we are ready to hold there in each unit; None is without limit.
+    we are ready to hold there in each unit; None is without limit. `offline_max_msat` is the most
+    of locked proofs, in each unit, that we credit before the mint has swapped them; 0 is none.
     """
 
     url: str
@@ -23,6 +24,7 @@ class MintTerms:
     units: tuple[str, ...] = ("sat",)
     ceiling_msat: int | None = None
     require_dleq: bool = False
+    offline_max_msat: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,3 +46,8 @@ class CashuConfig:
 def custody_account(mint: str, unit: str) -> str:
     """The ledger account of what we hold at a mint in one unit."""
     return f"custody:cashu:{mint}:{unit}"
+
+
+def unswapped_account(mint: str, unit: str) -> str:
+    """The ledger account of proofs locked to us that were credited and are not swapped yet."""
+    return f"custody:cashu-unswapped:{mint}:{unit}"

@@ -31,6 +31,7 @@ from farebox.rails.cashu.shapes import (
     signatures_from,
 )
 from farebox.rails.cashu.transport import MintLimits, exchange, open_session
+from farebox.tally import Calls
 from farebox.wire.cashu.documents import (
     KeysetJson,
     keyset_from,
@@ -81,6 +82,7 @@ class HttpMint:
     ) -> None:
         self.url = url
         self.breaker = breaker or Breaker(clock)
+        self.calls = Calls()
         self._session = session
         self._clock = clock
         self._limits = limits or MintLimits()
@@ -242,7 +244,8 @@ class HttpMint:
         total_s: float,
     ) -> _Value:
         url = URL(self.url + path, encoded=True)
-        with self.breaker.attempt():
+        kind = path.split("/", 3)[2]  # "/v1/swap": ours, not the mint's
+        with self.breaker.attempt(), self.calls.timed(kind):
             answer = await exchange(
                 self._session, method, url, body, shape, limits=self._limits, total_s=total_s
             )

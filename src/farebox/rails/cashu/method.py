@@ -30,12 +30,14 @@ from farebox.rails.cashu.config import CashuConfig
 from farebox.rails.cashu.give import Giving
 from farebox.rails.cashu.inventory import Inventory
 from farebox.rails.cashu.lnurl import Lnurl
+from farebox.rails.cashu.locked import Locked
 from farebox.rails.cashu.melt import Melting
 from farebox.rails.cashu.mints import Mints
 from farebox.rails.cashu.payloads import (
     Give,
     Melt,
     ReceiveAcross,
+    ReceiveLocked,
     ReceiveSwap,
     SwapAndGive,
     from_bytes,
@@ -70,7 +72,8 @@ class CashuMethod(AbstractPaymentMethod):
         self._ledger = ledger
         self.mints = Mints(config, ledger.clock, session, guarded)
         self.inventory = Inventory(ledger, signer.derive("cashu/seed"))
-        self._receiving = Receiving(self.mints, self.inventory, ledger, signer)
+        self.locked = Locked(ledger, signer)
+        self._receiving = Receiving(self.mints, self.inventory, self.locked, ledger, signer)
         self._crossing = Crossing(self.mints, self.inventory)
         self._change = Change(self.inventory, config)
         purse = Purse(self.inventory, Claims(ledger.clock))
@@ -110,6 +113,8 @@ class CashuMethod(AbstractPaymentMethod):
         match from_bytes(payload):
             case ReceiveSwap() as job:
                 return await self._receiving.receive(job, asked_before=asked_before)
+            case ReceiveLocked() as job:
+                return await self.locked.receive(job, PAYMENT_TYPE)
             case ReceiveAcross() as job:
                 return await self._crossing.receive(job, asked_before=asked_before)
             case other:

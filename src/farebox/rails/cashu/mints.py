@@ -16,7 +16,7 @@ from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Unit
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
 from farebox.rails.cashu.breaker import BreakerState
-from farebox.rails.cashu.config import CashuConfig, MintTerms, custody_account
+from farebox.rails.cashu.config import CashuConfig, MintTerms, custody_account, unswapped_account
 from farebox.rails.cashu.http_mint import HttpMint
 from farebox.wire.cashu.model import Keyset, Token
 from farebox.wire.cashu.token import UnknownKeyset, resolve_keyset_ids
@@ -25,6 +25,9 @@ from farebox.wire.cashu.token import UnknownKeyset, resolve_keyset_ids
 _ACTIVE_MAX = 8
 #: Ports to mints that nobody listed, kept for their keysets' sake.
 _FOREIGN_MAX = 64
+#: Spending conditions, P2PK and DLEQ.
+_LOCK_NUTS = frozenset({10, 11, 12})
+_INFO_AGE_MAX_S = 3_600
 
 
 class MintPlace:
@@ -34,6 +37,7 @@ class MintPlace:
         self.terms = terms
         self.mint = mint
         self._clock = clock
+        self._nuts: tuple[frozenset[int], int] = (frozenset(), -1)
 
     @property
     def url(self) -> str:
@@ -75,6 +79,17 @@ class MintPlace:
 
     async def _ids(self) -> list[str]:
         return [keyset.id for keyset in await self.mint.keysets()]
+
+    async def enforces_locks(self) -> bool:
+        """Whether the mint says that a locked proof is spent by its key alone; asked once an hour.
+
+        Raises RailUnavailable, RailRejected.
+        """
+        nuts, known_until_s = self._nuts
+        if not 0 <= known_until_s - self.now_s() <= _INFO_AGE_MAX_S:
+            nuts = (await self.mint.info()).nuts
+            self._nuts = nuts, self.now_s() + _INFO_AGE_MAX_S
+        return nuts >= _LOCK_NUTS
 
     def now_s(self) -> int:
         """Unix seconds."""
@@ -126,17 +141,23 @@ class Mints:
         return place
 
     async def set_ceilings(self, ledger: Ledger) -> None:
-        """Put every listed mint's ceiling into the books. Raises StoreError if they refuse."""
-        for place in self.trusted():
-            for unit in place.terms.units:
-                custody = custody_account(place.url, unit)
-                account = await ledger.store.account(custody)
-                if account is not None and account.ceiling == place.terms.ceiling_msat:
-                    continue
-                steps = (
-                    Open(custody, BTC.code, Kind.CUSTODY),
-                    SetCeiling(custody, place.terms.ceiling_msat),
-                )
-                outcome = await ledger.store.commit(Unit(new_id("ceil"), steps=steps))
-                if not isinstance(outcome, Applied):
-                    raise StoreError(f"the ceiling of {custody} cannot be set: {outcome}")
+        """Put every listed mint's ceilings into the books. Raises StoreError if they refuse."""
+        for place in self.listed():
+            terms = place.terms
+            for unit in terms.units:
+                unswapped = unswapped_account(place.url, unit)
+                known = await ledger.store.account(unswapped)
+                if terms.trusted:
+                    await _set_ceiling(ledger, custody_account(place.url, unit), terms.ceiling_msat)
+                if known is not None or terms.offline_max_msat:
+                    await _set_ceiling(ledger, unswapped, terms.offline_max_msat)
+
+
+async def _set_ceiling(ledger: Ledger, custody: str, ceiling_msat: int | None) -> None:
+    account = await ledger.store.account(custody)
+    if account is not None and account.ceiling == ceiling_msat:
+        return
+    steps = (Open(custody, BTC.code, Kind.CUSTODY), SetCeiling(custody, ceiling_msat))
+    outcome = await ledger.store.commit(Unit(new_id("ceil"), steps=steps))
+    if not isinstance(outcome, Applied):
+        raise StoreError(f"the ceiling of {custody} cannot be set: {outcome}")

@@ -8,13 +8,17 @@ from farebox.paywall.dialects import CashuOffer
 from farebox.rails.cashu.config import MSAT_PER_UNIT
 from farebox.rails.cashu.mints import MintPlace, Mints
 from farebox.wire.cashu.amounts import fee_of_ppk
+from farebox.wire.cashu.locks import P2PK
+from farebox.wire.cashu.request import LockOption
 
 
 class Offers:
     """Writes the eCash terms of a challenge."""
 
-    def __init__(self, mints: Mints) -> None:
+    def __init__(self, mints: Mints, lock_key: bytes) -> None:
+        """`lock_key` is the public key that tokens may be locked to."""
         self._mints = mints
+        self._lock_key = lock_key
 
     async def offer(self, amount_msat: int) -> CashuOffer | None:
         """The token that pays for `amount_msat`; None when no mint is trusted."""
@@ -23,7 +27,11 @@ class Offers:
             if places:
                 net = divide(amount_msat, msat, Rounding.UP)
                 fee = max([await _fee(place, unit, net) for place in places])
-                return CashuOffer(net + fee, unit, tuple(place.url for place in places))
+                urls = tuple(place.url for place in places)
+                # Asked for only where it gains the payer something: an answer without a mint call.
+                offline = any(place.terms.offline_max_msat for place in places)
+                lock = LockOption(P2PK, self._lock_key.hex()) if offline else None
+                return CashuOffer(net + fee, unit, urls, lock)
         return None
 
 

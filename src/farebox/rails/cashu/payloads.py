@@ -21,6 +21,14 @@ class ReceiveSwap(msgspec.Struct, frozen=True, kw_only=True, tag="receive_swap")
     fee_ppk: int
 
 
+class ReceiveLocked(msgspec.Struct, frozen=True, kw_only=True, tag="receive_locked"):
+    """Credit proofs that only we can spend, claimed for `reference`: no call."""
+
+    reference: str
+    unit: str
+    amount_msat: int
+
+
 class ReceiveAcross(msgspec.Struct, frozen=True, kw_only=True, tag="receive_across"):
     """Have a foreign mint pay an invoice of ours: melt the token there, mint here.
 
@@ -66,7 +74,7 @@ class Melt(msgspec.Struct, frozen=True, kw_only=True, tag="melt"):
     recipient: str
 
 
-Payload = ReceiveSwap | ReceiveAcross | Give | SwapAndGive | Melt
+Payload = ReceiveSwap | ReceiveLocked | ReceiveAcross | Give | SwapAndGive | Melt
 
 _DECODER: msgspec.json.Decoder[Payload] = msgspec.json.Decoder(Payload)
 

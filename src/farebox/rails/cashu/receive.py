@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -16,11 +16,13 @@ from farebox.ledger.model import ABSENT, Applied, Put, Unit
 from farebox.ledger.service import Ledger
 from farebox.money import Rounding, divide
 from farebox.payments import PaymentPlan, PaymentResult, Refusal, Rejected, Reserve, Unresolved
+from farebox.payments.operations import Changes
 from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
 from farebox.rails.cashu.inventory import Inventory, added
+from farebox.rails.cashu.locked import Locked
 from farebox.rails.cashu.mints import MintPlace, Mints
 from farebox.rails.cashu.payloads import ReceiveSwap, to_bytes
-from farebox.rails.cashu.records import REPLAN, ProofUse, Replan
+from farebox.rails.cashu.records import REPLAN, LockedUse, ProofUse, Replan
 from farebox.signer import Signer
 from farebox.wire.cashu.amounts import split
 from farebox.wire.cashu.model import Keyset, Proof, Token
@@ -62,9 +64,17 @@ class Offer:
 class Receiving:
     """Plans and carries out receive swaps."""
 
-    def __init__(self, mints: Mints, inventory: Inventory, ledger: Ledger, signer: Signer) -> None:
+    def __init__(
+        self,
+        mints: Mints,
+        inventory: Inventory,
+        locked: Locked,
+        ledger: Ledger,
+        signer: Signer,
+    ) -> None:
         self._mints = mints
         self._inventory = inventory
+        self._locked = locked
         self._ledger = ledger
         self._signer = signer
 
@@ -81,10 +91,21 @@ class Receiving:
             maximum=divide(reserve.amount_msat, unit_msat, Rounding.UP) if reserve else 0,
             fixed_price=reserve is not None and reserve.is_fixed,
             require_dleq=offer.place.terms.require_dleq,
+            unlock_key=self._locked.private_key,
         )
         weighed = weighing.plan_receive(offer.token, offer.keysets, terms, offer.place.now_s())
         if isinstance(weighed, weighing.Refusal):
             return refused(weighed, reserve)
+        offline = await self._locked.plan(
+            offer.place, offer.token.proofs, offer.keysets, weighed, reference
+        )
+        if offline is not None:
+            return offline
+        if offer.place.is_left_alone:
+            return _unavailable(offer.place)
+        claims = await self._locked.claims(weighed.inputs, token.mint, token.unit, reference)
+        if isinstance(claims, Refusal):
+            return claims
         count = len(weighed.amounts)
         first = await self._inventory.take_counters(weighed.keyset_id, count)
         payload = ReceiveSwap(
@@ -98,6 +119,7 @@ class Receiving:
             custody_account(token.mint, token.unit),
             amount_msat=weighed.net * unit_msat,
             fee_msat=weighed.fee * unit_msat,
+            puts=claims,
         )
 
     async def offer(self, token: Token) -> Offer | Refusal:
@@ -110,7 +132,7 @@ class Receiving:
         if token.unit not in place.terms.units or token.unit not in MSAT_PER_UNIT:
             message = f"tokens in {token.unit} of this mint are not accepted here"
             return Refusal("unit_not_accepted", message, {"units": list(place.terms.units)})
-        return await reachable(place, token)
+        return await weighable(place, token)
 
     async def receive(
         self, job: ReceiveSwap, *, asked_before: bool
@@ -132,11 +154,19 @@ class Receiving:
             plan, end = anew, await self._advance(place, anew, asked_before=False)
         match end:
             case saga.Done(proofs):
-                return self._result(job, plan, proofs, use_of(job.owner, asked_before))
-            case saga.Rejected():
-                return rejected(end)
+                result = self._result(job, plan, proofs, use_of(job.owner, asked_before))
+                return replace(result, puts=(*result.puts, *await self._ends(job, LockedUse.GONE)))
+            case saga.Rejected(code=code):
+                spent = code == NutError.PROOFS_SPENT
+                puts = await self._ends(job, LockedUse.GONE if spent else LockedUse.FREE)
+                return replace(rejected(end), changes=Changes(puts=puts))
             case saga.Unknown(reason, alarm):
                 return Unresolved(reason, alarm)
+
+    async def _ends(self, job: ReceiveSwap, use: LockedUse) -> tuple[Put, ...]:
+        if all(proof.witness is None for proof in job.swap.inputs):
+            return ()
+        return await self._locked.ends(job.reference, use)
 
     async def _advance(
         self, place: MintPlace, plan: SwapPlan, *, asked_before: bool
@@ -225,8 +255,11 @@ def use_of(owner: str, asked_before: bool) -> ProofUse:
 
 async def reachable(place: MintPlace, token: Token) -> Offer | Refusal:
     """The token with all that is needed to weigh it, or why that is not to be had now."""
-    if place.is_left_alone:
-        return _unavailable(place)
+    return _unavailable(place) if place.is_left_alone else await weighable(place, token)
+
+
+async def weighable(place: MintPlace, token: Token) -> Offer | Refusal:
+    """The same, of a mint that may be left alone: what is remembered of it may suffice."""
     try:
         resolved = await place.resolve(token)
         if isinstance(resolved, UnknownKeyset):

@@ -76,5 +76,51 @@ class Replan(msgspec.Struct, frozen=True):
 
 REPLAN = RecordType("cashu.replan", Replan)
 
+
+class LockedUse(enum.StrEnum):
+    """What becomes of a proof that a payer has locked to our key.
+
+    claimed ──► waiting ◄──► swapping ──► gone     taken without a call, swapped later
+       │                        └──────► lost      the mint let somebody else spend it
+       ├──────► gone                               swapped by the very payment
+       └──────► free ──► claimed                   that payment was refused
+    """
+
+    CLAIMED = "claimed"  # by the payment that `owner` names
+    WAITING = "waiting"  # credited, and not swapped yet
+    SWAPPING = "swapping"  # by the operation that `owner` names
+    GONE = "gone"
+    LOST = "lost"
+    FREE = "free"
+
+
+class LockedProof(msgspec.Struct, frozen=True, kw_only=True):
+    """A proof locked to our key; its key is Y in hex, so that it is credited once.
+
+    `worth_msat` is what the books hold for it while it waits: its amount less its part of the
+    mint's fee. `sealed` is the proof itself, empty where it does not wait. `retry_at` (UTC
+    nanoseconds) is 0 until a batch with it was refused; then it is swapped by itself, from that
+    time on.
+    """
+
+    mint: str
+    unit: str
+    amount: int
+    use: LockedUse = LockedUse.CLAIMED
+    owner: str = ""
+    worth_msat: int = 0
+    sealed: bytes = b""
+    retry_at: int = 0
+
+    def __repr__(self) -> str:
+        return f"LockedProof({self.amount} {self.unit}, {self.use}, mint={self.mint!r})"
+
+
+LOCKED = RecordType(
+    "cashu.locked",
+    LockedProof,
+    indexes=(("mint", "unit", "use"), ("owner", "use")),
+)
+
 #: All record types of this rail, for whoever opens the store.
-RECORDS = (PROOF, COUNTER, REPLAN)
+RECORDS = (PROOF, COUNTER, REPLAN, LOCKED)

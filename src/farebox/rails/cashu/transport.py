@@ -38,8 +38,11 @@ class MintLimits:
     answer_bytes_max: int = 1 << 20
 
 
-def open_session() -> aiohttp.ClientSession:
-    """A session for all mints together; close it in the end. Needs a running loop."""
+def open_session(*traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
+    """A session for all mints together; close it in the end. Needs a running loop.
+
+    `traces` hear of every call.
+    """
     connector = aiohttp.TCPConnector(
         limit=_CONNECTIONS_MAX,
         limit_per_host=_CONNECTIONS_PER_MINT_MAX,
@@ -50,6 +53,7 @@ def open_session() -> aiohttp.ClientSession:
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+        trace_configs=list(traces),
     )
 
 

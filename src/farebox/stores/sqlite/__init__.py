@@ -1,6 +1,6 @@
 """A book in one SQLite file, owned by one process.
 
-Promises: WAL with synchronous=FULL, one writer thread, group commit, gapless events, audit chain.
+Promises: WAL, told when the disk has it, group commit, gapless events, audit chain.
 Never: two processes writing one book; a lock file says who owns it.
 """
 

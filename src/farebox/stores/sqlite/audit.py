@@ -12,6 +12,7 @@ from farebox.errors import StoreCorrupt, StoreError
 from farebox.ledger.records import RecordType
 from farebox.stores.audit import BookReader
 from farebox.stores.sqlite.batch import ACCOUNT, HOLD
+from farebox.stores.sqlite.disk import sync_log
 from farebox.stores.sqlite.store import open_connection
 
 
@@ -31,7 +32,9 @@ class SqliteAuditReader(BookReader):
             # The snapshot is taken by the first read, and kept until `close`.
             self._db.execute("BEGIN")
             tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
-        except apsw.Error as error:
+            # What is verified, and vouched for from then on, must not be lost with the power.
+            sync_log(path)
+        except (apsw.Error, OSError) as error:
             raise StoreError(f"cannot read {path.name}: {error}") from error
         if "units" not in tables:
             self._db.close()

@@ -23,12 +23,18 @@ Job = tuple[Callable[[], object], Callable[[Exception | None], None]]
 
 
 def sync_log(path: Path) -> None:
-    """Have the disk hold every commit to the book at `path` that was written until now."""
-    fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
+    """Have the disk hold every commit to the book at `path` that was written until now.
+
+    Any process may. Raises OSError.
+    """
     try:
-        sync(fd)
+        log = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # nobody has written since the book was closed
+    try:
+        sync(log)
     finally:
-        os.close(fd)
+        os.close(log)
 
 
 def sync(log: int) -> None:

@@ -36,6 +36,7 @@ from farebox.stores.sqlite.schema import (
     record_tables,
 )
 from farebox.stores.sqlite.writer import Writer
+from farebox.tally import Commits
 
 T = TypeVar("T", bound=msgspec.Struct)
 R = TypeVar("R")
@@ -58,8 +59,9 @@ class SqliteStore:
         *,
         clock: Clock | None = None,
         book: int = 1,
+        commits: Commits | None = None,
     ) -> None:
-        """Open or create the file and take ownership of it.
+        """Open or create the file and take ownership of it. `commits` counts what is committed.
 
         Raises StoreLocked when another process owns it, StoreCorrupt when it is not a book of
         this version, StoreError when it cannot be opened.
@@ -78,7 +80,9 @@ class SqliteStore:
                 opened.callback(self._pages.close)
                 emptier = open_connection(path)
                 opened.callback(emptier.close)
-                self._writer = Writer(db, book, clock or SystemClock(), Disk(path, emptier))
+                self._writer = Writer(
+                    db, book, clock or SystemClock(), Disk(path, emptier), commits or Commits()
+                )
             except apsw.NotADBError as error:
                 raise StoreCorrupt(f"{path.name} is no database") from error
             except apsw.Error as error:

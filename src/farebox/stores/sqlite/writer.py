@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import apsw
 
-from farebox.clock import Clock
+from farebox.clock import Clock, running_s
 from farebox.errors import OutcomeUnknown, StoreBusy, StoreError
 from farebox.ledger.audit import GENESIS
 from farebox.ledger.batch import Head
 from farebox.ledger.model import Account, Outcome, Unit
 from farebox.stores.sqlite.batch import Batch
 from farebox.stores.sqlite.disk import Disk
+from farebox.tally import Commits
 
 R = TypeVar("R")
 
@@ -101,11 +102,14 @@ class Writer:
     | a sync           | nobody knows, until the book is opened anew: nothing more is done  |
     """
 
-    def __init__(self, db: apsw.Connection, book: int, clock: Clock, disk: Disk) -> None:
+    def __init__(
+        self, db: apsw.Connection, book: int, clock: Clock, disk: Disk, commits: Commits
+    ) -> None:
         self._db = db
         self._book = book
         self._clock = clock
         self._disk = disk
+        self._commits = commits
         self._loop = asyncio.get_running_loop()
         self._head = read_head(db, book)
         #: Accounts as they stand; nobody else writes them while this process owns the book.
@@ -115,6 +119,8 @@ class Writer:
         self._broken: _Failure | None = None
         self._closed = False
         self._queue: deque[_Queued] = deque()
+        commits.waiting = self._queue.__len__
+        commits.stands(self._head.seq, self._head.event, self._head.at)
         self._turn_due = False
         # Transactions by number: the last that was written, that must be synced before anybody
         # hears of it, and that is synced.
@@ -201,13 +207,15 @@ class Writer:
 
     def _write(self, work: Sequence[_Queued]) -> None:
         units = [queued.unit for queued in work]
-        before = self._written
+        before, began_s = self._written, running_s()
         result = self._transaction(lambda batch: batch.run(units))
         if not isinstance(result, _Failure):
+            self._commits.add(len(units), running_s() - began_s)
             if self._written > before and any(queued.synced for queued in work):
                 self._owed = self._written
             self._tell(work, result)
         elif len(work) == 1 or result.everybodys:
+            self._commits.failed(everybodys=result.everybodys)
             for queued in work:
                 _resolve(queued.answer, result.told(queued.unit.id))
         else:
@@ -247,19 +255,21 @@ class Writer:
                 _resolve(one.answer, self._broken.told(one.unit_id))
             return
         self._is_syncing = True
-        self._disk.sync(partial(self._sync_ended, waiting, self._written))
+        self._disk.sync(partial(self._sync_ended, waiting, self._written, running_s()))
 
     def _sync_ended(
-        self, waiting: Sequence[_Waiting], written: int, error: Exception | None
+        self, waiting: Sequence[_Waiting], written: int, began_s: float, error: Exception | None
     ) -> None:
         self._is_syncing = False
         if error is None:
+            self._commits.add_sync(running_s() - began_s)
             self._synced = written
             for one in waiting:
                 _resolve(one.answer, one.outcome)
         else:
             # After a sync that failed the system may call the same pages clean: to sync again
             # and be told "done" proves nothing.
+            self._commits.failed(everybodys=True)
             self._broken = _Failure(error, unknown=True)
             self._waiting += waiting
         if self._waiting:
@@ -303,7 +313,8 @@ class Writer:
             if failure is not None:
                 return failure
         self._written += self._head is not batch.head
-        self._head = batch.head
+        self._head = head = batch.head
+        self._commits.stands(head.seq, head.event, head.at)
         self._remember(batch.accounts)
         return result
 

@@ -90,6 +90,10 @@ class PlayMint:
         """Hand out play money, in powers of two, with DLEQ proofs."""
         return self._bank.issue(amount, unit, self.url)
 
+    def issue_with(self, secret_of: Callable[[], str], amount: int, unit: str = "sat") -> Token:
+        """The same with secrets of the caller's making, such as locked ones."""
+        return self._bank.issue(amount, unit, self.url, secret_of)
+
     def audit(self) -> Audit:
         """What was issued and redeemed so far."""
         return self._bank.audit()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from farebox.testing.mint.keys import Keyring, KeysetRow, PlayKeyset
 from farebox.testing.mint.lightning import EXPIRY_S, PlayLightning
 from farebox.wire.cashu import crypto
 from farebox.wire.cashu.amounts import fee_of_ppk, powers_of_two, split
+from farebox.wire.cashu.locks import is_unlocked
 from farebox.wire.cashu.model import AMOUNT_END, BlindedMessage, BlindSignature, Dleq, Proof, Token
 
 #: Most inputs or outputs in one call.
@@ -41,6 +42,7 @@ _RESERVE_MIN_MSAT = 2_000
 _RESERVE_DIVISOR = 100
 #: What mints in use answer for a quote that they do not have; the NUTs have no code for it.
 _QUOTE_UNKNOWN = 11000
+_LOCKED = 11000
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +97,19 @@ class Bank:
             self._books.commit(Change(keysets=(row,)))
             self._keyring = self._read_keyring()
 
-    def issue(self, amount: int, unit: str, mint_url: str) -> Token:
-        """Hand out play money that nobody paid for, with DLEQ proofs."""
+    def issue(
+        self,
+        amount: int,
+        unit: str,
+        mint_url: str,
+        secret_of: Callable[[], str] = lambda: secrets.token_hex(32),
+    ) -> Token:
+        """Hand out play money that nobody paid for, with DLEQ proofs and the caller's secrets."""
         keyset = self._active(unit)
         with self._lightning.lock:
             proofs, signed = [], []
             for part in split(amount, keyset.public.keys):
-                secret, r = secrets.token_hex(32), secrets.token_bytes(32)
+                secret, r = secret_of(), secrets.token_bytes(32)
                 output = BlindedMessage(part, keyset.public.id, crypto.blind(secret, r))
                 row = self._sign(output, part)
                 signed.append(row)
@@ -327,6 +335,8 @@ class Bank:
             private = keyset.private.get(proof.amount)
             if private is None or not crypto.is_signed(proof.secret, proof.C, private):
                 raise _refused(NutError.PROOFS_INVALID)
+            if not is_unlocked(proof, self._now_s()):
+                raise RailRejected("the witness does not open the lock", code=_LOCKED)
             y = crypto.hash_to_curve(proof.secret)
             rows.append(SpentRow(y, proof.amount, keyset.public.unit))
             fee_ppk += keyset.public.input_fee_ppk

@@ -94,7 +94,7 @@ def info(bank: Bank, call: Call) -> Document:
     """NUT-06."""
     units = sorted({keyset.public.unit for keyset in bank.keyring})
     methods = {"methods": [{"method": "bolt11", "unit": unit} for unit in units], "disabled": False}
-    supported = {str(nut): {"supported": True} for nut in (7, 8, 9, 12, 20)}
+    supported = {str(nut): {"supported": True} for nut in (7, 8, 9, 10, 11, 12, 20)}
     return {
         "name": "Play money",
         "version": "Farebox-Play/1",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from farebox.wire.cashu import crypto
 from farebox.wire.cashu.model import Proof
@@ -68,6 +71,47 @@ def parse_lock(secret: str) -> Lock | None:
             tags = _tags(body.get("tags"))
             return _MALFORMED if tags is None else _lock(kind, data.lower(), tags)
     return _MALFORMED
+
+
+class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    nonce: str
+    data: str
+    tags: list[Annotated[list[str], msgspec.Meta(min_length=2)]] = []
+
+
+#: As every wallet writes it: a mint that looks for this text sees a lock too.
+_P2PK_START = '["P2PK",'
+_ONLY_TAGS = {"locktime", "refund", "n_sigs", "n_sigs_refund", "sigflag"}
+
+
+def is_locked_to(secret: str, public_key: bytes, until_s: int) -> bool:
+    """Whether `public_key`, and before `until_s` no other, spends this at *every* mint.
+
+    Stricter than `Lock.opens_with`: mints take a lock that they cannot read for an ordinary
+    secret, which the payer can spend. So nothing is taken here that two readers may read in two
+    ways: another key, an unknown member or tag, a member twice, a number that is not plain.
+    """
+    lock = parse_lock(secret)
+    if lock is None or not secret.startswith(_P2PK_START) or not lock.opens_with(public_key):
+        return False
+    try:
+        document = json.loads(secret, object_pairs_hook=_without_repeats)
+        body = msgspec.convert(document[1], _Body)
+    except (ValueError, RecursionError, msgspec.ValidationError):
+        return False
+    tags = {tag[0]: tag[1:] for tag in body.tags}
+    is_plain = body.data == public_key.hex() and tags.keys() <= _ONLY_TAGS
+    if "locktime" not in tags:
+        return is_plain
+    is_long = lock.locktime is not None and lock.locktime > until_s
+    return is_plain and is_long and len(tags["locktime"]) == 1
+
+
+def _without_repeats(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) < len(members):
+        raise ValueError("a member is there twice")
+    return found
 
 
 def _tags(raw: Any) -> dict[str, list[str]] | None:
@@ -135,6 +179,42 @@ def unlock(proof: Proof, private_key: bytes) -> Proof:
     """The proof with the P2PK witness that spends it (SIG_INPUTS)."""
     signature = crypto.sign_secret(private_key, proof.secret)
     return replace(proof, witness=json.dumps({"signatures": [signature]}))
+
+
+def is_unlocked(proof: Proof, now_s: int) -> bool:
+    """Whether a proof's witness opens its lock now, where it has one (SIG_INPUTS only)."""
+    lock = parse_lock(proof.secret)
+    if lock is None:
+        return True
+    is_over = lock.locktime is not None and lock.locktime <= now_s
+    if lock.malformed or lock.kind != P2PK or lock.sigflag != "SIG_INPUTS":
+        return False
+    if is_over and not lock.refund_keys:
+        return True
+    signatures = _signatures(proof.witness)
+    keys = (*lock.keys, *(lock.refund_keys if is_over else ()))
+    signers = {
+        key
+        for key in keys
+        for signature in signatures
+        if _KEY.fullmatch(key)
+        and crypto.is_secret_signed(bytes.fromhex(key), proof.secret, signature)
+    }
+    return len(signers) >= lock.signatures_needed
+
+
+_KEY = re.compile(r"0[23][0-9a-f]{64}")
+
+
+class _Witness(msgspec.Struct, frozen=True):
+    signatures: list[str] = []
+
+
+def _signatures(witness: str | None) -> list[str]:
+    try:
+        return msgspec.json.decode(witness or "{}", type=_Witness).signatures
+    except msgspec.DecodeError:
+        return []
 
 
 def p2pk_secret(nonce: str, public_key: bytes, tags: tuple[tuple[str, ...], ...] = ()) -> str:

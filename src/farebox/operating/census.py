@@ -1,0 +1,122 @@
+"""What stands in the book, as an operator watches it: money by place, what is open, how long.
+
+Customers' accounts may be a million, so they are not read: the book balances, and what all other
+accounts are short of is what customers are owed. `farebox verify` proves that premise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from farebox.clock import NS_PER_S, running_s
+from farebox.errors import StoreError
+from farebox.identity import CUSTOMER_PREFIX
+from farebox.ledger.model import Account, Kind
+from farebox.ledger.store import PAGE_MAX, Store
+from farebox.operating.vitals import Parts
+from farebox.payments.operations import Operation
+from farebox.paywall.model import REQUEST, RequestState
+
+#: Whoever asks more often is told the same again.
+_AGE_MAX_S = 5
+_PAGES_MAX = 100
+#: Small, for the first one mostly reads customers for nothing.
+_PAGE = 100
+_BEHIND_CUSTOMERS = CUSTOMER_PREFIX[:-1] + chr(ord(CUSTOMER_PREFIX[-1]) + 1)
+_DEBIT_NORMAL = frozenset({Kind.CUSTODY, Kind.RECEIVABLE, Kind.EXPENSE})
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """The book at one moment. Amounts are in the asset's smallest unit, msat for bitcoin."""
+
+    #: What we hold, each place with its ceiling.
+    custody: Sequence[Account]
+    #: (asset, "customers" or the kind of account) → what is owed.
+    owed: Counter[tuple[str, str]]
+    #: Asset → what requests hold of customers' money.
+    reserved: Counter[str]
+    requests_open: int
+    #: (kind, state) → how many unfinished operations.
+    operations: Counter[tuple[str, str]]
+    #: State → the age of its oldest.
+    oldest_s: dict[str, int]
+
+
+class CensusTaker:
+    """Takes a census when asked, at most every five seconds."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._taking = asyncio.Lock()
+        self._last: Census | None = None
+        self._taken_at_s: float = 0
+
+    async def take(self) -> Census:
+        """The book as of now, or of five seconds ago. Raises StoreError."""
+        async with self._taking:
+            if self._last is None or running_s() - self._taken_at_s > _AGE_MAX_S:
+                self._last = await self._take()
+                self._taken_at_s = running_s()
+            return self._last
+
+    async def _take(self) -> Census:
+        store = self._parts.ledger.store
+        accounts = await _without_customers(store)
+        owed: Counter[tuple[str, str]] = Counter()
+        reserved: Counter[str] = Counter()
+        for one in accounts:
+            owed[one.asset, "customers"] += one.held
+            if one.kind not in _DEBIT_NORMAL:
+                owed[one.asset, one.kind.value] -= one.held
+            if one.kind is Kind.REVENUE:
+                reserved[one.asset] += one.credits_pending
+        unfinished = await self._parts.operations.unfinished()
+        return Census(
+            custody=[one for one in accounts if one.kind is Kind.CUSTODY],
+            owed=owed,
+            reserved=reserved,
+            requests_open=await _requests_open(store),
+            operations=Counter((one.kind, one.state.value) for one in unfinished),
+            oldest_s=self._oldest(unfinished),
+        )
+
+    def _oldest(self, unfinished: Sequence[Operation]) -> dict[str, int]:
+        now_ns = self._parts.clock.now_ns()
+        oldest: dict[str, int] = {}
+        for one in unfinished:
+            age_s = max(0, now_ns - one.created_at) // NS_PER_S
+            oldest[one.state.value] = max(age_s, oldest.get(one.state.value, 0))
+        return oldest
+
+
+async def _without_customers(store: Store) -> list[Account]:
+    """Every account but customers'. Ids are in order, so that theirs are stepped over.
+
+    Raises StoreError for a book in which even those are too many.
+    """
+    found: list[Account] = []
+    after = ""
+    for _ in range(_PAGES_MAX):
+        page = await store.accounts(after, _PAGE)
+        found += [one for one in page if not one.id.startswith(CUSTOMER_PREFIX)]
+        if len(page) < _PAGE:
+            return found
+        after = page[-1].id
+        if after.startswith(CUSTOMER_PREFIX):
+            after = _BEHIND_CUSTOMERS
+    raise StoreError(f"more than {_PAGES_MAX * _PAGE} accounts that are not customers'")
+
+
+async def _requests_open(store: Store) -> int:
+    where, count, after = {"state": RequestState.AUTHORISED}, 0, ""
+    for _ in range(_PAGES_MAX):
+        page = await store.find(REQUEST, where, after=after)
+        count += len(page)
+        if len(page) < PAGE_MAX:
+            break
+        after = page[-1][0]
+    return count

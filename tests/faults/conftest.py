@@ -1,0 +1,19 @@
+"""One nursery for the houses of all fault tests; play things as processes for those that serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.acceptance.conftest import mint, upstream
+from tests.crash.world import Nursery
+
+__all__ = ["mint", "nursery", "upstream"]
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
