@@ -6,8 +6,8 @@ earlier one left open. Never: a decision about money.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -65,7 +65,9 @@ from farebox.settings import (
     UpstreamSettings,
 )
 from farebox.signer import Signer
+from farebox.stores.audit import BookReader
 from farebox.stores.sqlite import SqliteStore
+from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.tally import Commits, Counts
 from farebox.wire.cashu.model import normalize_mint_url
 from farebox.worker import DUTY, Duty, Job, Worker
@@ -150,7 +152,7 @@ class Farebox:
         return looked_at + await self.paywall.recover()
 
     async def _open(self) -> None:
-        self.store = self._shared or self._open_store()
+        self.store = self._shared or await self._open_store()
         self._open_traces()
         traced = (self._tracing.calls(),) if self._tracing else ()
         self.session = await self._closing.enter_async_context(open_session(*traced))
@@ -252,9 +254,8 @@ class Farebox:
     async def _look(self) -> None:
         await self.vitals.look()
 
-    def _open_store(self) -> Store:
-        path = self.settings.database_path
-        store = SqliteStore(path, RECORDS, clock=self.clock, commits=self._commits)
+    async def _open_store(self) -> Store:
+        store = await open_store(self.settings, self.clock, self._commits)
         self._closing.push_async_callback(store.close)
         return store
 
@@ -311,6 +312,51 @@ class Farebox:
             refresh = _RateRefresh(feed, self.prices)
             jobs.append(Job("rates", self.settings.rates.refresh_s, refresh.run))
         return jobs
+
+
+async def open_store(settings: Settings, clock: Clock, commits: Commits) -> Store:
+    """The book, in a file or in PostgreSQL. Raises StoreError, InvalidSettings."""
+    path = settings.database_path
+    if path is not None:
+        return SqliteStore(path, RECORDS, clock=clock, commits=commits)
+    with _driver():
+        from farebox.stores.postgres import PostgresStore
+    return await PostgresStore.open(_postgres(settings), RECORDS, commits=commits)
+
+
+def open_audit(settings: Settings) -> BookReader:
+    """A snapshot of the book for `farebox.ledger.invariants`; blocking. Raises as `open_store`."""
+    path = settings.database_path
+    if path is not None:
+        return SqliteAuditReader(path, RECORDS)
+    with _driver():
+        from farebox.stores.postgres.audit import PostgresAuditReader
+    return PostgresAuditReader(_postgres(settings), RECORDS)
+
+
+def book_place(settings: Settings) -> str:
+    """Where the book is, for people to read; never a password."""
+    path = settings.database_path
+    if path is not None:
+        return str(path)
+    with _driver():
+        from farebox.stores.postgres.connection import place
+    return place(_postgres(settings))
+
+
+@contextmanager
+def _driver() -> Iterator[None]:
+    try:
+        yield
+    except ImportError:
+        found = "PostgreSQL, for which the driver is missing"
+        raise InvalidSettings("database.url", found, "pip install 'farebox[postgres]'") from None
+
+
+def _postgres(settings: Settings) -> str:
+    dsn = settings.database.postgres
+    assert dsn is not None
+    return dsn.reveal()
 
 
 class _RateRefresh:

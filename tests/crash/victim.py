@@ -27,7 +27,7 @@ import structlog
 import uvloop
 
 from farebox import bootstrap
-from farebox.bootstrap import RECORDS, Farebox
+from farebox.bootstrap import Farebox, open_audit
 from farebox.clock import NS_PER_S, SystemClock
 from farebox.gateway import Supervision, carrier
 from farebox.ledger.invariants import verify
@@ -40,7 +40,6 @@ from farebox.rails.cashu.guard import open_guarded_session
 from farebox.rails.cashu.records import PROOF, ProofUse
 from farebox.settings import load_settings
 from farebox.stores.sqlite import SqliteStore
-from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.testing.asgi import Message, Receive, Scope, Send, read_body, respond, serving
 from tests.crash.books import AccountSeen, Books, CrashedSeen, ProofSeen
 from tests.crash.points import Kind, Point, read_point
@@ -239,7 +238,7 @@ async def _rows(
 
 def _verified(house: Farebox) -> str:
     """What `verify` finds wrong; nothing if all is well."""
-    with SqliteAuditReader(house.settings.database_path, RECORDS) as reader:
+    with open_audit(house.settings) as reader:
         result = verify(reader)
     return str(result) if isinstance(result, Broken) else ""
 

@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 import structlog
 
-from farebox.bootstrap import RECORDS, Farebox
+from farebox.bootstrap import Farebox, open_audit
 from farebox.clock import Clock, ManualClock, SystemClock
 from farebox.ecash.plan import SwapPlan
 from farebox.ecash.saga import Done, advance_swap
@@ -36,7 +36,6 @@ from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
 from farebox.rails.cashu.http_mint import HttpMint
 from farebox.rails.cashu.records import PROOF, ProofUse
 from farebox.settings import load_settings
-from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.testing.asgi import serving
 from farebox.testing.mint import PlayMint, StaysPending
 from farebox.testing.upstream import PlayUpstream
@@ -208,7 +207,7 @@ class WholeHouse:
 
     def reader(self) -> AbstractContextManager[AuditReader]:
         """The book as the audit reads it."""
-        return SqliteAuditReader(self.farebox.settings.database_path, RECORDS)
+        return open_audit(self.farebox.settings)
 
     async def assert_whole(self) -> None:
         """Books, inventory, mint and the payers' purses agree to the last unit."""

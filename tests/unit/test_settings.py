@@ -87,7 +87,7 @@ def test_the_file_is_read_into_typed_values(tmp_path: Path) -> None:
     ("text", "key", "found"),
     [
         ("data_dir = 1", "data_dir", 1),
-        ("[database]\nurl = 'mysql:x'", "database.url", "mysql:x"),
+        ("[database]\nurl = 'mysql:x'", "database.url", "a str (hidden)"),
         ("[gateway]\nlisten = '8080'", "gateway.listen", "8080"),
         ("[gateway]\nlisten = 'h:65536'", "gateway.listen", "h:65536"),
         ("[gateway]\nlisten = '::1:80'", "gateway.listen", "::1:80"),
@@ -398,3 +398,40 @@ def test_what_was_chosen_is_written_as_given(tmp_path: Path) -> None:
     settings = load(render_settings(chosen), tmp_path, K="v")
     assert settings.gateway.listen == Address("::1", 9)
     assert [mint.url for mint in settings.mints] == ["http://m", "http://n"]
+
+
+# ── the database ─────────────────────────────────────────────────────────────────────────────────
+
+POSTGRES = "postgresql://farebox:s3cr3t@db.test/books"
+
+
+def test_the_database_has_a_name_of_its_own_in_the_environment(tmp_path: Path) -> None:
+    settings = load("", tmp_path, FAREBOX_DATABASE=POSTGRES)
+    assert settings.database_path is None
+    assert settings.database.postgres is not None
+    assert settings.database.postgres.reveal() == POSTGRES
+    assert "s3cr3t" not in repr(settings)
+
+
+def test_the_database_may_be_told_by_a_private_file(tmp_path: Path) -> None:
+    secret = tmp_path / "database"
+    secret.write_text(POSTGRES + "\n")
+    secret.chmod(0o600)
+    settings = load("", tmp_path, FAREBOX_DATABASE_FILE=str(secret))
+    assert settings.database.postgres is not None
+    assert settings.database.postgres.reveal() == POSTGRES
+
+
+@pytest.mark.parametrize("url", [POSTGRES, "postgresql://db/books?password=s3cr3t"])
+def test_a_database_password_does_not_belong_in_the_file(url: str, tmp_path: Path) -> None:
+    error = refusal(f'[database]\nurl = "{url}"', tmp_path)
+    assert error.key == "database.url"
+    assert "s3cr3t" not in str(error)
+    assert "FAREBOX_DATABASE" in str(error)
+    load('[database]\nurl = "postgresql://farebox@db.test/books"', tmp_path)
+
+
+def test_a_wrong_database_address_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        load("", tmp_path, FAREBOX_DATABASE="host=db password=s3cr3t")
+    assert "s3cr3t" not in str(caught.value)

@@ -7,13 +7,12 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 
-from farebox.bootstrap import RECORDS, Farebox
+from farebox.bootstrap import Farebox, open_audit
 from farebox.cli.desk import Facts, Request, carry_out
 from farebox.cli.door import ask_server
 from farebox.errors import InvalidInput
 from farebox.ledger.model import Account, Kind
 from farebox.settings import MintSettings, Settings, load_settings, read_root_key
-from farebox.stores.sqlite.audit import SqliteAuditReader
 
 _CUSTODY = "custody:cashu:"
 
@@ -27,9 +26,10 @@ async def _ask(settings: Settings, request: Request) -> Facts:
     answer = await ask_server(settings.data_dir, request)
     if answer is not None:
         return answer
-    if not settings.database_path.exists():
+    path = settings.database_path
+    if path is not None and not path.exists():
         raise InvalidInput(
-            f"there is no book at {settings.database_path}: name its directory with --data, or "
+            f"there is no book at {path}: name its directory with --data, or "
             "start one with `farebox serve`"
         )
     root_key = read_root_key(settings.data_dir, os.environ)
@@ -41,7 +41,7 @@ async def _ask(settings: Settings, request: Request) -> Facts:
 
 def _mints_of_book(settings: Settings) -> tuple[MintSettings, ...]:
     """The mints that the book holds money at: a server that was started by flags left no file."""
-    with SqliteAuditReader(settings.database_path, RECORDS) as reader:
+    with open_audit(settings) as reader:
         tables = _mint_tables(reader.accounts())
     return load_settings(None, {}, {"mint": tables}).mints
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import aiohttp
 
+from farebox.bootstrap import book_place, open_audit
 from farebox.clock import NS_PER_S, SystemClock
-from farebox.errors import InvalidSettings, RailError
+from farebox.errors import InvalidSettings, RailError, StoreError
 from farebox.operating.findings import Finding, Verdict, disk_space, existing, fine, free_bytes
 from farebox.pricing.model import Component, Currency, Rule
 from farebox.pricing.parse import parse_rules
@@ -114,7 +115,9 @@ def needs_root_key(found: Settings, environ: Mapping[str, str]) -> bool:
     A book whose key is gone must not get a new one: nothing it has sealed would ever open again.
     """
     told = {"FAREBOX_ROOT_KEY", "FAREBOX_ROOT_KEY_FILE"} & set(environ)
-    there = found.database_path.exists() or (found.data_dir / "root.key").exists()
+    path = found.database_path
+    # A book in PostgreSQL may be there already, with a key that another machine has.
+    there = path is None or path.exists() or (found.data_dir / "root.key").exists()
     return not told and not there
 
 
@@ -150,7 +153,14 @@ def book(found: Settings, *, is_served: bool) -> Finding:
     """Whether the book is there, and whether a server has it open."""
     path = found.database_path
     if is_served:
-        return fine("book", f"{path}, open in a running server")
+        return fine("book", f"{book_place(found)}, open in a running server")
+    if path is None:
+        try:
+            open_audit(found).close()
+        except StoreError as error:
+            advice = "check FAREBOX_DATABASE; the book is made at the first start"
+            return Finding(Verdict.WARNING, "book", str(error), advice)
+        return fine("book", f"{book_place(found)}, no server of this directory is running")
     if not path.exists():
         return fine("book", f"{path} is made at the first start")
     return fine("book", f"{path}, no server is running")

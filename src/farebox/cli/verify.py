@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from farebox.bootstrap import RECORDS
+from farebox.bootstrap import book_place, open_audit
 from farebox.cli.options import DataOption, SettingsOption, read_settings
 from farebox.cli.output import JsonOption, columns, progress, sat, show
 from farebox.errors import InvalidInput
@@ -19,7 +19,6 @@ from farebox.ledger.replay import Broken
 from farebox.money import BTC
 from farebox.settings import Settings, read_root_key
 from farebox.signer import Signer
-from farebox.stores.sqlite.audit import SqliteAuditReader
 
 _EXIT_BROKEN = 1
 _PROGRESS_EVERY = 100_000
@@ -49,8 +48,8 @@ Verdict = tuple[Verified, Checkpoint] | Broken
 
 def check_book(found: Settings, start: Checkpoint = Checkpoint()) -> Verdict:  # noqa: B008 - frozen
     """Check the book of these settings from `start` on, whether or not a server runs on it."""
-    with SqliteAuditReader(found.database_path, RECORDS) as reader:
-        progress(f"verifying {reader.last_seq() - start.seq:,} units of {found.database_path} …")
+    with open_audit(found) as reader:
+        progress(f"verifying {reader.last_seq() - start.seq:,} units of {book_place(found)} …")
         return verify_book(reader, start, _say)
 
 

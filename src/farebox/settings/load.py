@@ -26,6 +26,13 @@ _OTHER_VARIABLES = re.compile(
 #: Kubernetes sets these in every container beside a service that is called "farebox".
 _SERVICE_LINKS = re.compile(r"FAREBOX_(SERVICE_(HOST|PORT)|PORT)(_[A-Z0-9_]+)?")
 
+#: The one setting that deployments give by itself.
+_SHORT_NAMES = {
+    "FAREBOX_DATABASE": "FAREBOX_DATABASE__URL",
+    "FAREBOX_DATABASE_FILE": "FAREBOX_DATABASE__URL_FILE",
+}
+_PASSWORD = re.compile(r"//[^/@]*:[^/]*@|password=")
+
 #: These carry keys, whatever the upstream: not to be written into the settings file.
 _SECRET_HEADERS = re.compile(r"authorization|cookie|.*(key|token|secret)", re.IGNORECASE)
 
@@ -45,7 +52,8 @@ def load_settings(
     """Read and check all settings.
 
     `environ` may set any of them as FAREBOX_SECTION__KEY (tables by their position:
-    FAREBOX_MINT__0__CEILING), text also as FAREBOX_SECTION__KEY_FILE. `overrides` maps dotted keys
+    FAREBOX_MINT__0__CEILING), text also as FAREBOX_SECTION__KEY_FILE;
+    FAREBOX_DATABASE is FAREBOX_DATABASE__URL. `overrides` maps dotted keys
     ("gateway.listen") to values as the file would have them, and wins. Paths in the file start at
     the file, others at the working directory. Raises InvalidSettings for the first thing wrong.
     """
@@ -86,6 +94,14 @@ def _is_other(name: str) -> bool:
 
 def _refuse_plain_secrets(tree: Mapping[str, object]) -> None:
     """Settings files are copied, mailed and committed; keys belong elsewhere."""
+    database = tree.get("database")
+    url = database.get("url") if isinstance(database, dict) else None
+    if isinstance(url, str) and _PASSWORD.search(url):
+        raise InvalidSettings(
+            "database.url",
+            "a password in the settings file (hidden)",
+            "an address without one; FAREBOX_DATABASE or FAREBOX_DATABASE_FILE may have it",
+        )
     tables = tree.get("upstream")
     for i, table in enumerate(tables if isinstance(tables, list) else []):
         headers = table.get("headers") if isinstance(table, dict) else None
@@ -99,7 +115,7 @@ def _refuse_plain_secrets(tree: Mapping[str, object]) -> None:
 
 
 def _apply_variable(tree: dict[str, object], name: str, text: str) -> None:
-    steps = name.removeprefix(PREFIX).lower().split("__")
+    steps = _SHORT_NAMES.get(name, name).removeprefix(PREFIX).lower().split("__")
     if len(steps) > _PATH_MAX_STEPS:
         raise InvalidSettings(name, f"{len(steps)} steps", f"at most {_PATH_MAX_STEPS}")
     try:

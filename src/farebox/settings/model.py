@@ -89,15 +89,17 @@ class LogFormat(enum.Enum):
 class DatabaseSettings:
     """Where the books are kept."""
 
-    url: str = setting(
+    url: Secret = setting(
         DATABASE,
-        "The database file. A relative path is inside the data directory.",
+        "The database: a file, or a PostgreSQL server for more than one process. A password is "
+        "not written here: FAREBOX_DATABASE or FAREBOX_DATABASE_FILE may say all of it.",
         "sqlite:farebox.db",
     )
 
-    def sqlite_path(self, data_dir: Path) -> Path:
-        """The database file."""
-        return data_dir / self.url.removeprefix("sqlite:")
+    @property
+    def postgres(self) -> Secret | None:
+        """The connection string, when the books are in PostgreSQL."""
+        return None if self.url.reveal().startswith("sqlite:") else self.url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,6 +343,8 @@ class Settings:
     traces: TracesSettings = section(TracesSettings, "Traces for OpenTelemetry.")
 
     @property
-    def database_path(self) -> Path:
-        """The file the books are kept in."""
-        return self.database.sqlite_path(self.data_dir)
+    def database_path(self) -> Path | None:
+        """The file the books are kept in; None when they are in PostgreSQL."""
+        if self.database.postgres is not None:
+            return None
+        return self.data_dir / self.database.url.reveal().removeprefix("sqlite:")

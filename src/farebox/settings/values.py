@@ -191,11 +191,13 @@ def _directory(raw: object, where: Where) -> Path:
     return where.folder / Path(_text(raw)).expanduser()
 
 
-def _database(raw: object, _: Where) -> str:
+def _database(raw: object, _: Where) -> Secret:
     scheme, _colon, path = _text(raw).partition(":")
-    if scheme != "sqlite" or not path or path.startswith("//") or "\0" in path:
+    if "\0" in path or not path or (scheme == "sqlite" and path.startswith("//")):
         raise ValueError
-    return _text(raw)
+    if scheme not in {"sqlite", "postgresql", "postgres"}:
+        raise ValueError
+    return Secret(_text(raw))
 
 
 def _amount_msat(raw: object, _: Where) -> int:
@@ -250,7 +252,12 @@ URL = Kind("an http:// or https:// URL without credentials, query or fragment", 
 FEED_URL = Kind("an https:// URL without credentials", _feed_url, textual=True)
 PATH_PREFIX = Kind("a path that begins with /", _path_prefix, textual=True)
 DIRECTORY = Kind("a directory", _directory, textual=True)
-DATABASE = Kind("sqlite:PATH, relative to the data directory", _database, textual=True)
+DATABASE = Kind(
+    "sqlite:PATH, relative to the data directory, or postgresql://USER@HOST/NAME",
+    _database,
+    textual=True,
+    hidden=True,
+)
 AMOUNT_MSAT = Kind('an amount such as "100000 sat" or "500 msat"', _amount_msat, textual=True)
 RATE = Kind('a price in dollars as text, such as "97000.50"', _rate, textual=True)
 SECRET = Kind(

@@ -10,7 +10,7 @@ import pytest
 
 from farebox.errors import OutcomeUnknown, StoreBusy, StoreCorrupt, StoreError
 from farebox.ledger.model import Applied, Event, Replayed, Transfer, Unit
-from farebox.stores.postgres import PostgresStore, connection, writer
+from farebox.stores.postgres import PostgresStore, batch, connection, writer
 from farebox.stores.postgres.connection import conninfo, place
 from tests.contract.store.books import RECORDS, PostgresBook, available, do, fund
 from tests.contract.store.wire import CommitBreaker, Fault
@@ -89,6 +89,20 @@ async def test_what_cannot_be_asked_for_is_unknown_until_it_can(
     again = await do(store, "p", PAY)
     assert isinstance(again, Replayed if happened else Applied)
     assert await available(store, "b") == 1
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_while_the_old_backend_holds_the_book_nobody_is_told_that_nothing_was_done(
+    store: PostgresStore, breaker: CommitBreaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = batch.SYNCED.replace("'lock_timeout', '10s'", "'lock_timeout', '200ms'")
+    monkeypatch.setattr(batch, "SYNCED", impatient)
+    breaker.faults = [Fault.STUCK]
+    with pytest.raises(OutcomeUnknown):
+        await do(store, "p", PAY)
+    breaker.released.set()
+    assert await store.outcome("p") is None
+    assert isinstance(await do(store, "p", PAY), Applied)
 
 
 @pytest.mark.usefixtures("hurried")

@@ -15,13 +15,14 @@ class Fault(enum.Enum):
 
     ANSWER_LOST = "it is carried out, and the connection ends before the answer"
     NEVER_ARRIVED = "the connection ends before it"
+    STUCK = "the connection ends before it, and the server does not notice"
     SILENCE = "it is carried out, and nothing is heard any more"
 
 
 class CommitBreaker:
     """Passes bytes on; the next COMMITs suffer `faults`, first one first.
 
-    `open` tells whether new connections are taken.
+    `open` tells whether new connections are taken; `released` ends what is stuck.
     """
 
     def __init__(self, port: int) -> None:
@@ -30,6 +31,7 @@ class CommitBreaker:
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
         self.open = True
+        self.released = asyncio.Event()
         self.faults: list[Fault] = []
 
     async def __aenter__(self) -> CommitBreaker:
@@ -61,6 +63,11 @@ class CommitBreaker:
             async for chunk in _chunks(reader):
                 fault = self.faults.pop(0) if self.faults and b"COMMIT" in chunk else None
                 if fault is Fault.NEVER_ARRIVED:
+                    break
+                if fault is Fault.STUCK:
+                    back.cancel()
+                    writer.close()
+                    await self.released.wait()
                     break
                 if fault is not None:
                     back.cancel()

@@ -66,6 +66,7 @@ def test_a_book_without_its_key_is_a_failure_and_a_first_start_is_not(tmp_path: 
     found = settings(tmp_path)
     assert checks.needs_root_key(found, {})
     assert checks.root_key(found, {}).verdict is Verdict.WARNING
+    assert found.database_path is not None
     found.database_path.touch()
     assert not checks.needs_root_key(found, {})
     assert checks.root_key(found, {}).verdict is Verdict.FAILURE

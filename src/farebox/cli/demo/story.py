@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from farebox.bootstrap import RECORDS, Farebox
+from farebox.bootstrap import Farebox, open_audit
 from farebox.cli.demo.caller import Caller
 from farebox.cli.demo.narrator import Narrator
 from farebox.cli.demo.purse import Purse
@@ -20,9 +20,8 @@ from farebox.clock import SystemClock
 from farebox.ledger.invariants import Verified, verify
 from farebox.money import sat_to_msat
 from farebox.rails.cashu import open_session
-from farebox.settings import load_settings
+from farebox.settings import Settings, load_settings
 from farebox.signer import ROOT_BYTES
-from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.testing.asgi import serving
 from farebox.testing.mint import PlayMint
 from farebox.testing.upstream import PlayUpstream
@@ -267,8 +266,7 @@ async def _top_up_and_refund(world: _World, pays: dict[str, str]) -> None:
 
 async def _verified(world: _World) -> None:
     world.narrator.step("The books are verified, while the gateway runs", "farebox verify")
-    path = world.house.settings.database_path
-    result = await asyncio.to_thread(_verify, path)
+    result = await asyncio.to_thread(_verify, world.house.settings)
     balance = await carry_out(world.house, Balance())
     owed_msat, held_msat = balance["liabilities_msat"], balance["custody_msat"]
     # The mint's own word: what it owes, less what lies in the caller's purse, is what we hold.
@@ -287,8 +285,8 @@ async def _verified(world: _World) -> None:
     )
 
 
-def _verify(path: Path) -> object:
-    with SqliteAuditReader(path, RECORDS) as reader:
+def _verify(settings: Settings) -> object:
+    with open_audit(settings) as reader:
         result = verify(reader)
         return result[0] if isinstance(result, tuple) else result
 

@@ -18,6 +18,7 @@ from farebox.stores.postgres.readers import Readers
 from farebox.stores.postgres.schema import SCHEMA_VERSION, TABLES, record_tables
 from farebox.stores.postgres.writer import Writer
 from farebox.stores.rows import account_from, event_from, table
+from farebox.tally import Commits
 
 T = TypeVar("T", bound=msgspec.Struct)
 R = TypeVar("R")
@@ -31,16 +32,21 @@ _UNIT = "SELECT seq, at, body FROM units WHERE book = %s::int4 AND id = %s"
 class PostgresStore:
     """One book of one database, shared with other processes. Make it with `open`."""
 
-    def __init__(self, info: str, book: int) -> None:
+    def __init__(self, info: str, book: int, commits: Commits) -> None:
         self._book = book
         self._readers = Readers(info)
-        self._writer = Writer(info, book)
+        self._writer = Writer(info, book, commits)
 
     @classmethod
     async def open(
-        cls, dsn: str, records: Sequence[RecordType[Any]], *, book: int = 1
+        cls,
+        dsn: str,
+        records: Sequence[RecordType[Any]],
+        *,
+        book: int = 1,
+        commits: Commits | None = None,
     ) -> PostgresStore:
-        """Open the book, making the tables that are missing.
+        """Open the book, making the tables that are missing. `commits` counts what is committed.
 
         Raises StoreError when the database cannot be reached, StoreCorrupt when it was made by a
         newer program.
@@ -56,7 +62,7 @@ class PostgresStore:
             raise type(error)(f"cannot open the database {place(dsn)}: {error}") from error
         finally:
             await readers.close()
-        return cls(info, book)
+        return cls(info, book, commits or Commits())
 
     async def commit(self, unit: Unit, *, synced: bool = True) -> Outcome:
         """Decide and durably store one unit; see `farebox.ledger.store.Store`.

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 
+from farebox.clock import running_s
 from farebox.errors import OutcomeUnknown, StoreBusy, StoreError
 from farebox.ledger.model import Outcome, Unit
 from farebox.stores.postgres.batch import Decided, decide, decide_expiry, stands, write
 from farebox.stores.postgres.connection import Connection, Patience, connect, everybodys, lost
+from farebox.tally import Commits
 
 R = TypeVar("R")
 
@@ -63,11 +65,13 @@ class _Failure:
 class Writer:
     """Owns the connection that writes. Made inside a running event loop."""
 
-    def __init__(self, info: str, book: int) -> None:
+    def __init__(self, info: str, book: int, commits: Commits) -> None:
         self._info = info
         self._book = book
         self._connection: Connection | None = None
+        self._commits = commits
         self._queue: deque[_Unit | _Expiry] = deque()
+        commits.waiting = self._queue.__len__
         self._wake = asyncio.Event()
         self._closed = False
         self._task = asyncio.create_task(self._run(), name="farebox-postgres-writer")
@@ -135,13 +139,16 @@ class Writer:
     async def _write(self, work: Sequence[_Unit]) -> None:
         units = [item.unit for item in work]
         synced = any(item.synced for item in work)
+        began_s = running_s()
         result = await self._transaction(
             lambda connection: decide(connection, self._book, units, synced=synced)
         )
         if not isinstance(result, _Failure):
+            self._commits.add(len(units), running_s() - began_s)
             for item, outcome in zip(work, result, strict=True):
                 _tell(item.answer, outcome)
         elif len(work) == 1 or result.everybodys:
+            self._commits.failed(everybodys=result.everybodys)
             for item in work:
                 _tell(item.answer, result, item.unit.id)
         else:
@@ -157,26 +164,33 @@ class Writer:
         When the answer to COMMIT was lost, the book is asked before anything is tried again.
         """
         patience = Patience()
-        hoped: Decided[R] | None = None
+        #: What may have been committed, by a connection that was lost.
+        doubt: Decided[R] | None = None
         while True:
+            decided: Decided[R] | None = None
             try:
                 connection = await self._connected()
-                if hoped is not None:
-                    if await stands(connection, self._book, hoped.staged.head):
-                        return hoped.told
-                    hoped = None
+                if doubt is not None and await stands(connection, self._book, doubt.staged.head):
+                    return self._stood(doubt)
+                doubt = None
                 decided = await run(connection)
-                # With nothing to write there is nothing to ask for: it is decided again.
-                hoped = decided if decided.staged.units else None
                 await write(connection, self._book, decided.staged)
             except Exception as error:
-                if not await self._lost(error):
-                    return _Failure(error)
+                gone = await self._lost(error)
+                if gone and decided is not None and decided.staged.units:
+                    doubt = decided
+                if not gone and doubt is None:
+                    return _Failure(error)  # the server said so, and has rolled back
                 if not await patience.pause():
                     self._give_up(error)
-                    return _Failure(error, unknown=hoped is not None)
+                    return _Failure(error, unknown=doubt is not None)
             else:
-                return decided.told
+                return self._stood(decided)
+
+    def _stood(self, committed: Decided[R]) -> R:
+        head = committed.staged.head
+        self._commits.stands(head.seq, head.event, head.at)
+        return committed.told
 
     async def _connected(self) -> Connection:
         if self._connection is None:
