@@ -31,7 +31,8 @@ from farebox.money import BTC
 from farebox.operating import Metrics, OperatorDoor, Parts, Vitals, ready
 from farebox.operating.root_key import ROOT_SEAL, require_root_key
 from farebox.payments.deposits import DEPOSIT
-from farebox.payments.operations import OPERATION, Operations
+from farebox.payments.model import OPERATION
+from farebox.payments.operations import Operations
 from farebox.payments.registry import PaymentMethods, plugins
 from farebox.payments.service import Payments
 from farebox.paywall.model import REQUEST, Answer

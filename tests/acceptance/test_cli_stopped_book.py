@@ -12,7 +12,7 @@ import pytest
 
 from farebox.bootstrap import Farebox
 from farebox.ledger.model import Hold, Kind, Open, Put, Unit, hold_id
-from farebox.payments.operations import OPERATION, Operation, OperationState
+from farebox.payments.model import OPERATION, Operation, OperationState
 from farebox.paywall.model import Admission, Answer, EmbeddedMoney, Ended
 from farebox.pricing.request import read_request
 from farebox.pricing.usage import Usage

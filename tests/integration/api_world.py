@@ -34,7 +34,8 @@ from farebox.payments import (
     Unresolved,
 )
 from farebox.payments.deposits import DEPOSIT
-from farebox.payments.operations import OPERATION, Operations
+from farebox.payments.model import OPERATION
+from farebox.payments.operations import Operations
 from farebox.payments.service import Payments
 from farebox.paywall import dialects
 from farebox.paywall.model import Answer, Presented

@@ -18,7 +18,8 @@ from farebox.ledger.service import Ledger
 from farebox.money import MSAT_PER_SAT
 from farebox.payments import PaymentMethods, Refusal, Reserve
 from farebox.payments.deposits import DEPOSIT
-from farebox.payments.operations import OPERATION, Operations
+from farebox.payments.model import OPERATION
+from farebox.payments.operations import Operations
 from farebox.payments.service import Payments, Pending, Received, Refunded
 from farebox.rails.cashu import (
     CashuConfig,

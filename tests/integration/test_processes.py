@@ -11,7 +11,7 @@ import pytest
 
 from farebox.ledger.model import Applied, Hold, hold_id
 from farebox.ledger.processes import LAPSE_BEATS
-from farebox.payments.operations import (
+from farebox.payments.model import (
     Changes,
     Operation,
     OperationState,

@@ -12,7 +12,8 @@ import pytest
 from farebox.bootstrap import Farebox
 from farebox.ledger.model import ABSENT, Put
 from farebox.payments import PaymentResult, Rejected, Unresolved
-from farebox.payments.operations import Operation, Operations, Succeeded, Verdict
+from farebox.payments.model import Operation, Succeeded, Verdict
+from farebox.payments.operations import Operations
 from farebox.paywall.model import REQUEST, EmbeddedMoney, Request
 from farebox.paywall.service import Paywall
 from farebox.settings import load_settings

@@ -10,7 +10,7 @@ from farebox.api.totals import totals
 from farebox.api.wallet import refund_document
 from farebox.clock import NS_PER_S, iso
 from farebox.ledger.store import PAGE_MAX
-from farebox.payments.operations import OPERATION, Operation, OperationState
+from farebox.payments.model import OPERATION, Operation, OperationState
 from farebox.payments.service import Refunded
 from farebox.paywall.model import Answer
 

@@ -25,7 +25,7 @@ from farebox.ledger.service import Ledger
 from farebox.money import BTC
 from farebox.operating import Finding, Verdict
 from farebox.payments import Refusal
-from farebox.payments.operations import Operation, OperationState, Rejected, Succeeded
+from farebox.payments.model import Operation, OperationState, Rejected, Succeeded
 from farebox.payments.service import Pending, Refunded
 from farebox.paywall.settling import REVENUE
 from farebox.wire.cashu.model import normalize_mint_url

@@ -17,7 +17,7 @@ from farebox.identity import CUSTOMER_PREFIX
 from farebox.ledger.model import Account, Kind
 from farebox.ledger.store import PAGE_MAX, Store
 from farebox.operating.vitals import Parts
-from farebox.payments.operations import Operation
+from farebox.payments.model import Operation
 from farebox.paywall.model import REQUEST, RequestState
 
 #: Whoever asks more often is told the same again.

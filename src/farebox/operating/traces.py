@@ -30,7 +30,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from farebox.gateway.carrier import Carrier
 from farebox.gateway.exchange import Exchange, Outgoing
 from farebox.gateway.upstream import Upstream, Upstreams
-from farebox.payments.operations import Operation, Operations
+from farebox.payments.model import Operation
+from farebox.payments.operations import Operations
 from farebox.paywall.model import Admission, Answer, Ended, Settlement
 from farebox.paywall.service import Paywall
 from farebox.pricing.request import RequestFacts

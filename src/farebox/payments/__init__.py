@@ -16,7 +16,7 @@ from farebox.payments.method import (
     Refusal,
     Reserve,
 )
-from farebox.payments.operations import Rejected, Unresolved
+from farebox.payments.model import Rejected, Unresolved
 from farebox.payments.registry import (
     PaymentMethods,
     get_payment_method,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from farebox.ids import derived_id
 from farebox.ledger.model import Put
-from farebox.payments.operations import Rejected, Unresolved
+from farebox.payments.model import Rejected, Unresolved
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,7 @@ with the next wait. It lasts while its process runs (`ledger.processes`): nothin
 from __future__ import annotations
 
 import asyncio
-import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -56,8 +53,20 @@ from farebox.ledger.model import (
     Void,
 )
 from farebox.ledger.processes import Processes
-from farebox.ledger.records import RecordType, Row
+from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger
+from farebox.payments.model import (
+    NO_CHANGES,
+    OPERATION,
+    Changes,
+    Handler,
+    Operation,
+    OperationState,
+    Rejected,
+    Succeeded,
+    Unresolved,
+    Verdict,
+)
 
 _log = structlog.get_logger("farebox.operations")
 
@@ -72,108 +81,6 @@ _RECOVERED_AT_ONCE = 16
 _NEVER = (1 << 63) - 1
 #: Races for a lease before it is left to the others.
 _LEASE_TRIES_MAX = 4
-
-
-class OperationState(enum.StrEnum):
-    """Where an operation stands."""
-
-    QUEUED = "queued"
-    OPEN = "open"
-    SUCCEEDED = "succeeded"
-    REJECTED = "rejected"
-    MANUAL = "manual"
-    CANCELLED = "cancelled"
-    REVERSED = "reversed"
-
-
-class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One effect outside. `plan` is sealed by whoever made it when it holds secrets."""
-
-    id: str
-    kind: str
-    account: str
-    hold: str
-    plan: bytes
-    state: OperationState = OperationState.OPEN
-    created_at: int = 0
-    next_check_at: int = 0
-    deadline_at: int = 0
-    attempts: int = 0
-    unanswered_at: int = 0  # when the answer to an attempt was last lost
-    lease_owner: str = ""  # the process that carries it out, while that runs
-    parent: str = ""
-    amount: int = 0  # what really moved, once succeeded
-    result: bytes = b""
-    error: str = ""
-    may_try_again: bool = False  # once rejected
-
-    def __repr__(self) -> str:
-        return f"Operation({self.id}, {self.kind}, {self.state})"
-
-
-OPERATION = RecordType(
-    "operation", Operation, indexes=(("state", "next_check_at"), ("account",), ("parent",))
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """Part of a unit: what joins an opening or closing commit."""
-
-    steps: tuple[Step, ...] = ()
-    puts: tuple[Put, ...] = ()
-    events: tuple[Event, ...] = ()
-
-
-NO_CHANGES = Changes()
-
-
-@dataclass(frozen=True, slots=True)
-class Succeeded:
-    """It happened. `amount` of the hold is posted; `changes` join the closing commit."""
-
-    amount: int
-    result: bytes = b""
-    changes: Changes = NO_CHANGES
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """It definitely did not and will not happen. `code` is stable, `message` is for people.
-
-    `again`: for a passing reason, so that the same intent may be tried anew, as a new operation.
-    `vague`: said of this attempt in words that would also fit while an earlier one, whose answer
-    was lost, is still being carried out: believed only once that one cannot be any more.
-    """
-
-    code: str
-    message: str
-    changes: Changes = NO_CHANGES
-    again: bool = False
-    vague: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Unresolved:
-    """Nobody knows yet; ask again later. `alarm` calls a person at once."""
-
-    reason: str
-    alarm: bool = False
-
-
-Verdict = Succeeded | Rejected | Unresolved
-
-
-class Handler(Protocol):
-    """What knows how to carry out one kind of operation."""
-
-    async def attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:
-        """Call outside, or, when an attempt may already have left, ask first.
-
-        RailRejected and RailUnavailable count as Rejected and Unresolved; any other exception is
-        Unresolved too, because nobody knows what had happened by then.
-        """
-        ...
 
 
 class _CountedLock(asyncio.Lock):

@@ -45,18 +45,17 @@ from farebox.payments.method import (
     Refusal,
     Reserve,
 )
-from farebox.payments.operations import (
+from farebox.payments.model import (
     NO_CHANGES,
     Changes,
     Operation,
-    Operations,
     OperationState,
     Rejected,
     Succeeded,
     Unresolved,
     Verdict,
-    closing_unit,
 )
+from farebox.payments.operations import Operations, closing_unit
 from farebox.payments.registry import PaymentMethods
 from farebox.signer import Signer
 

@@ -37,11 +37,11 @@ from farebox.identity import (
     token_account,
 )
 from farebox.ids import derived_id, new_id
-from farebox.ledger.model import Applied, Outcome, Put, Stale, Unit, hold_id
+from farebox.ledger.model import Applied, Outcome, Stale, Unit, hold_id
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
 from farebox.payments import PaymentCredentials, PlannedChange, Refusal, Reserve
-from farebox.payments.operations import Changes
+from farebox.payments.model import Changes
 from farebox.payments.service import Payments, Pending, Received
 from farebox.paywall import answers, dialects
 from farebox.paywall.dialects import CashuTerms
@@ -67,13 +67,15 @@ from farebox.paywall.settling import (
     Live,
     admission_of,
     admitting,
+    bill_of,
+    checkpointing,
     free,
     request_headers,
     settled,
     settlement,
     settling_unit,
 )
-from farebox.pricing.book import PriceBook, Quote, charge
+from farebox.pricing.book import PriceBook, Quote
 from farebox.pricing.request import RequestFacts
 from farebox.pricing.usage import Usage
 from farebox.signer import Signer
@@ -306,8 +308,7 @@ class Paywall:
         outcome: Outcome | None = None
         try:
             unit = Unit(request_id, steps=changes.steps, puts=changes.puts)
-            # A loss of power that takes the hold takes the request, of which nothing was metered:
-            # it is charged nothing, as after any crash before a checkpoint.
+            # A loss of power that takes it takes a request of which nothing was metered: for free.
             outcome = await self._ledger.store.commit(unit, synced=False)
             return outcome
         finally:
@@ -323,12 +324,7 @@ class Paywall:
         """
         if (live := self._live.get(admission.request_id)) is None:
             return True
-        metered = charge(admission.quote, usage).amount_msat
-        request = msgspec.structs.replace(live.request, checkpoint_msat=metered)
-        unit = Unit(
-            f"{admission.request_id}:checkpoint:{live.version}",
-            puts=(Put(REQUEST, admission.request_id, request, live.version),),
-        )
+        request, unit = checkpointing(admission.request_id, live, usage)
         outcome = await self._ledger.store.commit(unit)
         if isinstance(outcome, Applied):
             self._live[admission.request_id] = Live(request, live.version + 1)
@@ -341,12 +337,9 @@ class Paywall:
         """
         if admission.is_free:
             return settlement(self._signer, admission.request_id, free(admission), usage, "")
-        if ended is Ended.REFUSED:
-            bill = Bill(0, ended, NO_USAGE)
-        else:
-            bill = Bill(charge(admission.quote, usage).amount_msat, ended, usage)
-        live = self._live.get(admission.request_id)
+        bill = bill_of(admission.quote, usage, ended)
         try:
+            live = self._live.get(admission.request_id)
             request = await self._settle(admission.request_id, live, bill)
         except BaseException:  # whatever it was: the bill stands, and recovery writes it
             self._unsettled[admission.request_id] = bill
@@ -360,7 +353,7 @@ class Paywall:
         count = 0
         for request_id, bill in list(self._unsettled.items()):
             # Its row is read anew: a commit whose answer was lost may have settled it.
-            count += await self._settle_late(request_id, None, bill)
+            count += await self._settle_late(request_id, bill)
         after = ""
         while rows := await self._ledger.store.find(
             REQUEST, {"state": RequestState.AUTHORISED}, after=after, limit=100
@@ -371,15 +364,15 @@ class Paywall:
                     continue
                 # It is nobody's now; but it may have been somebody's, and open, when it was found.
                 bill = Bill(row.value.checkpoint_msat, Ended.CRASHED, NO_USAGE)
-                count += await self._settle_late(request_id, None, bill)
+                count += await self._settle_late(request_id, bill)
             after = rows[-1][0]
         return count
 
-    async def _settle_late(self, request_id: str, live: Live | None, bill: Bill) -> bool:
+    async def _settle_late(self, request_id: str, bill: Bill) -> bool:
         """Whether it is settled now. Raises StoreError where none can be, and else nothing: what
         is wrong with one request must not keep the others open."""
         try:
-            await self._settle(request_id, live, bill)
+            await self._settle(request_id, None, bill)
         except Exception as error:
             if isinstance(error, StoreError) and not isinstance(error, StoreBusy):
                 raise

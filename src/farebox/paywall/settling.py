@@ -22,7 +22,7 @@ from farebox.ledger.model import (
 )
 from farebox.money import BTC
 from farebox.payments import PlannedChange
-from farebox.payments.operations import Changes
+from farebox.payments.model import Changes
 from farebox.paywall import dialects
 from farebox.paywall.model import (
     REQUEST,
@@ -33,6 +33,7 @@ from farebox.paywall.model import (
     RequestState,
     Settlement,
 )
+from farebox.pricing.book import Quote, charge
 from farebox.pricing.usage import Usage
 from farebox.signer import Signer
 
@@ -77,6 +78,21 @@ def admission_of(request_id: str, request: Request, public_url: str) -> Admissio
 def request_headers(request_id: str) -> Headers:
     """How a caller finds a request again."""
     return ((b"x-farebox-request-id", request_id.encode()),)
+
+
+def bill_of(quote: Quote, usage: Usage, ended: Ended) -> Bill:
+    """What a request comes to: nothing when it was refused, else its usage."""
+    if ended is Ended.REFUSED:
+        return Bill(0, ended, NO_USAGE)
+    return Bill(charge(quote, usage).amount_msat, ended, usage)
+
+
+def checkpointing(request_id: str, live: Live, usage: Usage) -> tuple[Request, Unit]:
+    """The row of a request with what was metered so far, and the commit that writes it."""
+    metered_msat = charge(live.request.quote, usage).amount_msat
+    request = msgspec.structs.replace(live.request, checkpoint_msat=metered_msat)
+    put = Put(REQUEST, request_id, request, live.version)
+    return request, Unit(f"{request_id}:checkpoint:{live.version}", puts=(put,))
 
 
 def settled(

@@ -13,17 +13,17 @@ from farebox.errors import RailRejected, RailUnavailable
 from farebox.ledger.model import Applied, Hold, Kind, Open, Transfer, Unit, hold_id
 from farebox.ledger.processes import PROCESS, Processes
 from farebox.ledger.service import Ledger
-from farebox.payments.operations import (
+from farebox.payments.model import (
     OPERATION,
     Changes,
     Operation,
-    Operations,
     OperationState,
     Rejected,
     Succeeded,
     Unresolved,
     Verdict,
 )
+from farebox.payments.operations import Operations
 from farebox.stores.sqlite import SqliteStore
 
 

@@ -18,7 +18,7 @@ from farebox.payments import (
     Rejected,
     Unresolved,
 )
-from farebox.payments.operations import Changes
+from farebox.payments.model import Changes
 from farebox.rails.cashu import choose
 from farebox.rails.cashu.choose import Inputs, Place, Purse
 from farebox.rails.cashu.config import MSAT_PER_UNIT

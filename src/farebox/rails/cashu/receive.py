@@ -16,7 +16,7 @@ from farebox.ledger.model import ABSENT, Applied, Put, Unit
 from farebox.ledger.service import Ledger
 from farebox.money import Rounding, divide
 from farebox.payments import PaymentPlan, PaymentResult, Refusal, Rejected, Reserve, Unresolved
-from farebox.payments.operations import Changes
+from farebox.payments.model import Changes
 from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
 from farebox.rails.cashu.inventory import Inventory, added
 from farebox.rails.cashu.locked import Locked

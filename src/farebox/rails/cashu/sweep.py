@@ -49,15 +49,8 @@ from farebox.ledger.model import (
 )
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
-from farebox.payments.operations import (
-    Changes,
-    Operation,
-    Operations,
-    Rejected,
-    Succeeded,
-    Unresolved,
-    Verdict,
-)
+from farebox.payments.model import Changes, Operation, Rejected, Succeeded, Unresolved, Verdict
+from farebox.payments.operations import Operations
 from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account, unswapped_account
 from farebox.rails.cashu.inventory import added
 from farebox.rails.cashu.locked import Claimed

@@ -22,15 +22,15 @@ from farebox.errors import RailRejected, RailUnavailable
 from farebox.ids import new_id
 from farebox.ledger.model import Applied, Hold, Put, Unit, hold_id
 from farebox.ledger.service import Ledger
-from farebox.payments.operations import (
+from farebox.payments.model import (
     Changes,
     Operation,
-    Operations,
     OperationState,
     Succeeded,
     Unresolved,
     Verdict,
 )
+from farebox.payments.operations import Operations
 from farebox.rails.cashu import choose
 from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
 from farebox.rails.cashu.give import freed, reserved
