@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any, Protocol
 
 import msgspec
@@ -18,6 +19,9 @@ from farebox.ledger.replay import Broken
 from farebox.ledger.store import Store
 from farebox.stores.sqlite import SqliteStore
 from farebox.stores.sqlite.audit import SqliteAuditReader
+from tests.simulation.disk import Disk, DiskReader
+from tests.simulation.store import SimulatedStore
+from tests.simulation.weather import DiskWeather
 
 
 class State(enum.StrEnum):
@@ -72,7 +76,28 @@ class Sqlite:
         return result[0]
 
 
-BACKENDS = {"sqlite": Sqlite}
+class Simulated:
+    """A book in the memory of a simulation, which stands for all others there."""
+
+    def __init__(self, _: Path) -> None:
+        self._disk = Disk(RECORDS, Random(0))
+
+    @asynccontextmanager
+    async def open(self, clock: Clock | None = None) -> AsyncIterator[Store]:
+        calm = DiskWeather(commit_s=1e-6)
+        store = SimulatedStore(self._disk, clock or ManualClock(), lambda: calm, Random(0))
+        try:
+            yield store
+        finally:
+            await store.close()
+
+    def verify(self) -> Verified:
+        result = verify(DiskReader(self._disk))
+        assert not isinstance(result, Broken), str(result)
+        return result[0]
+
+
+BACKENDS: dict[str, Callable[[Path], Backend]] = {"sqlite": Sqlite, "simulated": Simulated}
 
 
 def opens(asset: str = "BTC") -> tuple[Step, ...]:
