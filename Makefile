@@ -37,6 +37,12 @@ check: $(READY) ## format, lint, types, import contracts, the lock
 	.venv/bin/lint-imports --no-logo
 	@$(PY) -m pytest -q tests/architecture
 
+# A seed that fails is told with the command that runs it again, step by step.
+SECONDS ?= 60
+.PHONY: soak
+soak: $(READY) ## live through fresh seeds of the simulation (SECONDS=3600, ARGS="--first 7")
+	@$(PY) -m tests.simulation --seconds $(SECONDS) $(ARGS)
+
 .PHONY: bench
 bench: $(READY) ## measure the ledger and the gateway (ARGS=--json)
 	@$(PY) -m benchmarks.ledger $(ARGS)

@@ -293,3 +293,17 @@ async def test_top_ups_and_refunds_that_race_lose_nothing(tmp_path: Path) -> Non
 
 async def _refund_all(house: House, operation_id: str) -> Refunded | Pending | Refusal:
     return await house.refund(await house.balance_sat(), operation_id)
+
+
+async def test_asking_for_more_than_the_balance_is_not_told_as_a_shortage_of_ours(
+    tmp_path: Path,
+) -> None:
+    mint = PlayMint()
+    async with house_of(tmp_path, mint) as house:
+        await house.receive(issue(mint, 32))
+
+        refused = await house.refund(64, "ref_1")
+
+        assert isinstance(refused, Refusal)
+        assert refused.code == "insufficient_balance"
+        await house.assert_whole(mint)

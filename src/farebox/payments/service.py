@@ -225,7 +225,8 @@ class Payments:
         for _ in range(_REFUND_TRIES_MAX):
             plan = await method.plan_refund(request)
             if isinstance(plan, Refusal):
-                return plan
+                is_ours = plan.code != "insufficient_funds" or await self._covers(account, request)
+                return plan if is_ours else _NOT_COVERED
             stored = _RefundPlan(method.payment_type, plan.payload)
             operation = Operation(
                 id=request.operation_id,
@@ -240,6 +241,12 @@ class Payments:
                 return _opened(outcome)
         return Refusal("busy", "too many refunds at once; try again")
 
+    async def _covers(self, account: str, request: RefundRequest) -> bool:
+        """Whether the account has it. If not, that no mint has it is not what is to be told: the
+        one is final for the caller, the other sounds as if it could pass."""
+        held = await self._ledger.store.account(account)
+        return held is not None and held.available >= request.amount_msat
+
     def refunded(self, done: Operation) -> Refunded | Pending | Refusal:
         """What a `refund` operation has come to, as its receiver is told it, however often."""
         match done.state:
@@ -252,6 +259,9 @@ class Payments:
                 return _refusal(done)
             case _:
                 return Pending(done.id)
+
+
+_NOT_COVERED = Refusal("insufficient_balance", "the balance does not cover this amount")
 
 
 class _Receive:
@@ -323,7 +333,7 @@ def _opened(outcome: object) -> bool | Refusal:
         case Refused(code=Code.EXCEEDS_CEILING):
             return Refusal("custody_full", "we hold as much at this place as we are ready to")
         case Refused(code=Code.EXCEEDS_CREDITS | Code.EXCEEDS_DEBITS):
-            return Refusal("insufficient_balance", "the balance does not cover this amount")
+            return _NOT_COVERED
         case Refused(code=code):
             return Refusal(code.value, f"the books refuse it: {code.value}")
         case _:

@@ -308,8 +308,8 @@ class Paywall:
         outcome: Outcome | None = None
         try:
             unit = Unit(request_id, steps=changes.steps, puts=changes.puts)
-            # A loss of power that takes it takes a request of which nothing was metered: for free.
-            outcome = await self._ledger.store.commit(unit, synced=False)
+            # On an account a loss of power may take it: nothing was metered. Money pays only once.
+            outcome = await self._ledger.store.commit(unit, synced=bool(request.credential))
             return outcome
         finally:
             if not isinstance(outcome, Applied):

@@ -7,15 +7,21 @@ import secrets
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    nullcontext,
+)
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
 import psycopg
 
 from farebox.clock import ManualClock
-from farebox.ledger.invariants import Verified, verify
+from farebox.ledger.invariants import AuditReader, Verified, verify
 from farebox.ledger.model import Applied, Kind, Open, Step, Transfer, Unit
 from farebox.ledger.records import RecordType
 from farebox.ledger.replay import Broken
@@ -26,6 +32,9 @@ from farebox.stores.postgres.audit import PostgresAuditReader
 from farebox.stores.sqlite import SqliteStore
 from farebox.stores.sqlite.audit import SqliteAuditReader
 from tests.peers.postgres import Postgres
+from tests.simulation.disk import Disk, DiskReader
+from tests.simulation.store import SimulatedStore
+from tests.simulation.weather import DiskWeather
 
 
 class State(enum.StrEnum):
@@ -59,7 +68,7 @@ class Backend(ABC):
         """The same book, each time; `clock` is one of `clock`'s."""
 
     @abstractmethod
-    def reader(self) -> BookReader:
+    def reader(self) -> AbstractContextManager[AuditReader]:
         """A snapshot for the audit; may be taken while the book is open."""
 
     @abstractmethod
@@ -168,6 +177,28 @@ class PostgresBook(Backend):
         with psycopg.connect(self.dsn, autocommit=True) as db:
             db.execute("SET client_min_messages = warning")
             db.execute(f"DROP SCHEMA {self.schema} CASCADE")
+
+
+class SimulatedBook(Backend):
+    """A book in the memory of a simulation, which stands for all others there."""
+
+    def __init__(self) -> None:
+        self._disk = Disk(RECORDS, Random(0))
+
+    @asynccontextmanager
+    async def open(self, clock: ManualClock | None = None) -> AsyncIterator[Store]:
+        calm = DiskWeather(commit_s=1e-6)
+        store = SimulatedStore(self._disk, clock or ManualClock(), lambda: calm, Random(0))
+        try:
+            yield store
+        finally:
+            await store.close()
+
+    def crash(self) -> None:
+        self._disk.stop(loses_power=False)
+
+    def reader(self) -> AbstractContextManager[AuditReader]:
+        return nullcontext(DiskReader(self._disk))
 
 
 def opens(asset: str = "BTC") -> tuple[Step, ...]:

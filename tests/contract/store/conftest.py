@@ -9,14 +9,16 @@ import pytest
 
 from farebox.clock import ManualClock
 from farebox.ledger.store import Store
-from tests.contract.store.books import Backend, PostgresBook, SqliteBook
+from tests.contract.store.books import Backend, PostgresBook, SimulatedBook, SqliteBook
 
 
-@pytest.fixture(params=["postgres", "sqlite"])
+@pytest.fixture(params=["postgres", "simulated", "sqlite"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     backend: Backend
     if request.param == "postgres":
         backend = PostgresBook(request.getfixturevalue("postgres"))
+    elif request.param == "simulated":
+        backend = SimulatedBook()
     else:
         backend = SqliteBook(tmp_path)
     yield backend

@@ -1,0 +1,146 @@
+"""The house: the real composition root, with its four doors to the world replaced.
+
+What `farebox.bootstrap` opens for itself (the store, the two sessions that reach mints and
+wallets, the connections to upstreams) is given by the simulation; everything behind is the real
+thing, composed by the real root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from random import Random
+from typing import Any
+from unittest.mock import patch
+
+from farebox import bootstrap
+from farebox.bootstrap import Farebox
+from farebox.clock import Clock
+from farebox.errors import FareboxError
+from farebox.settings import load_settings
+from farebox.testing.asgi import App
+from tests.simulation.disk import Disk
+from tests.simulation.loop import Process, SimulatedLoop
+from tests.simulation.nature import WorldClock
+from tests.simulation.network import Ask, Connection, Network, Session, SimulatedUpstreams, served
+from tests.simulation.store import SimulatedStore
+from tests.simulation.weather import DiskWeather
+
+_ROOT_KEY = b"simulated root key, 32 bytes ok."
+
+
+class House:
+    """One running program, or none; the disk stays."""
+
+    def __init__(
+        self,
+        loop: SimulatedLoop,
+        disk: Disk,
+        clock: WorldClock,
+        settings: Mapping[str, object],
+        trace: Callable[[str], None],
+    ) -> None:
+        self._loop = loop
+        self._trace = trace
+        self._settings = load_settings(None, {}, settings)
+        self._connections: list[Connection] = []
+        self._process: Process | None = None
+        self._stopping = asyncio.Event()
+        self._gone = asyncio.Event()
+        self._opened: asyncio.Future[None] | None = None
+        self._starts = 0
+        self.disk = disk
+        self.clock = clock
+        self.farebox: Farebox | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether callers are answered."""
+        return self.farebox is not None
+
+    async def start(self) -> bool:
+        """Start the program, unless it is starting already; False where it does not come up."""
+        if self._process is None or self._opened is None:
+            self._starts += 1
+            self._trace(f"house starts for the {self._starts}. time")
+            self._process = self._loop.new_process(f"house-{self._starts}")
+            self._stopping, self._gone = asyncio.Event(), asyncio.Event()
+            self._opened = self._loop.create_future()
+            self._process.spawn(self._live(self._opened, self._stopping))
+        await asyncio.shield(self._opened)
+        return self.is_open
+
+    def kill(self, *, loses_power: bool) -> None:
+        """Stop it, now and wherever it is."""
+        if self._process is None:
+            return
+        self._trace(f"house {'loses power' if loses_power else 'is killed'}")
+        self._process.kill()
+        self._process = self.farebox = None
+        self._gone.set()
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_result(None)
+        self.disk.stop(loses_power=loses_power)
+        connections, self._connections = self._connections, []
+        for connection in connections:
+            connection.broke()
+
+    async def stop(self) -> None:
+        """Ask it to end by itself, and wait until it has."""
+        if self._process is not None:
+            self._trace("house is told to stop")
+            self._stopping.set()
+            await self._gone.wait()
+
+    def serve(self, ask: Ask, connection: Connection) -> None:
+        """Let it answer a caller; a house that is not open refuses the connection."""
+        if self.farebox is None or self._process is None:
+            connection.broke()
+            return
+        self._connections = [one for one in self._connections if not one.done.done()]
+        self._connections.append(connection)
+        self._process.spawn(served(self.farebox.app, connection, ask))
+
+    async def _live(self, opened: asyncio.Future[None], end: asyncio.Event) -> None:
+        try:
+            async with Farebox(self._settings, _ROOT_KEY, clock=self.clock) as farebox:
+                self.farebox = farebox
+                opened.set_result(None)
+                await end.wait()
+        except FareboxError as error:
+            self._trace(f"house does not start: {type(error).__name__}")
+        else:
+            self._trace("house has stopped")
+        self.kill(loses_power=False)
+
+
+@contextmanager
+def outside_replaced(
+    disk: Disk,
+    disk_weather: Callable[[], DiskWeather],
+    network: Network,
+    outside: Process,
+    upstream: App,
+    chance: Random,
+) -> Iterator[None]:
+    """While this lasts, the composition root finds the simulation where it looks for the world."""
+
+    class Store(SimulatedStore):
+        def __init__(self, *_: object, clock: Clock, **__: object) -> None:
+            super().__init__(disk, clock, disk_weather, chance)
+
+    def session(*_: object) -> Session:
+        return Session(network)
+
+    def upstreams(configs: Any) -> SimulatedUpstreams:
+        return SimulatedUpstreams(configs, network, outside, upstream)
+
+    with patch.multiple(
+        bootstrap,
+        SqliteStore=Store,
+        Upstreams=upstreams,
+        open_session=session,
+        open_guarded_session=session,
+    ):
+        yield

@@ -1,0 +1,133 @@
+"""What one seed makes the world like: how often things go wrong, how long they take.
+
+Each seed draws a world of its own, since faults that are always all there hide one another: in
+some the disk is perfect and the network terrible, in others the other way round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from random import Random
+
+
+@dataclass(frozen=True, slots=True)
+class DiskWeather:
+    """Probabilities for each commit, but for `cannot_read`, which is for each read."""
+
+    busy: float = 0
+    fails: float = 0
+    loses_answer: float = 0
+    stays_in_doubt: float = 0
+    cannot_read: float = 0
+    #: Reads wait like commits do, as where the database is another machine.
+    is_remote: bool = False
+    commit_s: float = 0.002
+    batch_max: int = 1_000
+
+    def pause_s(self, chance: Random) -> float:
+        """How long the disk takes this time: mostly short, now and then not."""
+        return chance.expovariate(1 / self.commit_s)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkWeather:
+    """Probabilities for each call between two machines."""
+
+    loses_call: float = 0
+    loses_answer: float = 0
+    repeats_call: float = 0
+    delays_call: float = 0
+    breaks_answer: float = 0
+    latency_s: float = 0.05
+
+    def pause_s(self, chance: Random) -> float:
+        """How long one way takes this time."""
+        return chance.expovariate(1 / self.latency_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """One seed's world."""
+
+    disk: DiskWeather
+    mint: NetworkWeather
+    caller: NetworkWeather
+    #: How often a mint refuses, fails, or lets a payment hang, for each call.
+    mint_refuses: float
+    #: How often an upstream does something else than answer.
+    upstream_fails: float
+    #: How often a caller does something else than wait for its answer.
+    caller_leaves: float
+    #: Seconds of storm, and steps between two crashes (0: none).
+    storm_s: float
+    crash_every_steps: int
+    power_loss: float
+    clock_jumps: bool
+    rotates_keys: bool
+    is_shuffled: bool
+    callers: int
+
+    def calm(self) -> Weather:
+        """The same world once every fault has stopped."""
+        return replace(
+            self,
+            disk=replace(
+                self.disk, busy=0, fails=0, loses_answer=0, stays_in_doubt=0, cannot_read=0
+            ),
+            mint=NetworkWeather(latency_s=self.mint.latency_s),
+            caller=NetworkWeather(latency_s=self.caller.latency_s),
+            mint_refuses=0,
+            upstream_fails=0,
+            caller_leaves=0,
+        )
+
+
+def forecast(chance: Random) -> Weather:
+    """Draw a world."""
+    return Weather(
+        disk=_disk(chance),
+        mint=_network(chance),
+        caller=_network(chance),
+        mint_refuses=_often(chance),
+        upstream_fails=_often(chance),
+        caller_leaves=_often(chance),
+        storm_s=chance.choice((20, 60, 120, 400)),
+        crash_every_steps=chance.choice((0, 60, 200, 600, 2_000)),
+        power_loss=chance.choice((0, 0.5, 1)),
+        clock_jumps=chance.random() < 0.3,
+        rotates_keys=chance.random() < 0.3,
+        is_shuffled=chance.random() < 0.5,
+        callers=chance.choice((1, 2, 4, 6)),
+    )
+
+
+def _disk(chance: Random) -> DiskWeather:
+    return DiskWeather(
+        busy=_seldom(chance),
+        fails=_seldom(chance),
+        loses_answer=_seldom(chance),
+        stays_in_doubt=chance.choice((0, 0.5, 0.9)),
+        cannot_read=_seldom(chance) / 5,
+        is_remote=chance.random() < 0.4,
+        commit_s=chance.choice((0.0005, 0.002, 0.02, 0.3)),
+        batch_max=chance.choice((1, 4, 1_000)),
+    )
+
+
+def _network(chance: Random) -> NetworkWeather:
+    return NetworkWeather(
+        loses_call=_often(chance),
+        loses_answer=_often(chance),
+        repeats_call=_often(chance),
+        delays_call=_seldom(chance),
+        breaks_answer=_seldom(chance),
+        latency_s=chance.choice((0.001, 0.03, 0.4)),
+    )
+
+
+def _seldom(chance: Random) -> float:
+    return chance.choice((0, 0, 0.01, 0.05))
+
+
+def _often(chance: Random) -> float:
+    return chance.choice((0, 0, 0.03, 0.1, 0.3))
