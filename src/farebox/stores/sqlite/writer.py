@@ -87,11 +87,11 @@ class Writer:
 
         queued ──(a turn of the loop)──► written ──(one sync for all)──► synced
 
-    A transaction takes all that was queued in one turn of the loop. It is written when it returns
-    (a process that dies loses nothing of it) and synced when the disk has it (nor does a machine
-    that loses its power). Syncs run in a thread while the loop goes on, one for everything that
-    was written before it. So a lone unit changes threads only for its sync, or not at all if its
-    caller does not ask for one; and among many the price of transaction and sync is shared.
+    A transaction takes all that was queued in one turn of the loop, or while the last sync ran. It
+    is written when it returns (a process that dies loses nothing of it) and synced when the disk
+    has it (nor does a machine that loses its power). Syncs run in a thread while the loop goes on,
+    one for everything that was written before it. So a lone unit changes threads only for its
+    sync, or not at all if its caller asks for none; and many share transaction and sync.
 
     | what fails       | what holds                                                         |
     |------------------|--------------------------------------------------------------------|
@@ -193,7 +193,9 @@ class Writer:
     # ── a turn of the loop ───────────────────────────────────────────────────────────────────────
 
     def _take_turn(self) -> None:
-        if not self._turn_due:
+        # What comes while the disk is busy is written together when it is not: many small
+        # transactions would cost more than their head start is worth.
+        if not self._turn_due and not self._is_syncing:
             self._turn_due = True
             self._loop.call_soon(self._turn)
 
@@ -202,6 +204,10 @@ class Writer:
         queue = self._queue
         if queue:
             self._write([queue.popleft() for _ in range(min(len(queue), _BATCH_MAX))])
+        if self._waiting:
+            self._sync()
+        elif self._synced < self._written and self._sync_timer is None:
+            self._sync_timer = self._loop.call_later(_SYNC_AFTER_S, self._sync)
         if queue:
             self._take_turn()
 
@@ -231,10 +237,6 @@ class Writer:
                 _resolve(queued.answer, outcome)
             else:
                 self._waiting.append(_Waiting(queued.answer, outcome, queued.unit.id))
-        if self._waiting:
-            self._sync()
-        elif self._synced < self._written and self._sync_timer is None:
-            self._sync_timer = self._loop.call_later(_SYNC_AFTER_S, self._sync)
 
     # ── the disk ─────────────────────────────────────────────────────────────────────────────────
 
@@ -272,7 +274,9 @@ class Writer:
             self._commits.failed(everybodys=True)
             self._broken = _Failure(error, unknown=True)
             self._waiting += waiting
-        if self._waiting:
+        if self._queue:
+            self._take_turn()
+        elif self._waiting:
             self._sync()
 
     def _after_commit(self, _: apsw.Connection, __: str, log_pages: int) -> int:
