@@ -314,7 +314,7 @@ async def test_after_a_failed_sync_nothing_goes_on_and_a_restart_knows(
     assert [type(outcome) for outcome in told] == [OutcomeUnknown] * 3
     syncs.fail = False  # the system now says "done" to any sync, whatever the disk has
     for refused in (store.commit(pay(9)), store.outcome("p:0"), store.account("b")):
-        with pytest.raises(StoreError) as error:
+        with pytest.raises(StoreError, match="restart farebox") as error:
             await refused
         assert not isinstance(error.value, OutcomeUnknown)
     before = size(path)

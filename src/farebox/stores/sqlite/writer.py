@@ -43,6 +43,7 @@ _EVERYBODYS = (
     apsw.ReadOnlyError,
     apsw.NoMemError,
     OSError,
+    StoreError,
 )
 
 
@@ -272,7 +273,8 @@ class Writer:
             # After a sync that failed the system may call the same pages clean: to sync again
             # and be told "done" proves nothing.
             self._commits.failed(everybodys=True)
-            self._broken = _Failure(error, unknown=True)
+            why = f"{error}; restart farebox, which reads what the disk has"
+            self._broken = _Failure(StoreError(why), unknown=True)
             self._waiting += waiting
         if self._queue:
             self._take_turn()
