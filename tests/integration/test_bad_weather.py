@@ -35,7 +35,7 @@ from tests.integration.whole_house import FUNDED_SAT, PRICE_SAT, Door, WholeHous
 FUNDED_MSAT = FUNDED_SAT * 1_000
 #: The most that a chat of the tests can cost.
 CHAT_MSAT = 20_000
-MINT_TIMEOUT = {"ecash.mint_timeout_s": 1.5}
+MINT_TIMEOUT = {"ecash.mint_timeout_s": 3}
 DAY_S = 86_400
 
 

@@ -306,7 +306,7 @@ async def whole_house(
             "mint": [{"url": mint.url, **(mint_terms or {})}, *mints],
             "upstream": [{"urls": [upstream_url], **(upstream_terms or {})}, *upstreams],
             "price": PRICES,
-            "ecash.mint_timeout_s": 1,
+            "ecash.mint_timeout_s": 3,
             **(limits or {}),
         }
         farebox = await open_things.enter_async_context(_farebox(settings, clock))

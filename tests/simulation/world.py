@@ -291,7 +291,11 @@ def _heard(world: World) -> Iterator[None]:
         raise structlog.DropEvent
 
     before = structlog.get_config()
-    structlog.configure(processors=[hear], cache_logger_on_first_use=False)
+    structlog.configure(
+        processors=[hear],
+        wrapper_class=structlog.make_filtering_bound_logger(0),  # whatever was set before us
+        cache_logger_on_first_use=False,
+    )
     try:
         yield
     finally:
