@@ -155,8 +155,8 @@ FAULTS: list[Fault] = [
     Garbage(),
     Garbage('{"signatures": []}'),
     Garbage("[" * 10_000),
-    AnswersLate(2.0),
-    ExecutesLate(2.0),
+    AnswersLate(4),
+    ExecutesLate(4),
 ]
 
 
