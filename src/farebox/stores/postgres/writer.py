@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 
 from farebox.clock import running_s
-from farebox.errors import OutcomeUnknown, StoreBusy, StoreError
+from farebox.errors import StoreBusy, StoreError
 from farebox.ledger.model import Outcome, Unit
+from farebox.stores.failure import Failure
 from farebox.stores.postgres.batch import Decided, decide, decide_expiry, stands, write
 from farebox.stores.postgres.connection import Connection, Patience, connect, everybodys, lost
 from farebox.tally import Commits
@@ -40,26 +40,14 @@ class _Expiry(NamedTuple):
     answer: asyncio.Future[int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """Why a batch was not committed; or may have been, when `unknown`."""
+class _Failure(Failure):
+    """Told apart: what hits every unit of a batch alike, and what may be one unit's own fault."""
 
-    cause: Exception
-    unknown: bool = False
+    __slots__ = ()
 
     @property
     def everybodys(self) -> bool:
         return self.unknown or everybodys(self.cause)
-
-    def told(self, unit_id: str = "") -> StoreError:
-        """An exception of its own for each caller."""
-        error = (
-            OutcomeUnknown(unit_id)
-            if self.unknown and unit_id
-            else StoreError(f"the book could not be written, nothing was done: {self.cause}")
-        )
-        error.__cause__ = self.cause
-        return error
 
 
 class Writer:

@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import apsw
 
 from farebox.clock import Clock, running_s
-from farebox.errors import OutcomeUnknown, StoreBusy, StoreError
+from farebox.errors import StoreBusy, StoreError
 from farebox.ledger.audit import GENESIS
 from farebox.ledger.batch import Head
 from farebox.ledger.model import Account, Outcome, Unit
+from farebox.stores.failure import Failure
 from farebox.stores.sqlite.batch import Batch
 from farebox.stores.sqlite.disk import Disk
 from farebox.tally import Commits
@@ -61,26 +61,14 @@ class _Queued(NamedTuple):
     answer: asyncio.Future[Outcome]
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """Why a transaction was not committed; or may have been, when `unknown`."""
+class _Failure(Failure):
+    """Told apart: what hits every unit of a batch alike, and what may be one unit's own fault."""
 
-    cause: Exception
-    unknown: bool = False
+    __slots__ = ()
 
     @property
     def everybodys(self) -> bool:
         return self.unknown or isinstance(self.cause, _EVERYBODYS)
-
-    def told(self, unit_id: str = "") -> StoreError:
-        """An exception of its own for each caller."""
-        error = (
-            OutcomeUnknown(unit_id)
-            if self.unknown and unit_id
-            else StoreError(f"the book could not be written, nothing was done: {self.cause}")
-        )
-        error.__cause__ = self.cause
-        return error
 
 
 class Writer:
@@ -162,7 +150,8 @@ class Writer:
         if self._synced >= self._owed and self._broken is None:
             return
         answer: asyncio.Future[None] = self._loop.create_future()
-        self._wait(_Waiting(answer))
+        self._waiting.append(_Waiting(answer))
+        self._sync()
         await answer
 
     async def settled(self) -> None:
@@ -240,10 +229,6 @@ class Writer:
                 self._waiting.append(_Waiting(queued.answer, outcome, queued.unit.id))
 
     # ── the disk ─────────────────────────────────────────────────────────────────────────────────
-
-    def _wait(self, waiting: _Waiting) -> None:
-        self._waiting.append(waiting)
-        self._sync()
 
     def _sync(self) -> None:
         """Begin a sync for everybody who waits; if one runs, its end begins the next."""
