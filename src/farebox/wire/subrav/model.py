@@ -1,0 +1,138 @@
+"""The nouns of the wire: vouchers, signed or not, and the error codes that answer them.
+
+A SubRAV (sub-channel receipt and voucher) promises a *total*: `accumulated_amount` is all that the
+payer owes the payee on one sub-channel in one epoch. Names follow payment-kit 0.7.0 and NIP-4.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass, field
+
+from farebox.errors import InvalidCredential
+
+#: The only version there is.
+VERSION = 1
+U64_END = 2**64
+U256_END = 2**256
+FRAGMENT_MAX_BYTES = 255
+SIGNATURE_BYTES = 64
+
+_CHANNEL_ID = re.compile(r"0x[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubRAV:
+    """What a payer signs. `accumulated_amount` is in base units of the channel's asset.
+
+    Making one checks it: raises InvalidCredential for a field out of its range.
+    """
+
+    version: int = VERSION
+    chain_id: int
+    channel_id: str
+    channel_epoch: int
+    vm_id_fragment: str
+    accumulated_amount: int
+    nonce: int
+
+    def __post_init__(self) -> None:
+        _in_range("version", self.version, 2**8)
+        _in_range("chainId", self.chain_id, U64_END)
+        _in_range("channelEpoch", self.channel_epoch, U64_END)
+        _in_range("nonce", self.nonce, U64_END)
+        _in_range("accumulatedAmount", self.accumulated_amount, U256_END)
+        check_channel_id(self.channel_id)
+        check_fragment(self.vm_id_fragment)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedSubRAV:
+    """A voucher: a SubRAV and the 64 bytes its payer signed it with."""
+
+    sub_rav: SubRAV
+    signature: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.signature) != SIGNATURE_BYTES:
+            raise InvalidCredential(f"a SubRAV's signature has {SIGNATURE_BYTES} bytes")
+
+
+def check_channel_id(text: str) -> str:
+    """`text` if it is `0x` and 64 lower-case hex digits, else InvalidCredential.
+
+    payment-kit pads shorter ids and takes other letters for digits; signed bytes that two sides
+    read differently are worth nothing.
+    """
+    if not _CHANNEL_ID.fullmatch(text):
+        raise InvalidCredential("a channel id is 0x and 64 lower-case hex digits")
+    return text
+
+
+def check_fragment(text: str) -> str:
+    """`text` if it can name a sub-channel: the part behind `#` of the payer's key id."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not 0 < size <= FRAGMENT_MAX_BYTES or "#" in text or not text.isprintable():
+        raise InvalidCredential(f"a key fragment has 1 to {FRAGMENT_MAX_BYTES} printable bytes")
+    return text
+
+
+def _in_range(name: str, value: int, end: int) -> None:
+    if type(value) is not int or not 0 <= value < end:
+        raise InvalidCredential(f"{name} is an integer from 0 to {end - 1}")
+
+
+class ErrorCode(enum.StrEnum):
+    """Why a payment is not taken, in payment-kit's words and in those of the older API."""
+
+    AUTH_MISSING = "AUTH_MISSING"
+    AUTH_INVALID = "AUTH_INVALID"
+    AUTH_ADMIN_FORBIDDEN = "AUTH_ADMIN_FORBIDDEN"
+    DID_RESOLVE_FAILED = "DID_RESOLVE_FAILED"
+    CHANNEL_NOT_FOUND = "CHANNEL_NOT_FOUND"
+    SUBCHANNEL_NOT_AUTHORIZED = "SUBCHANNEL_NOT_AUTHORIZED"
+    CHANNEL_CONTEXT_MISSING = "CHANNEL_CONTEXT_MISSING"
+    PAYMENT_REQUIRED = "PAYMENT_REQUIRED"
+    RAV_CONFLICT = "RAV_CONFLICT"
+    INVALID_SIGNATURE = "INVALID_SIGNATURE"
+    UNKNOWN_SUBRAV = "UNKNOWN_SUBRAV"
+    TAMPERED_SUBRAV = "TAMPERED_SUBRAV"
+    BILLING_RATE_FETCH_FAILED = "BILLING_RATE_FETCH_FAILED"
+    BILLING_RATE_NOT_AVAILABLE = "BILLING_RATE_NOT_AVAILABLE"
+    BILLING_MAX_AMOUNT_EXCEEDED = "BILLING_MAX_AMOUNT_EXCEEDED"
+    BILLING_CONFIG_ERROR = "BILLING_CONFIG_ERROR"
+    HUB_INSUFFICIENT_FUNDS = "HUB_INSUFFICIENT_FUNDS"
+    HUB_BALANCE_FETCH_FAILED = "HUB_BALANCE_FETCH_FAILED"
+    CHANNEL_CLOSED = "CHANNEL_CLOSED"
+    EPOCH_MISMATCH = "EPOCH_MISMATCH"
+    INTERNAL_SERVER_ERROR = "INTERNAL_SERVER_ERROR"
+    # The codes of the API reference that payment-kit 0.7.0 no longer has.
+    INVALID_PAYMENT = "INVALID_PAYMENT"
+    INSUFFICIENT_FUNDS = "INSUFFICIENT_FUNDS"
+    PAYMENT_ERROR = "PAYMENT_ERROR"
+
+
+_HTTP_STATUSES = {
+    ErrorCode.CHANNEL_NOT_FOUND: 404,
+    ErrorCode.SUBCHANNEL_NOT_AUTHORIZED: 404,
+    ErrorCode.CHANNEL_CONTEXT_MISSING: 409,
+    ErrorCode.RAV_CONFLICT: 409,
+    ErrorCode.PAYMENT_REQUIRED: 402,
+    ErrorCode.HUB_INSUFFICIENT_FUNDS: 402,
+    ErrorCode.INSUFFICIENT_FUNDS: 402,
+    ErrorCode.BILLING_RATE_FETCH_FAILED: 500,
+    ErrorCode.BILLING_RATE_NOT_AVAILABLE: 500,
+    ErrorCode.BILLING_CONFIG_ERROR: 500,
+    ErrorCode.HUB_BALANCE_FETCH_FAILED: 500,
+    ErrorCode.INTERNAL_SERVER_ERROR: 500,
+    ErrorCode.PAYMENT_ERROR: 500,
+}
+
+
+def http_status(code: ErrorCode) -> int:
+    """The HTTP status that payment-kit 0.7.0 answers a code with."""
+    return _HTTP_STATUSES.get(code, 400)
