@@ -13,6 +13,7 @@ FareboxError
 ├── RailError               a foreign network did not do as asked
 │   ├── RailRejected        a definite no: it was not and will not be executed
 │   └── RailUnavailable     no definite answer: it may or may not have been executed
+├── SigningRefused          a payee asks for a signature that it may not have
 └── SignerError             a secret is missing, or sealed bytes were altered
 
 Outcomes that a caller is expected to handle (refusals, challenges) are types, not exceptions.
@@ -85,6 +86,10 @@ class RailRejected(RailError):
 
 class RailUnavailable(RailError):
     """No definite answer: the call may or may not have been executed."""
+
+
+class SigningRefused(FareboxError):
+    """A payee asks for a signature that does not follow, or exceeds a limit. Nothing was signed."""
 
 
 class SignerError(FareboxError):

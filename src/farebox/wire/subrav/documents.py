@@ -242,12 +242,24 @@ class _StoredJson(msgspec.Struct, frozen=True):
 
 def read_stored_voucher(raw: bytes | str) -> SignedSubRAV:
     """The voucher of a `/subrav` answer. Raises InvalidCredential."""
-    shape = convert(read_envelope(raw), _StoredJson, "stored voucher")
+    return _stored_from(convert(read_envelope(raw), _StoredJson, "stored voucher"))
+
+
+def _stored_from(shape: _StoredJson) -> SignedSubRAV:
     try:
         signature = bytes(shape.signature[str(index)] for index in range(SIGNATURE_BYTES))
     except KeyError:
         raise InvalidCredential("the stored voucher's signature lacks bytes") from None
     return SignedSubRAV(sub_rav_from(shape.subRav), signature)
+
+
+def read_committed_voucher(document: object) -> SignedSubRAV:
+    """`{subRav: voucher}`, its signature as text or as an object of bytes. InvalidCredential."""
+    item = document.get("subRav") if isinstance(document, dict) else None
+    signature = item.get("signature") if isinstance(item, dict) else None
+    if isinstance(signature, dict):
+        return _stored_from(convert(item, _StoredJson, "voucher"))
+    return signed_from(convert(item, SignedSubRavJson, "voucher"))
 
 
 def claim_triggered(

@@ -1,0 +1,319 @@
+"""The sub-channels of a book: every change of one goes through here, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from farebox.channels.chain import ChannelInfo, PaidTo, SubChannelInfo
+from farebox.channels.model import (
+    SUB_CHANNEL,
+    SubChannel,
+    opened,
+    sub_channel_key,
+)
+from farebox.channels.postings import Draft
+from farebox.channels.weighing import Accepted, Clear, Rejected, Verdict, weigh
+from farebox.errors import StoreError
+from farebox.ids import new_id
+from farebox.ledger.model import ABSENT, Applied, Code, Refused, Replayed, Unit
+from farebox.ledger.processes import Processes
+from farebox.ledger.records import Row
+from farebox.ledger.service import Ledger, State
+from farebox.ledger.store import PAGE_MAX
+from farebox.wire.subrav.model import ErrorCode, SignedSubRAV, SubRAV
+
+#: Requests that may wait for their turn on one sub-channel.
+_WAITING_MAX = 16
+_CEILINGS_MAX = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A request's turn on a sub-channel, with what the chain says of it now."""
+
+    channel: ChannelInfo
+    sub_channel: SubChannelInfo
+    voucher: SignedSubRAV | None
+    ceiling: int
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a request costs, known before it is served."""
+
+    cost: int
+    cost_pico_usd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """What a request may cost, where only serving it tells; `floor` if nobody ever does."""
+
+    cap: int
+    floor: int
+    floor_pico_usd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a voucher weighed, and the sub-channel as it stands after."""
+
+    verdict: Verdict
+    row: SubChannel | None
+
+
+class SubChannels:
+    """Reads, weighs and changes sub-channels, each in one commit."""
+
+    def __init__(
+        self, ledger: Ledger, processes: Processes, chain_id: int, *, wait_s: int = 30
+    ) -> None:
+        """`wait_s`: how long a request waits for the one before it on its sub-channel."""
+        self.ledger = ledger
+        self.chain_id = chain_id
+        self._processes = processes
+        self._wait_s = wait_s
+        self._turns: dict[str, _TurnLock] = {}
+        #: What each custody account's ceiling was last set to by this process.
+        self._ceilings: dict[str, int] = {}
+
+    async def read(self, channel_id: str, fragment: str) -> SubChannel | None:
+        """A sub-channel as stored."""
+        row = await self.ledger.store.get(SUB_CHANNEL, sub_channel_key(channel_id, fragment))
+        return None if row is None else row.value
+
+    async def of_channel(self, channel_id: str) -> list[SubChannel]:
+        """The sub-channels of a channel, at most 1,000."""
+        found = await self.ledger.store.find(SUB_CHANNEL, {"channel_id": channel_id})
+        return [row.value for _, row in found]
+
+    async def due(
+        self, field: str, at_most: int, after: str = "", limit: int = PAGE_MAX
+    ) -> list[tuple[str, SubChannel]]:
+        """Sub-channels whose `pending_at` or `unclaimed_since` is at most this, by key."""
+        found = await self.ledger.store.find(
+            SUB_CHANNEL, {}, at_most=(field, at_most), after=after, limit=limit
+        )
+        return [(key, row.value) for key, row in found]
+
+    @asynccontextmanager
+    async def turn(self, channel_id: str, fragment: str) -> AsyncIterator[bool]:
+        """One request's turn on a sub-channel in this process; False: it did not come in time."""
+        came = await self.take_turn(channel_id, fragment)
+        try:
+            yield came
+        finally:
+            if came:
+                self.give_turn(channel_id, fragment)
+
+    async def take_turn(self, channel_id: str, fragment: str) -> bool:
+        """Wait for the turn. `give_turn` must follow when it came."""
+        key = sub_channel_key(channel_id, fragment)
+        lock = self._turns.setdefault(key, _TurnLock())
+        if lock.users > _WAITING_MAX:
+            return False
+        lock.users += 1
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await lock.acquire()
+        except BaseException as error:
+            self._leave(key, lock)
+            if isinstance(error, TimeoutError):
+                return False
+            raise
+        return True
+
+    def give_turn(self, channel_id: str, fragment: str) -> None:
+        """Let the next one in."""
+        key = sub_channel_key(channel_id, fragment)
+        lock = self._turns[key]
+        lock.release()
+        self._leave(key, lock)
+
+    def _leave(self, key: str, lock: _TurnLock) -> None:
+        lock.users -= 1
+        if not lock.users:
+            self._turns.pop(key, None)
+
+    # ── changes ──────────────────────────────────────────────────────────────────────────────────
+
+    async def serve(self, turn: Turn, ask: Charge | Cover | None, service_tx_ref: str) -> Standing:
+        """Weigh the voucher, take it, and charge or cover the request: all in one commit.
+
+        With nothing to ask for, or where the verdict lets nothing be served, a good voucher is
+        still taken. A request that the collateral doesn't cover is `Rejected`, its voucher taken.
+        """
+        if ask is not None:
+            await self._settle_abandoned(turn)
+        backing = turn.channel.backing
+        is_new_limit = self._ceilings.get(backing) != turn.ceiling
+
+        def decide(row: SubChannel | None, draft: Draft) -> Verdict:
+            verdict = weigh(row, voucher_of(turn), self.chain_id)
+            if isinstance(verdict, Accepted):
+                assert turn.voucher is not None
+                draft.accept(turn.voucher)
+            elif isinstance(verdict, Rejected):
+                return verdict
+            if ask is not None and draft.row.serving is not None:
+                return Rejected(
+                    ErrorCode.RAV_CONFLICT, "Another request of this sub-channel is being served."
+                )
+            if ask is not None and draft.row.pending is None:
+                if is_new_limit:
+                    draft.limit(turn.ceiling)
+                if isinstance(ask, Charge):
+                    draft.propose(ask.cost, ask.cost_pico_usd, service_tx_ref)
+                else:
+                    draft.begin(self._processes.name, ask.cap, ask.floor, ask.floor_pico_usd)
+            return verdict
+
+        standing = await self._change(turn, decide)
+        if isinstance(standing, Standing):
+            if ask is not None and isinstance(standing.verdict, Accepted | Clear):
+                self._limited(backing, turn.ceiling)
+            return standing
+        if standing.code is not Code.EXCEEDS_CEILING:
+            raise StoreError(f"a sub-channel cannot be charged: {standing.code}")
+        if ask is not None and turn.voucher is not None:
+            await self.serve(turn, None, service_tx_ref)
+        row = await self.read(turn.channel.channel_id, turn.sub_channel.vm_id_fragment)
+        return Standing(_uncovered(turn), row)
+
+    async def settle(
+        self, channel_id: str, fragment: str, charge: Charge | None, service_tx_ref: str
+    ) -> SubChannel:
+        """End the request that is being served, charged or for nothing. Its turn is held."""
+
+        def decide(row: SubChannel, draft: Draft) -> None:
+            if row.serving is not None and row.serving.process == self._processes.name:
+                draft.end()
+                if charge is not None:
+                    draft.propose(charge.cost, charge.cost_pico_usd, service_tx_ref)
+
+        return await self.change(channel_id, fragment, decide)
+
+    async def change(
+        self, channel_id: str, fragment: str, decide: Callable[[SubChannel, Draft], None]
+    ) -> SubChannel:
+        """Change a sub-channel that is there. Raises StoreError."""
+        key = sub_channel_key(channel_id, fragment)
+
+        def whole(state: State, now: int) -> Unit | SubChannel:
+            found = state.row(SUB_CHANNEL, key)
+            if found is None:
+                raise StoreError(f"there is no sub-channel {key}")
+            draft = Draft(found.value, found.version, now)
+            decide(found.value, draft)
+            changed.append(draft.row)
+            return found.value if draft.row is found.value else draft.unit()
+
+        changed: list[SubChannel] = []
+        outcome = await self.ledger.transact([(SUB_CHANNEL, key)], whole)
+        if isinstance(outcome, Applied | Replayed | SubChannel):
+            return changed[-1]
+        raise StoreError(f"a change of a sub-channel was refused: {outcome}")
+
+    async def claimed(self, row: SubChannel, amount: int, paid_to: PaidTo) -> SubChannel:
+        """Note that a claim was paid, up to `amount` in all."""
+
+        def decide(now: SubChannel, draft: Draft) -> None:
+            if now.epoch == row.epoch:
+                draft.claimed(amount, paid_to)
+
+        return await self.change(row.channel_id, row.fragment, decide)
+
+    async def write_off(self, row: SubChannel) -> bool:
+        """Write off a proposal unless something became of it meanwhile."""
+
+        def decide(now: SubChannel, draft: Draft) -> None:
+            if now.pending == row.pending and now.pending_at is not None:
+                draft.write_off()
+
+        done = await self.change(row.channel_id, row.fragment, decide)
+        return done.pending is not None and done.pending.is_written_off
+
+    async def _settle_abandoned(self, turn: Turn) -> None:
+        """Charge the floor for a request that a process which ended left unsettled.
+
+        The turn is ours: what *this* process is said to be serving, nobody serves any more.
+        """
+        channel_id, fragment = turn.channel.channel_id, turn.sub_channel.vm_id_fragment
+        row = await self.read(channel_id, fragment)
+        if row is None or row.serving is None:
+            return
+        if row.serving.process in await self._processes.others():
+            return
+
+        def decide(now: SubChannel, draft: Draft) -> None:
+            if row.serving is not None and now.serving == row.serving:
+                draft.end()
+                draft.propose(row.serving.floor, row.serving.floor_pico_usd, new_id("srv"))
+
+        await self.change(channel_id, fragment, decide)
+
+    async def _change(
+        self, turn: Turn, decide: Callable[[SubChannel | None, Draft], Verdict]
+    ) -> Standing | Refused:
+        fragment = turn.sub_channel.vm_id_fragment
+        key = sub_channel_key(turn.channel.channel_id, fragment)
+        made: list[Standing] = []
+
+        def whole(state: State, now: int) -> Unit | Standing:
+            found = state.row(SUB_CHANNEL, key)
+            draft = _draft(turn, found, now)
+            before = draft.row
+            verdict = decide(draft.row if found is not None else None, draft)
+            if draft.row is before:
+                return Standing(verdict, None if found is None else found.value)
+            made.append(Standing(verdict, draft.row))
+            return draft.unit()
+
+        outcome = await self.ledger.transact([(SUB_CHANNEL, key)], whole)
+        match outcome:
+            case Standing():
+                return outcome
+            case Applied() | Replayed(Applied()):
+                return made[-1]
+            case Refused():
+                return outcome
+        raise StoreError(f"a sub-channel cannot be changed: {outcome}")
+
+    def _limited(self, backing: str, ceiling: int) -> None:
+        if len(self._ceilings) >= _CEILINGS_MAX:
+            self._ceilings.clear()
+        self._ceilings[backing] = ceiling
+
+
+class _TurnLock(asyncio.Lock):
+    def __init__(self) -> None:
+        super().__init__()
+        self.users = 0
+
+
+def voucher_of(turn: Turn) -> SubRAV | None:
+    """The SubRAV of a turn's voucher."""
+    return None if turn.voucher is None else turn.voucher.sub_rav
+
+
+def _draft(turn: Turn, found: Row[SubChannel] | None, now: int) -> Draft:
+    sub = turn.sub_channel
+    amount, nonce = sub.last_claimed_amount, sub.last_confirmed_nonce
+    if found is None:
+        row = opened(turn.channel, sub.vm_id_fragment, amount, nonce)
+        return Draft(row, ABSENT, now)
+    draft = Draft(found.value, found.version, now)
+    if found.value.epoch != turn.channel.epoch:
+        draft.reopen(turn.channel, amount, nonce)
+    return draft
+
+
+def _uncovered(turn: Turn) -> Rejected:
+    return Rejected(
+        ErrorCode.HUB_INSUFFICIENT_FUNDS,
+        f"What is signed for and not claimed, and this request, exceed {turn.ceiling}, which is "
+        "what the collateral covers; top it up.",
+    )

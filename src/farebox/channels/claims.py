@@ -1,0 +1,196 @@
+"""When vouchers are redeemed: a claim costs a fee, and what is not claimed is at risk."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from dataclasses import dataclass
+
+import structlog
+
+from farebox.channels.model import SubChannel, accepted_voucher, sub_channel_key
+from farebox.channels.payee import PaymentChannelPayeeClient
+from farebox.clock import NS_PER_S
+from farebox.errors import RailError, RailRejected, StoreError
+from farebox.ledger.store import PAGE_MAX
+
+_log = structlog.get_logger("farebox.channels")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimPolicy:
+    """When a sub-channel is claimed: as soon as any of these holds.
+
+    Below `min_claim_amount` (base units) nothing is ever claimed, because its fee would cost more;
+    that apart, `age_s` after the first unclaimed voucher, `idle_s` after the last request, and
+    when unclaimed vouchers take `exposure_percent` of what the collateral covers.
+    """
+
+    min_claim_amount: int = 10_000_000
+    threshold: int = 1_000_000_000
+    age_s: int = 86_400
+    idle_s: int = 3_600
+    exposure_percent: int = 50
+    concurrent_max: int = 10
+    retry_s: int = 60
+    retries_max: int = 3
+
+
+class ClaimReason(enum.StrEnum):
+    """Why a sub-channel is claimed now."""
+
+    THRESHOLD = "threshold"
+    AGE = "age"
+    IDLE = "idle"
+    EXPOSURE = "exposure"
+    ASKED = "asked"
+
+
+class ClaimOutcome(enum.StrEnum):
+    """What became of a claim."""
+
+    CLAIMED = "claimed"
+    NOTHING = "no_delta"
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+
+
+@dataclass(slots=True)
+class ClaimStatus:
+    """How claims went, since the scheduler was made."""
+
+    active: int = 0
+    claimed: int = 0
+    refused: int = 0
+    unknown: int = 0
+
+
+def claim_reason(
+    row: SubChannel, policy: ClaimPolicy, now: int, ceiling: int = 0
+) -> ClaimReason | None:
+    """Why a sub-channel is due, if it is. `ceiling`: what its collateral covers; 0: unknown."""
+    unclaimed = row.unclaimed_amount
+    if unclaimed < max(1, policy.min_claim_amount) or row.unclaimed_since is None:
+        return None
+    if unclaimed >= policy.threshold:
+        return ClaimReason.THRESHOLD
+    if ceiling and unclaimed * 100 >= ceiling * policy.exposure_percent:
+        return ClaimReason.EXPOSURE
+    if now - row.unclaimed_since >= policy.age_s * NS_PER_S:
+        return ClaimReason.AGE
+    if now - row.last_at >= policy.idle_s * NS_PER_S:
+        return ClaimReason.IDLE
+    return None
+
+
+@dataclass(slots=True)
+class _Waiting:
+    failures: int = 0
+    next_at: int = 0
+
+
+class ClaimScheduler:
+    """Redeems vouchers through the payee's contract.
+
+    A claim is cumulative and may be repeated: whoever crashed between the chain and the books
+    claims again, is told what is claimed already, and books that.
+    """
+
+    def __init__(self, payee: PaymentChannelPayeeClient, policy: ClaimPolicy | None = None) -> None:
+        self.policy = policy or ClaimPolicy()
+        self.status = ClaimStatus()
+        self._payee = payee
+        self._clock = payee.sub_channels.ledger.clock
+        self._noticed: dict[str, SubChannel] = {}
+        self._waiting: dict[str, _Waiting] = {}
+
+    def notice(self, row: SubChannel, ceiling: int) -> bool:
+        """Hear of a voucher; True when it makes its sub-channel due. `run_once` then claims it."""
+        due = claim_reason(row, self.policy, self._clock.now_ns(), ceiling) is not None
+        if due:
+            self._noticed[sub_channel_key(row.channel_id, row.fragment)] = row
+        return due
+
+    async def run_once(self) -> int:
+        """Claim whatever is due; returns how many claims were paid. Call it every few seconds.
+
+        What was noticed comes first; then what age or idleness made due, also after a restart.
+        """
+        now, noticed = self._clock.now_ns(), self._noticed
+        self._noticed = {}
+        due = dict(noticed)
+        for key, row in await self._stored():
+            if key not in due and claim_reason(row, self.policy, now) is not None:
+                due[key] = row
+        turns = asyncio.Semaphore(self.policy.concurrent_max)
+
+        async def one(key: str, row: SubChannel) -> bool:
+            async with turns:
+                waiting = self._waiting.get(key)
+                if waiting is not None and waiting.next_at > now:
+                    return False
+                return await self.claim(row) is ClaimOutcome.CLAIMED
+
+        return sum(await asyncio.gather(*(one(key, row) for key, row in due.items())))
+
+    async def trigger(self, channel_id: str) -> tuple[dict[str, int], dict[str, str]]:
+        """Claim everything of a channel at once: amounts claimed, and why others were not."""
+        done: dict[str, int] = {}
+        skipped: dict[str, str] = {}
+        for row in await self._payee.sub_channels.of_channel(channel_id):
+            outcome = await self.claim(row)
+            if outcome is ClaimOutcome.CLAIMED:
+                done[row.fragment] = row.unclaimed_amount
+            else:
+                skipped[row.fragment] = outcome.value
+        return done, skipped
+
+    async def claim(self, row: SubChannel) -> ClaimOutcome:
+        """Redeem a sub-channel's newest voucher. Never raises: money waits for the next time."""
+        signed = accepted_voucher(row, self._payee.contract.chain_id)
+        if signed is None or not row.unclaimed_amount:
+            return ClaimOutcome.NOTHING
+        key = sub_channel_key(row.channel_id, row.fragment)
+        self.status.active += 1
+        try:
+            channel = await self._payee.channel_info(row.channel_id)
+            if channel is None:
+                raise RailRejected("the channel is gone")
+            contract = self._payee.contract
+            amount = await contract.claim(signed)
+            await self._payee.sub_channels.claimed(row, amount, contract.paid_to(channel))
+            self._payee.forget(channel)
+        except RailRejected as error:
+            self.status.refused += 1
+            self._wait(key, str(error))
+            return ClaimOutcome.REFUSED
+        except (RailError, StoreError) as error:
+            self.status.unknown += 1
+            self._wait(key, str(error))
+            return ClaimOutcome.UNKNOWN
+        finally:
+            self.status.active -= 1
+        self.status.claimed += 1
+        self._waiting.pop(key, None)
+        return ClaimOutcome.CLAIMED
+
+    def _wait(self, key: str, why: str) -> None:
+        """Try again later, each time later; after so many times say so aloud, and go on trying."""
+        waiting = self._waiting.setdefault(key, _Waiting())
+        waiting.failures += 1
+        exponent = min(waiting.failures, self.policy.retries_max) - 1
+        waiting.next_at = self._clock.now_ns() + self.policy.retry_s * 2**exponent * NS_PER_S
+        tell = _log.warning if waiting.failures < self.policy.retries_max else _log.error
+        tell("channel.claim_failed", sub_channel=key, failures=waiting.failures, error=why)
+
+    async def _stored(self) -> list[tuple[str, SubChannel]]:
+        found: list[tuple[str, SubChannel]] = []
+        after = ""
+        while True:
+            page = await self._payee.sub_channels.due(
+                "unclaimed_since", self._clock.now_ns(), after
+            )
+            found += page
+            if len(page) < PAGE_MAX:
+                return found
+            after = page[-1][0]

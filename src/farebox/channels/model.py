@@ -1,0 +1,226 @@
+"""The nouns of payment channels: what a request is, what became of its payment, what is stored.
+
+Names are those of the payment-processor API reference, in Python's manner. Amounts are in base
+units of the channel's asset; `…_pico_usd` in 10^-12 USD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from farebox.channels.chain import ChannelInfo
+from farebox.ledger.records import RecordType
+from farebox.wire.subrav.model import ErrorCode, SignedSubRAV, SubRAV
+
+PaymentErrorCode = ErrorCode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestMetadata:
+    """A request to pay for, whatever protocol brought it.
+
+    `payer_did` and `vm_id_fragment` are taken at their word where no voucher says otherwise:
+    whoever fills them in has verified them. `max_amount` is the most the payer allows; None or 0:
+    no limit. `usage` is what was used, where that is known already; `facts` are what rules match.
+    """
+
+    operation: str
+    model: str | None = None
+    asset_id: str | None = None
+    channel_id: str | None = None
+    vm_id_fragment: str | None = None
+    payer_did: str | None = None
+    client_tx_ref: str | None = None
+    max_amount: int | None = None
+    usage: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationResult:
+    """Whether a voucher is good, and if not, why. `is_replay`: it was accepted before."""
+
+    is_valid: bool
+    error: str | None = None
+    error_code: PaymentErrorCode | None = None
+    is_replay: bool = False
+    payer_key_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentProcessingResult:
+    """What became of a request's payment.
+
+    Serve the request when `is_admitted`. A replay of an accepted voucher is a success, charges
+    nothing more and must not be served again: `cost` and `unsigned_sub_rav` are those of the
+    request that it came with first. With an error, `unsigned_sub_rav` is what to sign instead.
+    """
+
+    success: bool
+    cost: int = 0
+    cost_pico_usd: int = 0
+    asset_id: str = ""
+    unsigned_sub_rav: SubRAV | None = None
+    signed_sub_rav: SignedSubRAV | None = None
+    auto_claim_triggered: bool = False
+    is_handshake: bool = False
+    is_replay: bool = False
+    error: str | None = None
+    error_code: PaymentErrorCode | None = None
+    error_details: Mapping[str, str] | None = None
+    payer_key_id: str | None = None
+    service_tx_ref: str | None = None
+
+    @property
+    def is_admitted(self) -> bool:
+        """Whether the request may be served now."""
+        return self.success and not self.is_replay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentProcessingStats:
+    """How often what happened, since the processor was made."""
+
+    total_requests: int
+    successful_payments: int
+    failed_payments: int
+    replayed_payments: int
+    handshakes: int
+    auto_claims_triggered: int
+
+
+# ── what is stored of a sub-channel ──────────────────────────────────────────────────────────────
+
+
+class Voucher(msgspec.Struct, frozen=True):
+    """The newest voucher accepted of an epoch."""
+
+    amount: int
+    nonce: int
+    signature: bytes
+
+
+class Proposal(msgspec.Struct, frozen=True, kw_only=True):
+    """What the payer is asked to sign next. `hold` makes room for it under the collateral.
+
+    `is_written_off`: it was never signed and is no longer in the books as owed. It is still asked
+    for: nothing more is served until it is paid.
+    """
+
+    amount: int
+    nonce: int
+    cost: int
+    cost_pico_usd: int
+    hold: str
+    service_tx_ref: str
+    is_written_off: bool = False
+
+
+class Serving(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that is being served. `floor` is charged should its process never say what for."""
+
+    process: str
+    cover: str
+    floor: int
+    floor_pico_usd: int
+    cap: int
+
+
+class SubChannel(msgspec.Struct, frozen=True, kw_only=True):
+    """One sub-channel with us, in its newest epoch.
+
+    At most one of `pending` and `serving` is there: a payer owes for one request at most. The
+    times are UTC nanoseconds: `pending_at` while the proposal may still be written off,
+    `unclaimed_since` while there is something to claim.
+    """
+
+    channel_id: str
+    fragment: str
+    asset_id: str
+    backing: str
+    payer_did: str
+    epoch: int
+    base_amount: int = 0
+    base_nonce: int = 0
+    accepted: Voucher | None = None
+    pending: Proposal | None = None
+    serving: Serving | None = None
+    claimed_amount: int = 0
+    pending_at: int | None = None
+    unclaimed_since: int | None = None
+    last_at: int = 0
+
+    @property
+    def paid_amount(self) -> int:
+        """All that the payer has signed for."""
+        return self.base_amount if self.accepted is None else self.accepted.amount
+
+    @property
+    def paid_nonce(self) -> int:
+        """The nonce of the newest voucher, or of what the chain has seen."""
+        return self.base_nonce if self.accepted is None else self.accepted.nonce
+
+    @property
+    def unclaimed_amount(self) -> int:
+        """Signed for, and not yet claimed."""
+        return max(0, self.paid_amount - self.claimed_amount)
+
+
+SUB_CHANNEL = RecordType(
+    "sub_channel",
+    SubChannel,
+    indexes=(("channel_id",), ("pending_at",), ("unclaimed_since",)),
+)
+
+
+def sub_channel_key(channel_id: str, fragment: str) -> str:
+    """The key of a sub-channel's row."""
+    return f"{channel_id}#{fragment}"
+
+
+def proposed(row: SubChannel, chain_id: int) -> SubRAV | None:
+    """The outstanding proposal as the payer has to sign it."""
+    if row.pending is None:
+        return None
+    return SubRAV(
+        chain_id=chain_id,
+        channel_id=row.channel_id,
+        channel_epoch=row.epoch,
+        vm_id_fragment=row.fragment,
+        accumulated_amount=row.pending.amount,
+        nonce=row.pending.nonce,
+    )
+
+
+def accepted_voucher(row: SubChannel, chain_id: int) -> SignedSubRAV | None:
+    """The newest voucher accepted, as it was signed."""
+    if row.accepted is None:
+        return None
+    sub_rav = SubRAV(
+        chain_id=chain_id,
+        channel_id=row.channel_id,
+        channel_epoch=row.epoch,
+        vm_id_fragment=row.fragment,
+        accumulated_amount=row.accepted.amount,
+        nonce=row.accepted.nonce,
+    )
+    return SignedSubRAV(sub_rav, row.accepted.signature)
+
+
+def opened(channel: ChannelInfo, fragment: str, amount: int, nonce: int) -> SubChannel:
+    """A sub-channel that we see for the first time in this epoch, from where the chain has it."""
+    return SubChannel(
+        channel_id=channel.channel_id,
+        fragment=fragment,
+        asset_id=channel.asset_id,
+        backing=channel.backing,
+        payer_did=channel.payer_did,
+        epoch=channel.epoch,
+        base_amount=amount,
+        base_nonce=nonce,
+        claimed_amount=amount,
+    )

@@ -1,0 +1,231 @@
+"""Payment channels in front of an ASGI app, as payment-kit's clients expect them.
+
+    app = ChannelPaywall(app, ChannelService(processor, payee, info, rooch.channel_id))
+
+A request brings `X-Payment-Channel-Data` and says who asks in `Authorization: DIDAuthV1 …`; the
+answer carries what to sign next, in the same header, or in a frame before the end of a stream. The
+app tells what it used with `report_usage`, before its answer begins, or in a stream before its end.
+
+An answer of 400 and above costs nothing. A caller who hangs up pays for what was delivered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from farebox.channels.model import PaymentProcessingResult, RequestMetadata
+from farebox.channels.processor import Admission
+from farebox.errors import InvalidCredential, RailError, StoreError
+from farebox.gateway.asgi import App, Message, Receive, Scope, Send
+from farebox.gateway.channel_endpoints import (
+    Caller,
+    ChannelService,
+    Refused,
+    authenticate,
+    endpoint,
+)
+from farebox.ids import new_id
+from farebox.wire.subrav.documents import failure
+from farebox.wire.subrav.frames import StreamFormat, payment_frame, stream_format
+from farebox.wire.subrav.model import ErrorCode, http_status
+from farebox.wire.subrav.payload import (
+    HEADER_NAME,
+    PaymentError,
+    RequestPayload,
+    ResponsePayload,
+    parse_request_header,
+)
+
+_PAYMENT_HEADER = HEADER_NAME.lower().encode()
+_EXPOSE = (b"access-control-expose-headers", HEADER_NAME.encode())
+_USAGE = "farebox.channel_usage"
+
+
+def report_usage(scope: Scope, units: int) -> None:
+    """Say what a request used: tokens, units, or its final cost in 10^-12 USD, as its rule has it.
+
+    Called from the app with its own `scope`; the last call counts.
+    """
+    scope[_USAGE][0] = units
+
+
+class ChannelPaywall:
+    """ASGI middleware that is paid for through channels. Everything but HTTP passes untouched."""
+
+    def __init__(self, app: App, service: ChannelService) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, its payment first."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answered = await endpoint(self._service, scope, receive)
+        if answered is not None:
+            await _answer(send, answered.status, answered.document, answered.headers)
+            return
+        await self._sell(scope, receive, send)
+
+    async def _sell(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            payload = _payment(scope)
+        except InvalidCredential as error:
+            why = PaymentError(ErrorCode.INVALID_PAYMENT, str(error))
+            await _refuse(send, why, ResponsePayload(client_tx_ref=new_id("tx"), error=why))
+            return
+        reference = payload.client_tx_ref if payload is not None else new_id("tx")
+        caller = await authenticate(self._service, scope)
+        if isinstance(caller, Refused):
+            why = PaymentError(caller.code, caller.message)
+            await _refuse(send, why, ResponsePayload(client_tx_ref=reference, error=why))
+            return
+        signed = None if payload is None else payload.signed_sub_rav
+        request = _metadata(scope, payload, caller, reference)
+        try:
+            admitted = await self._service.processor.admit(request, signed)
+        except (StoreError, RailError):
+            why = PaymentError(
+                ErrorCode.INTERNAL_SERVER_ERROR, "The payment could not be processed; try again."
+            )
+            await _refuse(send, why, ResponsePayload(client_tx_ref=reference, error=why))
+            return
+        if isinstance(admitted, PaymentProcessingResult):
+            why, told = _why(admitted, reference, is_stranger=payload is None and caller is None)
+            await _refuse(send, why, told)
+            return
+        scope[_USAGE] = [0]
+        sale = _Sale(self._service, admitted, scope[_USAGE], reference, send)
+        try:
+            await self._app(scope, receive, sale.send)
+        finally:
+            # Shielded: whoever cancels the request must not leave its sub-channel's turn taken.
+            await asyncio.shield(sale.close())
+
+
+@dataclass(slots=True)
+class _Sale:
+    """An admitted request's answer on its way out."""
+
+    service: ChannelService
+    admission: Admission
+    usage: list[int]
+    reference: str
+    out: Send
+    form: StreamFormat | None = None
+    started: bool = False
+
+    async def send(self, message: Message) -> None:
+        """What the app sends, with the payment put in where it belongs."""
+        if message["type"] == "http.response.start":
+            await self._start(message)
+        elif self.form is not None and not message.get("more_body"):
+            header = await self._settle(self.usage[0])
+            frame = b"" if header is None else payment_frame(self.form, header)
+            await self.out({**message, "body": message.get("body", b"") + frame})
+        else:
+            await self.out(message)
+
+    async def close(self) -> None:
+        """Settle what the app left open: what was delivered is paid for, nothing else."""
+        if self.started:
+            await self._settle(self.usage[0])
+        else:
+            await self._release()
+
+    async def _start(self, message: Message) -> None:
+        headers = [*message.get("headers", []), _EXPOSE]
+        content_type = next((v for k, v in headers if k.lower() == b"content-type"), b"")
+        if message["status"] >= 400:
+            await self._release()
+        else:
+            self.form = stream_format(content_type.decode("latin-1"))
+            if self.form is None:
+                header = await self._settle(self.usage[0])
+                if header is not None:
+                    headers.append((_PAYMENT_HEADER, header.encode()))
+            else:  # its length is not known before its frame is
+                headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
+        self.started = True
+        await self.out({**message, "headers": headers})
+
+    async def _settle(self, usage: int) -> str | None:
+        """Commit the charge; the header that tells it. Once: later calls have nothing to tell."""
+        if self.admission.is_over:
+            return None
+        result = await self.service.processor.settle(self.admission, usage)
+        if result.unsigned_sub_rav is None:
+            return None
+        return ResponsePayload(
+            client_tx_ref=self.reference,
+            service_tx_ref=result.service_tx_ref,
+            sub_rav=result.unsigned_sub_rav,
+            cost=result.cost,
+            cost_usd=result.cost_pico_usd,
+        ).header()
+
+    async def _release(self) -> None:
+        await self.service.processor.release(self.admission)
+
+
+def _payment(scope: Scope) -> RequestPayload | None:
+    values = [value for name, value in scope["headers"] if name.lower() == _PAYMENT_HEADER]
+    if len(values) > 1:
+        raise InvalidCredential("the request holds two payments")
+    return parse_request_header(values[0].decode("latin-1")) if values else None
+
+
+def _metadata(
+    scope: Scope, payload: RequestPayload | None, caller: Caller | None, reference: str
+) -> RequestMetadata:
+    method, path = scope["method"], scope["path"]
+    return RequestMetadata(
+        operation=f"{method}:{path}",
+        channel_id=None if caller is None else caller.channel_id,
+        vm_id_fragment=None if caller is None else caller.fragment,
+        payer_did=None if caller is None else caller.did,
+        client_tx_ref=reference,
+        max_amount=None if payload is None else payload.max_amount,
+        facts={"method": method, "path": path},
+    )
+
+
+def _why(
+    result: PaymentProcessingResult, reference: str, *, is_stranger: bool
+) -> tuple[PaymentError, ResponsePayload]:
+    """The refusal of a request. A replay is one over HTTP: its answer is gone, and to serve the
+    request again would be a second one unpaid. What the first one cost is asked for instead."""
+    code, message = result.error_code, result.error or ""
+    if result.is_replay:
+        code, message = ErrorCode.PAYMENT_REQUIRED, "This voucher was taken; sign the next one."
+    elif is_stranger and code is ErrorCode.CHANNEL_CONTEXT_MISSING:
+        code = ErrorCode.PAYMENT_REQUIRED
+    assert code is not None
+    error = PaymentError(code, message, result.error_details)
+    return error, ResponsePayload(
+        client_tx_ref=reference, sub_rav=result.unsigned_sub_rav, error=error
+    )
+
+
+async def _refuse(send: Send, error: PaymentError, told: ResponsePayload) -> None:
+    status = http_status(ErrorCode(error.code))
+    headers = [(_PAYMENT_HEADER, told.header().encode())]
+    await _answer(send, status, failure(error.code, error.message, status), headers)
+
+
+async def _answer(
+    send: Send, status: int, document: Any, headers: list[tuple[bytes, bytes]]
+) -> None:
+    body = msgspec.json.encode(document)
+    told = [
+        (b"content-type", b"application/json; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        _EXPOSE,
+        *headers,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": told})
+    await send({"type": "http.response.body", "body": body})
