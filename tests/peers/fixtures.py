@@ -9,6 +9,7 @@ import pytest
 
 from tests.peers.install import PeerUnavailable
 from tests.peers.nutshell import Nutshell
+from tests.peers.payment_kit import PaymentKit
 from tests.peers.postgres import Postgres
 
 
@@ -30,6 +31,15 @@ def nutshell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nutshell]:
 def nutshell_with_fees(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nutshell]:
     """A Nutshell mint that takes a tenth of a sat per input."""
     yield from _nutshell(tmp_path_factory, fee_ppk=100)
+
+
+@pytest.fixture(scope="session")
+def payment_kit() -> Iterator[PaymentKit]:
+    """payment-kit from npm."""
+    try:
+        yield PaymentKit()
+    except PeerUnavailable as reason:
+        missing("payment-kit", reason)
 
 
 def _nutshell(factory: pytest.TempPathFactory, fee_ppk: int) -> Iterator[Nutshell]:

@@ -1,6 +1,6 @@
 """Installs peers: `python -m tests.peers.install nutshell postgres`.
 
-Python peers go into `.peers/`; PostgreSQL is the machine's own, or comes by apt where we are root.
+Python and npm peers go into `.peers/`; PostgreSQL is the machine's own, or comes by apt where we are root.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ HERE = Path(__file__).parent
 PEERS = HERE.parent.parent / ".peers"
 #: The peers that are Python packages; each has a lock file of the same name beside this one.
 PYTHON_PEERS = ("nutshell",)
+#: The peers that are npm packages; each has a directory of the same name beside this file.
+NODE_PEERS = ("payment-kit",)
 _INSTALL_TIMEOUT_S = 600
 _SAID_MAX_CHARS = 2_000
 
@@ -46,6 +48,28 @@ def environment(name: str) -> Path:
             python = str(where / "bin" / "python")
             install = ["pip", "install", "-q", "--no-deps", "--require-hashes"]
             run([*uv, *install, "--python", python, "-r", str(lock)])
+            stamp.write_text(wanted)
+    return where
+
+
+def node_packages(name: str) -> Path:
+    """The directory of a peer made of npm packages, installed now if it is not there as locked.
+
+    `<name>/package-lock.json` beside this file pins them, with hashes. No package's own scripts
+    run. Raises PeerUnavailable.
+    """
+    source = HERE / name
+    wanted = hashlib.sha256((source / "package-lock.json").read_bytes()).hexdigest()
+    where = PEERS / name
+    stamp = where / "installed"
+    with _one_at_a_time(name):
+        if not stamp.exists() or stamp.read_text() != wanted:
+            shutil.rmtree(where, ignore_errors=True)
+            where.mkdir()
+            for file in ("package.json", "package-lock.json"):
+                shutil.copy(source / file, where)
+            quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+            run(["npm", "ci", *quiet], cwd=where)
             stamp.write_text(wanted)
     return where
 
@@ -95,10 +119,14 @@ def _uv() -> list[str]:
     return [found] if found else [sys.executable, "-m", "uv"]
 
 
-def run(command: list[str], timeout_s: int = _INSTALL_TIMEOUT_S) -> None:
+def run(
+    command: list[str], timeout_s: int = _INSTALL_TIMEOUT_S, cwd: Path | None = None
+) -> None:
     """Run a command to its end. Raises PeerUnavailable with what it said last."""
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, cwd=cwd
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PeerUnavailable(f"{command[0]} could not be run: {error}") from None
     if ended.returncode != 0:
@@ -109,6 +137,7 @@ def run(command: list[str], timeout_s: int = _INSTALL_TIMEOUT_S) -> None:
 #: How each peer is installed.
 INSTALLERS: dict[str, Callable[[], Path]] = {
     **{name: functools.partial(environment, name) for name in PYTHON_PEERS},
+    **{name: functools.partial(node_packages, name) for name in NODE_PEERS},
     "postgres": _install_postgres,
 }
 
