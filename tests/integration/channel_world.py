@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from farebox.channels import (
     RECORDS,
     BillingEngine,
@@ -22,18 +24,30 @@ from farebox.channels import (
     PaymentProcessorConfig,
     parse_rules,
 )
-from farebox.clock import Clock, ManualClock
+from farebox.channels.model import accepted_voucher
+from farebox.clock import NS_PER_S, Clock, ManualClock
 from farebox.gateway.asgi import Receive, Scope, Send, read_body
 from farebox.gateway.channel_endpoints import ChannelService
 from farebox.gateway.channels import ChannelPaywall, report_usage
+from farebox.ids import new_id
+from farebox.ledger.invariants import verify
 from farebox.ledger.processes import PROCESS, Processes
+from farebox.ledger.replay import Broken
 from farebox.ledger.service import Ledger
 from farebox.stores.sqlite import SqliteStore
+from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.testing.channels import RGAS, PlayContract
 from farebox.wire.subrav import rooch
+from farebox.wire.subrav.didauth import sign_did_auth
 from farebox.wire.subrav.documents import ServiceInfo
 from farebox.wire.subrav.keys import KeyType, SigningKey, VerificationKey
-from farebox.wire.subrav.model import SignedSubRAV
+from farebox.wire.subrav.model import SignedSubRAV, SubRAV
+from farebox.wire.subrav.payload import (
+    HEADER_NAME,
+    RequestPayload,
+    ResponsePayload,
+    parse_response_header,
+)
 
 PAYER_DID = rooch.address_did(b"\x11" * 32)
 PAYEE_DID = rooch.address_did(b"\x22" * 32)
@@ -56,6 +70,29 @@ rules:
   - {id: free, when: {path: /free}, strategy: {type: PerRequest, price: 0}}
 """
 ECHO_COST = 10_000_000
+
+
+@dataclass(frozen=True)
+class Told:
+    """An answer, and what it says of its payment."""
+
+    answer: httpx.Response
+    payment: ResponsePayload | None
+
+    @property
+    def status(self) -> int:
+        return self.answer.status_code
+
+    @property
+    def code(self) -> str | None:
+        error = None if self.payment is None else self.payment.error
+        return None if error is None else error.code
+
+    @property
+    def proposal(self) -> SubRAV:
+        assert self.payment is not None
+        assert self.payment.sub_rav is not None
+        return self.payment.sub_rav
 
 
 @dataclass
@@ -92,10 +129,60 @@ class World:
         )
         return channel.channel_id
 
+    async def asks(
+        self,
+        path: str = "/echo",
+        voucher: SignedSubRAV | None = None,
+        *,
+        payment: str | None = None,
+        auth: str | None = "",
+        max_amount: int | None = None,
+        method: str = "GET",
+        body: Any = None,
+    ) -> Told:
+        """A request with a voucher; authorized by the payer unless `auth` says otherwise."""
+        if payment is None:
+            payload = RequestPayload(
+                client_tx_ref=new_id("tx"), max_amount=max_amount, signed_sub_rav=voucher
+            )
+            payment = payload.header()
+        headers = {HEADER_NAME: payment} if payment else {}
+        if auth is not None:
+            headers["Authorization"] = auth or self.authorization(method, path)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.app), base_url="http://shop"
+        ) as client:
+            answer = await client.request(
+                method, path, headers=headers, content=json.dumps(body) if body else None
+            )
+        header = answer.headers.get(HEADER_NAME)
+        return Told(answer, None if header is None else parse_response_header(header))
+
+    def authorization(
+        self,
+        method: str,
+        path: str,
+        *,
+        did: str = PAYER_DID,
+        fragment: str = FRAGMENT,
+        key: SigningKey = KEY,
+        nonce: str = "",
+        age_s: int = 0,
+        operation: str = "http_request",
+    ) -> str:
+        """A fresh `Authorization` of a payer."""
+        return sign_did_auth(
+            did,
+            fragment,
+            key,
+            operation=operation,
+            params={"uri": f"http://shop{path}", "method": method},
+            nonce=nonce or new_id("nonce"),
+            timestamp_s=self.clock.now_ns() // NS_PER_S - age_s,
+        ).header()
+
     async def latest(self, fragment: str = FRAGMENT) -> SignedSubRAV | None:
         """The newest voucher that was taken."""
-        from farebox.channels.model import accepted_voucher
-
         row = await self.payee.sub_channels.read(CHANNEL_ID, fragment)
         return None if row is None else accepted_voucher(row, self.contract.chain_id)
 
@@ -206,3 +293,13 @@ async def stream(send: Send, *, is_ndjson: bool) -> None:
         text = f'{{"t":{part}}}\n' if is_ndjson else f'data: {{"t":{part}}}\n\n'
         await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
     await send({"type": "http.response.body", "body": b""})
+
+
+def check_books(directory: Path) -> None:
+    """Replay the book: every balance, every limit, the chain, custody against what is owed."""
+    reader = SqliteAuditReader(directory / "book.db", [*RECORDS, PROCESS])
+    try:
+        result = verify(reader)
+    finally:
+        reader.close()
+    assert not isinstance(result, Broken), str(result)

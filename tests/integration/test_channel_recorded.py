@@ -9,11 +9,12 @@ from typing import Any
 import httpx
 
 from farebox.clock import NS_PER_S, ManualClock
+from farebox.testing.channels import RGAS
 from farebox.wire.subrav.didauth import parse_did_auth
 from farebox.wire.subrav.frames import FrameReader, payment_frame, stream_format
 from farebox.wire.subrav.keys import KeyType, VerificationKey
 from farebox.wire.subrav.payload import HEADER_NAME, parse_response_header
-from tests.integration.channel_world import RGAS, World, world
+from tests.integration.channel_world import World, world
 
 RECORDED = json.loads((Path(__file__).parents[1] / "vectors" / "subrav_http.json").read_text())
 PAYER = RECORDED["identities"]["payer"]["verificationMethod"][0]

@@ -1,6 +1,7 @@
 """Installs peers: `python -m tests.peers.install nutshell postgres`.
 
-Python and npm peers go into `.peers/`; PostgreSQL is the machine's own, or comes by apt where we are root.
+Python and npm peers go into `.peers/`; PostgreSQL is the machine's own, or comes by apt where we
+are root.
 """
 
 from __future__ import annotations
@@ -119,14 +120,10 @@ def _uv() -> list[str]:
     return [found] if found else [sys.executable, "-m", "uv"]
 
 
-def run(
-    command: list[str], timeout_s: int = _INSTALL_TIMEOUT_S, cwd: Path | None = None
-) -> None:
+def run(command: list[str], timeout_s: int = _INSTALL_TIMEOUT_S, cwd: Path | None = None) -> None:
     """Run a command to its end. Raises PeerUnavailable with what it said last."""
     try:
-        ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_s, cwd=cwd
-        )
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=cwd)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PeerUnavailable(f"{command[0]} could not be run: {error}") from None
     if ended.returncode != 0:

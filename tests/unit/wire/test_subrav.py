@@ -145,12 +145,13 @@ def test_a_signature_is_good_for_its_own_bytes_alone(
 @pytest.mark.parametrize("vector", VECTORS["encodeRejects"], ids=lambda v: v["name"])
 def test_what_cannot_be_encoded_is_refused(vector: dict[str, Any]) -> None:
     """The last of them payment-kit takes: an id without its 0x. Strict here, as its bytes show."""
-    change: dict[str, Any] = {
+    changes: dict[str, dict[str, Any]] = {
         "negative_chain_id": {"chainId": -1},
         "amount_overflow": {"accumulatedAmount": str(2**256)},
         "version_256": {"version": 256},
         "channel_id_no_0x": {"channelId": BASIC.channel_id[2:]},
-    }[vector["name"]]
+    }
+    change = changes[vector["name"]]
     with pytest.raises(InvalidCredential):
         sub_rav_of(SUB_RAVS["basic"]["subRav"] | change)
     assert vector["result"] == "throws" or vector["bcsHex"] == SUB_RAVS["basic"]["bcsHex"]
