@@ -163,7 +163,7 @@ async def test_what_the_contract_does_not_owe_is_not_paid(
     async with bank(tmp_path) as town:
         channel = await town.opens(SELLER)
         with pytest.raises(RailRejected):
-            await town.contract.claim(voucher(channel, 5_000, **change))
+            await town.contract.claim(voucher(channel, 5_000, 1, **change))
         forged = SignedSubRAV(voucher(channel, 5_000).sub_rav, b"\1" * 64)
         with pytest.raises(RailRejected):
             await town.contract.claim(forged)

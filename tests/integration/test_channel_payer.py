@@ -92,9 +92,7 @@ async def paying(
 
 
 def payer_of(town: World, limits: SpendingLimits) -> PaymentChannelPayerClient:
-    return PaymentChannelPayerClient(
-        town.ledger, town.contract, KEY, CHANNEL_ID, FRAGMENT, limits
-    )
+    return PaymentChannelPayerClient(town.ledger, town.contract, KEY, CHANNEL_ID, FRAGMENT, limits)
 
 
 @pytest.mark.parametrize("codec", [HttpPaymentCodec(), McpPaymentCodec()])

@@ -29,6 +29,7 @@ from tests.peers.payment_kit import PaymentKit, key_document
 pytestmark = pytest.mark.peer
 
 OTHER_KEY = SigningKey(KeyType.SECP256K1, b"\x02" * 32)
+THIRD_KEY = SigningKey(KeyType.SECP256R1, b"\x03" * 32)
 CHAIN = {"channelId": CHANNEL_ID, "payerDid": PAYER_DID, "payeeDid": PAYEE_DID}
 CHAT_COST = 24_000_000
 
@@ -49,6 +50,7 @@ class Counter:
             "keys": {
                 "main": key_document(PAYER_DID, FRAGMENT, KEY),
                 "other": key_document(PAYER_DID, "other-key", OTHER_KEY),
+                "third": key_document(PAYER_DID, "third-key", THIRD_KEY),
             },
             "steps": steps,
             **settings,
@@ -61,6 +63,7 @@ async def counter(directory: Path, kit: PaymentKit) -> AsyncIterator[Counter]:
     async with world(directory, clock=SystemClock()) as town:
         await town.open()
         await town.open(0, fragment="other-key", key=OTHER_KEY.public)
+        await town.open(0, fragment="third-key", key=THIRD_KEY.public)
         async with serving(town.app) as url:
             yield Counter(town, url, kit)
 
@@ -135,14 +138,14 @@ async def test_keys_have_sub_channels_of_their_own_and_pay_at_once(
     tmp_path: Path, payment_kit: PaymentKit
 ) -> None:
     async with counter(tmp_path, payment_kit) as shop:
-        both = {"parallel": [{"path": "/slow"}, {"path": "/slow", "client": "other"}]}
-        happened = await shop.pays(both, both, both)
-        first, second = await shop.town.latest(), await shop.town.latest("other-key")
-    assert [[step["status"] for step in steps] for steps in happened] == [[200, 200]] * 3
-    assert first is not None
-    assert second is not None
-    amounts = [each.sub_rav.accumulated_amount for each in (first, second)]
-    assert amounts == [2 * ECHO_COST, 2 * ECHO_COST]
+        clients = ("main", "other", "third")
+        at_once = {"parallel": [{"path": "/slow", "client": name} for name in clients]}
+        happened = await shop.pays(at_once, at_once, at_once)
+        fragments = (FRAGMENT, "other-key", "third-key")
+        latest = [await shop.town.latest(fragment) for fragment in fragments]
+    assert [[step["status"] for step in steps] for steps in happened] == [[200] * 3] * 3
+    amounts = [signed.sub_rav.accumulated_amount for signed in latest if signed is not None]
+    assert amounts == [2 * ECHO_COST] * 3
 
 
 async def test_of_parallel_calls_none_is_served_unpaid(

@@ -38,9 +38,7 @@ from tests.peers.payment_kit import PaymentKit, key_document
 pytestmark = pytest.mark.peer
 
 CODEC = HttpPaymentCodec()
-LIMITS = SpendingLimits(
-    request_max=200_000_000, unserved_max=20 * ECHO_COST, total_max=10**12
-)
+LIMITS = SpendingLimits(request_max=200_000_000, unserved_max=20 * ECHO_COST, total_max=10**12)
 CHAT_COST = 24_000_000
 SERVICE_KEY = SigningKey(KeyType.ED25519, b"\x05" * 32)
 
@@ -93,7 +91,7 @@ class Customer:
 
 
 @asynccontextmanager
-async def customer(directory: Path, url: str, key: SigningKey) -> AsyncIterator[Customer]:
+async def customer(book: Path, url: str, key: SigningKey) -> AsyncIterator[Customer]:
     contract = PlayContract()
     await contract.open_channel_with_sub_channel(
         payer_did=PAYER_DID,
@@ -103,8 +101,7 @@ async def customer(directory: Path, url: str, key: SigningKey) -> AsyncIterator[
         fragment=FRAGMENT,
         key=key.public,
     )
-    directory.mkdir()
-    store = SqliteStore(directory / "payer.db", RECORDS)
+    store = SqliteStore(book, RECORDS)
     try:
         payer = PaymentChannelPayerClient(
             Ledger(store, SystemClock()), contract, key, CHANNEL_ID, FRAGMENT, LIMITS
@@ -143,10 +140,10 @@ async def test_our_payer_pays_payment_kits_server(
     server = payment_kit.server(tmp_path, settings_for(key))
     try:
         server.wait_ready()
-        async with customer(tmp_path / "first", server.url, key) as payer:
+        async with customer(tmp_path / "first.db", server.url, key) as payer:
             await sees_its_prices(payer)
             await recovers_a_lost_answer(payer)
-        async with customer(tmp_path / "second", server.url, key) as payer:
+        async with customer(tmp_path / "second.db", server.url, key) as payer:
             await begins_again_from_nothing(payer)
     finally:
         server.stop()

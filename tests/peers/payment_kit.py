@@ -12,6 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from farebox.wire import base58
 from farebox.wire.subrav.keys import KeyType, SigningKey
 from tests.peers.install import HERE, PeerUnavailable, node_packages
@@ -19,7 +23,6 @@ from tests.peers.process import PeerProcess, free_port
 
 _SCRIPTS = HERE / "payment-kit"
 _TIMEOUT_S = 120
-_PKCS8_ED25519 = bytes.fromhex("302e020100300506032b657004220420")
 
 
 class PaymentKit:
@@ -80,12 +83,24 @@ class PaymentKitServer:
 
 
 def key_document(did: str, fragment: str, key: SigningKey) -> dict[str, str]:
-    """A key as identity-kit imports it: PKCS#8 for Ed25519, the scalar for secp256k1."""
-    secret = key.secret if key.type is KeyType.SECP256K1 else _PKCS8_ED25519 + key.secret
+    """A key as identity-kit imports it: the scalar of secp256k1, the others in PKCS#8."""
     return {
         "did": did,
         "keyId": f"{did}#{fragment}",
         "keyType": key.type.value,
         "publicKeyMultibase": key.public.multibase,
-        "privateKeyMultibase": "z" + base58.encode(secret),
+        "privateKeyMultibase": "z" + base58.encode(_stored(key)),
     }
+
+
+def _stored(key: SigningKey) -> bytes:
+    pkcs8 = serialization.PrivateFormat.PKCS8
+    der, plain = serialization.Encoding.DER, serialization.NoEncryption()
+    match key.type:
+        case KeyType.SECP256K1:
+            return key.secret
+        case KeyType.ED25519:
+            return Ed25519PrivateKey.from_private_bytes(key.secret).private_bytes(der, pkcs8, plain)
+        case KeyType.SECP256R1:
+            scalar = int.from_bytes(key.secret, "big")
+            return ec.derive_private_key(scalar, ec.SECP256R1()).private_bytes(der, pkcs8, plain)
