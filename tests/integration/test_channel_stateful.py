@@ -53,6 +53,13 @@ routes = st.sampled_from(sorted(ROUTES))
 #: How far a request gets before something breaks.
 FATES = ("answered", "request lost", "payee killed", "answer lost", "payer killed")
 fates = st.sampled_from(FATES)
+MISHAPS = (
+    "restart_payee",
+    "restart_payer",
+    "payer_loses_everything",
+    "half_an_hour_passes",
+    "claims_lose_their_answers",
+)
 
 
 class Trade(RuleBasedStateMachine):
@@ -108,40 +115,44 @@ class Trade(RuleBasedStateMachine):
     def request(self, fragment: str, path: str, fate: str) -> None:
         self.run(self.asks(fragment, path, fate))
 
+    @rule(fragment=fragments, paths=st.lists(routes, min_size=1, max_size=3))
+    def requests_go_well(self, fragment: str, paths: list[str]) -> None:
+        for path in paths:
+            self.run(self.asks(fragment, path, "answered"))
+
     @rule(fragment=fragments, path=routes)
     def replay(self, fragment: str, path: str) -> None:
         """Somebody sends again what was sent before, with a request of his own."""
         if fragment in self.sent:
             self.run(self.serve(fragment, path, self.sent[fragment], is_killed=False))
 
-    @rule()
-    def restart_payee(self) -> None:
-        self.run(self.payee.aclose())
-        self.run(self.start_payee())
+    @rule(mishap=st.sampled_from(MISHAPS))
+    def mishap(self, mishap: str) -> None:
+        self.run(getattr(self, mishap)())
 
-    @rule()
-    def restart_payer(self) -> None:
-        self.run(self.payer_store.close())
-        self.run(self.start_payer())
+    async def restart_payee(self) -> None:
+        await self.payee.aclose()
+        await self.start_payee()
 
-    @rule()
-    def payer_loses_everything(self) -> None:
-        self.run(self.payer_store.close())
+    async def restart_payer(self) -> None:
+        await self.payer_store.close()
+        await self.start_payer()
+
+    async def payer_loses_everything(self) -> None:
+        await self.payer_store.close()
         self.life += 1
-        self.run(self.start_payer())
+        await self.start_payer()
         for fragment in FRAGMENTS:
-            self.run(self.recover(fragment))
+            await self.recover(fragment)
 
-    @rule(seconds=st.integers(1, 4_000))
-    def time_passes(self, seconds: int) -> None:
-        self.clock.advance(seconds)
-        self.run(self.town.processor.clear_expired_proposals())
-        self.run(self.town.claims.run_once())
+    async def half_an_hour_passes(self) -> None:
+        self.clock.advance(1_801)
+        await self.town.processor.clear_expired_proposals()
+        await self.town.claims.run_once()
 
-    @rule()
-    def claims_lose_their_answers(self) -> None:
+    async def claims_lose_their_answers(self) -> None:
         self.contract.loses_answers = True
-        self.run(self.town.claims.trigger(CHANNEL_ID))
+        await self.town.claims.trigger(CHANNEL_ID)
         self.contract.loses_answers = False
 
     # ── how ──────────────────────────────────────────────────────────────────────────────────────
@@ -271,5 +282,5 @@ class Trade(RuleBasedStateMachine):
         self.directory.cleanup()
 
 
-Trade.TestCase.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
+Trade.TestCase.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
 TestTrade = Trade.TestCase
