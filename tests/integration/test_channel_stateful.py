@@ -43,7 +43,7 @@ from tests.integration.channel_world import (
 R = TypeVar("R")
 
 CODEC = HttpPaymentCodec()
-LIMITS = SpendingLimits(request_max=10**9, unserved_max=40_000_000, total_max=10**12)
+LIMITS = SpendingLimits(request_max=10**9, unserved_max=15_000_000, total_max=10**12)
 FRAGMENTS = ("first", "second")
 #: Echo has a fixed price; the price of a chat is known after it was served.
 ROUTES = {"/echo": 0, "/chat/completions": 120, "/broken": 0}

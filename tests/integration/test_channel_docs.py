@@ -1,0 +1,83 @@
+"""docs/channels.md does what it says."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import farebox.channels
+from farebox.clock import SystemClock
+from farebox.gateway.channel_endpoints import ChannelService
+from farebox.gateway.channels import ChannelPaywall
+from farebox.ledger.model import Kind, Open, Transfer, Unit
+from farebox.ledger.processes import PROCESS, Processes
+from farebox.ledger.service import Ledger
+from farebox.stores.sqlite import SqliteStore
+from farebox.wire.subrav.documents import ServiceInfo
+from farebox.wire.subrav.keys import KeyType, SigningKey
+from farebox.wire.subrav.model import ErrorCode, http_status
+from farebox.wire.subrav.payload import ResponsePayload
+
+PAGE = (Path(__file__).parents[2] / "docs" / "channels.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+RULES = re.findall(r"<!-- rules -->\n```yaml\n(.*?)```", PAGE, re.DOTALL)
+
+
+async def run(block: str, names: dict[str, Any]) -> None:
+    code = compile(block, "docs/channels.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    ran = eval(code, names)
+    if inspect.iscoroutine(ran):
+        await ran
+
+
+async def test_payee_and_payer_of_the_page_trade(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {
+        **{name: getattr(farebox.channels, name) for name in farebox.channels.__all__},
+        **{each.__name__: each for each in (Path, SqliteStore, Ledger, SystemClock, Processes)},
+        **{each.__name__: each for each in (ResponsePayload, ServiceInfo)},
+        **{each.__name__: each for each in (ChannelPaywall, ChannelService)},
+        "PROCESS": PROCESS,
+        "RULES": RULES[0],
+        "key": SigningKey(KeyType.ED25519, b"\x01" * 32),
+        "codec": farebox.channels.HttpPaymentCodec(),
+        "app": None,
+    }
+    payee, serve, payer, http = BLOCKS
+    await run(payee, names)
+    try:
+        steps = (
+            Open("custody:mint", "BTC", Kind.CUSTODY),
+            Open("customer:alice", "BTC", Kind.CUSTOMER),
+            Transfer("custody:mint", "customer:alice", 60_000, "deposit"),
+        )
+        await names["store"].commit(Unit("funds", steps))
+        await run(serve, names)
+        await run(payer, names)
+        await run(http, names)
+        earned = await names["store"].account("revenue")
+    finally:
+        await names["store"].close()
+    assert names["joke"].startswith("A receipt")
+    assert names["response"].sub_rav.nonce == 3
+    assert earned.available == 3 * 50
+    assert isinstance(names["app"], ChannelPaywall)
+
+
+def test_the_page_tells_the_status_of_each_code() -> None:
+    rows = re.findall(r"(?m)^\| (`[A-Z].*?) \| (\d{3}) \|", PAGE)
+    told = {name: int(status) for names, status in rows for name in re.findall("[A-Z_]{6,}", names)}
+    assert len(told) >= 15
+    for code in set(told) & set(ErrorCode):
+        assert http_status(ErrorCode(code)) == told[code]
+
+
+def test_each_example_is_about_ten_lines() -> None:
+    assert all(len(block.splitlines()) <= 11 for block in BLOCKS)
