@@ -67,6 +67,14 @@ rules:
   - id: chat
     when: {path: /chat/completions, method: POST}
     strategy: {type: PerToken, unitPricePicoUSD: "2e7"}
+  - id: admin
+    when: {path: /admin}
+    strategy: {type: PerRequest, price: 0}
+    adminOnly: true
+  - id: members
+    when: {path: /members}
+    strategy: {type: PerRequest, price: 0}
+    authRequired: true
   - {id: free, when: {path: /free}, strategy: {type: PerRequest, price: 0}}
 """
 ECHO_COST = 10_000_000

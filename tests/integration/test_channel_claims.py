@@ -111,6 +111,7 @@ async def test_a_claim_whose_answer_was_lost_is_booked_once(tmp_path: Path) -> N
         assert await town.claims.run_once() == 0
         assert town.claims.status.unknown == 1
     contract.loses_answers = False
+    clock.advance(3_601)
     async with world(tmp_path, claim_policy=EAGER, clock=clock, contract=contract) as town:
         assert await town.claims.run_once() == 1
         assert contract.claims == [(FRAGMENT, 2 * ECHO_COST)]

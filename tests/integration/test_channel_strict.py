@@ -8,21 +8,36 @@ from pathlib import Path
 
 import pytest
 
-from farebox.channels import ChannelStatus, CreditPolicy, PaymentErrorCode, RequestMetadata
+from farebox.channels import (
+    BillingEngine,
+    ChannelStatus,
+    CreditPolicy,
+    FixedRates,
+    PaymentChannelPayeeClient,
+    PaymentErrorCode,
+    PaymentProcessor,
+    PaymentProcessorConfig,
+    RequestMetadata,
+    parse_rules,
+)
 from farebox.channels.processor import Admission
 from farebox.clock import ManualClock
+from farebox.ledger.processes import Processes
+from farebox.ledger.service import Ledger
 from farebox.testing.channels import RGAS
 from farebox.wire.subrav import rooch
 from farebox.wire.subrav.documents import signed_document, stored_voucher
 from farebox.wire.subrav.keys import KeyType, SigningKey, sign_sub_rav
 from farebox.wire.subrav.model import SubRAV
 from tests.integration.channel_world import (
+    ASSET,
     CHANNEL_ID,
     ECHO_COST,
     FRAGMENT,
     KEY,
     PAYEE_DID,
     PAYER_DID,
+    RULES,
     Told,
     World,
     world,
@@ -222,6 +237,55 @@ async def test_what_has_no_price_is_not_served(tmp_path: Path) -> None:
         await town.open()
         is_refused(await town.asks("/unpriced"), 500, "BILLING_CONFIG_ERROR")
         assert town.served == {}
+
+
+async def test_what_is_for_admins_or_members_is_for_nobody_else(tmp_path: Path) -> None:
+    async with world(tmp_path) as town:
+        await town.open()
+        is_refused(await town.asks("/admin"), 400, "AUTH_ADMIN_FORBIDDEN")
+        is_refused(await town.asks("/admin", payment="", auth=None), 400, "AUTH_ADMIN_FORBIDDEN")
+        is_refused(await town.asks("/members", payment="", auth=None), 400, "AUTH_MISSING")
+        admin = SigningKey(KeyType.ED25519, b"\x09" * 32)
+        auth = town.authorization("GET", "/admin", did=PAYEE_DID, fragment="admin", key=admin)
+        assert (await town.asks("/admin", payment="", auth=auth)).status == 200
+        assert (await town.asks("/members", payment="")).status == 200
+        auth = town.authorization("GET", "/echo", did=PAYEE_DID, fragment="admin", key=admin)
+        is_refused(await town.asks(auth=auth), 409, "CHANNEL_CONTEXT_MISSING")
+        assert town.served == {"/admin": 1, "/members": 1}
+
+
+async def test_two_processes_on_one_book_serve_one_of_two(tmp_path: Path) -> None:
+    """Each has a ledger, locks and turns of its own; only the store is shared."""
+    async with world(tmp_path) as town:
+        signed = sign_sub_rav(await first_request(town), KEY)
+        other = await another_process(town)
+        request = RequestMetadata(operation="echo", facts={"path": "/echo"})
+        both = (town.processor, other)
+        told = await asyncio.gather(*(each.process_payment(request, signed) for each in both))
+        assert sorted(each.is_admitted for each in told) == [False, True]
+        assert told[0].unsigned_sub_rav == told[1].unsigned_sub_rav
+        admitted = [each for each in told if each.unsigned_sub_rav]
+        signed = sign_sub_rav(admitted[0].unsigned_sub_rav or signed.sub_rav, KEY)
+        chat = RequestMetadata(
+            operation="chat", facts={"path": "/chat/completions", "method": "POST"}
+        )
+        served = await asyncio.gather(*(each.admit(chat, signed) for each in both))
+        assert sorted(isinstance(each, Admission) for each in served) == [False, True]
+
+
+async def another_process(town: World) -> PaymentProcessor:
+    ledger = Ledger(town.ledger.store, town.clock)
+    processes = Processes(ledger)
+    await processes.start()
+    payee = PaymentChannelPayeeClient(ledger, processes, town.contract, PAYEE_DID)
+    rates = FixedRates({ASSET: 100})
+    config = PaymentProcessorConfig(
+        payee_client=payee,
+        billing_engine=BillingEngine(parse_rules(RULES, "yaml"), rates),
+        service_id="echo-service",
+        default_asset_id=RGAS,
+    )
+    return PaymentProcessor(config)
 
 
 async def test_an_answer_that_is_an_error_costs_nothing(tmp_path: Path) -> None:

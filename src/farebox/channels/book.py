@@ -202,11 +202,13 @@ class SubChannels:
         """Change a sub-channel that is there. Raises StoreError."""
         key = sub_channel_key(channel_id, fragment)
 
+        unit_id = new_id("subch")
+
         def whole(state: State, now: int) -> Unit | SubChannel:
             found = state.row(SUB_CHANNEL, key)
             if found is None:
                 raise StoreError(f"there is no sub-channel {key}")
-            draft = Draft(found.value, found.version, now)
+            draft = Draft(unit_id, found.value, found.version, now)
             decide(found.value, draft)
             changed.append(draft.row)
             return found.value if draft.row is found.value else draft.unit()
@@ -261,10 +263,11 @@ class SubChannels:
         fragment = turn.sub_channel.vm_id_fragment
         key = sub_channel_key(turn.channel.channel_id, fragment)
         made: list[Standing] = []
+        unit_id = new_id("subch")
 
         def whole(state: State, now: int) -> Unit | Standing:
             found = state.row(SUB_CHANNEL, key)
-            draft = _draft(turn, found, now)
+            draft = _draft(unit_id, turn, found, now)
             before = draft.row
             verdict = decide(draft.row if found is not None else None, draft)
             if draft.row is before:
@@ -299,13 +302,13 @@ def voucher_of(turn: Turn) -> SubRAV | None:
     return None if turn.voucher is None else turn.voucher.sub_rav
 
 
-def _draft(turn: Turn, found: Row[SubChannel] | None, now: int) -> Draft:
+def _draft(unit_id: str, turn: Turn, found: Row[SubChannel] | None, now: int) -> Draft:
     sub = turn.sub_channel
     amount, nonce = sub.last_claimed_amount, sub.last_confirmed_nonce
     if found is None:
         row = opened(turn.channel, sub.vm_id_fragment, amount, nonce)
-        return Draft(row, ABSENT, now)
-    draft = Draft(found.value, found.version, now)
+        return Draft(unit_id, row, ABSENT, now)
+    draft = Draft(unit_id, found.value, found.version, now)
     if found.value.epoch != turn.channel.epoch:
         draft.reopen(turn.channel, amount, nonce)
     return draft

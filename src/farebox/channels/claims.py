@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -116,20 +117,31 @@ class ClaimScheduler:
 
         What was noticed comes first; then what age or idleness made due, also after a restart.
         """
-        now, noticed = self._clock.now_ns(), self._noticed
-        self._noticed = {}
-        due = dict(noticed)
-        for key, row in await self._stored():
-            if key not in due and claim_reason(row, self.policy, now) is not None:
-                due[key] = row
-        turns = asyncio.Semaphore(self.policy.concurrent_max)
+        noticed, self._noticed = self._noticed, {}
+        done = await self._claim_all(noticed)
+        # A sub-channel that is idle for so long has had something to claim for as long.
+        quiet_s = min(self.policy.age_s, self.policy.idle_s)
+        now = self._clock.now_ns()
+        at_most, after = now - quiet_s * NS_PER_S, ""
+        while True:
+            page = await self._payee.sub_channels.due("unclaimed_since", at_most, after)
+            due = {key: row for key, row in page if claim_reason(row, self.policy, now)}
+            done += await self._claim_all(due)
+            if len(page) < PAGE_MAX:
+                return done
+            after = page[-1][0]
+
+    async def _claim_all(self, due: Mapping[str, SubChannel]) -> int:
+        turns, now = asyncio.Semaphore(self.policy.concurrent_max), self._clock.now_ns()
 
         async def one(key: str, row: SubChannel) -> bool:
             async with turns:
                 waiting = self._waiting.get(key)
-                if waiting is not None and waiting.next_at > now:
-                    return False
-                return await self.claim(row) is ClaimOutcome.CLAIMED
+                may_try = waiting is None or waiting.next_at <= now
+                outcome = await self.claim(row) if may_try else ClaimOutcome.REFUSED
+                if outcome in (ClaimOutcome.REFUSED, ClaimOutcome.UNKNOWN):
+                    self._noticed.setdefault(key, row)  # a newer voucher may have come meanwhile
+                return outcome is ClaimOutcome.CLAIMED
 
         return sum(await asyncio.gather(*(one(key, row) for key, row in due.items())))
 
@@ -182,15 +194,3 @@ class ClaimScheduler:
         waiting.next_at = self._clock.now_ns() + self.policy.retry_s * 2**exponent * NS_PER_S
         tell = _log.warning if waiting.failures < self.policy.retries_max else _log.error
         tell("channel.claim_failed", sub_channel=key, failures=waiting.failures, error=why)
-
-    async def _stored(self) -> list[tuple[str, SubChannel]]:
-        found: list[tuple[str, SubChannel]] = []
-        after = ""
-        while True:
-            page = await self._payee.sub_channels.due(
-                "unclaimed_since", self._clock.now_ns(), after
-            )
-            found += page
-            if len(page) < PAGE_MAX:
-                return found
-            after = page[-1][0]

@@ -20,7 +20,7 @@ import msgspec
 from farebox.channels.chain import ChannelInfo, ChannelStatus, PaidTo, SubChannelInfo
 from farebox.clock import NS_PER_S
 from farebox.errors import InvalidCredential, RailRejected, StoreError
-from farebox.ids import derived_id
+from farebox.ids import derived_id, new_id
 from farebox.ledger.model import (
     ABSENT,
     Applied,
@@ -293,6 +293,7 @@ class LedgerContract:
         decide: Callable[[LedgerChannel | None, int], tuple[LedgerChannel, list[Step]]],
     ) -> ChannelInfo:
         changed: list[LedgerChannel] = []
+        unit_id = new_id("lch")  # of this call alone: another's change of one version is not ours
 
         def whole(state: State, now: int) -> Unit | None:
             row = state.row(LEDGER_CHANNEL, channel_id)
@@ -302,7 +303,7 @@ class LedgerContract:
             if channel == found and not steps:
                 return None
             return Unit(
-                f"lch_{channel_id}:{version}",
+                unit_id,
                 tuple(steps),
                 puts=(Put(LEDGER_CHANNEL, channel_id, channel, version),),
                 events=(Event(event, channel_id),),

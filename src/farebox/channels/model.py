@@ -24,8 +24,9 @@ class RequestMetadata:
     """A request to pay for, whatever protocol brought it.
 
     `payer_did` and `vm_id_fragment` are taken at their word where no voucher says otherwise:
-    whoever fills them in has verified them. `max_amount` is the most the payer allows; None or 0:
-    no limit. `usage` is what was used, where that is known already; `facts` are what rules match.
+    whoever fills them in has verified them, and `is_admin`, which opens rules for admins only.
+    `max_amount` is the most the payer allows; None or 0: no limit. `usage` is what was used, where
+    that is known already; `facts` are what rules match.
     """
 
     operation: str
@@ -36,6 +37,7 @@ class RequestMetadata:
     payer_did: str | None = None
     client_tx_ref: str | None = None
     max_amount: int | None = None
+    is_admin: bool = False
     usage: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
 

@@ -137,7 +137,7 @@ class PaymentChannelPayerClient:
         asked = Asked(told.client_tx_ref or new_id("tx"), limit)
         signs: list[Next] = []
 
-        def decide(state: State, now: int) -> Unit:
+        def decide(state: State) -> PayerSubChannel:
             found = self._current(state.value(PAYER_SUB_CHANNEL, self._row), base)
             self._check_choice(found, sub_rav)
             signs[:] = [found.next] if found.next is not None else []
@@ -146,7 +146,7 @@ class PaymentChannelPayerClient:
             )
             if found.next is not None and found.next.is_unserved:
                 changed = msgspec.structs.replace(changed, has_lost=False)
-            return self._unit(changed, state)
+            return changed
 
         await self._commit(decide)
         voucher = sign_sub_rav(self._sub_rav(channel, signs[0]), self._key) if signs else None
@@ -166,7 +166,7 @@ class PaymentChannelPayerClient:
         is_demand = error is not None and error.code == ErrorCode.PAYMENT_REQUIRED
         kept: list[Next | None] = []
 
-        def decide(state: State, now: int) -> Unit:
+        def decide(state: State) -> PayerSubChannel:
             found = self._current(state.value(PAYER_SUB_CHANNEL, self._row), base)
             if found.asked is None or found.asked.client_tx_ref != payload.client_tx_ref:
                 raise SigningRefused("the answer is to no request of ours")
@@ -178,7 +178,7 @@ class PaymentChannelPayerClient:
                     raise SigningRefused("the answer states no cost for what it asks to sign")
                 upcoming = self._weigh_cost(found, proposal, channel, payload.cost)
             kept[:] = [upcoming]
-            return self._unit(msgspec.structs.replace(found, next=upcoming, asked=None), state)
+            return msgspec.structs.replace(found, next=upcoming, asked=None)
 
         await self._commit(decide)
         upcoming = kept[0]
@@ -194,11 +194,11 @@ class PaymentChannelPayerClient:
         """Note that the request in flight was answered and cost nothing."""
         base = await self._base(await self._open_channel())
 
-        def decide(state: State, now: int) -> Unit | None:
+        def decide(state: State) -> PayerSubChannel | None:
             found = self._current(state.value(PAYER_SUB_CHANNEL, self._row), base)
             if found.asked is None or client_tx_ref not in (None, found.asked.client_tx_ref):
                 return None
-            return self._unit(msgspec.structs.replace(found, asked=None), state)
+            return msgspec.structs.replace(found, asked=None)
 
         await self._commit(decide)
 
@@ -222,11 +222,11 @@ class PaymentChannelPayerClient:
                     base, amount=sub_rav.accumulated_amount, nonce=sub_rav.nonce
                 )
 
-        def decide(state: State, now: int) -> Unit:
+        def decide(state: State) -> PayerSubChannel:
             found = self._current(state.value(PAYER_SUB_CHANNEL, self._row), base)
             if found.nonce < base.nonce:
                 found = base
-            return self._unit(msgspec.structs.replace(found, has_lost=True), state)
+            return msgspec.structs.replace(found, has_lost=True)
 
         await self._commit(decide)
         found = await self.state()
@@ -326,13 +326,18 @@ class PaymentChannelPayerClient:
             nonce=upcoming.nonce,
         )
 
-    def _unit(self, row: PayerSubChannel, state: State) -> Unit:
-        version = state.version(PAYER_SUB_CHANNEL, self._row)
-        put = Put(PAYER_SUB_CHANNEL, self._row, row, version)
-        return Unit(f"payer_{self._row}:{version}", puts=(put,))
+    async def _commit(self, decide: Callable[[State], PayerSubChannel | None]) -> None:
+        """Store what is decided; None changes nothing. The unit's id is of this call alone."""
+        unit_id = new_id("payer")
 
-    async def _commit(self, decide: Callable[[State, int], Unit | None]) -> None:
-        outcome = await self._ledger.transact([(PAYER_SUB_CHANNEL, self._row)], decide)
+        def whole(state: State, now: int) -> Unit | None:
+            row = decide(state)
+            if row is None:
+                return None
+            version = state.version(PAYER_SUB_CHANNEL, self._row)
+            return Unit(unit_id, puts=(Put(PAYER_SUB_CHANNEL, self._row, row, version),))
+
+        outcome = await self._ledger.transact([(PAYER_SUB_CHANNEL, self._row)], whole)
         if not isinstance(outcome, Applied | Replayed | None):
             raise StoreError(f"the payment cannot be stored: {outcome}")
 

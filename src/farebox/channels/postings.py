@@ -73,13 +73,13 @@ def loss_account(asset_id: str) -> str:
 class Draft:
     """A unit in the making: the row as it will be, and what is posted with it."""
 
-    def __init__(self, row: SubChannel, version: int, now: int) -> None:
+    def __init__(self, unit_id: str, row: SubChannel, version: int, now: int) -> None:
+        """`unit_id` is fresh: two processes that decide on one version must not be one unit."""
         self.row = row
         self._version = version
         self._now = now
         self._key = sub_channel_key(row.channel_id, row.fragment)
-        # The row's version is in the id: a lost answer followed by the same decision is a replay.
-        self._id = f"subch_{self._key}:{version}"
+        self._id = unit_id
         self._steps: list[Step] = []
         self._events: list[Event] = []
         if not version:

@@ -219,6 +219,10 @@ class PaymentProcessor:
         found = _Found(request, context, rule or _NO_RULE, signed, None)
         if rule is None:
             return self._failed(found, _NO_PRICE)
+        if rule.admin_only and not request.is_admin:
+            return self._failed(found, _NOT_AN_ADMIN)
+        if rule.auth_required and signed is None and not (request.payer_did or request.is_admin):
+            return self._failed(found, _NO_CHANNEL if rule.payment_required else _NOBODY)
         channel_id, fragment = request.channel_id, request.vm_id_fragment
         if signed is not None:
             channel_id, fragment = signed.sub_rav.channel_id, signed.sub_rav.vm_id_fragment
@@ -413,6 +417,8 @@ _NO_CHANNEL = Rejected(
     ErrorCode.CHANNEL_CONTEXT_MISSING,
     "The request names no channel: send a voucher, or say who pays.",
 )
+_NOT_AN_ADMIN = Rejected(ErrorCode.AUTH_ADMIN_FORBIDDEN, "This is for admins only.")
+_NOBODY = Rejected(ErrorCode.AUTH_MISSING, "Say who asks.")
 _NOT_THE_PAYER = Rejected(
     ErrorCode.AUTH_INVALID, "Who asks is not who pays on this channel; use your own."
 )

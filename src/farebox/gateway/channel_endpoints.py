@@ -31,6 +31,7 @@ class Caller:
     did: str
     fragment: str
     channel_id: str
+    is_admin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,10 @@ async def authenticate(service: ChannelService, scope: Scope) -> Caller | Refuse
         return None
     try:
         auth = didauth.parse_did_auth(text)
+        admin = service.admins.get(auth.key_id)
+        if admin is not None:
+            refused = _judge(service, scope, auth, admin)
+            return refused or Caller(auth.signer_did, auth.fragment, "", is_admin=True)
         channel_id = service.channel_id(
             auth.signer_did, service.info.service_did, service.info.default_asset_id
         )
@@ -161,37 +166,28 @@ async def endpoint(
         caller = await authenticate(service, scope)
         if caller is None:
             caller = Refused(ErrorCode.AUTH_MISSING, "Say who asks: Authorization: DIDAuthV1 …")
+        elif isinstance(caller, Caller) and caller.is_admin:
+            caller = Refused(ErrorCode.CHANNEL_NOT_FOUND, "An admin's key has no channel.")
         if isinstance(caller, Refused):
             return _failure(service, caller)
         return await _FOR_PAYERS[name](service, scope, receive, caller)
     if name in _FOR_ADMINS:
-        refused = _check_admin(service, scope)
-        if refused is not None:
-            return _failure(service, refused)
-        return await _FOR_ADMINS[name](service, scope, receive, None)
+        caller = await authenticate(service, scope)
+        if caller is None:
+            caller = Refused(ErrorCode.AUTH_MISSING, "Say who asks: Authorization: DIDAuthV1 …")
+        elif isinstance(caller, Caller) and not caller.is_admin:
+            caller = Refused(ErrorCode.AUTH_ADMIN_FORBIDDEN, "This is for admins only.")
+        if isinstance(caller, Refused):
+            return _failure(service, caller)
+        return await _FOR_ADMINS[name](service, scope, receive, caller)
     return EndpointAnswer(
         _NOT_FOUND, documents.failure("NOT_FOUND", "There is no such endpoint.", 404, service.now)
     )
 
 
-def _check_admin(service: ChannelService, scope: Scope) -> Refused | None:
-    text = header(scope["headers"], b"authorization").decode("latin-1")
-    if not text:
-        return Refused(ErrorCode.AUTH_MISSING, "Say who asks: Authorization: DIDAuthV1 …")
-    try:
-        auth = didauth.parse_did_auth(text)
-    except InvalidCredential as error:
-        return Refused(ErrorCode.AUTH_INVALID, str(error))
-    key = service.admins.get(auth.key_id)
-    if key is None:
-        return Refused(ErrorCode.AUTH_ADMIN_FORBIDDEN, f"{auth.key_id} is no admin here.")
-    return _judge(service, scope, auth, key)
-
-
 async def _recovery(
-    service: ChannelService, scope: Scope, receive: Receive, caller: Caller | None
+    service: ChannelService, scope: Scope, receive: Receive, caller: Caller
 ) -> EndpointAnswer:
-    assert caller is not None
     channel = await service.payee.channel_info(caller.channel_id)
     sub = await service.payee.sub_channel_info(caller.channel_id, caller.fragment)
     pending = await service.payee.pending.find_latest_by_sub_channel(
@@ -225,10 +221,9 @@ async def _recovery(
 
 
 async def _sub_rav(
-    service: ChannelService, scope: Scope, receive: Receive, caller: Caller | None
+    service: ChannelService, scope: Scope, receive: Receive, caller: Caller
 ) -> EndpointAnswer:
     """The newest voucher, to whoever signed it: what a payer without a record begins again from."""
-    assert caller is not None
     row = await service.payee.sub_channels.read(caller.channel_id, caller.fragment)
     signed = None if row is None else accepted_voucher(row, service.payee.contract.chain_id)
     asked = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("nonce", [""])[0]
@@ -241,10 +236,9 @@ async def _sub_rav(
 
 
 async def _commit(
-    service: ChannelService, scope: Scope, receive: Receive, caller: Caller | None
+    service: ChannelService, scope: Scope, receive: Receive, caller: Caller
 ) -> EndpointAnswer:
     """Pay the last request without making another: a stub in payment-kit, which takes nothing."""
-    assert caller is not None
     try:
         document = multibase.read_json(await read_body(receive, _BODY_MAX_BYTES), "voucher")
         signed = documents.read_committed_voucher(document)
@@ -263,7 +257,7 @@ async def _commit(
 
 
 async def _status(
-    service: ChannelService, scope: Scope, receive: Receive, caller: Caller | None
+    service: ChannelService, scope: Scope, receive: Receive, caller: Caller
 ) -> EndpointAnswer:
     claims = service.claims
     told = None if claims is None else asdict(claims.status) | {"policy": asdict(claims.policy)}
@@ -273,7 +267,7 @@ async def _status(
 
 
 async def _claim(
-    service: ChannelService, scope: Scope, receive: Receive, caller: Caller | None
+    service: ChannelService, scope: Scope, receive: Receive, caller: Caller
 ) -> EndpointAnswer:
     try:
         document = multibase.read_json(await read_body(receive, _BODY_MAX_BYTES), "request")

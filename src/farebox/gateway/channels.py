@@ -183,11 +183,13 @@ def _metadata(
     scope: Scope, payload: RequestPayload | None, caller: Caller | None, reference: str
 ) -> RequestMetadata:
     method, path = scope["method"], scope["path"]
+    payer = None if caller is None or caller.is_admin else caller
     return RequestMetadata(
         operation=f"{method}:{path}",
-        channel_id=None if caller is None else caller.channel_id,
-        vm_id_fragment=None if caller is None else caller.fragment,
-        payer_did=None if caller is None else caller.did,
+        channel_id=None if payer is None else payer.channel_id,
+        vm_id_fragment=None if payer is None else payer.fragment,
+        payer_did=None if payer is None else payer.did,
+        is_admin=caller is not None and caller.is_admin,
         client_tx_ref=reference,
         max_amount=None if payload is None else payload.max_amount,
         facts={"method": method, "path": path},
