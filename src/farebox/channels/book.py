@@ -116,6 +116,9 @@ class SubChannels:
         if lock.users > _WAITING_MAX:
             return False
         lock.users += 1
+        if lock.users == 1:  # nobody holds it or waits, so this does not wait either
+            await lock.acquire()
+            return True
         try:
             async with asyncio.timeout(self._wait_s):
                 await lock.acquire()
@@ -146,8 +149,6 @@ class SubChannels:
         With nothing to ask for, or where the verdict lets nothing be served, a good voucher is
         still taken. A request that the collateral doesn't cover is `Rejected`, its voucher taken.
         """
-        if ask is not None:
-            await self._settle_abandoned(turn)
         backing = turn.channel.backing
         is_new_limit = self._ceilings.get(backing) != turn.ceiling
 
@@ -159,9 +160,7 @@ class SubChannels:
             elif isinstance(verdict, Rejected):
                 return verdict
             if ask is not None and draft.row.serving is not None:
-                return Rejected(
-                    ErrorCode.RAV_CONFLICT, "Another request of this sub-channel is being served."
-                )
+                return _BEING_SERVED
             if ask is not None and draft.row.pending is None:
                 if is_new_limit:
                     draft.limit(turn.ceiling)
@@ -171,7 +170,11 @@ class SubChannels:
                     draft.begin(self._processes.name, ask.cap, ask.floor, ask.floor_pico_usd)
             return verdict
 
-        standing = await self._change(turn, decide)
+        unit_id = f"subch_{service_tx_ref or new_id('free')}"
+        standing = await self._change(unit_id, turn, decide)
+        is_taken = isinstance(standing, Standing) and standing.verdict is _BEING_SERVED
+        if is_taken and await self._settle_abandoned(turn):
+            standing = await self._change(unit_id, turn, decide)
         if isinstance(standing, Standing):
             if ask is not None and isinstance(standing.verdict, Accepted | Clear):
                 self._limited(backing, turn.ceiling)
@@ -238,17 +241,17 @@ class SubChannels:
         done = await self.change(row.channel_id, row.fragment, decide)
         return done.pending is not None and done.pending.is_written_off
 
-    async def _settle_abandoned(self, turn: Turn) -> None:
-        """Charge the floor for a request that a process which ended left unsettled.
+    async def _settle_abandoned(self, turn: Turn) -> bool:
+        """Charge the floor for a request that a process which ended left unsettled, if one did.
 
         The turn is ours: what *this* process is said to be serving, nobody serves any more.
         """
         channel_id, fragment = turn.channel.channel_id, turn.sub_channel.vm_id_fragment
         row = await self.read(channel_id, fragment)
         if row is None or row.serving is None:
-            return
+            return True
         if row.serving.process in await self._processes.others():
-            return
+            return False
 
         def decide(now: SubChannel, draft: Draft) -> None:
             if row.serving is not None and now.serving == row.serving:
@@ -256,14 +259,14 @@ class SubChannels:
                 draft.propose(row.serving.floor, row.serving.floor_pico_usd, new_id("srv"))
 
         await self.change(channel_id, fragment, decide)
+        return True
 
     async def _change(
-        self, turn: Turn, decide: Callable[[SubChannel | None, Draft], Verdict]
+        self, unit_id: str, turn: Turn, decide: Callable[[SubChannel | None, Draft], Verdict]
     ) -> Standing | Refused:
         fragment = turn.sub_channel.vm_id_fragment
         key = sub_channel_key(turn.channel.channel_id, fragment)
         made: list[Standing] = []
-        unit_id = new_id("subch")
 
         def whole(state: State, now: int) -> Unit | Standing:
             found = state.row(SUB_CHANNEL, key)
@@ -289,6 +292,11 @@ class SubChannels:
         if len(self._ceilings) >= _CEILINGS_MAX:
             self._ceilings.clear()
         self._ceilings[backing] = ceiling
+
+
+_BEING_SERVED = Rejected(
+    ErrorCode.RAV_CONFLICT, "Another request of this sub-channel is being served; try later."
+)
 
 
 class _TurnLock(asyncio.Lock):

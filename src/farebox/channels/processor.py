@@ -237,8 +237,9 @@ class PaymentProcessor:
             return self._failed(found, _NOT_THE_PAYER)
         if signed is None and request.payer_did is None:
             return self._failed(found, _NO_CHANNEL)
-        asset = turn.channel.asset_id
-        return replace(found, turn=turn, context=replace(context, asset_id=asset))
+        if context.asset_id != turn.channel.asset_id:
+            context = replace(context, asset_id=turn.channel.asset_id)
+        return _Found(request, context, rule, signed, turn)
 
     async def _turn(self, found: _Found) -> Turn | Rejected:
         """The turn with its cover. A good voucher is taken even where credit is refused."""
@@ -291,7 +292,7 @@ class PaymentProcessor:
                 room = await self._payee.room(turn)
                 cap = max(cap, min(allowed, self._payee.policy.request_max, room))
             cover = Cover(cap, floor.amount, floor.pico_usd)
-            standing = await sub.serve(turn, cover, "")
+            standing = await sub.serve(turn, cover, new_id("srv"))
             keeps_turn = isinstance(standing.verdict, Accepted | Clear)
         finally:
             if not keeps_turn:
