@@ -156,10 +156,9 @@ class Staged:
             self.events.append(
                 (self._book, event.number, seq, self.at, event.name, event.subject, event.data)
             )
-        for account in decision.accounts:
-            self.accounts[account.id] = account
-        for hold in decision.holds:
-            self.holds[hold.id] = hold
+        self.accounts.update(decision.accounts)
+        if decision.holds:
+            self.holds.update(decision.holds)
 
     def _put(self, put: Put, seq: int) -> PutDigest:
         record = put.record

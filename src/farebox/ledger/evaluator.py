@@ -6,6 +6,7 @@ Precedence of outcomes: a known id (`Replayed`, `Mismatch`), then rows in the or
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,13 +80,13 @@ class Overlay:
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
-    """What one unit did, to be stored with it."""
+    """What one unit did, to be stored with it: accounts and holds as they stand after it."""
 
     unit: Unit
     outcome: Applied | Refused
-    movements: tuple[Movement, ...] = ()
-    accounts: tuple[Account, ...] = ()
-    holds: tuple[HoldRow, ...] = ()
+    movements: Sequence[Movement] = ()
+    accounts: Mapping[str, Account] = {}
+    holds: Mapping[str, HoldRow] = {}
 
 
 class _Refusal(Exception):
@@ -113,7 +114,9 @@ class _Trial:
     def pair(self, debit: str, credit: str) -> tuple[Account, Account]:
         if debit == credit:
             raise _Refusal(Code.ACCOUNTS_MUST_BE_DIFFERENT)
-        debtor, creditor = self.account(debit), self.account(credit)
+        own, known = self.accounts, self.overlay.accounts
+        debtor = own.get(debit) or known[debit]
+        creditor = own.get(credit) or known[credit]
         if debtor is None:
             raise _Refusal(Code.DEBIT_ACCOUNT_NOT_FOUND)
         if creditor is None:
@@ -290,18 +293,13 @@ def evaluate(unit: Unit, overlay: Overlay, seq: int, at: int) -> Outcome | Decis
         overlay.units[unit.id] = Known(unit.fingerprint, refused)
         return Decision(unit, refused)
     overlay.accounts.update(trial.accounts)
-    overlay.holds.update(trial.holds)
+    if trial.holds:
+        overlay.holds.update(trial.holds)
     for put in unit.puts:
         overlay.versions[put.record.kind, put.key] = put.expect + 1
     outcome = Applied(seq, at, tuple(trial.amounts), unit.reply)
     overlay.units[unit.id] = Known(unit.fingerprint, outcome)
-    return Decision(
-        unit,
-        outcome,
-        tuple(trial.movements),
-        tuple(trial.accounts.values()),
-        tuple(trial.holds.values()),
-    )
+    return Decision(unit, outcome, trial.movements, trial.accounts, trial.holds)
 
 
 def _rows_blocked(unit: Unit, versions: dict[RowKey, int]) -> Stale | Taken | None:
@@ -321,10 +319,5 @@ def expire(row: HoldRow, overlay: Overlay, unit: Unit, seq: int, at: int) -> Dec
     trial.close_hold(row.id, 0, HoldState.EXPIRED, "expire")
     overlay.accounts.update(trial.accounts)
     overlay.holds.update(trial.holds)
-    return Decision(
-        unit,
-        Applied(seq, at, (0,)),
-        tuple(trial.movements),
-        tuple(trial.accounts.values()),
-        tuple(trial.holds.values()),
-    )
+    outcome = Applied(seq, at, (0,))
+    return Decision(unit, outcome, trial.movements, trial.accounts, trial.holds)

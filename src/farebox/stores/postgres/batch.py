@@ -200,13 +200,12 @@ async def write(connection: Connection, book: int, staged: Staged) -> None:
                 await _insert(connection, _INSERT_MOVEMENTS, staged.movements)
             if staged.events:
                 await _insert(connection, _INSERT_EVENTS, staged.events)
-            if staged.accounts:
-                accounts = staged.accounts.values()
-                rows = sorted(account_columns(book, account) for account in accounts)
+            if accounts := staged.accounts:
+                rows = [account_columns(book, accounts[name]) for name in sorted(accounts)]
                 await _insert(connection, _UPSERT_ACCOUNTS, rows)
-            if staged.holds:
-                holds = [hold_columns(book, hold) for hold in staged.holds.values()]
-                await _insert(connection, _UPSERT_HOLDS, holds)
+            if holds := staged.holds:
+                columns = [hold_columns(book, hold) for hold in holds.values()]
+                await _insert(connection, _UPSERT_HOLDS, columns)
             for record, records in staged.records.items():
                 # One statement writes a row once: of two versions the newer.
                 newest = {row[1]: row for row in records}

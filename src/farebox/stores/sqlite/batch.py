@@ -162,18 +162,16 @@ class Batch:
             many("INSERT INTO movements VALUES (?,?,?,?,?,?,?,?,?,?)", staged.movements)
         if staged.events:
             many("INSERT INTO events VALUES (?,?,?,?,?,?,?)", staged.events)
-        if staged.accounts:
+        if accounts := staged.accounts:
             # In the order of the table: neighbours share its pages, which is faster by a sixth.
             many(
                 "INSERT OR REPLACE INTO accounts VALUES (?,?,?,?,?,?,?,?,?)",
-                sorted(
-                    account_columns(self._book, account) for account in staged.accounts.values()
-                ),
+                [account_columns(self._book, accounts[name]) for name in sorted(accounts)],
             )
-        if staged.holds:
+        if holds := staged.holds:
             many(
                 "INSERT OR REPLACE INTO holds VALUES (?,?,?,?,?,?,?,?)",
-                [hold_columns(self._book, hold) for hold in staged.holds.values()],
+                [hold_columns(self._book, hold) for hold in holds.values()],
             )
         for record, rows in staged.records.items():
             many(_put_statement(record), rows)
