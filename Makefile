@@ -44,8 +44,9 @@ soak: $(READY) ## live through fresh seeds of the simulation (SECONDS=3600, ARGS
 	@$(PY) -m tests.simulation --seconds $(SECONDS) $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## measure the ledger and the gateway (ARGS=--json)
+bench: $(READY) ## measure the ledger on both databases, and the gateway (ARGS=--json)
 	@$(PY) -m benchmarks.ledger $(ARGS)
+	@$(PY) -m benchmarks.postgres $(ARGS)
 	@$(PY) -m benchmarks.gateway $(ARGS)
 
 .PHONY: format

@@ -2,12 +2,13 @@
 
     python -m benchmarks.paid_gateway UPSTREAM_URL PORT DATA_DIR PRICE [MINT_URL]
 
-Prints one line per key when it listens.
+Prints one line per key when it listens. The book is in DATA_DIR, or in FAREBOX_DATABASE.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -49,8 +50,9 @@ async def serve(upstream_url: str, port: int, data_dir: Path, price: str, mint: 
         "price": [{"price": price}],
         "gateway.listen": f"127.0.0.1:{port}",
     }
+    where = {name: os.environ[name] for name in ("FAREBOX_DATABASE",) if name in os.environ}
     async with Farebox(
-        load_settings(None, {}, given), b"benchmark only, not a secret" + b".." * 2
+        load_settings(None, where, given), b"benchmark only, not a secret" + b".." * 2
     ) as house:
         for _ in range(_KEYS):
             print(await funded_key(house), flush=True)

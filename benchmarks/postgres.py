@@ -9,8 +9,12 @@ minute of the machine hits all of them. At the end every book is verified, the b
 
 Without `--dsn` a throw-away server of the machine's own programs is used, with its defaults but for
 a larger buffer, on the disk of the temporary directory. It uses the same cores as the processes
-that are measured: `busy` tells how many cores they all used together, and so what the machine
-allowed; `held` how much of the time some batch had the book's lock, and so what the book allows.
+that are measured: `busy` tells how many cores they used together, and so what the machine
+allowed; `writing` how much of the time a process had a batch under way, waits for the book's lock
+included: where one process alone comes near 1, the book is the limit, and not its callers.
+
+At the end one gateway and two gateways take requests paid by account key, as `farebox serve` would
+run them (`benchmarks.postgres_gateways`).
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ import msgspec
 import psycopg
 import uvloop
 
+from benchmarks import postgres_gateways
 from benchmarks.bare_postgres import BareWriter
 from benchmarks.ledger import ACCOUNTS, START_MSAT, Pair, customer, one_credited, random_pairs
 from farebox.cli.serve import quieten_collector
@@ -45,6 +50,7 @@ from farebox.ledger.service import Ledger
 from farebox.ledger.store import UNITS_MAX
 from farebox.stores.postgres import PostgresStore
 from farebox.stores.postgres.audit import PostgresAuditReader
+from farebox.tally import Commits
 from tests.peers.install import PeerUnavailable
 from tests.peers.postgres import Postgres
 
@@ -75,6 +81,16 @@ class Figures(msgspec.Struct, frozen=True):
     cpu_us: float
     database_cpu_us: float
     busy: float
+    batch: float
+    writing: float
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What one process tells of a round; nothing of its batches where they are not a store's."""
+
+    cpu_s: float
+    batches: int = 0
+    writing_s: float = 0
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -85,6 +101,7 @@ class Report(msgspec.Struct, frozen=True):
     transfers_per_round: int
     rounds: int
     variants: dict[str, Figures]
+    gateways: dict[str, postgres_gateways.Figures]
     ratios: dict[str, float]
 
 
@@ -120,7 +137,11 @@ async def _many(store: PostgresStore, one: Round, pairs: Sequence[Pair]) -> None
 
 
 async def _serve(dsn: str, pipe: Connection) -> None:
-    stores = {book: await PostgresStore.open(dsn, (), book=book) for book in (1, 2)}
+    commits = {book: Commits() for book in (1, 2)}
+    stores = {
+        book: await PostgresStore.open(dsn, (), book=book, commits=counted)
+        for book, counted in commits.items()
+    }
     bare = BareWriter(dsn, BOOKS["bare"])
     quieten_collector()
     pipe.send("ready")
@@ -128,6 +149,7 @@ async def _serve(dsn: str, pipe: Connection) -> None:
         pairs = share(one)
         pipe.send("ready")
         pipe.recv()
+        before = [_batches(counted) for counted in commits.values()]
         began_s = time.process_time()
         if one.side == "single":
             await _single(stores[one.book], one, pairs)
@@ -135,10 +157,20 @@ async def _serve(dsn: str, pipe: Connection) -> None:
             await _many(stores[one.book], one, pairs)
         else:
             bare.run(pairs, one.round_id, one.callers)
-        pipe.send(time.process_time() - began_s)
+        cpu_s = time.process_time() - began_s
+        after = [_batches(counted) for counted in commits.values()]
+        batches, writing_s = (
+            sum(now - then for now, then in zip(*both, strict=True))
+            for both in zip(zip(*after, strict=True), zip(*before, strict=True), strict=True)
+        )
+        pipe.send(Done(cpu_s, int(batches), writing_s))
     bare.close()
     for store in stores.values():
         await store.close()
+
+
+def _batches(commits: Commits) -> tuple[int, float]:
+    return sum(commits.sizes.buckets), commits.took.sum
 
 
 def work(dsn: str, pipe: Connection) -> None:
@@ -178,7 +210,6 @@ class Bench:
 
     dsn: str
     pipes: list[Connection]
-    per_s: dict[str, list[float]] = field(default_factory=dict)
     figures: dict[str, list[Figures]] = field(default_factory=dict)
 
     def run(self, name: str, number: int, transfers: int, *, keep: bool) -> None:
@@ -202,25 +233,28 @@ class Bench:
             )
         for pipe in taking_part:
             _hear(pipe)
-        before_s, began_s = self._database_cpu_s(), time.perf_counter()
+        before_s, began_s = self.database_cpu_s(), time.perf_counter()
         for pipe in taking_part:
             pipe.send("go")
-        cpu_s = sum(_hear(pipe) for pipe in taking_part)
+        told = [done for pipe in taking_part if isinstance(done := _hear(pipe), Done)]
         took_s = time.perf_counter() - began_s
-        database_s = self._database_cpu_s() - before_s
+        database_s = self.database_cpu_s() - before_s
         if keep:
-            done = own * count
-            self.per_s.setdefault(name, []).append(done / took_s)
+            transfers = own * count
+            cpu_s = sum(one.cpu_s for one in told)
+            batches = sum(one.batches for one in told)
             self.figures.setdefault(name, []).append(
                 Figures(
-                    round(done / took_s),
-                    cpu_s / done * 1e6,
-                    database_s / done * 1e6,
-                    (cpu_s + database_s) / took_s,
+                    per_s=round(transfers / took_s),
+                    cpu_us=cpu_s / transfers * 1e6,
+                    database_cpu_us=database_s / transfers * 1e6,
+                    busy=(cpu_s + database_s) / took_s,
+                    batch=transfers / batches if batches else variant.callers / count,
+                    writing=sum(one.writing_s for one in told) / took_s / count,
                 )
             )
 
-    def _database_cpu_s(self) -> float:
+    def database_cpu_s(self) -> float:
         """What the server's processes have used, those that serve other connections too."""
         with psycopg.connect(self.dsn) as db:
             row = db.execute(
@@ -230,11 +264,10 @@ class Bench:
         return sum(_cpu_s(pid) for pid in row[0])
 
 
-def _hear(pipe: Connection) -> float:
+def _hear(pipe: Connection) -> object:
     if not pipe.poll(_READY_S):
         raise RuntimeError(f"a process was silent for {_READY_S} s")
-    heard = pipe.recv()
-    return heard if isinstance(heard, float) else 0
+    return pipe.recv()
 
 
 def _cpu_s(pid: int) -> float:
@@ -310,28 +343,21 @@ def measure(dsn: str, transfers: int, rounds: int) -> Report:
                 size = transfers if number else transfers // 4
                 bench.run(name, number, size, keep=number > 0)
     check_books(dsn)
+    one, two = uvloop.run(
+        postgres_gateways.measure(dsn, Path(), transfers // 4, rounds, bench.database_cpu_s)
+    )
 
     def ratio(ours: str, theirs: str) -> float:
-        both = zip(bench.per_s[ours], bench.per_s[theirs], strict=True)
-        return round(statistics.median(a / b for a, b in both), 2)
-
-    def median(name: str, what: str) -> float:
-        return statistics.median(getattr(one, what) for one in bench.figures[name])
+        both = zip(bench.figures[ours], bench.figures[theirs], strict=True)
+        return round(statistics.median(a.per_s / b.per_s for a, b in both), 2)
 
     return Report(
         cores=os.cpu_count() or 1,
         callers=CALLERS,
         transfers_per_round=transfers,
         rounds=rounds,
-        variants={
-            name: Figures(
-                round(median(name, "per_s")),
-                round(median(name, "cpu_us"), 1),
-                round(median(name, "database_cpu_us"), 1),
-                round(median(name, "busy"), 2),
-            )
-            for name in VARIANTS
-        },
+        variants={name: _medians(bench.figures[name]) for name in VARIANTS},
+        gateways={"one gateway": one, "two gateways": two},
         ratios={
             "two processes to bare in one": ratio("two processes", "bare, one process"),
             "two processes to bare in two": ratio("two processes", "bare, two processes"),
@@ -341,7 +367,23 @@ def measure(dsn: str, transfers: int, rounds: int) -> Report:
             "two processes to one": ratio("two processes", "one process"),
             "two books to one": ratio("two processes, a book each", "one process"),
             "post_many to bare batches of 1,000": ratio("post_many", "bare, batches of 1,000"),
+            "two gateways to one": round(two.per_s / one.per_s, 2),
         },
+    )
+
+
+def _medians(rounds: Sequence[Figures]) -> Figures:
+    def median(name: str) -> float:
+        values: list[float] = [getattr(one, name) for one in rounds]
+        return round(statistics.median(values), 2)
+
+    return Figures(
+        per_s=round(median("per_s")),
+        cpu_us=median("cpu_us"),
+        database_cpu_us=median("database_cpu_us"),
+        busy=median("busy"),
+        batch=median("batch"),
+        writing=median("writing"),
     )
 
 
@@ -350,11 +392,15 @@ def table(report: Report) -> str:
     lines = [
         f"{report.callers} callers, {report.rounds} rounds of {report.transfers_per_round:,} "
         f"transfers, {report.cores} cores",
-        f"{'':<38}{'per s':>8}{'CPU µs':>8}{'server µs':>11}{'busy cores':>12}",
+        f"{'':<38}{'per s':>8}{'CPU µs':>8}{'server µs':>11}{'busy':>6}{'batch':>7}{'writing':>9}",
     ]
     for name, one in report.variants.items():
-        numbers = f"{one.per_s:>8,}{one.cpu_us:>8}{one.database_cpu_us:>11}{one.busy:>12}"
-        lines.append(f"{name:<38}{numbers}")
+        numbers = f"{one.per_s:>8,}{one.cpu_us:>8.1f}{one.database_cpu_us:>11.1f}{one.busy:>6.2f}"
+        lines.append(f"{name:<38}{numbers}{one.batch:>7.0f}{one.writing:>9.2f}")
+    lines += ["", f"{'':<38}{'per s':>8}{'CPU µs':>8}{'server µs':>11}{'busy':>6}{'others µs':>11}"]
+    for name, of in report.gateways.items():
+        numbers = f"{of.per_s:>8,}{of.gateway_cpu_us:>8}{of.database_cpu_us:>11}{of.busy:>6.2f}"
+        lines.append(f"{name:<38}{numbers}{of.others_cpu_us:>11}")
     lines += ["", *(f"{name:<38}{value:>8}" for name, value in report.ratios.items())]
     return "\n".join(lines)
 
