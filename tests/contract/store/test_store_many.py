@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +19,9 @@ from farebox.ledger.model import (
     Balancing,
     Code,
     Event,
+    Kind,
     Mismatch,
+    Open,
     Outcome,
     Put,
     Refused,
@@ -24,10 +29,13 @@ from farebox.ledger.model import (
     Stale,
     Transfer,
     Unit,
+    transient,
 )
 from farebox.ledger.service import Ledger
 from farebox.ledger.store import UNITS_MAX, Store
 from tests.contract.store.books import JOB, Backend, Job, available, balances, fund
+
+PAGE = (Path(__file__).parents[3] / "docs" / "ledger.md").read_text()
 
 
 def pay(amount: int) -> Transfer:
@@ -208,3 +216,39 @@ async def test_a_crash_leaves_all_of_a_call_or_nothing(backend: Backend) -> None
         assert len({type(outcome) for outcome in again.values()}) == 1
         assert await available(store, "b") == 300
     backend.verify()
+
+
+async def test_the_payouts_of_the_page_are_paid_as_far_as_there_is_money(
+    store: Store, ledger: Ledger
+) -> None:
+    names = ("customer:shop", "customer:ann", "customer:bob")
+    await store.commit(
+        Unit(
+            "open",
+            (
+                Open("custody", "BTC", Kind.CUSTODY),
+                *(Open(name, "BTC", Kind.CUSTOMER) for name in names),
+                Transfer("custody", "customer:shop", 70_000, "deposit"),
+            ),
+        )
+    )
+    example = re.findall(r"(?s)```python\n(.*?)```", PAGE)
+    assert len(example) == 1
+    work: dict[str, Any] = {
+        "ledger": ledger,
+        "paid": [],
+        "later": [],
+        "wrong": [],
+        "transient": transient,
+        "Transfer": Transfer,
+        "Applied": Applied,
+        "Replayed": Replayed,
+        "Refused": Refused,
+    }
+    exec(f"async def example():\n{textwrap.indent(example[0], '    ')}", work)
+    await work["example"]()
+    await work["example"]()  # as after an answer that was lost
+    assert work["paid"] == ["payout:may:ann", "payout:may:cid"] * 2
+    assert work["later"] == ["payout:may:bob"] * 2
+    assert work["wrong"] == []
+    assert await available(store, "customer:shop") == 0
