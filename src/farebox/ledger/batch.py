@@ -129,8 +129,9 @@ class Staged:
     def decide(self, units: Sequence[Unit]) -> list[Outcome]:
         """Decide units in order; their outcomes hold once what is staged is committed."""
         outcomes: list[Outcome] = []
+        overlay, at = self._overlay, self.at
         for unit in units:
-            decided = evaluate(unit, self._overlay, self._seq + 1, self.at)
+            decided = evaluate(unit, overlay, self._seq + 1, at)
             if isinstance(decided, Decision):
                 self._stage(decided)
                 outcomes.append(decided.outcome)

@@ -231,12 +231,18 @@ def _transfer(trial: _Trial, step: Transfer) -> None:
     _check_amount(step.amount)
     debtor, creditor = trial.pair(step.debit, step.credit)
     amount = step.amount
-    if step.balancing is Balancing.DEBIT:
-        amount = min(amount, max(0, debtor.available))
-    elif step.balancing is Balancing.CREDIT:
-        amount = min(amount, max(0, creditor.held - creditor.credits_pending))
+    if step.balancing is not None:
+        amount = min(amount, max(0, _balance(step.balancing, debtor, creditor)))
     trial.move(debtor, creditor, 0, amount, check=True)
     trial.record("transfer", step.debit, step.credit, amount, step.code, "", 0)
+
+
+def _balance(side: Balancing, debtor: Account, creditor: Account) -> int:
+    match side:
+        case Balancing.DEBIT:
+            return debtor.available
+        case Balancing.CREDIT:
+            return creditor.held - creditor.credits_pending
 
 
 def _hold(trial: _Trial, step: Hold) -> None:

@@ -99,7 +99,8 @@ async def test_the_same_call_again_moves_only_what_was_refused(
     assert [type(outcome) for outcome in first.values()] == [Applied] * 3 + [Refused] * 2
     await store.commit(Unit("more", (Transfer("custody", "a", 1_000, "deposit"),)))
     again = await ledger.post_many(asked)
-    assert list(again.values())[:3] == [Replayed(told) for told in list(first.values())[:3]]
+    made = [told for told in first.values() if isinstance(told, Applied)]
+    assert list(again.values())[:3] == [Replayed(told) for told in made]
     assert [type(outcome) for outcome in list(again.values())[3:]] == [Applied] * 2
     assert await available(store, "b") == 250
 
