@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -116,6 +116,9 @@ class Line:
 
     async def commit(self, unit: Unit, *, synced: bool = True) -> Outcome:
         return await (await self._through()).commit(unit, synced=synced)
+
+    async def commit_many(self, units: Sequence[Unit], *, synced: bool = True) -> Sequence[Outcome]:
+        return await (await self._through()).commit_many(units, synced=synced)
 
     async def outcome(self, unit_id: str) -> Applied | Refused | None:
         return await (await self._through()).outcome(unit_id)
