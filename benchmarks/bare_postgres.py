@@ -60,6 +60,7 @@ class BareWriter:
     def __init__(self, dsn: str, book: int) -> None:
         self._db = psycopg.connect(dsn, autocommit=True, prepare_threshold=0)
         self._db.execute("SET enable_seqscan = off")
+        self._db.execute("SET plan_cache_mode = force_generic_plan")
         self._book = book
 
     def run(self, pairs: Sequence[tuple[str, str]], round_id: str, size: int) -> None:
