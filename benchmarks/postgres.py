@@ -55,8 +55,8 @@ from tests.peers.install import PeerUnavailable
 from tests.peers.postgres import Postgres
 
 CALLERS = 256
-#: Ours in two processes, in one process, and in one of two books; bare.
-BOOKS = {"ours": 1, "other": 2, "bare": 3}
+#: The book that all write, the one beside it, and the bare writers' own.
+OURS, OTHER, BARE = 1, 2, 3
 _READY_S = 120
 
 Side = Literal["single", "many", "bare"]
@@ -137,19 +137,19 @@ async def _many(store: PostgresStore, one: Round, pairs: Sequence[Pair]) -> None
 
 
 async def _serve(dsn: str, pipe: Connection) -> None:
-    commits = {book: Commits() for book in (1, 2)}
+    commits = Commits()
     stores = {
-        book: await PostgresStore.open(dsn, (), book=book, commits=counted)
-        for book, counted in commits.items()
+        book: await PostgresStore.open(dsn, (), book=book, commits=commits)
+        for book in (OURS, OTHER)
     }
-    bare = BareWriter(dsn, BOOKS["bare"])
+    bare = BareWriter(dsn, BARE)
     quieten_collector()
     pipe.send("ready")
     while isinstance(one := pipe.recv(), Round):
         pairs = share(one)
         pipe.send("ready")
         pipe.recv()
-        before = [_batches(counted) for counted in commits.values()]
+        batches, writing_s = sum(commits.sizes.buckets), commits.took.sum
         began_s = time.process_time()
         if one.side == "single":
             await _single(stores[one.book], one, pairs)
@@ -157,20 +157,16 @@ async def _serve(dsn: str, pipe: Connection) -> None:
             await _many(stores[one.book], one, pairs)
         else:
             bare.run(pairs, one.round_id, one.callers)
-        cpu_s = time.process_time() - began_s
-        after = [_batches(counted) for counted in commits.values()]
-        batches, writing_s = (
-            sum(now - then for now, then in zip(*both, strict=True))
-            for both in zip(zip(*after, strict=True), zip(*before, strict=True), strict=True)
+        pipe.send(
+            Done(
+                time.process_time() - began_s,
+                sum(commits.sizes.buckets) - batches,
+                commits.took.sum - writing_s,
+            )
         )
-        pipe.send(Done(cpu_s, int(batches), writing_s))
     bare.close()
     for store in stores.values():
         await store.close()
-
-
-def _batches(commits: Commits) -> tuple[int, float]:
-    return sum(commits.sizes.buckets), commits.took.sum
 
 
 def work(dsn: str, pipe: Connection) -> None:
@@ -193,14 +189,14 @@ class Variant:
 
 
 VARIANTS = {
-    "bare, one process": Variant("bare", (3,), callers=CALLERS // 2),
-    "bare, two processes": Variant("bare", (3, 3)),
-    "two processes": Variant("single", (1, 1)),
-    "two processes, one account credited": Variant("single", (1, 1), one_credited=True),
-    "one process": Variant("single", (1,)),
-    "two processes, a book each": Variant("single", (1, 2)),
-    "post_many": Variant("many", (1,)),
-    "bare, batches of 1,000": Variant("bare", (3,), callers=UNITS_MAX),
+    "bare, one process": Variant("bare", (BARE,), callers=CALLERS // 2),
+    "bare, two processes": Variant("bare", (BARE, BARE)),
+    "two processes": Variant("single", (OURS, OURS)),
+    "two processes, one account credited": Variant("single", (OURS, OURS), one_credited=True),
+    "one process": Variant("single", (OURS,)),
+    "two processes, a book each": Variant("single", (OURS, OTHER)),
+    "post_many": Variant("many", (OURS,)),
+    "bare, batches of 1,000": Variant("bare", (BARE,), callers=UNITS_MAX),
 }
 
 
@@ -280,7 +276,7 @@ def _cpu_s(pid: int) -> float:
 
 async def open_accounts(dsn: str) -> None:
     """Customers with money, in every book."""
-    for book in BOOKS.values():
+    for book in (OURS, OTHER, BARE):
         store = await PostgresStore.open(dsn, (), book=book)
         fixed = (
             Open("custody:mint", "BTC", Kind.CUSTODY),
@@ -300,7 +296,7 @@ async def open_accounts(dsn: str) -> None:
 
 def check_books(dsn: str) -> None:
     """Every book must be whole."""
-    for book in BOOKS.values():
+    for book in (OURS, OTHER, BARE):
         with PostgresAuditReader(dsn, (), book=book) as reader:
             result = verify(reader)
         if isinstance(result, Broken):
