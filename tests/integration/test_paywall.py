@@ -48,6 +48,7 @@ from farebox.paywall.model import (
     Presented,
 )
 from farebox.paywall.prices import Prices
+from farebox.paywall.receipts import Receipts
 from farebox.paywall.service import Paywall
 from farebox.pricing.book import PriceBook
 from farebox.pricing.parse import parse_price
@@ -137,8 +138,8 @@ class House:
             self.keys,
             FailureLimit(self.clock, 20, 60),
             self.prices,
-            signer,
             Terms(),
+            Receipts(signer),
             processes=processes,
             public_url="http://here",
         )

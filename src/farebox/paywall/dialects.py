@@ -6,7 +6,6 @@ NUT-24 (`X-Cashu`), bearer keys, and RFC 9457 problem documents. The problem doc
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,7 +22,6 @@ from farebox.paywall.model import (
     NothingPresented,
     Presented,
 )
-from farebox.signer import Signer
 from farebox.wire.cashu.request import LockOption, PaymentRequest, encode_request
 
 _KEY_PREFIX = "sk-"
@@ -255,13 +253,3 @@ def change_headers(token: str) -> Headers:
     would refuse the whole answer for it: then the link, and the same token again, tell it."""
     fits = 0 < len(token) <= _HEADER_MAX_CHARS
     return ((b"x-cashu", token.encode()),) if fits else ()
-
-
-def receipt(signer: Signer, facts: Mapping[str, object]) -> str:
-    """`base64url(JSON) "." base64url(Ed25519 signature of the JSON)`, without padding."""
-    body = msgspec.json.encode(facts)
-    return f"{_b64(body)}.{_b64(signer.sign(body))}"
-
-
-def _b64(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
