@@ -29,8 +29,9 @@ class Receipts:
 
     def _sign(self) -> None:
         due, self._due = self._due, []
-        root, paths = receipt.tree([document for document, _ in due])
-        signature = self._signer.sign(root)
-        for (document, signed), path in zip(due, paths, strict=True):
-            if not signed.done():  # its caller has given up
-                signed.set_result(receipt.encode(document, signature, path))
+        documents = [document for document, _ in due]
+        root, paths = receipt.tree(documents)
+        told = receipt.encode(documents, self._signer.sign(root), paths)
+        for (_, signed), text in zip(due, told, strict=True):
+            if not signed.done():  # else its caller has given up
+                signed.set_result(text)

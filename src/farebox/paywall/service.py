@@ -131,7 +131,7 @@ class Paywall:
 
     def read(self, headers: Iterable[tuple[bytes, bytes]]) -> Presented | Answer:
         """The payment in a request's headers, or the 400 that says why there is none to read."""
-        return dialects.read(headers, self._accepted())
+        return dialects.read(headers, self._accepted)
 
     async def authorise(
         self,

@@ -27,6 +27,7 @@ _LEAF, _NODE = b"\0", b"\1"
 _ON_LEFT, _ON_RIGHT = b"\0", b"\1"
 _STEP_BYTES = 33
 _STEPS_MAX = 32
+_URLSAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def tree(documents: Sequence[bytes]) -> tuple[bytes, list[bytes]]:
@@ -49,9 +50,13 @@ def tree(documents: Sequence[bytes]) -> tuple[bytes, list[bytes]]:
     return _PURPOSE + level[0], paths
 
 
-def encode(document: bytes, signature: bytes, path: bytes) -> str:
-    """A receipt as it is told."""
-    return f"{_b64(document)}.{_b64(signature)}.{_b64(path)}"
+def encode(documents: Sequence[bytes], signature: bytes, paths: Sequence[bytes]) -> list[str]:
+    """The receipts that share `signature`, as they are told."""
+    signed = _b64(signature)
+    return [
+        f"{_b64(document)}.{signed}.{_b64(path) if path else ''}"
+        for document, path in zip(documents, paths, strict=True)
+    ]
 
 
 def document_of(receipt: str) -> bytes:
@@ -91,4 +96,4 @@ def _parts(receipt: str) -> tuple[bytes, bytes, bytes]:
 
 
 def _b64(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+    return binascii.b2a_base64(raw, newline=False).translate(_URLSAFE, b"=").decode()
