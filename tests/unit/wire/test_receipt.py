@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import base64
 
+from typing import Any
+
 import pytest
+from cryptography.exceptions import InvalidSignature
 from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.errors import InvalidInput
 from farebox.signer import Signer
 from farebox.wire import receipt
+from tests.architecture.sources import ROOT
 
 SIGNER = Signer(b"r" * 32)
 KEY = SIGNER.public_key
+DOCUMENTS = [b'{"charged_msat":%d}' % number for number in range(5)]
 
 
 def signed(documents: list[bytes]) -> list[str]:
@@ -59,6 +64,17 @@ def test_a_node_of_the_tree_is_no_document() -> None:
     inner = base64.urlsafe_b64encode(b"a" + sibling).rstrip(b"=").decode()
     with pytest.raises(InvalidInput):
         receipt.check(f"{inner}.{signature}.", KEY)
+
+
+def test_the_documented_check_needs_nothing_of_ours() -> None:
+    page = (ROOT / "docs" / "receipts.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    for document, told in zip(DOCUMENTS, signed(DOCUMENTS), strict=True):
+        assert names["check"](told, KEY.hex()) == document
+        with pytest.raises(InvalidSignature):
+            names["check"](told, Signer(b"s" * 32).public_key.hex())
 
 
 @pytest.mark.parametrize("text", ["", "a", "a.b", "a.b.c.d", "!.!.!", "e30.e30.e30", "é.é.é"])
