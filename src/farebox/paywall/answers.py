@@ -24,6 +24,17 @@ def asks(quote: Quote) -> str:
     )
 
 
+BALANCE_SHORT = "insufficient_balance"
+
+
+def balance_short(balance_msat: int, quote: Quote) -> str:
+    """The sentence for an account that does not cover what a request can cost."""
+    return (
+        f"The balance of {balance_msat} msat does not cover {quote.maximum_msat} msat, the most "
+        "this request can cost; top it up, or lower its output limit."
+    )
+
+
 def wanted(
     quote: Quote, code: str, detail: str, create_url: str, extra: Mapping[str, object]
 ) -> Wanted:

@@ -139,4 +139,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     change: bytes = b""
 
 
-REQUEST = RecordType("request", Request, indexes=(("state", "owner"),))
+REQUEST = RecordType(
+    "request", Request, indexes=(("state",),), resting=frozenset({RequestState.SETTLED.value})
+)

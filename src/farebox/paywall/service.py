@@ -61,6 +61,7 @@ from farebox.paywall.model import (
     Settlement,
 )
 from farebox.paywall.prices import Prices
+from farebox.paywall.receipts import Receipts
 from farebox.paywall.settling import (
     NO_USAGE,
     Bill,
@@ -70,6 +71,7 @@ from farebox.paywall.settling import (
     bill_of,
     checkpointing,
     free,
+    receipt_facts,
     request_headers,
     settled,
     settlement,
@@ -78,7 +80,6 @@ from farebox.paywall.settling import (
 from farebox.pricing.book import PriceBook, Quote
 from farebox.pricing.request import RequestFacts
 from farebox.pricing.usage import Usage
-from farebox.signer import Signer
 
 _log = structlog.get_logger("farebox.paywall")
 
@@ -95,8 +96,8 @@ class Paywall:
         keys: Keys,
         failures: FailureLimit,
         prices: Prices,
-        signer: Signer,
         cashu: CashuTerms,
+        receipts: Receipts,
         *,
         processes: Processes,
         public_url: str,
@@ -107,8 +108,8 @@ class Paywall:
         self._payments = payments
         self._keys = keys
         self._failures = failures
-        self._signer = signer
         self._cashu = cashu
+        self._receipts = receipts
         self._processes = processes
         self._public_url = public_url.rstrip("/")
         self._change_as_credit = change_as_credit
@@ -130,7 +131,7 @@ class Paywall:
 
     def read(self, headers: Iterable[tuple[bytes, bytes]]) -> Presented | Answer:
         """The payment in a request's headers, or the 400 that says why there is none to read."""
-        return dialects.read(headers, self._accepted())
+        return dialects.read(headers, self._accepted)
 
     async def authorise(
         self,
@@ -175,14 +176,8 @@ class Paywall:
         if isinstance(await self._hold(request_id, request), Applied):
             return admission_of(request_id, request, self._public_url)
         balance = await self._available(account)
-        return await self._challenge(
-            facts,
-            quote,
-            "insufficient_balance",
-            f"The balance of {balance} msat does not cover {quote.maximum_msat} msat, the most "
-            "this request can cost; top it up, or lower its output limit.",
-            balance_msat=balance,
-        )
+        why = answers.balance_short(balance, quote)
+        return await self._challenge(facts, quote, answers.BALANCE_SHORT, why, balance_msat=balance)
 
     async def _authorise_bearer(
         self, request_id: str, credential: str, facts: RequestFacts, quote: Quote, address: str
@@ -336,7 +331,7 @@ class Paywall:
         Raises StoreError when the books cannot be written; `recover` settles it then.
         """
         if admission.is_free:
-            return settlement(self._signer, admission.request_id, free(admission), usage, "")
+            return await self._told(admission.request_id, free(admission), usage)
         bill = bill_of(admission.quote, usage, ended)
         try:
             live = self._live.get(admission.request_id)
@@ -345,8 +340,7 @@ class Paywall:
             self._unsettled[admission.request_id] = bill
             raise
         self._live.pop(admission.request_id, None)
-        change = await self._change(request)
-        return settlement(self._signer, admission.request_id, request, usage, change)
+        return await self._told(admission.request_id, request, usage)
 
     async def recover(self) -> int:
         """Settle what this process could not, and what processes that stopped left behind."""
@@ -416,6 +410,11 @@ class Paywall:
             return None
         method = self._payments.methods[request.method]
         return await method.plan_change(request_id, 0 if request.change_as_credit else left)
+
+    async def _told(self, request_id: str, request: Request, usage: Usage) -> Settlement:
+        change = await self._change(request)
+        receipt = await self._receipts.sign(receipt_facts(request_id, request, usage))
+        return settlement(request, receipt, change)
 
     async def _change(self, request: Request) -> str:
         if not request.change:
