@@ -36,6 +36,7 @@ from farebox.payments.operations import Operations
 from farebox.payments.registry import PaymentMethods, plugins
 from farebox.payments.service import Payments
 from farebox.paywall.model import REQUEST, Answer
+from farebox.paywall.named import NAMED
 from farebox.paywall.prices import Prices
 from farebox.paywall.receipts import Receipts
 from farebox.paywall.service import Paywall
@@ -90,6 +91,7 @@ _PRUNE_EVERY_S = 600
 RECORDS: tuple[RecordType[Any], ...] = (
     DEPOSIT,
     DUTY,
+    NAMED,
     OPERATION,
     PROCESS,
     REQUEST,

@@ -47,6 +47,7 @@ from farebox.paywall.model import (
     NothingPresented,
     Presented,
 )
+from farebox.paywall.named import NAMED
 from farebox.paywall.prices import Prices
 from farebox.paywall.receipts import Receipts
 from farebox.paywall.service import Paywall
@@ -120,7 +121,8 @@ class House:
         self.clock = ManualClock()
 
     async def start(self, price: str = "10 sat") -> None:
-        records: list[RecordType[Any]] = [PROCESS, API_KEY, KEY_COUNT, OPERATION, DEPOSIT, REQUEST]
+        records: list[RecordType[Any]] = [PROCESS, API_KEY, KEY_COUNT, OPERATION, DEPOSIT]
+        records += [REQUEST, NAMED]
         self.store = SqliteStore(self.path, records, clock=self.clock)
         ledger = Ledger(self.store, self.clock)
         processes = Processes(ledger, alone=True)
