@@ -26,8 +26,8 @@ from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger
 from farebox.paywall import answers
 from farebox.paywall.model import REQUEST, Answer, Request, RequestName, RequestState
-from farebox.paywall.settling import NO_USAGE, settlement
-from farebox.signer import Signer
+from farebox.paywall.receipts import Receipts
+from farebox.paywall.settling import NO_USAGE, receipt_facts, settlement
 
 #: None where the caller gave it none.
 Name = RequestName | None
@@ -56,7 +56,7 @@ def name_of(raw: bytes, method: str, target: str, body: bytes) -> RequestName | 
 
 
 async def naming(
-    ledger: Ledger, signer: Signer, account: str, name: Name, request_id: str
+    ledger: Ledger, receipts: Receipts, account: str, name: Name, request_id: str
 ) -> Puts | Answer:
     """What names a request, for the commit that admits it; or what became of the first one."""
     if name is None:
@@ -72,11 +72,11 @@ async def naming(
         if first.value.state is RequestState.AUTHORISED:
             return answers.in_progress(row.value.request_id)
         if first.value.charged_msat:
-            return _told(signer, row.value.request_id, first.value)
+            return await _told(receipts, row.value.request_id, first.value)
     named = Named(fingerprint=name.fingerprint, request_id=request_id, named_at=now_ns)
     return (Put(NAMED, key, named, ABSENT if row is None else row.version),)
 
 
-def _told(signer: Signer, request_id: str, request: Request) -> Answer:
-    receipt = settlement(signer, request_id, request, NO_USAGE, "").headers
-    return answers.answer_not_stored(request_id, request, receipt)
+async def _told(receipts: Receipts, request_id: str, request: Request) -> Answer:
+    receipt = await receipts.sign(receipt_facts(request_id, request, NO_USAGE))
+    return answers.answer_not_stored(request_id, request, settlement(request, receipt, "").headers)

@@ -172,7 +172,7 @@ class Paywall:
     async def _authorise_account(
         self, request_id: str, account: str, facts: RequestFacts, quote: Quote, name: Name
     ) -> Admission | Answer:
-        named = await naming(self._ledger, self._signer, account, name, request_id)
+        named = await naming(self._ledger, self._receipts, account, name, request_id)
         if isinstance(named, Answer):
             return named
         request = self._request(account, hold_id(request_id, 0), quote)
