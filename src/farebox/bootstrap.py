@@ -36,7 +36,9 @@ from farebox.payments.operations import Operations
 from farebox.payments.registry import PaymentMethods, plugins
 from farebox.payments.service import Payments
 from farebox.paywall.model import REQUEST, Answer
+from farebox.paywall.named import NAMED
 from farebox.paywall.prices import Prices
+from farebox.paywall.receipts import Receipts
 from farebox.paywall.service import Paywall
 from farebox.paywall.settling import REVENUE
 from farebox.pricing.book import PriceBook
@@ -89,6 +91,7 @@ _PRUNE_EVERY_S = 600
 RECORDS: tuple[RecordType[Any], ...] = (
     DEPOSIT,
     DUTY,
+    NAMED,
     OPERATION,
     PROCESS,
     REQUEST,
@@ -180,8 +183,8 @@ class Farebox:
             self.keys,
             self._failures,
             self.prices,
-            self.signer,
             Offers(self.cashu.mints, self.cashu.locked.public_key),
+            Receipts(self.signer),
             processes=self.processes,
             public_url=public_url(self.settings),
             change_as_credit=_changes_as_credit(self.settings.ecash.change),
