@@ -22,6 +22,7 @@ from farebox.channels import (
 )
 from farebox.channels.processor import Admission
 from farebox.clock import ManualClock
+from farebox.gateway.channel_endpoints import SeenNonces
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
 from farebox.testing.channels import RGAS
@@ -173,6 +174,16 @@ async def test_an_authorization_is_good_once_now_and_here(tmp_path: Path) -> Non
         assert (await town.asks("/free", auth=good)).status == 200
         is_refused(await town.asks("/free", auth=good), 400, "AUTH_INVALID")
         assert town.served == {"/free": 1}
+
+
+def test_a_nonce_is_remembered_for_as_long_as_its_authorization_is_good() -> None:
+    seen, now = SeenNonces(), 1_700_000_000
+    assert seen.take("did:a", "1", now + 300, now)
+    assert not seen.take("did:a", "1", now + 300, now + 600)
+    assert seen.take("did:b", "1", now, now)
+    assert seen.take("did:a", "2", now, now)
+    assert seen.take("did:c", "1", now + 700, now + 700)  # forgets what has ended
+    assert seen.take("did:b", "1", now + 700, now + 700)
 
 
 async def test_a_request_above_its_limit_is_not_served_and_its_voucher_is_kept(

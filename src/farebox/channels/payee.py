@@ -60,7 +60,10 @@ class CreditPolicy:
 
 
 class PaymentChannelPayeeClient:
-    """Reads channels from their chain and vouchers from their payers."""
+    """Reads channels from their chain and vouchers from their payers.
+
+    One for each process and chain: its sub-channels take turns here.
+    """
 
     def __init__(
         self,
