@@ -109,7 +109,9 @@ async def test_a_claim_moves_the_delta_and_a_close_gives_back_the_rest(tmp_path:
         assert await town.contract.claim(voucher(channel, 4_000, 2)) == 5_000
         assert await town.contract.claim(voucher(channel, 7_000, 3)) == 7_000
         assert await town.contract.balance(channel.backing, "BTC") == 53_000
-        closed = await town.contract.close(channel.channel_id, [voucher(channel, 9_000, 4)])
+        closed = await town.contract.close_as_payee(
+            channel.channel_id, [voucher(channel, 9_000, 4)]
+        )
         assert closed.status is ChannelStatus.CLOSED
         assert await town.has("customer:bob") == 9_000
         assert await town.has("customer:alice") == 91_000
@@ -138,7 +140,7 @@ async def test_a_payer_closes_only_after_the_challenge_period(tmp_path: Path) ->
 async def test_a_reopened_channel_pays_no_voucher_of_its_old_epoch(tmp_path: Path) -> None:
     async with bank(tmp_path) as town:
         old = await town.opens(SELLER)
-        await town.contract.close(old.channel_id, [voucher(old, 1_000)])
+        await town.contract.close_as_payee(old.channel_id, [voucher(old, 1_000)])
         new = await town.opens(SELLER, 10_000)
         assert (new.channel_id, new.epoch) == (old.channel_id, 1)
         with pytest.raises(RailRejected):

@@ -162,6 +162,8 @@ class SubChannels:
             if ask is not None and draft.row.serving is not None:
                 return _BEING_SERVED
             if ask is not None and draft.row.pending is None:
+                if _is_behind(draft.row, turn.sub_channel):
+                    return _BEHIND
                 if is_new_limit:
                     draft.limit(turn.ceiling)
                 if isinstance(ask, Charge):
@@ -170,11 +172,10 @@ class SubChannels:
                     draft.begin(self._processes.name, ask.cap, ask.floor, ask.floor_pico_usd)
             return verdict
 
-        unit_id = f"subch_{service_tx_ref or new_id('free')}"
-        standing = await self._change(unit_id, turn, decide)
+        standing = await self._change(turn, decide)
         is_taken = isinstance(standing, Standing) and standing.verdict is _BEING_SERVED
         if is_taken and await self._settle_abandoned(turn):
-            standing = await self._change(unit_id, turn, decide)
+            standing = await self._change(turn, decide)
         if isinstance(standing, Standing):
             if ask is not None and isinstance(standing.verdict, Accepted | Clear):
                 self._limited(backing, turn.ceiling)
@@ -222,14 +223,20 @@ class SubChannels:
             return changed[-1]
         raise StoreError(f"a change of a sub-channel was refused: {outcome}")
 
-    async def claimed(self, row: SubChannel, amount: int, paid_to: PaidTo) -> SubChannel:
-        """Note that a claim was paid, up to `amount` in all."""
+    async def claimed(
+        self, row: SubChannel, amount: int, paid_to: PaidTo, ceiling: int
+    ) -> SubChannel:
+        """Note that a claim was paid, up to `amount` in all, and what the collateral still covers:
+        with it, so that no process trusts what has just been claimed."""
 
         def decide(now: SubChannel, draft: Draft) -> None:
             if now.epoch == row.epoch:
                 draft.claimed(amount, paid_to)
+                draft.limit(ceiling)
 
-        return await self.change(row.channel_id, row.fragment, decide)
+        done = await self.change(row.channel_id, row.fragment, decide)
+        self._limited(row.backing, ceiling)
+        return done
 
     async def write_off(self, row: SubChannel) -> bool:
         """Write off a proposal unless something became of it meanwhile."""
@@ -262,14 +269,17 @@ class SubChannels:
         return True
 
     async def _change(
-        self, unit_id: str, turn: Turn, decide: Callable[[SubChannel | None, Draft], Verdict]
+        self, turn: Turn, decide: Callable[[SubChannel | None, Draft], Verdict]
     ) -> Standing | Refused:
         fragment = turn.sub_channel.vm_id_fragment
         key = sub_channel_key(turn.channel.channel_id, fragment)
         made: list[Standing] = []
+        unit_id = new_id("subch")  # of this call alone: a reference may come twice
 
         def whole(state: State, now: int) -> Unit | Standing:
             found = state.row(SUB_CHANNEL, key)
+            if found is not None and found.value.epoch > turn.channel.epoch:
+                return Standing(_OLD_EPOCH, found.value)
             draft = _draft(unit_id, turn, found, now)
             before = draft.row
             verdict = decide(draft.row if found is not None else None, draft)
@@ -297,6 +307,20 @@ class SubChannels:
 _BEING_SERVED = Rejected(
     ErrorCode.RAV_CONFLICT, "Another request of this sub-channel is being served; try later."
 )
+_BEHIND = Rejected(
+    ErrorCode.RAV_CONFLICT,
+    "The chain has a later voucher of this sub-channel than we do; close the channel, or use "
+    "another key.",
+)
+_OLD_EPOCH = Rejected(
+    ErrorCode.EPOCH_MISMATCH, "The channel was opened anew just now; try again in some seconds."
+)
+
+
+def _is_behind(row: SubChannel, sub: SubChannelInfo) -> bool:
+    """Whether the payer redeemed a voucher that it never gave us: the chain would pay nothing for
+    those that follow ours."""
+    return sub.last_confirmed_nonce > row.paid_nonce or sub.last_claimed_amount > row.paid_amount
 
 
 class _TurnLock(asyncio.Lock):

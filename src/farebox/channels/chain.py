@@ -132,6 +132,5 @@ class PayerContract(Protocol):
         ...
 
     async def close(self, channel_id: str, proofs: Sequence[SignedSubRAV] = ()) -> ChannelInfo:
-        """Claim the last vouchers and give back the rest: by the payee at any time, by the payer
-        once the challenge period is over."""
+        """Claim the last vouchers and give back the rest, once the challenge period is over."""
         ...

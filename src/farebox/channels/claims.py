@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from farebox.channels.chain import ChannelStatus
 from farebox.channels.model import SubChannel, accepted_voucher, sub_channel_key
 from farebox.channels.payee import PaymentChannelPayeeClient
 from farebox.clock import NS_PER_S
@@ -24,7 +25,8 @@ class ClaimPolicy:
 
     Below `min_claim_amount` (base units) nothing is ever claimed, because its fee would cost more;
     that apart, `age_s` after the first unclaimed voucher, `idle_s` after the last request, and
-    when unclaimed vouchers take `exposure_percent` of what the collateral covers.
+    when unclaimed vouchers take `exposure_percent` of what the collateral covers. Every `watch_s`
+    the channels that owe anything are looked at: what closes is claimed whatever its amount.
     """
 
     min_claim_amount: int = 10_000_000
@@ -35,6 +37,7 @@ class ClaimPolicy:
     concurrent_max: int = 10
     retry_s: int = 60
     retries_max: int = 3
+    watch_s: int = 600
 
 
 class ClaimReason(enum.StrEnum):
@@ -104,6 +107,7 @@ class ClaimScheduler:
         self._clock = payee.sub_channels.ledger.clock
         self._noticed: dict[str, SubChannel] = {}
         self._waiting: dict[str, _Waiting] = {}
+        self._watch_at = 0
 
     def notice(self, row: SubChannel, ceiling: int) -> bool:
         """Hear of a voucher; True when it makes its sub-channel due. `run_once` then claims it."""
@@ -123,13 +127,28 @@ class ClaimScheduler:
         quiet_s = min(self.policy.age_s, self.policy.idle_s)
         now = self._clock.now_ns()
         at_most, after = now - quiet_s * NS_PER_S, ""
+        is_watch = now >= self._watch_at
+        if is_watch:
+            at_most, self._watch_at = now, now + self.policy.watch_s * NS_PER_S
         while True:
             page = await self._payee.sub_channels.due("unclaimed_since", at_most, after)
-            due = {key: row for key, row in page if claim_reason(row, self.policy, now)}
+            due = {
+                key: row
+                for key, row in page
+                if claim_reason(row, self.policy, now) or (is_watch and await self._closes(row))
+            }
             done += await self._claim_all(due)
             if len(page) < PAGE_MAX:
                 return done
             after = page[-1][0]
+
+    async def _closes(self, row: SubChannel) -> bool:
+        """Whether a channel is about to close; one that cannot be read is looked at again."""
+        try:
+            channel = await self._payee.channel_info(row.channel_id)
+        except RailError:
+            return False
+        return channel is not None and channel.status is ChannelStatus.CLOSING
 
     async def _claim_all(self, due: Mapping[str, SubChannel]) -> int:
         turns, now = asyncio.Semaphore(self.policy.concurrent_max), self._clock.now_ns()
@@ -170,8 +189,12 @@ class ClaimScheduler:
                 raise RailRejected("the channel is gone")
             contract = self._payee.contract
             amount = await contract.claim(signed)
-            await self._payee.sub_channels.claimed(row, amount, contract.paid_to(channel))
             self._payee.forget(channel)
+            ceiling = await self._payee.ceiling(channel)
+            paid_to = contract.paid_to(channel)
+            await self._payee.sub_channels.claimed(row, amount, paid_to, ceiling)
+            if amount < signed.sub_rav.accumulated_amount:
+                raise RailRejected(f"the chain has paid {amount}, and pays no more")
         except RailRejected as error:
             self.status.refused += 1
             self._wait(key, str(error))

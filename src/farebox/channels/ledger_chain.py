@@ -224,17 +224,29 @@ class LedgerContract:
         return sub.last_claimed_amount
 
     async def close(self, channel_id: str, proofs: Sequence[SignedSubRAV] = ()) -> ChannelInfo:
-        """Claim the proofs and give back the rest. With no proof it is the payer who closes, and
-        only once its challenge period is over; proofs are the payee's, who may close at any time.
-        """
+        """Claim the proofs and give back the rest, once the challenge period is over."""
+        return await self._close(channel_id, proofs, is_payee=False)
 
+    async def close_as_payee(
+        self, channel_id: str, proofs: Sequence[SignedSubRAV] = ()
+    ) -> ChannelInfo:
+        """Claim the proofs and give back the rest, at any time.
+
+        Only ever for the payee, or with its consent: a proof says nothing of who brings it, since
+        its payer can sign one of nothing, and so would take back what it owes.
+        """
+        return await self._close(channel_id, proofs, is_payee=True)
+
+    async def _close(
+        self, channel_id: str, proofs: Sequence[SignedSubRAV], *, is_payee: bool
+    ) -> ChannelInfo:
         def decide(channel: LedgerChannel | None, now: int) -> tuple[LedgerChannel, list[Step]]:
             if channel is None:
                 raise RailRejected("there is no such channel")
             if channel.status is ChannelStatus.CLOSED:
                 return channel, []
             is_over = channel.status is ChannelStatus.CLOSING and now >= channel.closes_at
-            if not proofs and not is_over:
+            if not is_payee and not is_over:
                 raise RailRejected("the payee may still claim; close when the challenge is over")
             steps: list[Step] = []
             for proof in proofs:
@@ -264,10 +276,11 @@ class LedgerContract:
         if not verify_sub_rav(signed, VerificationKey(sub.key_type, sub.key)):
             raise RailRejected("the voucher is not signed by its key")
         delta = sub_rav.accumulated_amount - sub.claimed
-        if sub_rav.nonce < sub.nonce or delta <= 0:
+        if delta <= 0:
             return channel, []
+        # Whatever its nonce: who signed a small amount with a great nonce still owes the great one.
         claimed = msgspec.structs.replace(
-            sub, claimed=sub_rav.accumulated_amount, nonce=sub_rav.nonce
+            sub, claimed=sub_rav.accumulated_amount, nonce=max(sub.nonce, sub_rav.nonce)
         )
         subs = channel.sub_channels | {sub_rav.vm_id_fragment: claimed}
         return msgspec.structs.replace(channel, sub_channels=subs), [

@@ -126,6 +126,11 @@ class PaymentChannelPayeeClient:
             if refused is not None or channel is None:
                 return refused or Rejected(ErrorCode.CHANNEL_NOT_FOUND, "no such channel")
             sub_channel = await self.sub_channel_info(channel_id, fragment)
+            if sub_channel is not None and sub_channel.epoch != channel.epoch:
+                # One of the two was read before the channel was opened anew: both again next time.
+                self._channels.forget(channel_id)
+                self._subs.forget((channel_id, fragment))
+                return _CHAIN_IS_AWAY
         except RailError:
             return _CHAIN_IS_AWAY
         if sub_channel is None:
@@ -164,6 +169,10 @@ class PaymentChannelPayeeClient:
             )
         ceiling = min(balance, self.policy.exposure_max)
         return Turn(turn.channel, turn.sub_channel, turn.voucher, ceiling)
+
+    async def ceiling(self, channel: ChannelInfo) -> int:
+        """How much may stand unclaimed against a channel's collateral. Raises RailError."""
+        return min(await self.balance(channel), self.policy.exposure_max)
 
     async def room(self, turn: Turn) -> int:
         """What the collateral still covers beside everything that is signed, owed or served."""

@@ -290,7 +290,8 @@ class PaymentProcessor:
             if not isinstance(found.rule.strategy, PerRequest):
                 allowed = found.request.max_amount or self._payee.policy.request_max
                 room = await self._payee.room(turn)
-                cap = max(cap, min(allowed, self._payee.policy.request_max, room))
+                # At least 1: where nothing more is covered, nothing may be served for nothing.
+                cap = max(cap, 1, min(allowed, self._payee.policy.request_max, room))
             cover = Cover(cap, floor.amount, floor.pico_usd)
             standing = await sub.serve(turn, cover, new_id("srv"))
             keeps_turn = isinstance(standing.verdict, Accepted | Clear)

@@ -132,7 +132,10 @@ def _judge(
     """Why an authorization is not good. What it says of the request is compared with it, though
     the wire leaves that unsigned: it keeps honest mistakes out, and nobody else."""
     now_s = service.clock.now_ns() // NS_PER_S
-    target = urlsplit(str(auth.params.get("uri", "")))
+    try:
+        target = urlsplit(str(auth.params.get("uri", "")))
+    except ValueError:
+        return Refused(ErrorCode.AUTH_INVALID, "The authorization's URI cannot be read.")
     query = scope.get("query_string", b"").decode("latin-1")
     if not auth.verifies(key):
         why = "The authorization is not signed by its key."
