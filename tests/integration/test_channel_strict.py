@@ -28,8 +28,10 @@ from farebox.ledger.service import Ledger
 from farebox.testing.channels import RGAS
 from farebox.wire.subrav import rooch
 from farebox.wire.subrav.documents import signed_document, stored_voucher
+from farebox.wire.subrav.frames import FrameReader, StreamFormat
 from farebox.wire.subrav.keys import KeyType, SigningKey, sign_sub_rav
 from farebox.wire.subrav.model import SubRAV
+from farebox.wire.subrav.payload import parse_response_header
 from tests.integration.channel_world import (
     ASSET,
     CHANNEL_ID,
@@ -200,12 +202,36 @@ async def test_a_request_above_its_limit_is_not_served_and_its_voucher_is_kept(
         assert told.proposal.nonce == 2
 
 
-async def test_a_metered_request_never_costs_more_than_its_limit(tmp_path: Path) -> None:
+async def test_an_answer_that_costs_more_than_its_limit_is_neither_given_nor_charged(
+    tmp_path: Path,
+) -> None:
+    """Else everything that is metered would cost as little as its payer likes."""
     async with world(tmp_path) as town:
         await town.open()
         told = await town.asks("/process", method="POST", body={"a": 1}, max_amount=70_000_000)
+        is_refused(told, 400, "BILLING_MAX_AMOUNT_EXCEEDED")
+        assert "processed" not in told.answer.text
+        told = await town.asks("/process", method="POST", body={"a": 1}, max_amount=100_000_000)
         assert told.payment is not None
-        assert (told.status, told.payment.cost) == (200, 70_000_000)
+        assert (told.status, told.payment.cost) == (200, 100_000_000)
+
+
+async def test_a_stream_is_cut_where_it_would_cost_more_than_its_limit(tmp_path: Path) -> None:
+    body = {"stream": True}
+    async with world(tmp_path) as town:
+        await town.open()
+        whole = await town.asks("/chat/completions", method="POST", body=body)
+        reader = FrameReader(StreamFormat.SSE)
+        assert b'{"t":1}' in reader.feed(whole.answer.content)
+        owed = parse_response_header(reader.header or "")
+        assert owed.sub_rav is not None
+        assert owed.cost is not None
+        paid = sign_sub_rav(owed.sub_rav, KEY)
+        limit = owed.cost - 1
+        cut = await town.asks("/chat/completions", paid, method="POST", body=body, max_amount=limit)
+        reader = FrameReader(StreamFormat.SSE)
+        assert b'"t"' not in reader.feed(cut.answer.content)
+        assert parse_response_header(reader.header or "").cost == limit
 
 
 async def test_of_five_parallel_first_calls_one_is_served(tmp_path: Path) -> None:

@@ -149,6 +149,17 @@ class PaymentProcessor:
             return self._counted(self._failed(found, turn))
         return await self._begin(found, turn, floor)
 
+    async def is_within(self, admission: Admission, usage: int) -> bool:
+        """Whether what a request has used so far costs no more than its payer allowed, and than was
+        covered. Deliver nothing more where it does: `settle` would charge less than it costs.
+        """
+        engine = self._config.billing_engine
+        rule = engine.find_rule(admission.context)
+        if admission.turn is None or rule is None or isinstance(rule.strategy, PerRequest):
+            return True
+        cost = await engine.calc_cost(admission.context, usage)
+        return isinstance(cost, Unpriced) or cost.amount <= admission.cap
+
     async def settle(self, admission: Admission, usage: int = 0) -> PaymentProcessingResult:
         """Charge a request that was served, and propose what to sign next, before that is told.
 

@@ -86,9 +86,9 @@ def weigh(row: SubChannel | None, voucher: SubRAV | None, chain_id: int) -> Verd
     pending = None if row is None else proposed(row, chain_id)
     if voucher is None or is_handshake(voucher):
         return Clear() if pending is None else Owing()
-    last = None if row is None else accepted_voucher(row, chain_id)
     if pending is not None and voucher == pending:
         return Accepted()
+    last = None if row is None else accepted_voucher(row, chain_id)
     if last is not None and voucher == last.sub_rav:
         return Clear() if pending is None else Replayed()
     known = {each.nonce for each in (pending, None if last is None else last.sub_rav) if each}

@@ -118,15 +118,22 @@ class _Sale:
     out: Send
     form: StreamFormat | None = None
     started: bool = False
+    is_cut: bool = False
 
     async def send(self, message: Message) -> None:
-        """What the app sends, with the payment put in where it belongs."""
+        """What the app sends, with the payment put in where it belongs.
+
+        Nothing more once it costs more than its payer allows.
+        """
+        if self.is_cut:
+            return
         if message["type"] == "http.response.start":
             await self._start(message)
         elif self.form is not None and not message.get("more_body"):
-            header = await self._settle(self.usage[0])
-            frame = b"" if header is None else payment_frame(self.form, header)
-            await self.out({**message, "body": message.get("body", b"") + frame})
+            await self._end(self.form, message.get("body", b""))
+        elif self.form is not None and not await self._is_within():
+            self.is_cut = True
+            await self._end(self.form, b"")
         else:
             await self.out(message)
 
@@ -144,6 +151,10 @@ class _Sale:
             await self._release()
         else:
             self.form = stream_format(content_type.decode("latin-1"))
+            if self.form is None and not await self._is_within():
+                self.is_cut = True
+                await self._withhold()
+                return
             if self.form is None:
                 header = await self._settle(self.usage[0])
                 if header is not None:
@@ -152,6 +163,24 @@ class _Sale:
                 headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
         self.started = True
         await self.out({**message, "headers": headers})
+
+    async def _end(self, form: StreamFormat, body: bytes) -> None:
+        header = await self._settle(self.usage[0])
+        frame = b"" if header is None else payment_frame(form, header)
+        await self.out({"type": "http.response.body", "body": body + frame})
+
+    async def _withhold(self) -> None:
+        """The answer costs more than is allowed or covered: it is neither given nor charged."""
+        await self._release()
+        self.started = True
+        why = PaymentError(
+            ErrorCode.BILLING_MAX_AMOUNT_EXCEEDED,
+            f"The answer costs more than {self.admission.cap}, which is allowed or covered.",
+        )
+        await _refuse(self.out, why, ResponsePayload(client_tx_ref=self.reference, error=why))
+
+    async def _is_within(self) -> bool:
+        return await self.service.processor.is_within(self.admission, self.usage[0])
 
     async def _settle(self, usage: int) -> str | None:
         """Commit the charge; the header that tells it. Once: later calls have nothing to tell."""

@@ -72,17 +72,20 @@ def check_channel_id(text: str) -> str:
 
 def check_fragment(text: str) -> str:
     """`text` if it can name a sub-channel: the part behind `#` of the payer's key id."""
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        size = 0
+    if text.isascii():
+        size = len(text)
+    else:
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError:
+            size = 0
     if not 0 < size <= FRAGMENT_MAX_BYTES or "#" in text or not text.isprintable():
         raise InvalidCredential(f"a key fragment has 1 to {FRAGMENT_MAX_BYTES} printable bytes")
     return text
 
 
 def _in_range(name: str, value: int, end: int) -> None:
-    if type(value) is not int or not 0 <= value < end:
+    if type(value) is not int or value < 0 or value >= end:
         raise InvalidCredential(f"{name} is an integer from 0 to {end - 1}")
 
 
