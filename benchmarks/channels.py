@@ -31,6 +31,7 @@ from farebox.channels import (
     RequestMetadata,
 )
 from farebox.channels.ledger_chain import account_did
+from farebox.cli.serve import quieten_collector
 from farebox.clock import SystemClock
 from farebox.ledger.model import Kind, Open, Transfer, Unit
 from farebox.ledger.processes import PROCESS, Processes
@@ -164,6 +165,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seconds", type=float, default=5)
     asked = parser.parse_args()
+    quieten_collector()  # as `farebox serve` does
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=".") as directory:
         results = [measure(each, asked.seconds, Path(directory)) for each in KeyType]
     if asked.json:

@@ -17,6 +17,7 @@ from farebox.channels import (
 from farebox.channels.book import Charge, Turn
 from farebox.channels.claims import ClaimOutcome
 from farebox.channels.model import proposed
+from farebox.channels.postings import custody_account, loss_account
 from farebox.channels.weighing import Accepted, Rejected
 from farebox.clock import ManualClock
 from farebox.errors import RailRejected
@@ -24,6 +25,7 @@ from farebox.ledger.processes import Processes
 from farebox.wire.subrav.keys import sign_sub_rav
 from farebox.wire.subrav.model import SignedSubRAV
 from tests.integration.channel_world import (
+    ASSET,
     CHANNEL_ID,
     ECHO_COST,
     FRAGMENT,
@@ -73,6 +75,43 @@ async def test_vouchers_are_claimed_before_a_closing_channel_is_closed(tmp_path:
         await town.contract.close(CHANNEL_ID)
         assert town.contract.claims == [(FRAGMENT, ECHO_COST)]
     check_books(tmp_path)
+
+
+async def test_what_a_closed_channel_owed_is_no_longer_in_the_books(tmp_path: Path) -> None:
+    clock = ManualClock()
+    async with world(tmp_path, clock=clock, claim_policy=ClaimPolicy(min_claim_amount=1)) as town:
+        await town.open()
+        newest = await pays(town, 3)
+        backing = (await channel_of(town)).backing
+        row = await town.payee.sub_channels.read(CHANNEL_ID, FRAGMENT)
+        assert row is not None
+        first = replace(newest.sub_rav, nonce=1, accumulated_amount=ECHO_COST)
+        await town.contract.claim(sign_sub_rav(first, KEY))  # paid on the chain, and not yet booked
+        await town.contract.close(CHANNEL_ID)
+        assert await town.claims.claim(row) is ClaimOutcome.LOST
+        assert await town.payee.pending.cleanup(-1) == 1
+        custody = await town.ledger.store.account(custody_account(backing))
+        assert custody is not None
+        assert custody.held == 0
+        loss = await town.ledger.store.account(loss_account(ASSET))
+        assert loss is not None
+        assert loss.held == 3 * ECHO_COST
+        await town.claims.run_once()
+        assert town.claims.status.refused == 1
+        await town.open()
+        clock.advance(6)
+        assert (await town.asks()).proposal.channel_epoch == 1
+    check_books(tmp_path)
+
+
+async def test_an_endpoint_tells_that_the_chain_is_away(tmp_path: Path) -> None:
+    async with world(tmp_path) as town:
+        await town.open()
+        await town.payee.sub_channel_info(CHANNEL_ID, FRAGMENT)
+        town.contract.is_away = True
+        told = await town.asks("/payment-channel/recovery", payment="")
+        assert told.status == 500
+        assert told.answer.json()["error"]["code"] == "INTERNAL_SERVER_ERROR"
 
 
 # ── what the payer redeems itself ────────────────────────────────────────────────────────────────

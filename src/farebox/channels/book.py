@@ -238,6 +238,15 @@ class SubChannels:
         self._limited(row.backing, ceiling)
         return done
 
+    async def lost(self, row: SubChannel) -> SubChannel:
+        """Note that nothing more of an epoch will be paid."""
+
+        def decide(now: SubChannel, draft: Draft) -> None:
+            if now.epoch == row.epoch:
+                draft.lost()
+
+        return await self.change(row.channel_id, row.fragment, decide)
+
     async def write_off(self, row: SubChannel) -> bool:
         """Write off a proposal unless something became of it meanwhile."""
 

@@ -56,6 +56,7 @@ class ClaimOutcome(enum.StrEnum):
     CLAIMED = "claimed"
     NOTHING = "no_delta"
     REFUSED = "refused"
+    LOST = "channel_closed"
     UNKNOWN = "unknown"
 
 
@@ -143,12 +144,12 @@ class ClaimScheduler:
             after = page[-1][0]
 
     async def _closes(self, row: SubChannel) -> bool:
-        """Whether a channel is about to close; one that cannot be read is looked at again."""
+        """Whether a channel closes or is closed; one that cannot be read is looked at again."""
         try:
             channel = await self._payee.channel_info(row.channel_id)
         except RailError:
             return False
-        return channel is not None and channel.status is ChannelStatus.CLOSING
+        return channel is not None and channel.status is not ChannelStatus.ACTIVE
 
     async def _claim_all(self, due: Mapping[str, SubChannel]) -> int:
         turns, now = asyncio.Semaphore(self.policy.concurrent_max), self._clock.now_ns()
@@ -197,6 +198,9 @@ class ClaimScheduler:
                 raise RailRejected(f"the chain has paid {amount}, and pays no more")
         except RailRejected as error:
             self.status.refused += 1
+            if await self._ends(row):
+                self._waiting.pop(key, None)
+                return ClaimOutcome.LOST
             self._wait(key, str(error))
             return ClaimOutcome.REFUSED
         except (RailError, StoreError) as error:
@@ -208,6 +212,24 @@ class ClaimScheduler:
         self.status.claimed += 1
         self._waiting.pop(key, None)
         return ClaimOutcome.CLAIMED
+
+    async def _ends(self, row: SubChannel) -> bool:
+        """Whether the channel is closed: books what was paid of it, and loses the rest."""
+        contract, sub_channels = self._payee.contract, self._payee.sub_channels
+        try:
+            channel = await contract.channel(row.channel_id)
+            sub = await contract.sub_channel(row.channel_id, row.fragment)
+            if channel is None or sub is None or channel.status is not ChannelStatus.CLOSED:
+                return False
+            if row.epoch != channel.epoch or row.epoch != sub.epoch:
+                return False
+            ceiling, paid_to = await self._payee.ceiling(channel), contract.paid_to(channel)
+            await sub_channels.claimed(row, sub.last_claimed_amount, paid_to, ceiling)
+            await sub_channels.lost(row)
+        except (RailError, StoreError):
+            return False
+        _log.error("channel.closed_unclaimed", channel=row.channel_id, fragment=row.fragment)
+        return True
 
     def _wait(self, key: str, why: str) -> None:
         """Try again later, each time later; after so many times say so aloud, and go on trying."""

@@ -9,7 +9,8 @@
 | it never comes        | void that hold; transfer expense → receivable                           |
 | it comes after all    | transfer custody → expense                                              |
 | a claim is paid       | transfer where it was paid to → custody                                 |
-| the epoch ended       | as if no voucher came; what was not claimed: expense → custody          |
+| the channel is closed | what was not claimed: transfer expense → custody                        |
+| the epoch ended       | as if no voucher came, and as if it was closed                          |
 
 `custody:channel:<backing>` holds what was signed and not yet claimed of one collateral; its ceiling
 is what the collateral still holds, or the payer's limit: the ledger itself refuses credit that
@@ -179,6 +180,14 @@ class Draft:
             self._change(claimed_amount=self.row.claimed_amount + delta)
             self._events.append(Event("channel.claimed", self._key, {"amount": delta}))
         self._change(unclaimed_since=self._now if self.row.unclaimed_amount else None)
+
+    def lost(self) -> None:
+        """The channel is closed: what was not claimed never will be."""
+        lost = self.row.unclaimed_amount
+        if lost:
+            custody, loss = custody_account(self.row.backing), loss_account(self.row.asset_id)
+            self._steps.append(Transfer(loss, custody, lost, "channel_closed"))
+            self._change(claimed_amount=self.row.paid_amount, unclaimed_since=None)
 
     def reopen(self, channel: ChannelInfo, amount: int, nonce: int) -> None:
         """The channel has a new epoch: nothing signed in the old one is worth anything more."""

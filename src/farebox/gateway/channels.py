@@ -65,7 +65,13 @@ class ChannelPaywall:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answered = await endpoint(self._service, scope, receive)
+        try:
+            answered = await endpoint(self._service, scope, receive)
+        except (StoreError, RailError):
+            code = ErrorCode.INTERNAL_SERVER_ERROR
+            status = http_status(code)
+            await _answer(send, status, failure(code, "Try again later.", status), [])
+            return
         if answered is not None:
             await _answer(send, answered.status, answered.document, answered.headers)
             return
