@@ -104,6 +104,16 @@ async def test_what_a_closed_channel_owed_is_no_longer_in_the_books(tmp_path: Pa
     check_books(tmp_path)
 
 
+async def test_nothing_is_served_where_no_nonce_is_left(tmp_path: Path) -> None:
+    async with world(tmp_path) as town:
+        await town.open()
+        sub = town.contract.subs[CHANNEL_ID, FRAGMENT]
+        town.contract.subs[CHANNEL_ID, FRAGMENT] = replace(sub, last_confirmed_nonce=2**64 - 1)
+        told = await town.asks()
+        assert (told.status, told.code) == (409, "RAV_CONFLICT")
+        assert town.served == {}
+
+
 async def test_an_endpoint_tells_that_the_chain_is_away(tmp_path: Path) -> None:
     async with world(tmp_path) as town:
         await town.open()

@@ -23,7 +23,7 @@ from farebox.ledger.processes import Processes
 from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger, State
 from farebox.ledger.store import PAGE_MAX
-from farebox.wire.subrav.model import ErrorCode, SignedSubRAV, SubRAV
+from farebox.wire.subrav.model import U64_END, ErrorCode, SignedSubRAV, SubRAV
 
 #: Requests that may wait for their turn on one sub-channel.
 _WAITING_MAX = 16
@@ -328,8 +328,12 @@ _OLD_EPOCH = Rejected(
 
 def _is_behind(row: SubChannel, sub: SubChannelInfo) -> bool:
     """Whether the payer redeemed a voucher that it never gave us: the chain would pay nothing for
-    those that follow ours."""
-    return sub.last_confirmed_nonce > row.paid_nonce or sub.last_claimed_amount > row.paid_amount
+    those that follow ours. Or one with the last nonce there is, which none can follow."""
+    return (
+        sub.last_confirmed_nonce > row.paid_nonce
+        or sub.last_claimed_amount > row.paid_amount
+        or row.paid_nonce == U64_END - 1
+    )
 
 
 class _TurnLock(asyncio.Lock):
