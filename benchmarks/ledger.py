@@ -30,7 +30,7 @@ from farebox.ledger.audit import GENESIS
 from farebox.ledger.model import Applied, Kind, Open, Transfer, Unit
 from farebox.money import AMOUNT_END
 from farebox.stores.sqlite import SqliteStore
-from farebox.stores.sqlite.schema import TABLES
+from farebox.stores.sqlite.schema import MIGRATIONS
 from farebox.stores.sqlite.store import open_connection
 
 CALLERS = 1_024
@@ -143,7 +143,7 @@ class Bare:
     def __init__(self, path: Path) -> None:
         self.db = open_connection(path)
         self.db.execute("PRAGMA synchronous = FULL")
-        self.db.execute(TABLES)
+        self.db.execute(MIGRATIONS[0].sql)
         self.seq = 0
         self.digest = GENESIS
         rows = [(BOOK, "revenue:shop", "BTC", "revenue", "0", "0", "0", "0", None)]

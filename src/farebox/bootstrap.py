@@ -6,36 +6,32 @@ earlier one left open. Never: a decision about money.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import aiohttp
 
 from farebox.api import ApiContext, create_api, health, owns_path
-from farebox.api.totals import TOTALS
+from farebox.books import RECORDS, postgres_address, postgres_driver
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
 from farebox.gateway import Catalogue, Gateway, Limits, UpstreamConfig, Upstreams
 from farebox.gateway.asgi import App
-from farebox.identity import RECORDS as IDENTITY_RECORDS
 from farebox.identity import FailureLimit, Idempotency, Keys
 from farebox.ids import new_id
 from farebox.ledger.model import Applied, Kind, Open, Unit
-from farebox.ledger.processes import BEAT_EVERY_S, PROCESS, Processes
-from farebox.ledger.records import RecordType
+from farebox.ledger.processes import BEAT_EVERY_S, Processes
 from farebox.ledger.service import Ledger
 from farebox.ledger.store import Store
 from farebox.money import BTC
 from farebox.operating import Metrics, OperatorDoor, Parts, Vitals, ready
-from farebox.operating.root_key import ROOT_SEAL, require_root_key
-from farebox.payments.deposits import DEPOSIT
-from farebox.payments.model import OPERATION
+from farebox.operating.root_key import require_root_key
 from farebox.payments.operations import Operations
 from farebox.payments.registry import PaymentMethods, plugins
 from farebox.payments.service import Payments
-from farebox.paywall.model import REQUEST, Answer
+from farebox.paywall.model import Answer
 from farebox.paywall.prices import Prices
 from farebox.paywall.service import Paywall
 from farebox.paywall.settling import REVENUE
@@ -44,7 +40,6 @@ from farebox.pricing.model import Currency
 from farebox.pricing.parse import parse_rules
 from farebox.pricing.rates import MedianFeed, Rate, RateFeed, StaticFeed, msat_per_unit
 from farebox.pricing.tokens import local_tokenizer
-from farebox.rails.cashu import RECORDS as CASHU_RECORDS
 from farebox.rails.cashu import (
     CashuConfig,
     CashuMethod,
@@ -66,12 +61,10 @@ from farebox.settings import (
     UpstreamSettings,
 )
 from farebox.signer import Signer
-from farebox.stores.audit import BookReader
 from farebox.stores.sqlite import SqliteStore
-from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.tally import Commits, Counts
 from farebox.wire.cashu.model import normalize_mint_url
-from farebox.worker import DUTY, Duty, Job, Worker
+from farebox.worker import Duty, Job, Worker
 from farebox.worker.expiry import KeyExpiry
 
 if TYPE_CHECKING:
@@ -84,19 +77,6 @@ _KEYS_EVERY_S = 30
 _UPKEEP_EVERY_S = 60
 _SWEEP_EVERY_S = 5
 _PRUNE_EVERY_S = 600
-
-#: Every kind of row a book holds beside the money.
-RECORDS: tuple[RecordType[Any], ...] = (
-    DEPOSIT,
-    DUTY,
-    OPERATION,
-    PROCESS,
-    REQUEST,
-    ROOT_SEAL,
-    TOTALS,
-    *IDENTITY_RECORDS,
-    *CASHU_RECORDS,
-)
 
 
 class Farebox:
@@ -320,44 +300,9 @@ async def open_store(settings: Settings, clock: Clock, commits: Commits) -> Stor
     path = settings.database_path
     if path is not None:
         return SqliteStore(path, RECORDS, clock=clock, commits=commits)
-    with _driver():
+    with postgres_driver():
         from farebox.stores.postgres import PostgresStore
-    return await PostgresStore.open(_postgres(settings), RECORDS, commits=commits)
-
-
-def open_audit(settings: Settings) -> BookReader:
-    """A snapshot of the book for `farebox.ledger.invariants`; blocking. Raises as `open_store`."""
-    path = settings.database_path
-    if path is not None:
-        return SqliteAuditReader(path, RECORDS)
-    with _driver():
-        from farebox.stores.postgres.audit import PostgresAuditReader
-    return PostgresAuditReader(_postgres(settings), RECORDS)
-
-
-def book_place(settings: Settings) -> str:
-    """Where the book is, for people to read; never a password."""
-    path = settings.database_path
-    if path is not None:
-        return str(path)
-    with _driver():
-        from farebox.stores.postgres.connection import place
-    return place(_postgres(settings))
-
-
-@contextmanager
-def _driver() -> Iterator[None]:
-    try:
-        yield
-    except ImportError:
-        found = "PostgreSQL, for which the driver is missing"
-        raise InvalidSettings("database.url", found, "pip install 'farebox[postgres]'") from None
-
-
-def _postgres(settings: Settings) -> str:
-    dsn = settings.database.postgres
-    assert dsn is not None
-    return dsn.reveal()
+    return await PostgresStore.open(postgres_address(settings), RECORDS, commits=commits)
 
 
 class _RateRefresh:
