@@ -6,15 +6,16 @@ earlier one left open. Never: a decision about money.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
 import aiohttp
 
 from farebox.api import ApiContext, create_api, health, owns_path
-from farebox.books import RECORDS, postgres_address, postgres_driver
+from farebox.books import open_store
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
 from farebox.gateway import Catalogue, Gateway, Limits, UpstreamConfig, Upstreams
@@ -26,7 +27,7 @@ from farebox.ledger.processes import BEAT_EVERY_S, Processes
 from farebox.ledger.service import Ledger
 from farebox.ledger.store import Store
 from farebox.money import BTC
-from farebox.operating import Metrics, OperatorDoor, Parts, Vitals, ready
+from farebox.operating import Doors, Metrics, OperatorDoor, Parts, Vitals, ready
 from farebox.operating.root_key import require_root_key
 from farebox.payments.operations import Operations
 from farebox.payments.registry import PaymentMethods, plugins
@@ -45,6 +46,8 @@ from farebox.rails.cashu import (
     CashuMethod,
     MintLimits,
     MintTerms,
+    Reconciled,
+    Reconciling,
     Sweep,
     Upkeep,
     open_guarded_session,
@@ -144,12 +147,16 @@ class Farebox:
         self.processes = Processes(self.ledger, alone=isinstance(self.store, SqliteStore))
         await self.processes.start()
         self._closing.push_async_callback(self.processes.stop)
+        # After the processes: whoever moves the book waits for those that are in it.
+        self.doors = Doors(self.ledger, self._commits, self.settings.data_dir)
+        await self.doors.enter()
         self.operations = Operations(self.ledger, self.processes)
         self.cashu = CashuMethod(
             _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
         )
         self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
         self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
+        self.reconciling = Reconciling(self.cashu, self.ledger, self.operations, self._upkeep)
         self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
         self.keys = Keys(self.ledger, keys_max=self.settings.accounts.keys_max)
         accounts = self.settings.accounts
@@ -187,6 +194,7 @@ class Farebox:
             self._tracing.follow(self.app.carrier, self.paywall, self.operations, upstreams)
         await self._open_accounts()
         await self.cashu.start()
+        await self._mind_the_doors()
         self._watch(upstreams, context.calls)
         self.worker.start()
         self._closing.push_async_callback(self.worker.stop)
@@ -221,6 +229,7 @@ class Farebox:
             worker=self.worker,
             wallet_calls=wallet_calls,
             data_dir=self.settings.data_dir,
+            doors=self.doors,
         )
         self.vitals = Vitals(parts)
         #: For a listener of its own, or mounted behind the operator's own door.
@@ -239,6 +248,26 @@ class Farebox:
         store = await open_store(self.settings, self.clock, self._commits)
         self._closing.push_async_callback(store.close)
         return store
+
+    async def _mind_the_doors(self) -> None:
+        """Close a book that is older than the mints remember, and serve none that is closed."""
+        if not self.doors.is_closed:
+            older = await self.reconciling.find_older()
+            if older:
+                await self.doors.close(older)
+        self.app.carrier.is_closed = self.doors.is_closed
+
+    async def _look_at_doors(self) -> None:
+        await self.doors.look()
+        self.app.carrier.is_closed = self.doors.is_closed
+
+    async def reconcile(self) -> Reconciled:
+        """Hold a closed book against what the mints say, and open it if they all have answered."""
+        found = await self.reconciling.run()
+        if found.is_whole:
+            await self.doors.reopen()
+        self.app.carrier.is_closed = self.doors.is_closed
+        return found
 
     def _methods(self) -> PaymentMethods:
         methods = PaymentMethods()
@@ -272,8 +301,8 @@ class Farebox:
         # The mints are asked once for all processes; the other jobs cost each of them one look.
         upkeep = Duty("upkeep", self._upkeep.run, self.ledger, self.processes)
         sweep = Duty("sweep", self.sweep.run, self.ledger, self.processes)
+        found = Duty("found", self.reconciling.check_found, self.ledger, self.processes)
         jobs = [
-            Job("beat", BEAT_EVERY_S, self.processes.beat),
             Job("recovery", _RECOVER_EVERY_S, self.operations.recover),
             # Apart from the operations: what the books alone can settle waits for no mint.
             Job("requests", _RECOVER_EVERY_S, self.paywall.recover),
@@ -281,8 +310,8 @@ class Farebox:
             Job("keys", _KEYS_EVERY_S, expiry.run),
             Job("upkeep", _UPKEEP_EVERY_S, upkeep.run),
             Job("sweep", _SWEEP_EVERY_S, sweep.run),
+            Job("found", _UPKEEP_EVERY_S, found.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
-            Job("vitals", _LOOK_EVERY_S, self._look),
         ]
         refreshes = [one.models_refresh_s for one in self.settings.upstreams]
         if any(refreshes):
@@ -292,17 +321,21 @@ class Farebox:
         if feed is not None:
             refresh = _RateRefresh(feed, self.prices)
             jobs.append(Job("rates", self.settings.rates.refresh_s, refresh.run))
-        return jobs
+        always = [
+            Job("beat", BEAT_EVERY_S, self.processes.beat),
+            Job("doors", _LOOK_EVERY_S, self._look_at_doors),
+            Job("vitals", _LOOK_EVERY_S, self._look),
+        ]
+        return [*always, *(replace(job, run=self._while_open(job.run)) for job in jobs)]
 
+    def _while_open(self, run: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
+        """A closed book is left as it is: above all no counter is taken, and nothing is swapped."""
 
-async def open_store(settings: Settings, clock: Clock, commits: Commits) -> Store:
-    """The book, in a file or in PostgreSQL. Raises StoreError, InvalidSettings."""
-    path = settings.database_path
-    if path is not None:
-        return SqliteStore(path, RECORDS, clock=clock, commits=commits)
-    with postgres_driver():
-        from farebox.stores.postgres import PostgresStore
-    return await PostgresStore.open(postgres_address(settings), RECORDS, commits=commits)
+        async def job() -> None:
+            if not self.doors.is_closed:
+                await run()
+
+        return job
 
 
 class _RateRefresh:

@@ -10,6 +10,7 @@ FareboxError
 │   ├── StoreBusy           the queue in front of the store is full; nothing was done
 │   ├── StoreLocked         another process owns this book
 │   ├── StoreOutdated       program and database are of different versions
+│   ├── StoreMoved          the book was moved to another database and is served there
 │   └── StoreCorrupt        what is stored breaks an invariant
 ├── RailError               a foreign network did not do as asked
 │   ├── RailRejected        a definite no: it was not and will not be executed
@@ -70,6 +71,10 @@ class StoreLocked(StoreError):
 
 class StoreOutdated(StoreError):
     """The database is older or newer than this program."""
+
+
+class StoreMoved(StoreError):
+    """The book was moved to another database, and is served there."""
 
 
 class StoreCorrupt(StoreError):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import psycopg
 import pytest
 
-from farebox.errors import OutcomeUnknown, StoreBusy, StoreError
+from farebox.errors import OutcomeUnknown, StoreBusy, StoreError, StoreOutdated
 from farebox.ledger.model import Applied, Event, Replayed, Transfer, Unit
 from farebox.stores.postgres import PostgresStore, batch, connection, writer
 from farebox.stores.postgres.connection import conninfo, place

@@ -1,7 +1,4 @@
-"""Where a book is, by the settings: the same questions to either store, beside the house.
-
-Promises: nothing here serves; a password is never told. Never: a decision about money.
-"""
+"""Where a book is, by the settings: the same questions to either store."""
 
 from __future__ import annotations
 
@@ -10,11 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from farebox.api.totals import TOTALS
+from farebox.clock import Clock
 from farebox.errors import InvalidSettings
 from farebox.identity import RECORDS as IDENTITY_RECORDS
 from farebox.ledger.processes import PROCESS
 from farebox.ledger.records import RecordType
 from farebox.ledger.standing import BOOK
+from farebox.ledger.store import Store
 from farebox.operating.root_key import ROOT_SEAL
 from farebox.payments.deposits import DEPOSIT
 from farebox.payments.model import OPERATION
@@ -23,8 +22,10 @@ from farebox.rails.cashu import RECORDS as CASHU_RECORDS
 from farebox.settings import Settings
 from farebox.stores.audit import BookReader
 from farebox.stores.migrations import Migrated
+from farebox.stores.sqlite import SqliteStore
 from farebox.stores.sqlite import schema as sqlite_schema
 from farebox.stores.sqlite.audit import SqliteAuditReader
+from farebox.tally import Commits
 from farebox.worker import DUTY
 
 #: Every kind of row a book holds beside the money.
@@ -40,6 +41,16 @@ RECORDS: tuple[RecordType[Any], ...] = (
     *IDENTITY_RECORDS,
     *CASHU_RECORDS,
 )
+
+
+async def open_store(settings: Settings, clock: Clock, commits: Commits) -> Store:
+    """The book, in a file or in PostgreSQL. Raises StoreError, InvalidSettings."""
+    path = settings.database_path
+    if path is not None:
+        return SqliteStore(path, RECORDS, clock=clock, commits=commits)
+    with postgres_driver():
+        from farebox.stores.postgres import PostgresStore
+    return await PostgresStore.open(postgres_address(settings), RECORDS, commits=commits)
 
 
 def open_audit(settings: Settings) -> BookReader:
