@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import pytest
@@ -23,8 +24,10 @@ from farebox.cli.desk import Reconcile as ReconcileRequest
 from farebox.cli.desk import Recover, Withdraw, carry_out
 from farebox.errors import InvalidInput
 from farebox.ledger.invariants import verify
+from farebox.ledger.model import Outcome, Unit
 from farebox.ledger.replay import Broken
 from farebox.ledger.standing import BOOK, KEY, Standing
+from farebox.rails.cashu import reconcile
 from farebox.rails.cashu.config import custody_account, unswapped_account
 from farebox.rails.cashu.reconcile import SUSPENSE
 from farebox.rails.cashu.records import PROOF, ProofUse
@@ -348,6 +351,86 @@ async def test_while_the_mint_is_away_the_book_stays_closed(place: Place) -> Non
     async with place.life("second") as life:
         place.mint.faults.clear()
         assert (await life.ask())["open"]
+
+
+# ── broken off ───────────────────────────────────────────────────────────────────────────────────
+
+
+class PowerCut(Exception):
+    """The process ended here."""
+
+
+@contextmanager
+def cut_at(life: Life, number: int, *, after: bool) -> Iterator[None]:
+    """End the process before or after the n-th commit from now."""
+    commit = life.house.store.commit
+    left = number
+
+    async def cut(unit: Unit, *, synced: bool = True) -> Outcome:
+        nonlocal left
+        left -= 1
+        if left == 0 and not after:
+            raise PowerCut
+        outcome = await commit(unit, synced=synced)
+        if left == 0:
+            raise PowerCut
+        return outcome
+
+    with patch.object(life.house.store, "commit", cut):
+        yield
+
+
+async def killed_at(place: Place, number: int, *, after: bool) -> bool:
+    """A restore that is killed at its n-th commit, then loses answers; returns if it was killed."""
+    async with place.life("first") as life:
+        key = await life.create(place.token(100))
+        await life.create(place.token(7))
+        await place.back_up("first")
+        assert await life.topup(key, place.token(93)) == 200
+        token = await life.refund(key, 7)
+        await life.create(await life.refund(key, 30))
+    place.put_back("second")
+    was_killed = False
+    async with place.life("second") as life:
+        await life.house.worker.stop()
+        try:
+            with cut_at(life, number, after=after):
+                await life.ask()
+        except PowerCut:
+            was_killed = True
+    async with place.life("second") as life:
+        await life.house.worker.stop()
+        if life.house.doors.is_closed:
+            lost = ("restore", "checkstate", "swap")[number % 3]
+            place.mint.faults.next(lost, DropAfter() if after else DropBefore())
+            await life.ask()
+            place.mint.faults.clear()
+        if life.house.doors.is_closed:
+            assert (await life.ask())["open"]
+        assert not await life.house.operations.unfinished()
+        assert await life.balance_sat(key) == 100
+        assert (await life.ask(claim=True))["open"]
+        assert await life.suspense_sat() == 93
+        await place.assert_whole(life, token)
+    return was_killed
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_it_may_be_killed_at_every_commit_and_lose_any_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    monkeypatch.setattr(reconcile, "_GAP", 200)  # what was signed is near, and each costs time
+    number = 1
+    async with serving(PlayUpstream()) as upstream_url:
+        while True:
+            mint, folder = PlayMint(units=("sat",)), tmp_path / str(number)
+            folder.mkdir()
+            async with serving(mint) as url:
+                mint.url = url
+                if not await killed_at(Place(mint, upstream_url, folder), number, after=after):
+                    break
+            number += 1
+    assert number > 5
 
 
 # ── copies that nobody marked ────────────────────────────────────────────────────────────────────
