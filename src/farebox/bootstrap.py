@@ -141,15 +141,7 @@ class Farebox:
         traced = (self._tracing.calls(),) if self._tracing else ()
         self.session = await self._closing.enter_async_context(open_session(*traced))
         guarded = await self._closing.enter_async_context(open_guarded_session())
-        self.ledger = Ledger(self.store, self.clock)
-        await require_root_key(self.ledger, self.signer)
-        # The lock file of a SQLite book lets one process in: those before it are dead.
-        self.processes = Processes(self.ledger, alone=isinstance(self.store, SqliteStore))
-        await self.processes.start()
-        self._closing.push_async_callback(self.processes.stop)
-        # After the processes: whoever moves the book waits for those that are in it.
-        self.doors = Doors(self.ledger, self._commits, self.settings.data_dir)
-        await self.doors.enter()
+        await self._enter_book()
         self.operations = Operations(self.ledger, self.processes)
         self.cashu = CashuMethod(
             _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
@@ -200,6 +192,17 @@ class Farebox:
         self._closing.push_async_callback(self.worker.stop)
         # Left first: what runs is settled while everything it needs is still open.
         self._closing.push_async_callback(self.app.stop)
+
+    async def _enter_book(self) -> None:
+        self.ledger = Ledger(self.store, self.clock)
+        await require_root_key(self.ledger, self.signer)
+        # The lock file of a SQLite book lets one process in: those before it are dead.
+        self.processes = Processes(self.ledger, alone=isinstance(self.store, SqliteStore))
+        await self.processes.start()
+        self._closing.push_async_callback(self.processes.stop)
+        # After the processes: whoever moves the book waits for those that are in it.
+        self.doors = Doors(self.ledger, self._commits, self.settings.data_dir)
+        await self.doors.enter()
 
     def _open_traces(self) -> None:
         """Opened before everything that is traced, and so closed after it."""

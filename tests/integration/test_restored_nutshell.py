@@ -44,7 +44,7 @@ async def money(life: Life, amount: int) -> str:
     assert target is not None
     quote = await place.mint.mint_quote(amount, "sat")
     while (await place.mint.mint_quote_state(quote.quote)).state is not MintQuoteState.PAID:
-        await asyncio.sleep(0.1)
+        pass  # its fake node pays by itself
     plan = MintPlan(
         mint=place.url,
         unit="sat",
