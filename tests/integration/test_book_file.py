@@ -16,6 +16,7 @@ import pytest
 
 from farebox.books import backup, export_book, import_book, open_audit, open_store, take_back
 from farebox.bootstrap import Farebox
+from farebox.cli.desk import Reconcile, Recover, carry_out
 from farebox.clock import SystemClock
 from farebox.errors import InvalidInput, StoreError, StoreLocked, StoreMoved
 from farebox.ledger.invariants import verify
@@ -135,6 +136,8 @@ async def test_a_move_closes_the_one_and_opens_the_other(tmp_path: Path, target:
         await Farebox(source, ROOT_KEY).__aenter__()
     with pytest.raises(InvalidInput, match="this book was moved"):
         await out(source, tmp_path / "copy.jsonl")
+    with pytest.raises(InvalidInput, match="make backups there"):
+        await asyncio.to_thread(backup, source, ROOT_KEY, tmp_path / "copy.db", silent)
     await out(source, tmp_path / "again.jsonl", move_to="PostgreSQL at db1")  # the file was lost
     assert await into(target, file)
     assert await accounts_of(source) == await accounts_of(target)
@@ -171,6 +174,9 @@ async def test_a_served_database_is_not_moved_and_hears_of_a_move(
         await change_state(house.ledger, state)
         await house._look_at_doors()
         assert house.app.carrier.is_closed
+        for request in (Reconcile(claim=True), Recover()):
+            with pytest.raises(StoreMoved, match="elsewhere"):
+                await carry_out(house, request)
 
 
 # ── files that are not as they were made ─────────────────────────────────────────────────────────
@@ -358,3 +364,25 @@ async def test_a_backup_that_breaks_off_leaves_no_file(
     with pytest.raises(StoreError, match="No space left"):
         await into(sqlite(tmp_path / "target"), file)
     assert [one.name for one in (tmp_path / "target").iterdir()] == []
+
+
+async def test_a_database_put_back_under_a_running_process_is_closed(
+    tmp_path: Path, database: Settings
+) -> None:
+    await live(database, 3)
+    assert database.database.postgres is not None
+    async with Farebox(database, ROOT_KEY) as house:
+        await house.worker.stop()
+        with psycopg.connect(database.database.postgres.reveal(), autocommit=True) as db:
+            tables = ("units", "movements", "events", "holds", "accounts")
+            for name in tables:
+                db.execute(f"CREATE TABLE old_{name} AS TABLE {name}")
+            for number in range(20):
+                await house.store.commit(Unit(f"later{number}"))
+            await house._look_at_doors()
+            for name in tables:
+                db.execute(f"TRUNCATE {name}; INSERT INTO {name} TABLE old_{name}".encode())
+        await house.store.commit(Unit("here-again"))
+        await house._look_at_doors()
+        assert house.app.carrier.is_closed
+        assert "old copy" in house.doors.state.reason

@@ -22,7 +22,7 @@ from farebox.books import backup, open_audit
 from farebox.bootstrap import Farebox
 from farebox.cli.desk import Reconcile as ReconcileRequest
 from farebox.cli.desk import Recover, Withdraw, carry_out
-from farebox.errors import InvalidInput
+from farebox.errors import InvalidInput, StoreError
 from farebox.ledger.invariants import verify
 from farebox.ledger.model import Outcome, Unit
 from farebox.ledger.replay import Broken
@@ -192,7 +192,7 @@ async def closed(life: Life, why: str) -> None:
     assert why in serving_check["reason"]
     assert (await life.http.get("/healthz")).status_code == 200
     for request in (Withdraw("wd_x"), Recover()):
-        with pytest.raises(InvalidInput, match="the book is closed"):
+        with pytest.raises(StoreError, match="the book is closed"):
             await carry_out(life.house, request)
 
 

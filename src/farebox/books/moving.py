@@ -104,8 +104,10 @@ async def _close_copy(path: Path, clock: Clock) -> None:
     store = SqliteStore(path, RECORDS, clock=clock)
     try:
         ledger = Ledger(store, clock)
-        life = (await read_state(ledger)).life
-        await change_state(ledger, _copied(life, clock))
+        state = await read_state(ledger)
+        if state.standing is Standing.MOVED:
+            raise InvalidInput(f"this book was moved ({state.reason}): make backups there")
+        await change_state(ledger, _copied(state.life, clock))
     finally:
         await store.close()
 

@@ -133,8 +133,8 @@ Request = (
 
 async def carry_out(house: Farebox, request: Request) -> Facts:
     """Do what is asked and say what came of it. Raises InvalidInput for a definite no."""
-    if house.doors.is_closed and not isinstance(request, _WHILE_CLOSED):
-        raise InvalidInput(f"the book is closed: {house.doors.reason}")
+    if not isinstance(request, _WHILE_CLOSED):
+        house.doors.require_open()
     match request:
         case Balance():
             return await _balance(house.ledger)
@@ -263,6 +263,7 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
 
 
 async def _reconcile(house: Farebox, *, claim: bool) -> Facts:
+    house.doors.require_here()
     if not house.doors.is_closed and not claim:
         raise InvalidInput("the book is open: there is nothing to reconcile")
     found = await house.reconcile() if house.doors.is_closed else Reconciled()

@@ -20,14 +20,12 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from farebox.errors import StoreMoved
+from farebox.errors import StoreError, StoreMoved
 from farebox.ledger.service import Ledger
 from farebox.ledger.standing import BookState, Standing, change_state, read_state
 from farebox.tally import Commits
 
 _log = structlog.get_logger("farebox.doors")
-
-_WAY_OUT = "run `farebox reconcile`"
 
 
 class _Seen(msgspec.Struct, frozen=True):
@@ -52,28 +50,35 @@ class Doors:
         """Whether nothing may be admitted, and no counter taken."""
         return self.state.standing is not Standing.OPEN
 
-    @property
-    def reason(self) -> str:
-        """Why it is closed, with the way out; empty while it is open."""
-        return f"{self.state.reason}: {_WAY_OUT}" if self.is_closed else ""
-
     async def enter(self) -> None:
         """Find out how the book stands; an old copy is closed. Raises StoreMoved, StoreError."""
-        stood_at = self._commits.unit  # before anything is written in this life
         self.state = await read_state(self._ledger)
+        self.require_here()
+        seen = self._read()
+        if seen is not None and not self.is_closed:
+            await self._compare(seen)
+
+    def require_here(self) -> None:
+        """Raise StoreMoved for a book that is served elsewhere."""
         if self.state.standing is Standing.MOVED:
             raise StoreMoved(
                 f"this book was moved: {self.state.reason}. Serve it there. If that never served, "
                 "`farebox reconcile --take-back` opens this one again"
             )
-        seen = self._read()
-        if seen is None or self.is_closed:
-            return
-        is_older = seen.life > self.state.life
-        if is_older or (seen.life == self.state.life and seen.unit > stood_at):
+
+    def require_open(self) -> None:
+        """Raise StoreError with the way out while the book is closed."""
+        self.require_here()
+        if self.is_closed:
+            raise StoreError(f"the book is closed ({self.state.reason}): run `farebox reconcile`")
+
+    async def _compare(self, seen: _Seen) -> None:
+        unit = self._commits.unit  # unknown where the store is not this house's own
+        is_later = seen.life > self.state.life
+        if unit and (is_later or (seen.life == self.state.life and seen.unit > unit)):
             await self.close(
-                f"it ends at unit {stood_at} of life {self.state.life}, and unit {seen.unit} of "
-                f"life {seen.life} was seen here: this is an old copy"
+                f"it ends at unit {unit} of life {self.state.life}, and unit {seen.unit} of life "
+                f"{seen.life} was seen here: this is an old copy"
             )
 
     async def close(self, reason: str) -> None:
@@ -83,7 +88,9 @@ class Doors:
         self.state = await change_state(self._ledger, closed)
 
     async def reopen(self) -> None:
-        """Begin a new life of the book, open."""
+        """Begin a new life of the book, open. Raises StoreMoved, StoreError."""
+        self.state = await read_state(self._ledger)
+        self.require_here()
         life = max(self.state.life, (self._read() or _Seen(0, 0)).life) + 1
         self.state = await change_state(self._ledger, BookState(life=life))
         _log.warning("book.opened", life=life)
@@ -93,6 +100,8 @@ class Doors:
         self.state = await read_state(self._ledger)
         # The unit of the last look: by now no crash of a machine can take it back any more.
         seen, self._last_unit = self._last_unit, self._commits.unit
+        if seen and not self.is_closed:
+            await self._compare(_Seen(self.state.life, seen))  # put back under a running process
         if seen and not self.is_closed:
             self._write(_Seen(self.state.life, seen))
 
