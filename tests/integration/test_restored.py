@@ -22,12 +22,16 @@ from farebox.books import backup, open_audit
 from farebox.bootstrap import Farebox
 from farebox.cli.desk import Reconcile as ReconcileRequest
 from farebox.cli.desk import Recover, Withdraw, carry_out
+from farebox.clock import SystemClock
+from farebox.ecash.plan import SwapPlan
+from farebox.ecash.saga import Done, advance_swap
 from farebox.errors import InvalidInput, StoreError
+from farebox.identity import ApiKey
 from farebox.ledger.invariants import verify
 from farebox.ledger.model import Outcome, Unit
-from farebox.ledger.replay import Broken
+from farebox.ledger.replay import Broken, Invariant
 from farebox.ledger.standing import BOOK, KEY, Standing
-from farebox.rails.cashu import reconcile
+from farebox.rails.cashu import HttpMint, open_session, reconcile
 from farebox.rails.cashu.config import custody_account, unswapped_account
 from farebox.rails.cashu.reconcile import SUSPENSE
 from farebox.rails.cashu.records import PROOF, ProofUse
@@ -39,6 +43,7 @@ from farebox.wire.cashu import crypto
 from farebox.wire.cashu.locks import p2pk_secret
 from farebox.wire.cashu.model import Token
 from farebox.wire.cashu.token import decode_token, encode_token
+from farebox.wire.cashu.wallet_keys import WalletKeys
 
 ROOT_KEY = b"k" * 32
 PRICE_SAT = 10
@@ -76,6 +81,12 @@ class Life:
         told = await self.http.get("/info", headers=_auth(key))
         assert told.status_code == 200, told.text
         return int(told.json()["balance"]) // 1_000
+
+    async def balance_sat_closed(self, key: str) -> int:
+        """The same, behind a closed door."""
+        found = await self.house.keys.authenticate(key)
+        assert isinstance(found, ApiKey)
+        return -(await self.held_sat(found.account))
 
     async def held_sat(self, account: str) -> int:
         found = await self.house.store.account(account)
@@ -288,6 +299,68 @@ async def test_a_refund_that_was_spent_is_missing_and_said_so(place: Place) -> N
         assert told["suspense_msat"] == 0
         assert told["covered"]
         await place.assert_whole(life)
+
+
+async def spend_elsewhere(place: Place, token: str) -> None:
+    """A payer's own swap at the mint."""
+    async with open_session() as session:
+        mint = HttpMint(place.mint.url, session, SystemClock())
+        money = decode_token(token)
+        plan = SwapPlan(
+            mint=money.mint,
+            unit="sat",
+            keyset_id=money.proofs[0].keyset_id,
+            first_counter=0,
+            inputs=money.proofs,
+            amounts=tuple(sorted(proof.amount for proof in money.proofs)),
+        )
+        done = await advance_swap(plan, mint, WalletKeys(b"payer" * 8), asked_before=False)
+        assert isinstance(done, Done), done
+        place.issued.append(Token(money.mint, "sat", done.proofs))
+
+
+async def test_more_paid_out_than_came_in_is_told_until_it_is_earned_again(place: Place) -> None:
+    async with place.life("first") as life:
+        key = await life.create(place.token(64))
+        await life.create(place.token(7))
+        await place.back_up("first")
+        await spend_elsewhere(place, await life.refund(key, 7))
+    place.put_back("second")
+    async with place.life("second") as life:
+        told = await life.ask()
+        assert (told["open"], told["covered"]) == (True, False)
+        assert (told["missing_msat"], told["suspense_msat"]) == (7_000, -7_000)
+        with open_audit(life.house.settings) as reader:
+            verified = verify(reader)
+        assert isinstance(verified, Broken)
+        assert verified.invariant is Invariant.COVER
+        await place.back_up("second", "again.db")  # a copy of it is as good as it is
+        await life.pay(place.token(32))  # earned, and not withdrawn: that covers it again
+        with open_audit(life.house.settings) as reader:
+            assert not isinstance(verify(reader), Broken)
+
+
+async def test_where_nobody_pays_the_mints_fee_proofs_stay_as_they_are(tmp_path: Path) -> None:
+    mint = PlayMint(units=("sat",), fee_ppk=100)
+    async with serving(mint) as url, serving(PlayUpstream()) as upstream_url:
+        mint.url = url
+        place = Place(mint, upstream_url, tmp_path)
+        async with place.life("first") as life:
+            key = await life.create(place.token(64))
+            await place.back_up("first")
+            await life.pay(place.token(32))
+        place.put_back("second")
+        async with place.life("second") as life:
+            balance = await life.balance_sat_closed(key)
+            told = await life.ask()
+            assert told["open"]
+            assert told["renewed_msat"] == 0
+            assert told["not_renewed_msat"] == balance * 1_000
+            assert told["found_msat"] == 31_000
+            change = await life.pay(place.token(32))
+            claimed = await life.ask(claim=True)
+            assert claimed["claimed_msat"] == 31_000  # paid for by what was just earned
+            await place.assert_whole(life, change)
 
 
 async def test_tokens_that_were_swept_after_the_copy_are_no_broken_locks(place: Place) -> None:

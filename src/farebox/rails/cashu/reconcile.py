@@ -49,7 +49,7 @@ from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account, unswapped
 from farebox.rails.cashu.inventory import Held, added, total
 from farebox.rails.cashu.method import CashuMethod
 from farebox.rails.cashu.mints import MintPlace
-from farebox.rails.cashu.records import COUNTER, LockedUse, ProofUse
+from farebox.rails.cashu.records import COUNTER, PROOF, LockedUse, ProofUse
 from farebox.rails.cashu.upkeep import Upkeep
 from farebox.wire.cashu.model import Keyset, Proof
 
@@ -279,7 +279,13 @@ class Reconciling:
             for one in signed
         }
         states = await self._states(place, [put.key for put in puts.values()])
-        unspent = [one for one in signed if states[puts[one.counter].key] is ProofState.UNSPENT]
+        unspent = [
+            one
+            for one in signed
+            if states[puts[one.counter].key] is ProofState.UNSPENT
+            # Another address of the same mint may have it already.
+            and await self._ledger.store.get(PROOF, puts[one.counter].key) is None
+        ]
         amount = sum(one.proof.amount for one in unspent)
         custody = custody_account(place.url, unit)
         account = await self._ledger.store.account(custody)
