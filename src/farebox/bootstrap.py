@@ -6,6 +6,7 @@ earlier one left open. Never: a decision about money.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -112,6 +113,7 @@ class Farebox:
         self.prices = Prices(PriceBook(self._rules))
         self._commits = Commits()
         self._probes = {"/healthz": self._health, "/readyz": self._ready}
+        self._reconciled = asyncio.Lock()
         self._closing = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -266,11 +268,14 @@ class Farebox:
 
     async def reconcile(self) -> Reconciled:
         """Hold a closed book against what the mints say, and open it if they all have answered."""
-        found = await self.reconciling.run()
-        if found.is_whole:
-            await self.doors.reopen()
-        self.app.carrier.is_closed = self.doors.is_closed
-        return found
+        async with self._reconciled:  # whoever asked before may have hung up, and it goes on
+            if not self.doors.is_closed:
+                return Reconciled()
+            found = await self.reconciling.run()
+            if found.is_whole:
+                await self.doors.reopen()
+            self.app.carrier.is_closed = self.doors.is_closed
+            return found
 
     def _methods(self) -> PaymentMethods:
         methods = PaymentMethods()

@@ -30,7 +30,7 @@ from farebox.identity import ApiKey
 from farebox.ledger.invariants import verify
 from farebox.ledger.model import Outcome, Unit
 from farebox.ledger.replay import Broken, Invariant
-from farebox.ledger.standing import BOOK, KEY, Standing
+from farebox.ledger.standing import BOOK, KEY, BookState, Standing, change_state
 from farebox.rails.cashu import HttpMint, open_session, reconcile
 from farebox.rails.cashu.config import custody_account, unswapped_account
 from farebox.rails.cashu.reconcile import SUSPENSE
@@ -424,6 +424,46 @@ async def test_while_the_mint_is_away_the_book_stays_closed(place: Place) -> Non
     async with place.life("second") as life:
         place.mint.faults.clear()
         assert (await life.ask())["open"]
+
+
+# ── several at once ──────────────────────────────────────────────────────────────────────────────
+
+
+async def restored(place: Place) -> None:
+    """A copy in `second` that lacks 64 sat."""
+    async with place.life("first") as life:
+        key = await life.create(place.token(8))
+        await place.back_up("first")
+        assert await life.topup(key, place.token(64)) == 200
+    place.put_back("second")
+
+
+async def test_two_who_ask_at_once_are_answered_one_after_the_other(place: Place) -> None:
+    await restored(place)
+    async with place.life("second") as life:
+        told = await asyncio.gather(life.ask(), life.ask())
+        assert sorted(one["found_msat"] for one in told) == [0, 64_000]
+        assert all(one["open"] for one in told)
+        await place.assert_whole(life)
+
+
+async def test_nothing_is_found_in_a_book_that_another_process_has_opened(place: Place) -> None:
+    await restored(place)
+    async with place.life("second") as life:
+        house = life.house
+        end_operations = house.reconciling._end_operations
+
+        async def opened_meanwhile() -> list[str]:
+            left = await end_operations()
+            await change_state(house.ledger, BookState(life=2))
+            return left
+
+        with (
+            patch.object(house.reconciling, "_end_operations", opened_meanwhile),
+            pytest.raises(StoreError, match="do not take what a mint said"),
+        ):
+            await life.ask()
+        assert await life.proofs_sat(ProofUse.FOUND) == 0
 
 
 # ── broken off ───────────────────────────────────────────────────────────────────────────────────

@@ -55,7 +55,9 @@ class Doors:
         self.state = await read_state(self._ledger)
         self.require_here()
         seen = self._read()
-        if seen is not None and not self.is_closed:
+        if self.is_closed:
+            _log.error("book.closed", reason=self.state.reason, way_out="farebox reconcile")
+        elif seen is not None:
             await self._compare(seen)
 
     def require_here(self) -> None:

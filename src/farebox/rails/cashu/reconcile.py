@@ -40,8 +40,9 @@ from farebox.ecash.mint import ProofState
 from farebox.ecash.outputs import BLANK_AMOUNT, Flaw, prepare, unblind_all
 from farebox.errors import RailRejected, RailUnavailable, StoreError
 from farebox.ids import new_id
-from farebox.ledger.model import Applied, Kind, Open, Put, SetCeiling, Step, Transfer, Unit
+from farebox.ledger.model import Applied, Guard, Kind, Open, Put, SetCeiling, Step, Transfer, Unit
 from farebox.ledger.service import Ledger
+from farebox.ledger.standing import BOOK, KEY
 from farebox.money import BTC
 from farebox.payments.model import OperationState
 from farebox.payments.operations import Operations
@@ -128,6 +129,8 @@ class Reconciling:
         self._ledger = ledger
         self._operations = operations
         self._upkeep = upkeep
+        #: While a closed book is asked about: that nobody has opened it meanwhile.
+        self._guards: tuple[Guard, ...] = ()
 
     async def find_older(self) -> str:
         """Why the book must be an old copy, by what its mints have signed; empty where it is not,
@@ -160,11 +163,16 @@ class Reconciling:
         be taken for found money. May be broken off and run again at any point.
         """
         sums = _Sums()
-        unfinished = await self._end_operations()
-        if not unfinished:
-            for place, unit in self._everywhere():
-                with _answering(place, sums):
-                    await self._ask(place, unit, sums)
+        row = await self._ledger.store.get(BOOK, KEY)
+        self._guards = () if row is None else (Guard(BOOK, KEY, row.version),)
+        try:
+            unfinished = await self._end_operations()
+            if not unfinished:
+                for place, unit in self._everywhere():
+                    with _answering(place, sums):
+                        await self._ask(place, unit, sums)
+        finally:
+            self._guards = ()
         return sums.told(unfinished or await self._end_operations())  # what step 4 left open
 
     async def claim(self) -> Reconciled:
@@ -374,7 +382,7 @@ class Reconciling:
 
     async def _commit(self, steps: Sequence[Step], puts: Collection[Put]) -> None:
         outcome = await self._ledger.store.commit(
-            Unit(new_id("rec"), steps=tuple(steps), puts=tuple(puts))
+            Unit(new_id("rec"), tuple(steps), tuple(puts), self._guards)
         )
         if not isinstance(outcome, Applied):
             raise StoreError(f"the books do not take what a mint said ({outcome}); run it again")
