@@ -23,6 +23,7 @@ from farebox.ledger.service import Ledger, State
 
 #: There is one row.
 KEY = "book"
+_EVENTS = {"open": "book.opened", "closed": "book.closed", "moved": "book.moved"}
 
 
 class Standing(enum.StrEnum):
@@ -46,7 +47,7 @@ BOOK = RecordType("book", BookState)
 
 def standing_unit(before: BookState | None, version: int, after: BookState) -> Unit:
     """The unit that brings a book from one state, at its row's version, to the next."""
-    event = Event(f"book.{after.standing}", KEY, {"life": after.life, "reason": after.reason})
+    event = Event(_EVENTS[after.standing], KEY, {"life": after.life, "reason": after.reason})
     events = () if before is None and after.standing is Standing.OPEN else (event,)
     return Unit(new_id("book"), puts=(Put(BOOK, KEY, after, version),), events=events)
 
@@ -57,12 +58,21 @@ async def read_state(ledger: Ledger) -> BookState:
     return await change_state(ledger, BookState()) if row is None else row.value
 
 
-async def change_state(ledger: Ledger, after: BookState) -> BookState:
-    """Bring the book to `after`, unless somebody has brought it to a later life meanwhile."""
+async def change_state(
+    ledger: Ledger, after: BookState, *, expected: BookState | None = None
+) -> BookState:
+    """Bring the book to `after`, and return how it stands.
+
+    Somebody may have been quicker: it stays as it is in a later life, or not as `expected`.
+    """
 
     def decide(state: State, _: int) -> Unit | BookState:
         before = state.value(BOOK, KEY)
-        if before is not None and (before == after or before.life > after.life):
+        if before is not None and (
+            before == after
+            or before.life > after.life
+            or (expected is not None and before != expected)
+        ):
             return before
         return standing_unit(before, state.version(BOOK, KEY), after)
 

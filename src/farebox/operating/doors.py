@@ -87,14 +87,15 @@ class Doors:
         """Close the book for every process that has it."""
         _log.error("book.closed", reason=reason)
         closed = BookState(Standing.CLOSED, self.state.life, reason)
-        self.state = await change_state(self._ledger, closed)
+        self.state = await change_state(self._ledger, closed, expected=self.state)
 
     async def reopen(self) -> None:
         """Begin a new life of the book, open. Raises StoreMoved, StoreError."""
         self.state = await read_state(self._ledger)
         self.require_here()
         life = max(self.state.life, (self._read() or _Seen(0, 0)).life) + 1
-        self.state = await change_state(self._ledger, BookState(life=life))
+        opened = BookState(life=life)
+        self.state = await change_state(self._ledger, opened, expected=self.state)
         _log.warning("book.opened", life=life)
 
     async def look(self) -> None:
