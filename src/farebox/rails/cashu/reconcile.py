@@ -203,8 +203,10 @@ class Reconciling:
 
     async def _ask(self, place: MintPlace, unit: str, sums: _Sums) -> None:
         keysets = await place.keysets(unit)
+        known = await self._known(place, unit)
         for keyset_id in [one.id for one in keysets.values() if one.unit == unit]:
-            sums.found += await self._restore(place, unit, keyset_id)
+            flags = known.get(keyset_id, bytearray())
+            sums.found += await self._restore(place, unit, keyset_id, flags)
         uses = (ProofUse.AVAILABLE, ProofUse.RESERVED, ProofUse.FOUND, ProofUse.GIVEN)
         sums.missing += await self._check_proofs(place, unit, uses)
         sums.swept += await self._check_locked(place, unit)
@@ -216,12 +218,11 @@ class Reconciling:
         row = await self._ledger.store.get(COUNTER, keyset_id)
         return 0 if row is None else row.value.next
 
-    async def _restore(self, place: MintPlace, unit: str, keyset_id: str) -> int:
+    async def _restore(self, place: MintPlace, unit: str, keyset_id: str, known: bytearray) -> int:
         """Find what was signed for counters without a proof; move the counter past all of it."""
         keyset = await place.mint.keys(keyset_id)
         first_free = await self._next(keyset_id)
-        known = await self._known(place, unit, keyset_id, first_free)
-        gaps = (counter for counter in range(first_free) if not known[counter])
+        gaps = (n for n in range(first_free) if n >= len(known) or not known[n])
         found_msat = 0
         async for batch in _batches(gaps):
             signed = await self._signed(place, keyset, batch)
@@ -245,16 +246,15 @@ class Reconciling:
             await self._move_counter(keyset.id, at)
         return found_msat
 
-    async def _known(
-        self, place: MintPlace, unit: str, keyset_id: str, first_free: int
-    ) -> bytearray:
-        """Which counters below `first_free` have a proof in the book."""
-        known = bytearray(first_free)
+    async def _known(self, place: MintPlace, unit: str) -> dict[str, bytearray]:
+        """By keyset, which counters have a proof in the book: a byte each."""
+        known: dict[str, bytearray] = {}
         for use in ProofUse:
             async for page in self._pages(place, unit, use):
-                for one in page:
-                    if one.stored.keyset_id == keyset_id and one.stored.counter < first_free:
-                        known[one.stored.counter] = 1
+                for stored in (one.stored for one in page):
+                    flags = known.setdefault(stored.keyset_id, bytearray())
+                    flags.extend(bytes(max(0, stored.counter + 1 - len(flags))))
+                    flags[stored.counter] = 1
         return known
 
     async def _signed(
