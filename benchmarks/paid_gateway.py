@@ -15,6 +15,7 @@ import uvicorn
 import uvloop
 
 from farebox.bootstrap import Farebox
+from farebox.cli.listener import listening, server_config
 from farebox.cli.serve import quieten_collector
 from farebox.identity.keys import KeyTerms, NewKey, new_account
 from farebox.ids import new_id
@@ -56,20 +57,10 @@ async def serve(upstream_url: str, port: int, data_dir: Path, price: str, mint: 
             print(await funded_key(house), flush=True)
         print("ready", flush=True)
         quieten_collector()
-        config = uvicorn.Config(
-            house.app,
-            host="127.0.0.1",
-            port=port,
-            loop="none",
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-        )
-        await uvicorn.Server(config).serve()
+        with listening(house.settings.gateway.listen, "gateway.listen") as listener:
+            header_bytes_max = house.settings.gateway.header_bytes_max
+            config = server_config(house.app, header_bytes_max, stop_timeout_s=1)
+            await uvicorn.Server(config).serve(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from farebox.payments.registry import PaymentMethods, plugins
 from farebox.payments.service import Payments
 from farebox.paywall.model import Answer
 from farebox.paywall.prices import Prices
+from farebox.paywall.receipts import Receipts
 from farebox.paywall.service import Paywall
 from farebox.paywall.settling import REVENUE
 from farebox.pricing.book import PriceBook
@@ -161,8 +162,8 @@ class Farebox:
             self.keys,
             self._failures,
             self.prices,
-            self.signer,
             Offers(self.cashu.mints, self.cashu.locked.public_key),
+            Receipts(self.signer),
             processes=self.processes,
             public_url=public_url(self.settings),
             change_as_credit=_changes_as_credit(self.settings.ecash.change),

@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanag
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import httpx
 import msgspec
 
 from farebox.books import RECORDS
@@ -44,7 +43,7 @@ from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.testing.asgi import serving
 from farebox.testing.mint import PlayMint
 from farebox.testing.upstream import PlayUpstream
-from tests.integration.whole_house import PRICES, ROOT_KEY, Door, WholeHouse
+from tests.integration.whole_house import PRICES, ROOT_KEY, Door, WholeHouse, plain_client
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -198,8 +197,7 @@ class World:
         farebox = await self._opened.enter_async_context(made)
         await farebox.worker.stop()
         url = await self._opened.enter_async_context(serving(farebox.app))
-        client = httpx.AsyncClient(base_url=url, timeout=20)
-        http = await self._opened.enter_async_context(client)
+        http = await self._opened.enter_async_context(plain_client(url))
         issued = self.houses[0].issued if self.houses else []
         house = House(
             farebox, self.mint, PlayUpstream(), clock, http, url, io.StringIO(), issued=issued

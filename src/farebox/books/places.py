@@ -18,6 +18,7 @@ from farebox.operating.root_key import ROOT_SEAL
 from farebox.payments.deposits import DEPOSIT
 from farebox.payments.model import OPERATION
 from farebox.paywall.model import REQUEST
+from farebox.paywall.named import NAMED
 from farebox.rails.cashu import RECORDS as CASHU_RECORDS
 from farebox.settings import Settings
 from farebox.stores.audit import BookReader
@@ -33,6 +34,7 @@ RECORDS: tuple[RecordType[Any], ...] = (
     BOOK,
     DEPOSIT,
     DUTY,
+    NAMED,
     OPERATION,
     PROCESS,
     REQUEST,

@@ -30,7 +30,7 @@ from farebox.ledger.model import (
     Unit,
     Void,
 )
-from farebox.ledger.records import RecordType, column_value
+from farebox.ledger.records import RecordType
 
 #: What one batch releases at most; a hold that is due and waits is refused all the same.
 EXPIRED_MAX = 5_000
@@ -165,8 +165,7 @@ class Staged:
         record = put.record
         raw = record.encode(put.value)
         version = put.expect + 1
-        columns = [column_value(getattr(put.value, name)) for name in record.columns]
-        row = (self._book, put.key, version, seq, raw, *columns)
+        row = (self._book, put.key, version, seq, raw, *record.columns_of(put.value))
         self.records.setdefault(record, []).append(row)
         return PutDigest(record.kind, put.key, version, value_digest(raw))
 

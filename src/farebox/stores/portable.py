@@ -20,7 +20,7 @@ from farebox.errors import InvalidInput
 from farebox.ledger.batch import Head, Staged
 from farebox.ledger.evaluator import Overlay
 from farebox.ledger.model import Account
-from farebox.ledger.records import RecordType, column_value
+from farebox.ledger.records import RecordType
 from farebox.ledger.standing import BOOK, KEY, BookState, standing_unit
 from farebox.stores.audit import BookReader
 from farebox.stores.rows import COLUMNS, record_columns, table
@@ -318,5 +318,4 @@ def _record_row(record: RecordType[Any], line: Any) -> tuple[object, ...]:
         value = record.decode(line.value)
     except msgspec.DecodeError:
         raise InvalidInput(f"a row of {record.kind!r} in the file cannot be read") from None
-    fields = (column_value(getattr(value, name)) for name in record.columns)
-    return (_BOOK, line.key, line.version, line.seq, line.value, *fields)
+    return (_BOOK, line.key, line.version, line.seq, line.value, *record.columns_of(value))

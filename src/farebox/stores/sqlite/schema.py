@@ -128,7 +128,10 @@ def record_tables(record: RecordType[Any]) -> str:
     ]
     for number, index in enumerate(record.indexes):
         fields = ", ".join(f"f_{column}" for column in index)
-        made.append(f"CREATE INDEX IF NOT EXISTS {name}_{number} ON {name} (book, {fields}, key);")
+        made.append(
+            f"CREATE INDEX IF NOT EXISTS {name}_{number} ON {name} (book, {fields}, key) "
+            f"WHERE f_{index[0]} IS NOT NULL;"
+        )
     return "\n".join(made)
 
 

@@ -15,9 +15,9 @@ from farebox.clock import Clock, running_s
 from farebox.errors import StoreBusy, StoreError
 from farebox.ledger.audit import GENESIS
 from farebox.ledger.batch import Head
-from farebox.ledger.model import Account, Outcome, Unit
+from farebox.ledger.model import Outcome, Unit
 from farebox.stores.failure import Failure
-from farebox.stores.sqlite.batch import Batch
+from farebox.stores.sqlite.batch import Batch, Known
 from farebox.stores.sqlite.disk import Disk
 from farebox.tally import Commits
 
@@ -26,7 +26,6 @@ R = TypeVar("R")
 #: Units that may wait; more are refused before anything is done.
 QUEUE_MAX = 20_000
 _BATCH_MAX = 1_000
-_ACCOUNTS_MAX = 50_000
 #: How long a unit that nobody waits for may stay unsynced.
 _SYNC_AFTER_S = 0.05
 #: Pages of the log at which it is moved into the database file: 16 MiB.
@@ -101,8 +100,7 @@ class Writer:
         self._commits = commits
         self._loop = asyncio.get_running_loop()
         self._head = read_head(db, book)
-        #: Accounts as they stand; nobody else writes them while this process owns the book.
-        self._accounts: dict[str, Account] = {}
+        self._known = Known()
         #: A COMMIT failed and what it left in the log is not yet overwritten.
         self._unsettled = False
         self._broken: _Failure | None = None
@@ -292,7 +290,7 @@ class Writer:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             now_ns = self._clock.now_ns()
-            batch = Batch(self._db, self._book, self._head, now_ns, self._accounts)
+            batch = Batch(self._db, self._book, self._head, now_ns, self._known)
             result = run(batch)
         except Exception as error:
             self._roll_back()
@@ -304,9 +302,8 @@ class Writer:
             if failure is not None:
                 return failure
         self._written += self._head is not batch.head
-        self._head = head = batch.head
+        self._head = head = batch.committed()
         self._commits.stands(head.seq, head.event, head.at)
-        self._remember(batch.accounts)
         return result
 
     def _after_failed_commit(self, error: apsw.Error, hoped: Head) -> _Failure | None:
@@ -327,7 +324,7 @@ class Writer:
             return _Failure(self._broken.cause)
         if not self._unsettled:
             return None
-        self._accounts = {}
+        self._known = Known()
         try:
             self._roll_back()
             self._db.execute("BEGIN IMMEDIATE")
@@ -346,11 +343,6 @@ class Writer:
             # A rollback that fails leaves the transaction open, and the next BEGIN says so.
             with contextlib.suppress(apsw.Error):
                 self._db.execute("ROLLBACK")
-
-    def _remember(self, accounts: dict[str, Account]) -> None:
-        self._accounts.update(accounts)
-        if len(self._accounts) > _ACCOUNTS_MAX:
-            self._accounts = {}
 
 
 def _resolve(answer: asyncio.Future[Any], told: Outcome | StoreError | None) -> None:

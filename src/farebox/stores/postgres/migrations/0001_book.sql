@@ -40,4 +40,3 @@ CREATE TABLE IF NOT EXISTS events (
     PRIMARY KEY (book, number)
 );
 CREATE INDEX IF NOT EXISTS events_subject ON events (book, subject, number);
-CREATE INDEX IF NOT EXISTS events_seq ON events (book, seq);
