@@ -169,7 +169,7 @@ def kill_half_way(arguments: list[str], folder: Path, env: dict[str, str], wait_
 
 
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
-def test_a_killed_import_is_run_again(
+def test_a_killed_import_into_sqlite_or_postgres_is_run_again(
     serve: Serve, mint: Mint, upstream: str, tmp_path: Path, databases: Databases, store: str
 ) -> None:
     flags = ["--upstream", upstream, "--mint", mint.url, "--price", "1 sat"]

@@ -162,7 +162,7 @@ async def test_a_move_that_came_to_nothing_is_taken_back(tmp_path: Path) -> None
         assert not house.app.carrier.is_closed
 
 
-async def test_a_served_database_is_not_moved_and_hears_of_a_move(
+async def test_a_served_postgres_database_is_not_moved_and_hears_of_a_move(
     tmp_path: Path, database: Settings
 ) -> None:
     await live(database, 3)
@@ -366,7 +366,7 @@ async def test_a_backup_that_breaks_off_leaves_no_file(
     assert [one.name for one in (tmp_path / "target").iterdir()] == []
 
 
-async def test_a_database_put_back_under_a_running_process_is_closed(
+async def test_a_postgres_database_put_back_under_a_running_process_is_closed(
     tmp_path: Path, database: Settings
 ) -> None:
     await live(database, 3)
