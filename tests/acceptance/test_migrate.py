@@ -26,6 +26,9 @@ import farebox as package
 from tests.acceptance.conftest import Serve
 from tests.acceptance.world import Mint, Ran, Server, call, farebox, start_server
 
+#: A dozen processes one after the other, each of which takes its second to start.
+pytestmark = pytest.mark.timeout(600)
+
 EXPANDS = """
 ALTER TABLE units ADD COLUMN note TEXT;
 ALTER TABLE accounts ADD COLUMN note TEXT;

@@ -20,6 +20,9 @@ from tests.acceptance.conftest import Serve
 from tests.acceptance.world import Mint, Server, call, farebox
 from tests.peers.postgres import Postgres
 
+#: A dozen processes one after the other, each of which takes its second to start.
+pytestmark = pytest.mark.timeout(600)
+
 Databases = Callable[[], dict[str, str]]
 
 
