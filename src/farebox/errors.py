@@ -9,6 +9,8 @@ FareboxError
 │   ├── OutcomeUnknown      the answer to a commit was lost; ask by unit id
 │   ├── StoreBusy           the queue in front of the store is full; nothing was done
 │   ├── StoreLocked         another process owns this book
+│   ├── StoreOutdated       program and database are of different versions
+│   ├── StoreMoved          the book was moved to another database and is served there
 │   └── StoreCorrupt        what is stored breaks an invariant
 ├── RailError               a foreign network did not do as asked
 │   ├── RailRejected        a definite no: it was not and will not be executed
@@ -66,6 +68,14 @@ class StoreBusy(StoreError):
 
 class StoreLocked(StoreError):
     """Another process owns this book."""
+
+
+class StoreOutdated(StoreError):
+    """The database is older or newer than this program."""
+
+
+class StoreMoved(StoreError):
+    """The book was moved to another database, and is served there."""
 
 
 class StoreCorrupt(StoreError):

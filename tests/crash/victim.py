@@ -27,7 +27,8 @@ import structlog
 import uvloop
 
 from farebox import bootstrap
-from farebox.bootstrap import Farebox, open_audit
+from farebox.books import open_audit
+from farebox.bootstrap import Farebox
 from farebox.clock import NS_PER_S, SystemClock
 from farebox.gateway import Supervision, carrier
 from farebox.ledger.invariants import verify

@@ -14,7 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
 
-from farebox.bootstrap import RECORDS
+from farebox.books import RECORDS
 from farebox.cli.desk import Balance, Recover, Request
 from farebox.cli.door import ask_server
 from farebox.clock import SystemClock

@@ -16,7 +16,8 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from farebox.bootstrap import RECORDS, Farebox
+from farebox.books import RECORDS
+from farebox.bootstrap import Farebox
 from farebox.clock import ManualClock, SystemClock
 from farebox.errors import StoreError
 from farebox.identity.keys import KeyTerms, NewKey, new_account

@@ -25,7 +25,8 @@ from typing import Any
 import httpx
 import structlog
 
-from farebox.bootstrap import Farebox, open_audit
+from farebox.books import open_audit
+from farebox.bootstrap import Farebox
 from farebox.clock import Clock, ManualClock, SystemClock
 from farebox.ecash.plan import SwapPlan
 from farebox.ecash.saga import Done, advance_swap

@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 from farebox import bootstrap
+from farebox.books import places
 from farebox.bootstrap import Farebox
 from farebox.clock import Clock
 from farebox.errors import FareboxError
@@ -136,11 +137,14 @@ def outside_replaced(
     def upstreams(configs: Any) -> SimulatedUpstreams:
         return SimulatedUpstreams(configs, network, outside, upstream)
 
-    with patch.multiple(
-        bootstrap,
-        SqliteStore=Store,
-        Upstreams=upstreams,
-        open_session=session,
-        open_guarded_session=session,
+    with (
+        patch.object(places, "SqliteStore", Store),
+        patch.multiple(
+            bootstrap,
+            SqliteStore=Store,
+            Upstreams=upstreams,
+            open_session=session,
+            open_guarded_session=session,
+        ),
     ):
         yield

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from farebox.bootstrap import RECORDS
+from farebox.books import RECORDS
 from farebox.errors import FareboxError
 from tests.simulation.callers import Caller
 from tests.simulation.checker import Checker, PromiseBroken

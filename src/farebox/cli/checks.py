@@ -12,7 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
-from farebox.bootstrap import book_place, open_audit
+from farebox.books import book_place, open_audit
 from farebox.clock import NS_PER_S, SystemClock
 from farebox.errors import InvalidSettings, RailError, StoreError
 from farebox.operating.findings import Finding, Verdict, disk_space, existing, fine, free_bytes

@@ -28,6 +28,7 @@ from farebox.payments import Refusal
 from farebox.payments.model import Operation, OperationState, Rejected, Succeeded
 from farebox.payments.service import Pending, Refunded
 from farebox.paywall.settling import REVENUE
+from farebox.rails.cashu.reconcile import SUSPENSE, Reconciled
 from farebox.wire.cashu.model import normalize_mint_url
 
 _CASHU = "cashu"
@@ -105,6 +106,16 @@ class Examine(msgspec.Struct, frozen=True, tag="doctor"):
     """Look at everything a server depends on, with the settings it runs by."""
 
 
+class Reconcile(msgspec.Struct, frozen=True, tag="reconcile"):
+    """Hold a closed book against what the mints say, and open it. `claim` takes over what was
+    found at them, also of an open book."""
+
+    claim: bool = False
+
+
+#: What may be asked of a closed book.
+_WHILE_CLOSED = (Balance, ListKeys, ShowKey, RevokeKey, Examine, Reconcile)
+
 Request = (
     Balance
     | CreateKey
@@ -116,14 +127,19 @@ Request = (
     | Reopen
     | Resolve
     | Examine
+    | Reconcile
 )
 
 
 async def carry_out(house: Farebox, request: Request) -> Facts:
     """Do what is asked and say what came of it. Raises InvalidInput for a definite no."""
+    if not isinstance(request, _WHILE_CLOSED):
+        house.doors.require_open()
     match request:
         case Balance():
             return await _balance(house.ledger)
+        case Reconcile(claim=claim):
+            return await _reconcile(house, claim=claim)
         case CreateKey():
             return await _create_key(house, request)
         case ListKeys():
@@ -241,6 +257,27 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
             raise InvalidInput(f"nothing was withdrawn: {message}")
         case _:
             assert_never(left)
+
+
+# ── after a restore ─────────────────────────────────────────────────────────────────────────────
+
+
+async def _reconcile(house: Farebox, *, claim: bool) -> Facts:
+    house.doors.require_here()
+    if not house.doors.is_closed and not claim:
+        raise InvalidInput("the book is open: there is nothing to reconcile")
+    found = await house.reconcile() if house.doors.is_closed else Reconciled()
+    facts: Facts = msgspec.json.decode(msgspec.json.encode(found))
+    if claim and found.is_whole:
+        claimed = await house.reconciling.claim()
+        facts |= {"claimed_msat": claimed.renewed_msat, "away": list(claimed.away)}
+    suspense = await house.ledger.store.account(SUSPENSE)
+    balance_msat = suspense.credits_posted - suspense.debits_posted if suspense else 0
+    return facts | {
+        "open": not house.doors.is_closed,
+        "suspense_msat": balance_msat,
+        "covered": balance_msat >= 0,
+    }
 
 
 # ── unfinished operations ────────────────────────────────────────────────────────────────────────

@@ -20,6 +20,7 @@ from farebox.ids import new_id
 from farebox.ledger.model import Kind, Open, Unit
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
+from farebox.operating.doors import Doors
 from farebox.operating.findings import Finding, Verdict, disk_space, fine, free_bytes
 from farebox.payments.operations import Operations
 from farebox.paywall.service import Paywall
@@ -54,6 +55,7 @@ class Parts:
     worker: Worker
     wallet_calls: Counts
     data_dir: Path
+    doors: Doors
 
 
 class Vitals:
@@ -94,6 +96,9 @@ class Vitals:
         """Whether requests are taken at all."""
         if self.is_stopping or self._parts.gateway.carrier.is_stopping:
             return Finding(Verdict.FAILURE, "serving", "being stopped", "start it again")
+        if self._parts.doors.is_closed:
+            found = f"the book is closed: {self._parts.doors.state.reason}"
+            return Finding(Verdict.FAILURE, "serving", found, "`farebox reconcile` opens it")
         turns = self._parts.gateway.turns
         if turns.waiting:
             found = f"all {turns.running} turns are taken, {turns.waiting} requests wait"

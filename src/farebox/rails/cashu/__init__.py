@@ -13,6 +13,7 @@ from farebox.rails.cashu.config import CashuConfig, MintTerms
 from farebox.rails.cashu.guard import open_guarded_session
 from farebox.rails.cashu.http_mint import HttpMint, MintLimits, open_session
 from farebox.rails.cashu.method import CashuMethod
+from farebox.rails.cashu.reconcile import Reconciled, Reconciling
 from farebox.rails.cashu.records import RECORDS
 from farebox.rails.cashu.sweep import Sweep
 from farebox.rails.cashu.upkeep import Upkeep
@@ -25,6 +26,8 @@ __all__ = [
     "HttpMint",
     "MintLimits",
     "MintTerms",
+    "Reconciled",
+    "Reconciling",
     "Sweep",
     "Upkeep",
     "open_guarded_session",

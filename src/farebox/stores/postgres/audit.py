@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 
@@ -33,12 +33,25 @@ class PostgresAuditReader(BookReader):
             raise StoreError(f"cannot read {place(dsn)}: {error}") from error
         self._db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         self._db.read_only = True
-        self._cursors = itertools.count()
-        tables = {name for (name,) in self._many(_TABLES, ())}
+        tables = self._look()
         if "units" not in tables:
             self._db.close()
             raise StoreError(f"there is no book in {place(dsn)}")
         super().__init__(records, book, tables)
+
+    @classmethod
+    def within(
+        cls, db: psycopg.Connection[Any], records: Sequence[RecordType[Any]], *, book: int = 1
+    ) -> Self:
+        """A reader of what a transaction has written itself; not to be closed."""
+        self = cls.__new__(cls)
+        self._db = db
+        BookReader.__init__(self, records, book, self._look())
+        return self
+
+    def _look(self) -> set[str]:
+        self._cursors = itertools.count()
+        return {name for (name,) in self._many(_TABLES, ())}
 
     def close(self) -> None:
         """Let go of the snapshot."""
