@@ -21,8 +21,9 @@ from tests.simulation.mint import FAR, HOME, WALLET, Others
 from tests.simulation.network import Ask, Lost, Reply
 
 _TRIES_IN_STORM: Final = 4
-_TRIES_IN_CALM: Final = 600
-_PAUSE_S: Final = 20
+_TRIES_IN_CALM: Final = 80
+_PAUSE_S: Final = 5
+_PAUSE_MAX_S: Final = 240
 #: Problems that say: ask again.
 _NOT_YET: Final = frozenset({"request_in_progress", "call_in_progress"})
 
@@ -193,17 +194,19 @@ class Caller:
         self._is_calm = True
         for ask in list(self._unanswered):
             await self._named(ask)
-        for token in dict.fromkeys(self.embedded):
-            again = Ask("POST", "/echo", ((b"x-cashu", token.encode()),))
-            self._note(await self._patiently(again), token)
-            if token in self.requests:
-                self._note(await self._change(token), token)
+        await asyncio.gather(*map(self._ask_again, dict.fromkeys(self.embedded)))
         await self.empty_accounts()
+
+    async def _ask_again(self, token: str) -> None:
+        again = Ask("POST", "/echo", ((b"x-cashu", token.encode()),))
+        self._note(await self._patiently(again), token)
+        if token in self.requests:
+            self._note(await self._change(token), token)
 
     async def empty_accounts(self) -> None:
         """Take out what is on every account that one's keys and tokens open."""
-        for opens in dict.fromkeys([*self.keys, *self.bearers, *self.embedded]):
-            await self._empty(opens)
+        accounts = dict.fromkeys([*self.keys, *self.bearers, *self.embedded])
+        await asyncio.gather(*map(self._empty, accounts))
 
     async def _empty(self, opens: str) -> None:
         for _ in range(8):
@@ -224,6 +227,7 @@ class Caller:
         """Ask until there is a final answer; in the storm not for long. Raises Lost."""
         tries = _TRIES_IN_CALM if self._is_calm else self._chance.randint(1, _TRIES_IN_STORM)
         last: Reply | None = None
+        pause_s: float = _PAUSE_S
         for _ in range(tries):
             try:
                 last = await self._ask(ask)
@@ -231,7 +235,8 @@ class Caller:
                 last = None
             if last is not None and not _is_passing(last):
                 return last
-            await asyncio.sleep(_PAUSE_S if self._is_calm else self._chance.uniform(0, 8))
+            pause_s = min(pause_s * 1.5, _PAUSE_MAX_S)
+            await asyncio.sleep(pause_s if self._is_calm else self._chance.uniform(0, 8))
         if self._is_calm:
             raise AssertionError(f"{self.name} is never told for good: {ask.target}: {last}")
         raise Lost

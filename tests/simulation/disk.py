@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import Any, TypeVar
 
@@ -49,8 +50,11 @@ class Disk:
         self.accounts: dict[str, Account] = {}
         self.holds: dict[str, HoldRow] = {}
         self.rows: dict[str, dict[str, DiskRow]] = {record.kind: {} for record in records}
-        #: Which rows have a value in a field that is indexed, and which were written, in order.
-        self.index: dict[tuple[str, str, Any], dict[str, None]] = {}
+        #: Holds that may time out; some of them are closed by now, or gone.
+        self.timed_holds: dict[str, None] = {}
+        #: Which rows have these values in the leading fields of an index.
+        self.index: dict[tuple[str, tuple[str, ...], tuple[Any, ...]], dict[str, None]] = {}
+        #: Which rows were written, in order.
         self.row_log: list[tuple[int, str, str]] = []
         self.events: list[tuple[Written, EventRow]] = []
         self.on_change: Callable[[Staged], None] = lambda _: None
@@ -71,6 +75,7 @@ class Disk:
             self.events.extend((written, event) for event in written.events)
         self.accounts.update(staged.accounts)
         self.holds.update(staged.holds)
+        self.timed_holds.update((key, None) for key, row in staged.holds.items() if row.expires_at)
         for record, rows in staged.records.items():
             for _, key, version, seq, raw, *_columns in rows:
                 self._set(record, key, DiskRow(raw, record.decode(raw), version, seq))
@@ -94,14 +99,23 @@ class Disk:
         if staged is not None and self._chance.random() < 0.5:
             self.write(staged, is_synced=True)
 
+    def keys(self, record: RecordType[Any], where: Mapping[str, Any]) -> Iterable[str]:
+        """The keys of rows by the leading fields of an index, in no order."""
+        for names in _prefixes(record) if where else ():
+            if set(names) == set(where):
+                return self.index.get(
+                    (record.kind, names, tuple(map(where.__getitem__, names))), ()
+                )
+        return self.rows[record.kind]
+
     def _set(self, record: RecordType[Any], key: str, row: DiskRow | None) -> None:
         before = self.rows[record.kind].pop(key, None)
-        for name in record.columns:
+        for names in _prefixes(record):
             if before is not None:
-                del self.index[record.kind, name, getattr(before.value, name)][key]
+                del self.index[record.kind, names, _fields(before.value, names)][key]
             if row is not None:
-                value = getattr(row.value, name)
-                self.index.setdefault((record.kind, name, value), {})[key] = None
+                at = (record.kind, names, _fields(row.value, names))
+                self.index.setdefault(at, {})[key] = None
         if row is not None:
             self.rows[record.kind][key] = row
 
@@ -131,6 +145,19 @@ class Disk:
                 self._set(record, key, row)
 
         return undo
+
+
+@cache
+def _prefixes(record: RecordType[Any]) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        dict.fromkeys(
+            index[:count] for index in record.indexes for count in range(1, len(index) + 1)
+        )
+    )
+
+
+def _fields(value: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    return tuple(getattr(value, name) for name in names)
 
 
 def _put_back(table: dict[str, V], before: Mapping[str, V | None]) -> None:

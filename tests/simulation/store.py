@@ -165,8 +165,8 @@ class SimulatedStore:
         return Staged(1, self._disk.head, self._clock.now_ns(), overlay), overlay
 
     def _due(self, at: int) -> list[HoldRow]:
-        holds = self._disk.holds.values()
-        due = [row for row in holds if row.state is HoldState.OPEN and 0 < row.expires_at <= at]
+        timed = filter(None, map(self._disk.holds.get, self._disk.timed_holds))
+        due = [row for row in timed if row.state is HoldState.OPEN and 0 < row.expires_at <= at]
         return sorted(due, key=lambda row: (row.expires_at, row.id))
 
     def _load(self, overlay: Overlay, units: Sequence[Unit]) -> None:
@@ -217,13 +217,13 @@ class SimulatedStore:
         record.check_query(where, at_most and at_most[0])
         await self._read()
         rows = self._disk.rows[record.kind]
-        index = [self._disk.index.get((record.kind, *named), {}) for named in where.items()]
-        found = [
-            (key, Row(row.value, row.version))
-            for key, row in ((key, rows[key]) for key in min(index, key=len, default=rows))
-            if key > after and _fits(row.value, where, at_most)
-        ]
-        return sorted(found, key=lambda one: one[0])[: min(limit, PAGE_MAX)]
+        keys = sorted(
+            key
+            for key in self._disk.keys(record, where)
+            if key > after and _fits(rows[key].value, at_most)
+        )
+        found = ((key, rows[key]) for key in keys[: min(limit, PAGE_MAX)])
+        return [(key, Row(row.value, row.version)) for key, row in found]
 
     async def account(self, account_id: str) -> Account | None:
         """One account."""
@@ -288,9 +288,7 @@ def _fits_columns(unit: Unit) -> bool:
     return all(-_COLUMN_END <= one < _COLUMN_END for one in fields if isinstance(one, int))
 
 
-def _fits(value: Any, where: Mapping[str, str | int], at_most: tuple[str, int] | None) -> bool:
-    if any(getattr(value, name) != wanted for name, wanted in where.items()):
-        return False
+def _fits(value: Any, at_most: tuple[str, int] | None) -> bool:
     if at_most is None:
         return True
     bound = getattr(value, at_most[0])
