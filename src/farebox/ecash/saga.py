@@ -156,11 +156,25 @@ async def advance_melt(
     """Make one step towards the end of a stored melt. Raises nothing for a mint's faults."""
     try:
         keyset = await mint.keys(plan.keyset_id)
-        blanks = [BLANK_AMOUNT] * plan.output_count
-        outputs = prepare(keys, plan.keyset_id, plan.first_counter, blanks)
+        outputs = prepare(keys, plan.keyset_id, plan.first_counter, _blanks(plan))
         return await _advance(_Melt(plan, mint, keyset, outputs), asked_before=asked_before)
     except (RailUnavailable, RailRejected) as error:
         return _unanswered(error)
+
+
+async def find_melt(plan: MeltPlan, mint: Mint, keys: WalletKeys) -> Paid | Unknown:
+    """What became of a melt, without ever sending it. Raises nothing for a mint's faults."""
+    try:
+        keyset = await mint.keys(plan.keyset_id)
+        outputs = prepare(keys, plan.keyset_id, plan.first_counter, _blanks(plan))
+        found = await _Melt(plan, mint, keyset, outputs).ask()
+    except (RailUnavailable, RailRejected) as error:
+        return _unanswered(error)
+    return found or Unknown("the mint says that the quote was not paid")
+
+
+def _blanks(plan: MeltPlan) -> list[int]:
+    return [BLANK_AMOUNT] * plan.output_count
 
 
 def _unanswered(error: RailUnavailable | RailRejected) -> Unknown:
