@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from farebox.wire.cashu.locks import p2pk_secret
 from farebox.wire.cashu.model import Token
 from farebox.wire.cashu.token import decode_token, encode_token
 from tests.simulation.mint import FAR, HOME, WALLET, Others
@@ -61,6 +63,9 @@ class Caller:
         self.requests: dict[str, str] = {}
         self.told = Told()
         self.may_cross = False
+        #: The house's own key, where it credits money that is locked to it.
+        self.lock_key = b""
+        self.locked: dict[str, Token] = {}
         self.fails = 0.0
 
     # ── in the storm ─────────────────────────────────────────────────────────────────────────────
@@ -294,10 +299,18 @@ class Caller:
             return self._chance.choice(list(self.tokens))
         host = FAR if self.may_cross and self._chance.random() < 0.3 else HOME
         amount = self._chance.choice((8, 21, 64, 100, 250))
-        text = encode_token(self._others.mints[host].mint.issue(amount))
-        self._trace(f"{self.name} gets {amount} sat at {host}")
+        mint = self._others.mints[host].mint
+        is_locked = bool(self.lock_key) and host == HOME and self._chance.random() < 0.5
+        token = mint.issue_with(self._lock, amount) if is_locked else mint.issue(amount)
+        text = encode_token(token)
+        self._trace(f"{self.name} gets {amount} sat at {host}{', locked' if is_locked else ''}")
         self._keep(text)
+        if is_locked:
+            self.locked[text] = token
         return text
+
+    def _lock(self) -> str:
+        return p2pk_secret(secrets.token_hex(16), self.lock_key)
 
     def _old_or_new(self) -> str:
         if self.bearers and self._chance.random() < 0.6:

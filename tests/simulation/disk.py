@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from random import Random
 from typing import Any, TypeVar
 
+from farebox.errors import StoreError
 from farebox.ledger.audit import EventRow, value_digest
 from farebox.ledger.batch import Head, Staged
 from farebox.ledger.evaluator import Movement
@@ -15,6 +19,7 @@ from farebox.ledger.invariants import StoredRow
 from farebox.ledger.model import Account, HoldRow
 from farebox.ledger.records import RecordType
 from farebox.ledger.replay import StoredUnit
+from tests.simulation.loop import Process, current_process
 
 V = TypeVar("V")
 
@@ -36,6 +41,20 @@ class DiskRow:
     value: Any
     version: int
     seq: int
+
+
+class Turn:
+    """One process's turn at the book, as the book's lock gives it: nobody else writes meanwhile.
+
+    It is broken where the process was stopped in it, or did not move for long: what it had sent is
+    committed or is not, and whoever goes on after it does not wait.
+    """
+
+    def __init__(self, process: Process | None) -> None:
+        self.process = process
+        self.is_broken = False
+        #: What was sent and is not known to be committed.
+        self.staged: Staged | None = None
 
 
 class Disk:
@@ -60,10 +79,55 @@ class Disk:
         self.on_change: Callable[[Staged], None] = lambda _: None
         self.on_loss: Callable[[], None] = lambda: None
         self.head = Head()
-        #: A batch between its first byte and its sync: it is there after a crash, or it is not.
+        #: A batch whose answer was lost: it is there, or it is not.
         self.in_doubt: Staged | None = None
         self._chance = chance
+        self._turn: Turn | None = None
+        self._queue: deque[tuple[Turn, asyncio.Future[None]]] = deque()
         self._unsynced: list[Callable[[], None]] = []
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[Turn]:
+        """Wait for one's turn. Raises StoreError where the process was cut off while it waited."""
+        turn = Turn(current_process())
+        if self._turn is None:
+            self._turn = turn
+        else:
+            given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._queue.append((turn, given))
+            try:
+                await given
+            except asyncio.CancelledError:
+                if turn is self._turn:
+                    self._next()
+                self._queue = deque(one for one in self._queue if one[0] is not turn)
+                raise
+        try:
+            if turn.is_broken:
+                raise StoreError("the connection broke, nothing was done")
+            yield turn
+        finally:
+            if turn is self._turn:
+                self._next()
+
+    def _next(self) -> None:
+        self._turn = None
+        if self._queue:
+            self._turn, given = self._queue.popleft()
+            given.set_result(None)
+
+    def break_off(self, process: Process) -> None:
+        """End the turn of a process that does not go on, and those that it waits for."""
+        for turn, given in self._queue:
+            if turn.process is process:
+                given.set_exception(StoreError("the connection broke, nothing was done"))
+        self._queue = deque(one for one in self._queue if one[0].process is not process)
+        turn_now = self._turn
+        if turn_now is not None and turn_now.process is process:
+            turn_now.is_broken = True
+            self.in_doubt = turn_now.staged or self.in_doubt
+            self.settle_doubt()
+            self._next()
 
     def write(self, staged: Staged, *, is_synced: bool) -> None:
         """Make a batch part of the book; a sync takes all before it along."""
@@ -85,7 +149,7 @@ class Disk:
             self.on_change(staged)
 
     def stop(self, *, loses_power: bool) -> None:
-        """What becomes of the disk when whoever writes it stops, in whatever it was doing."""
+        """What becomes of the disk when its machine stops, in whatever it was doing."""
         self.settle_doubt()
         if loses_power and self._unsynced:
             for undo in reversed(self._unsynced[self._chance.randrange(len(self._unsynced) + 1) :]):

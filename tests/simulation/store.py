@@ -11,6 +11,9 @@ once it is written; losing the power loses it, with everything after it.
 | after it was synced           | it happened             | the same                      |
 | after it was written unsynced | it happened             | it happened, or it and all    |
 |                               |                         | that came after it did not    |
+
+Several processes may share a disk, each with a store of its own: they take turns, as the lock of a
+book has them do. One that does not move in its turn loses it, and finds out when it goes on.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from farebox.ledger.model import (
 )
 from farebox.ledger.records import RecordType, Row
 from farebox.ledger.store import PAGE_MAX
-from tests.simulation.disk import Disk
+from tests.simulation.disk import Disk, Turn
 from tests.simulation.loop import Gate
 from tests.simulation.weather import DiskWeather
 
@@ -63,16 +66,24 @@ class SimulatedStore:
     """One process's store over a disk. Implements `farebox.ledger.store.Store`."""
 
     def __init__(
-        self, disk: Disk, clock: Clock, weather: Callable[[], DiskWeather], chance: Random
+        self,
+        disk: Disk,
+        clock: Clock,
+        weather: Callable[[], DiskWeather],
+        chance: Random,
+        *,
+        is_shared: bool = False,
     ) -> None:
+        """`is_shared`: other processes write too, and a database's server ends every doubt."""
+        self._is_shared = is_shared
+        self._is_in_doubt = False
         self._disk = disk
         self._clock = clock
         self._weather = weather
         self._chance = chance
         self._queue: list[_Waiting] = []
         self._queued = Gate()
-        self._writing = asyncio.Lock()
-        self._closed = False
+        self._closed = self._is_writing = False
         self._writer = asyncio.get_running_loop().create_task(self._write_for_ever())
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
@@ -93,71 +104,86 @@ class SimulatedStore:
     async def expire_due(self) -> int:
         """Release every hold that is due."""
         self._check_open()
-        async with self._writing:
-            await self._certain()
+        async with self._disk.turn() as turn:
+            await self._certain(turn)
             staged, overlay = self._staged()
             due = self._due(staged.at)
             self._load_accounts(overlay, {id_ for row in due for id_ in (row.debit, row.credit)})
             staged.expire(due)
-            self._disk.in_doubt = staged
-            await self._pause()
-            self._disk.in_doubt = None
-            self._disk.write(staged, is_synced=True)
+            await self._send(turn, staged, is_synced=True)
         return len(due)
 
     async def close(self) -> None:
         """Write what is queued, then let go."""
         self._closed = True
-        while self._queue and not self._writer.done():
+        while (self._queue or self._is_writing) and not self._writer.done():
             await self._pause()
-        async with self._writing:
-            self._writer.cancel()
+        self._writer.cancel()
+        await asyncio.wait([self._writer])
 
     async def _write_for_ever(self) -> None:
         while True:
             while not self._queue:
                 await self._queued
-            async with self._writing:
-                size = self._weather().batch_max
-                batch, self._queue = self._queue[:size], self._queue[size:]
-                await self._write(batch)
+            size = self._weather().batch_max
+            batch, self._queue = self._queue[:size], self._queue[size:]
+            self._is_writing = True
+            try:
+                outcomes = await self._write(batch)
+            except OutcomeUnknown:
+                for one in batch:
+                    _answer(one.answer, OutcomeUnknown(one.unit.id))
+            except StoreError as error:
+                for one in batch:
+                    _answer(one.answer, StoreError(str(error)))
+            else:
+                for one, outcome in zip(batch, outcomes, strict=True):
+                    _answer(one.answer, outcome)
+            self._is_writing = False
 
-    async def _write(self, waiting: Sequence[_Waiting]) -> None:
-        try:
-            await self._certain()
+    async def _write(self, waiting: Sequence[_Waiting]) -> list[Outcome]:
+        async with self._disk.turn() as turn:
+            await self._certain(turn)
             if self._happens(self._weather().fails):
                 raise StoreError("the simulated disk failed, nothing was done")
-        except StoreError as error:
-            for one in waiting:
-                _answer(one.answer, StoreError(str(error)))
-            return
-        staged, overlay = self._staged()
-        units = [one.unit for one in waiting]
-        self._load(overlay, units)
-        touched = set(overlay.accounts)
-        due = [row for row in self._due(staged.at) if {row.debit, row.credit} & touched]
-        self._load_accounts(overlay, {id_ for row in due for id_ in (row.debit, row.credit)})
-        staged.expire(due)
-        outcomes = staged.decide(units)
-        self._disk.in_doubt = staged
-        await self._pause()
-        if self._happens(self._weather().loses_answer):
-            # The doubt lasts: nobody can write, nobody is told, until the disk is asked again.
-            for one in waiting:
-                _answer(one.answer, OutcomeUnknown(one.unit.id))
-            return
-        self._disk.in_doubt = None
-        self._disk.write(staged, is_synced=any(one.is_synced for one in waiting))
-        for one, outcome in zip(waiting, outcomes, strict=True):
-            _answer(one.answer, outcome)
+            staged, overlay = self._staged()
+            units = [one.unit for one in waiting]
+            self._load(overlay, units)
+            touched = set(overlay.accounts)
+            due = [row for row in self._due(staged.at) if {row.debit, row.credit} & touched]
+            self._load_accounts(overlay, {id_ for row in due for id_ in (row.debit, row.credit)})
+            staged.expire(due)
+            outcomes = staged.decide(units)
+            await self._send(turn, staged, is_synced=any(one.is_synced for one in waiting))
+            return outcomes
 
-    async def _certain(self) -> None:
+    async def _send(self, turn: Turn, staged: Staged, *, is_synced: bool) -> None:
+        """Have a batch committed. Raises OutcomeUnknown where that is not told."""
+        turn.staged = staged
+        await self._pause()
+        turn.staged = None
+        if turn.is_broken:
+            self._is_in_doubt = True
+            raise OutcomeUnknown("a batch")
+        if self._happens(self._weather().loses_answer):
+            self._is_in_doubt = True
+            self._disk.in_doubt = staged
+            if self._is_shared:
+                self._disk.settle_doubt()
+            # Alone, the doubt lasts: nobody can write until the disk is asked again.
+            raise OutcomeUnknown("a batch")
+        self._disk.write(staged, is_synced=is_synced)
+
+    async def _certain(self, turn: Turn) -> None:
         """End the doubt that a lost answer left. Raises StoreError while it stays."""
-        if self._disk.in_doubt is None:
+        if not self._is_in_doubt:
             return
         await self._pause()
+        if turn.is_broken:
+            raise StoreError("the connection broke, nothing was done")
         if self._happens(self._weather().stays_in_doubt):
             raise StoreError("the simulated disk does not tell yet what it has")
+        self._is_in_doubt = False
         self._disk.settle_doubt()
 
     def _staged(self) -> tuple[Staged, Overlay]:
@@ -194,8 +220,8 @@ class SimulatedStore:
     async def outcome(self, unit_id: str) -> Applied | Refused | None:
         """What became of a unit."""
         self._check_open()
-        async with self._writing:
-            await self._certain()
+        async with self._disk.turn() as turn:
+            await self._certain(turn)
         return self._known(unit_id).outcome if unit_id in self._disk.by_id else None
 
     async def get(self, record: RecordType[T], key: str) -> Row[T] | None:
