@@ -27,6 +27,9 @@ from farebox.testing.mint import (
     Refuse,
     StaysPending,
 )
+from farebox.testing.mint.books import Change, SpentRow
+from farebox.wire.cashu.crypto import hash_to_curve
+from farebox.wire.cashu.token import encode_token
 from tests.integration.cashu_house import House, PowerCut, house_of, is_spent, issue
 from tests.integration.test_cashu_change import change_of, give_change
 
@@ -253,6 +256,24 @@ async def test_a_foreign_mint_that_never_tells_is_asked_for_a_day(tmp_path: Path
         house.clock.advance(24 * 3_600)
         await house.operations.recover()
         assert not await house.operations.unfinished()
+        await house.assert_whole(home)
+
+
+async def test_a_foreign_token_that_was_spent_elsewhere_is_refused_within_minutes(
+    tmp_path: Path,
+) -> None:
+    async with two_mints(tmp_path) as (house, home, foreign):
+        money = foreign.issue(100)
+        spent = [SpentRow(hash_to_curve(one.secret), one.amount, "sat") for one in money.proofs]
+        foreign._bank._books.commit(Change(spent=tuple(spent)))
+        token = encode_token(money)
+        assert isinstance(await house.receive(token), Pending)
+        for _ in range(3):
+            house.clock.advance(400)
+            await house.operations.recover()
+        refused = await house.receive(token)
+        assert isinstance(refused, Refusal)
+        assert refused.code == "token_spent"
         await house.assert_whole(home)
 
 

@@ -107,10 +107,12 @@ class NotPaid:
 @dataclass(frozen=True, slots=True)
 class Unknown:
     """No definite answer yet: ask again. With `alarm` an operator has to look: the mint's answers
-    contradict each other."""
+    contradict each other. `code` is set where the inputs of an unpaid melt were spent: by whoever
+    gave them to us, if they came from somebody."""
 
     reason: str
     alarm: bool = False
+    code: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +313,8 @@ class _Melt:
         if ProofState.PENDING in states:
             return Unknown("the quote is unpaid, but the mint holds its inputs as pending")
         if ProofState.SPENT in states:
-            return Unknown("the quote is unpaid, but its inputs were spent", alarm=True)
+            reason = "the quote is unpaid, but its inputs were spent"
+            return Unknown(reason, alarm=True, code=NutError.PROOFS_SPENT)
         return None
 
     async def settle(self, refused: _Refused) -> Rejected:

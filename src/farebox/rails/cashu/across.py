@@ -7,6 +7,7 @@ One operation, two calls that move value, each asked about before it is repeated
 | never sent                        | melt at the foreign mint                                |
 | our quote PAID or ISSUED          | mint here: the money arrived, whatever the other says   |
 | our quote UNPAID, melt not paid   | melt again if nothing happened, else wait               |
+| our quote UNPAID, token spent     | Rejected, once it is so for as long as a call may take  |
 | our quote UNPAID, melt "paid"     | wait: Lightning is not done, or the foreign mint lies   |
 | our quote UNPAID, invoice expired | Rejected: it can never be paid now                      |
 
@@ -24,6 +25,7 @@ import msgspec
 
 from farebox.ecash import receive as weighing
 from farebox.ecash import saga
+from farebox.ecash.codes import NutError
 from farebox.ecash.mint import MeltQuote, MintQuote
 from farebox.ecash.plan import MeltPlan, MintPlan
 from farebox.errors import InvalidAmount, InvalidCredential, RailRejected, RailUnavailable
@@ -203,6 +205,9 @@ class Crossing:
         match melted:
             case saga.Rejected():
                 return rejected(melted)
+            case saga.Unknown(_, _, NutError.PROOFS_SPENT) if asked_before:
+                # Spent elsewhere: vague, since a mint may be slow to say that it has paid.
+                return rejected(saga.Rejected(NutError.PROOFS_SPENT, melted.reason, vague=True))
             case saga.Unknown(reason):
                 # No alarm for what a foreign mint says: ours decides, and the invoice expires.
                 return Unresolved(reason)
