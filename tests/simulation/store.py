@@ -29,7 +29,7 @@ import msgspec
 from farebox.clock import Clock
 from farebox.errors import OutcomeUnknown, StoreBusy, StoreError
 from farebox.ledger.audit import decode_body, known_from
-from farebox.ledger.batch import Staged, names_of
+from farebox.ledger.batch import Pace, Staged, names_of
 from farebox.ledger.evaluator import Known, Overlay
 from farebox.ledger.model import (
     ABSENT,
@@ -79,6 +79,7 @@ class SimulatedStore:
         self._is_in_doubt = False
         self._disk = disk
         self._clock = clock
+        self._pace = Pace()
         self._weather = weather
         self._chance = chance
         self._queue: list[_Waiting] = []
@@ -188,7 +189,8 @@ class SimulatedStore:
 
     def _staged(self) -> tuple[Staged, Overlay]:
         overlay = Overlay()
-        return Staged(1, self._disk.head, self._clock.now_ns(), overlay), overlay
+        head = self._disk.head
+        return Staged(1, head, self._pace.time_ns(self._clock.now_ns(), head.at), overlay), overlay
 
     def _due(self, at: int) -> list[HoldRow]:
         timed = filter(None, map(self._disk.holds.get, self._disk.timed_holds))
