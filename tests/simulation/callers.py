@@ -161,10 +161,14 @@ class Caller:
         """A call that may be repeated: it has a name, and one answer for ever."""
         self._unanswered[ask] = None
         if self._chance.random() < 0.1:
-            again = asyncio.create_task(self._patiently(ask))  # nobody waits for this one
+            again = asyncio.create_task(self._hear(ask))  # nobody waits for this one
             again.add_done_callback(lambda task: task.exception())
-        reply = await self._patiently(ask)
+        reply = await self._hear(ask)
         self._unanswered.pop(ask, None)
+        return reply
+
+    async def _hear(self, ask: Ask) -> Reply:
+        reply = await self._patiently(ask)
         if reply.status == 200 and ask.target == "/refund":
             told = _json(reply)
             self.told.refunds[told["operation"]] = told["amount_msat"]

@@ -181,6 +181,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
         return task
 
+    def _asyncgen_finalizer_hook(self, agen: object) -> None:
+        """No step for what the garbage collector finds: it comes at moments of its own."""
+
     def _write_to_self(self) -> None:
         """Nobody sleeps in a selector, to be woken from outside."""
 
