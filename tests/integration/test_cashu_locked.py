@@ -382,7 +382,7 @@ async def test_a_locked_token_that_is_being_taken_is_not_called_spent(
 ) -> None:
     """Two calls at once: the second finds no operation yet, then the first one's claims."""
     mint = PlayMint()
-    async with house_of(tmp_path, mint, offline_max_msat=LIMIT_SAT * 1_000) as house:
+    async with house_of(tmp_path, mint, offline_max_sat=LIMIT_SAT) as house:
         await ready(house, mint)
         token = encode_token(locked(house, mint, 50))
         assert isinstance(await house.receive(token), Received)
