@@ -6,17 +6,24 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 
 from farebox.ecash import codes, saga
-from farebox.payments.model import Rejected, Unresolved, Verdict
+from farebox.ledger.model import ABSENT, Put
+from farebox.ledger.processes import Processes
+from farebox.payments.model import Changes, Rejected, Unresolved, Verdict
 from farebox.payments.operations import Operations
 from farebox.paywall.service import Paywall
+from farebox.rails.cashu import mints
 from farebox.rails.cashu.inventory import Inventory
+from farebox.rails.cashu.locked import Locked
+from farebox.rails.cashu.records import LOCKED, LockedUse
+from farebox.rails.cashu.sweep import Sweep
+from farebox.wire.cashu import crypto
 from tests.simulation.disk import Disk
 from tests.simulation.world import run
 
@@ -89,6 +96,62 @@ def recovery_settles_what_still_runs() -> AbstractContextManager[object]:
     return patch.object(Paywall, "recover", recover)
 
 
+def nobody_else_counts_as_alive() -> AbstractContextManager[object]:
+    async def others(self: Processes) -> frozenset[str]:
+        return frozenset()
+
+    return patch.object(Processes, "others", others)
+
+
+def one_taken_for_dead_keeps_its_name() -> AbstractContextManager[object]:
+    honest = Processes._put
+
+    async def put(self: Processes, name: str, state: Any, version: int) -> bool:
+        await honest(self, name, state, version)
+        return True
+
+    return patch.object(Processes, "_put", put)
+
+
+def a_locked_proof_may_be_claimed_again() -> AbstractContextManager[object]:
+    async def claimed(self: Locked, rows: Any) -> tuple[Put, ...]:
+        puts = []
+        for proof, row in rows:
+            key = crypto.hash_to_curve(proof.secret).hex()
+            known = await self._ledger.store.get(LOCKED, key)
+            puts.append(Put(LOCKED, key, row, ABSENT if known is None else known.version))
+        return tuple(puts)
+
+    return patch.object(Locked, "_claimed", claimed)
+
+
+def nothing_limits_what_waits_for_its_swap() -> AbstractContextManager[object]:
+    honest = mints._set_ceiling
+
+    async def set_ceiling(ledger: Any, custody: str, ceiling_msat: int | None) -> None:
+        is_unswapped = custody.startswith("custody:cashu-unswapped")
+        await honest(ledger, custody, None if is_unswapped else ceiling_msat)
+
+    def is_taken(self: Locked, *_: object) -> Any:
+        async def taken() -> bool:
+            return True
+
+        return taken()
+
+    stack = ExitStack()
+    stack.enter_context(patch.object(mints, "_set_ceiling", set_ceiling))
+    stack.enter_context(patch.object(Locked, "_is_taken", is_taken))
+    return stack
+
+
+def what_was_spent_elsewhere_waits_on() -> AbstractContextManager[object]:
+    async def refused(self: Sweep, plan: Any, place: Any, batch: Any, end: Any) -> Rejected:
+        puts = tuple(one.becomes(LockedUse.WAITING) for one in batch)
+        return Rejected("sweep_refused", end.reason, Changes(puts=puts), vague=end.vague)
+
+    return patch.object(Sweep, "_refused", refused)
+
+
 def counters_are_kept_in_memory() -> AbstractContextManager[object]:
     async def take(self: Inventory, keyset_id: str, count: int) -> int:
         first, _ = self._blocks.get(keyset_id, (0, 0))
@@ -106,6 +169,11 @@ def counters_are_kept_in_memory() -> AbstractContextManager[object]:
         answers_do_not_wait_for_the_disk,
         recovery_settles_what_still_runs,
         counters_are_kept_in_memory,
+        nobody_else_counts_as_alive,
+        one_taken_for_dead_keeps_its_name,
+        a_locked_proof_may_be_claimed_again,
+        nothing_limits_what_waits_for_its_swap,
+        what_was_spent_elsewhere_waits_on,
     ],
 )
 def test_a_planted_defect_is_found(defect: Callable[[], AbstractContextManager[object]]) -> None:

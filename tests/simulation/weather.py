@@ -24,6 +24,10 @@ class DiskWeather:
     commit_s: float = 0.002
     batch_max: int = 1_000
 
+    def calm(self) -> DiskWeather:
+        """The same disk without its faults."""
+        return replace(self, busy=0, fails=0, loses_answer=0, stays_in_doubt=0, cannot_read=0)
+
     @property
     def is_faultless(self) -> bool:
         """Whether it does all that it is told, and says so."""
@@ -83,9 +87,7 @@ class Weather:
         """The same world once every fault has stopped."""
         return replace(
             self,
-            disk=replace(
-                self.disk, busy=0, fails=0, loses_answer=0, stays_in_doubt=0, cannot_read=0
-            ),
+            disk=self.disk.calm(),
             mint=NetworkWeather(latency_s=self.mint.latency_s),
             caller=NetworkWeather(latency_s=self.caller.latency_s),
             mint_refuses=0,
@@ -99,8 +101,11 @@ def forecast(chance: Random, more: Random) -> Weather:
     drawn = _forecast(chance)
     houses = more.choice((1, 1, 2, 3))
     offline_sat = more.choice((0, 0, 100, 400, 2_000))
+    # Where the disk fails, many a request ends as if its process had, and nobody can tell.
+    spares_disk = houses > 1 and more.random() < 0.6
     return replace(
         drawn,
+        disk=drawn.disk.calm() if spares_disk else drawn.disk,
         # On one book of several it is the database's machine that would lose power.
         power_loss=drawn.power_loss if houses == 1 else 0,
         houses=houses,
