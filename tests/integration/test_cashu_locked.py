@@ -397,3 +397,19 @@ async def test_a_locked_token_that_is_being_taken_is_not_called_spent(
         assert isinstance(await house.receive(token), Received)
         assert await house.balance_sat() == 50
         await house.assert_whole(mint)
+
+
+async def test_a_question_that_a_mint_refuses_strands_no_batch(tmp_path: Path) -> None:
+    """Its swap was refused, and so is the question which of its proofs are spent."""
+    mint = PlayMint()
+    async with house_of(tmp_path, mint, offline_max_sat=LIMIT_SAT) as house:
+        await ready(house, mint)
+        assert isinstance(await house.receive(encode_token(locked(house, mint, 50))), Received)
+        mint.faults.next("swap", Refuse(NutError.UNBALANCED))
+        mint.faults.next("checkstate", Refuse(0))
+        await house.sweep.run()
+        await house.recover()
+        await house.sweep.run()
+        assert await unswapped_sat(house, mint) == 0
+        assert await house.custody_sat(mint) == 51
+        await house.assert_whole(mint)

@@ -301,6 +301,8 @@ class Caller:
         """A token to spend: change of one's own, or new from a mint."""
         if self.tokens and self._chance.random() < 0.3:
             return self._chance.choice(list(self.tokens))
+        if self.locked and self._chance.random() < 0.15:
+            return self._part()
         host = FAR if self.may_cross and self._chance.random() < 0.3 else HOME
         amount = self._chance.choice((8, 21, 64, 100, 250))
         mint = self._others.mints[host].mint
@@ -311,6 +313,14 @@ class Caller:
         self._keep(text)
         if is_locked:
             self.locked[text] = token
+        return text
+
+    def _part(self) -> str:
+        """Some of the proofs of a locked token: money that was spent, in a token never seen."""
+        token = self._chance.choice(list(self.locked.values()))
+        some = token.proofs[: self._chance.randint(1, len(token.proofs))]
+        text = encode_token(Token(token.mint, token.unit, some))
+        self._keep(text)
         return text
 
     def _lock(self) -> str:

@@ -27,10 +27,11 @@ from farebox.wire.cashu import crypto
 from tests.simulation.disk import Disk
 from tests.simulation.world import run
 
-#: With and without crashes, slow disks, shuffled callbacks; one whose tokens cross Lightning.
-SEEDS = (1, 3, 4, 6, 7, 8, 10, 11, 13, 15, 16, 17, 18, 19, 20)
-#: Each of these is found by the first few seeds; so many are tried.
-TRIED_MAX = 20
+#: One to three houses, with and without crashes, frozen ones, locked tokens, broken locks, slow
+#: disks, shuffled callbacks, tokens that cross Lightning; none of them takes long.
+SEEDS = (1, 3, 4, 9, 10, 11, 13, 14, 16, 18, 19, 21, 24, 26, 30, 32)
+#: A defect that the seeds named with it no longer find is looked for in so many others.
+TRIED_MAX = 40
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -162,20 +163,22 @@ def counters_are_kept_in_memory() -> AbstractContextManager[object]:
 
 
 @pytest.mark.parametrize(
-    "defect",
+    ("defect", "seeds"),
     [
-        a_lost_answer_is_taken_for_a_no,
-        every_refusal_of_a_mint_is_final,
-        answers_do_not_wait_for_the_disk,
-        recovery_settles_what_still_runs,
-        counters_are_kept_in_memory,
-        nobody_else_counts_as_alive,
-        one_taken_for_dead_keeps_its_name,
-        a_locked_proof_may_be_claimed_again,
-        nothing_limits_what_waits_for_its_swap,
-        what_was_spent_elsewhere_waits_on,
+        (a_lost_answer_is_taken_for_a_no, (10, 4)),
+        (every_refusal_of_a_mint_is_final, (1, 4)),
+        (answers_do_not_wait_for_the_disk, (32, 66)),
+        (recovery_settles_what_still_runs, (21, 4)),
+        (counters_are_kept_in_memory, (4, 10)),
+        (nobody_else_counts_as_alive, (30, 21)),
+        (one_taken_for_dead_keeps_its_name, ()),
+        (a_locked_proof_may_be_claimed_again, (10, 26)),
+        (nothing_limits_what_waits_for_its_swap, (10, 11)),
+        (what_was_spent_elsewhere_waits_on, ()),
     ],
 )
-def test_a_planted_defect_is_found(defect: Callable[[], AbstractContextManager[object]]) -> None:
+def test_a_planted_defect_is_found(
+    defect: Callable[[], AbstractContextManager[object]], seeds: tuple[int, ...]
+) -> None:
     with defect():
-        assert any(run(seed).fault for seed in range(1, TRIED_MAX + 1))
+        assert any(run(seed).fault for seed in (*seeds, *range(1, TRIED_MAX + 1)))

@@ -16,6 +16,7 @@ import structlog
 
 from farebox.bootstrap import RECORDS
 from farebox.errors import FareboxError
+from farebox.rails.cashu.records import LOCKED, LockedUse
 from farebox.signer import Signer
 from farebox.wire.cashu import crypto
 from tests.simulation.callers import Caller
@@ -224,17 +225,17 @@ class World:
         """The mint lets others spend what is locked to us, as much as the house can bear."""
         mint, broken_msat = self.others.mints[HOME], 0
         while self._storm.breaks_locks and not mint.fee_ppk:
-            await asyncio.sleep(self._chance.expovariate(1 / 10))
-            locked = [token for caller in self.callers for token in caller.locked.values()]
-            if locked:
-                token = self._chance.choice(locked)
-                broken_msat += token.amount * 1_000
-                revenue = self.disk.accounts.get("revenue")
-                if revenue is None or revenue.available < broken_msat:
-                    broken_msat -= token.amount * 1_000
-                    continue
-                self.trace(f"the mint lets others spend {token.amount} sat that were locked to us")
-                mint.let_others_spend(token)
+            await asyncio.sleep(self._chance.expovariate(1 / 4))
+            rows = self.disk.rows[LOCKED.kind].items()
+            waiting = [(y, row.value) for y, row in rows if row.value.use is LockedUse.WAITING]
+            revenue = self.disk.accounts.get("revenue")
+            if not waiting or revenue is None:
+                continue
+            y, proof = self._chance.choice(waiting)
+            if broken_msat + proof.amount * 1_000 <= revenue.available:
+                broken_msat += proof.amount * 1_000
+                self.trace(f"the mint lets others spend {proof.amount} sat that were locked to us")
+                mint.let_others_spend(bytes.fromhex(y), proof.amount)
 
     async def ask(self, ask: Ask) -> Reply:
         """A caller's call to the house. Raises Lost."""
