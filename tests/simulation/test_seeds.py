@@ -42,7 +42,7 @@ def test_both_promises_hold(seed: int) -> None:
 
 
 def test_a_seed_is_one_story_to_the_last_bit_in_any_process() -> None:
-    seed = 4
+    seed = 14  # three houses, frozen now and then
     stories = {
         subprocess.run(
             [sys.executable, "-m", "tests.simulation", "--seed", str(seed)],
@@ -167,7 +167,7 @@ def counters_are_kept_in_memory() -> AbstractContextManager[object]:
         (nobody_else_counts_as_alive, (30, 21)),
         (a_locked_proof_may_be_claimed_again, (10, 26)),
         (nothing_limits_what_waits_for_its_swap, (10, 11)),
-        (what_a_broken_lock_costs_is_not_booked, (29, 28)),
+        (what_a_broken_lock_costs_is_not_booked, (29, 72)),
     ],
 )
 def test_a_planted_defect_is_found(
