@@ -118,6 +118,9 @@ class AheadClock(SystemClock):
     def now_ns(self) -> int:
         return super().now_ns() + self.ahead_s * NS_PER_S
 
+    def elapsed_ns(self) -> int:
+        return super().elapsed_ns() + self.ahead_s * NS_PER_S
+
 
 class Victim:
     """The house's door, and a second one for the test behind `/_crash`."""

@@ -149,7 +149,12 @@ class Payments:
         method = self.methods[credentials.payment_type]
         plan = await method.plan_payment(credentials, reserve)
         if isinstance(plan, Refusal):
-            return plan
+            # It may be refused because the same credential is being taken at this very moment.
+            operation_id, known = await self._last_attempt(credentials)
+            if known is None:
+                return plan
+            done = await self._operations.advance(operation_id)
+            return _received(done, account, fresh=False)
         if plan.amount_msat is not None and plan.amount_msat < minimum_msat:
             return Refusal(
                 "insufficient_payment",

@@ -24,11 +24,13 @@ from farebox.payments import (
     Unresolved,
 )
 from farebox.rails.cashu.across import Crossing
+from farebox.rails.cashu.anew import Replanning
 from farebox.rails.cashu.change import Change
 from farebox.rails.cashu.choose import Claims, Purse, places
 from farebox.rails.cashu.config import CashuConfig
 from farebox.rails.cashu.give import Giving
 from farebox.rails.cashu.inventory import Inventory
+from farebox.rails.cashu.leftover import Leftover
 from farebox.rails.cashu.lnurl import Lnurl
 from farebox.rails.cashu.locked import Locked
 from farebox.rails.cashu.melt import Melting
@@ -73,8 +75,9 @@ class CashuMethod(AbstractPaymentMethod):
         self.mints = Mints(config, ledger.clock, session, guarded)
         self.inventory = Inventory(ledger, signer.derive("cashu/seed"))
         self.locked = Locked(ledger, signer)
-        self._receiving = Receiving(self.mints, self.inventory, self.locked, ledger, signer)
-        self._crossing = Crossing(self.mints, self.inventory)
+        replanning = Replanning(self.inventory, ledger, signer)
+        self._receiving = Receiving(self.mints, self.inventory, self.locked, replanning)
+        self._crossing = Crossing(self.mints, self.inventory, replanning, Leftover(ledger, signer))
         self._change = Change(self.inventory, config)
         purse = Purse(self.inventory, Claims(ledger.clock))
         lnurl = Lnurl(guarded, allow_plain_http=config.allow_private)

@@ -51,16 +51,24 @@ SYNCED = _SETTINGS.format(
 UNSYNCED = _SETTINGS.format(commit="'off'")
 
 # The batch's one instant is fixed here, for the statements that follow: the database's clock,
-# except that it always rises.
-_HEAD = """
-SELECT set_config('farebox.at', greatest(
-           (extract(epoch FROM clock_timestamp()) * 1000000)::bigint * 1000,
-           coalesce(last.at, 0) + 1)::text, true)::bigint,
+# except that it always rises. The rest is `farebox.ledger.batch.Pace`: what was seen last is kept
+# with the connection, and forgotten with it.
+_PACE = "'farebox.pace_' || %(book)s::int4"
+_HEAD = f"""
+SELECT (set_config('farebox.at', time.at::text, true) ||
+        left(set_config({_PACE}, time.at || ' ' || machine.clock, false), 0))::bigint,
        last.seq, last.at, last.digest,
        (SELECT max(number) FROM events WHERE book = %(book)s::int4)
-FROM (VALUES (1)) one LEFT JOIN LATERAL (
+FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint * 1000 AS clock,
+             nullif(current_setting({_PACE}, true), '') AS seen) machine
+LEFT JOIN LATERAL (
     SELECT seq, at, digest FROM units WHERE book = %(book)s::int4 ORDER BY seq DESC LIMIT 1
 ) last ON true
+CROSS JOIN LATERAL (
+    SELECT greatest(
+        machine.clock, coalesce(last.at, 0) + 1, split_part(machine.seen, ' ', 1)::bigint
+            + (machine.clock - split_part(machine.seen, ' ', 2)::bigint) / 2) AS at
+) time
 """
 
 
