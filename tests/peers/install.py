@@ -1,4 +1,4 @@
-"""Installs peers: `python -m tests.peers.install nutshell postgres`.
+"""Installs peers: `python -m tests.peers.install nutshell postgres pgbouncer`.
 
 Python peers go into `.peers/`; PostgreSQL is the machine's own, or comes by apt where we are root.
 """
@@ -13,7 +13,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,6 +62,48 @@ def postgres_programs() -> Path:
     raise PeerUnavailable("no PostgreSQL server is installed: apt install postgresql")
 
 
+def pgbouncer_program() -> Path:
+    """Where PgBouncer is: the machine's own, or unpacked from Debian's packages into `.peers/`.
+
+    Unpacked, not installed: that needs no root, and starts no server of the machine's.
+    Raises PeerUnavailable.
+    """
+    found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if found:
+        return Path(found)
+    where = PEERS / "pgbouncer"
+    program = where / "bin" / "pgbouncer"
+    with _one_at_a_time("pgbouncer"):
+        if not program.exists():
+            _unpack(("pgbouncer", "libc-ares2", "libevent-2.1-7"), where)
+    return program
+
+
+def _unpack(packages: Sequence[str], where: Path) -> None:
+    """The programs and libraries of Debian packages, in `bin` and `lib`."""
+    if not shutil.which("apt-get"):
+        raise PeerUnavailable(f"{packages[0]} is not installed, and there is no apt-get")
+    if os.geteuid() == 0:
+        run(["apt-get", "update", "-q"])
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        run(["apt-get", "download", "-q", *packages], cwd=folder)
+        for package in folder.glob("*.deb"):
+            run(["dpkg-deb", "-x", str(package), str(folder / "all")])
+        shutil.rmtree(where, ignore_errors=True)
+        for name, pattern in (("lib", "usr/lib/*/*.so*"), ("bin", "usr/sbin/*")):
+            (where / name).mkdir(parents=True)
+            for path in (folder / "all").glob(pattern):
+                shutil.copy2(path, where / name, follow_symlinks=True)
+
+
+def unprivileged(command: Sequence[str]) -> list[str]:
+    """The command as it is, or as the user `postgres` where we are root: servers refuse to be."""
+    if os.geteuid() != 0:
+        return list(command)
+    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
+
+
 def _version(program: Path) -> int:
     name = program.parent.parent.name
     return int(name) if name.isdigit() else 0
@@ -95,10 +138,10 @@ def _uv() -> list[str]:
     return [found] if found else [sys.executable, "-m", "uv"]
 
 
-def run(command: list[str], timeout_s: int = _INSTALL_TIMEOUT_S) -> None:
+def run(command: list[str], timeout_s: int = _INSTALL_TIMEOUT_S, cwd: Path | None = None) -> None:
     """Run a command to its end. Raises PeerUnavailable with what it said last."""
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=cwd)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PeerUnavailable(f"{command[0]} could not be run: {error}") from None
     if ended.returncode != 0:
@@ -110,6 +153,7 @@ def run(command: list[str], timeout_s: int = _INSTALL_TIMEOUT_S) -> None:
 INSTALLERS: dict[str, Callable[[], Path]] = {
     **{name: functools.partial(environment, name) for name in PYTHON_PEERS},
     "postgres": _install_postgres,
+    "pgbouncer": pgbouncer_program,
 }
 
 

@@ -7,11 +7,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.peers.install import postgres_programs, run
+from tests.peers.install import postgres_programs, run, unprivileged
 from tests.peers.process import free_port
 
 _START_TIMEOUT_S = 60
-_PASSWORD = "a-password-that-is-never-shown"
+OWNER = "farebox"
+PASSWORD = "a-password-that-is-never-shown"
 
 
 class Postgres:
@@ -28,7 +29,7 @@ class Postgres:
         self.directory = Path(tempfile.mkdtemp(prefix="farebox-postgres-"))
         self._data = self.directory / "data"
         password = self.directory / "password"
-        password.write_text(_PASSWORD)
+        password.write_text(PASSWORD)
         if os.geteuid() == 0:
             for path in (self.directory, password):
                 shutil.chown(path, "postgres", "postgres")
@@ -47,7 +48,7 @@ class Postgres:
     def dsn_at(self, port: int, **more: str) -> str:
         """The same database through another port, with more connection parameters."""
         said = "".join(f"&{key}={value}" for key, value in more.items())
-        base = f"postgresql://farebox:{_PASSWORD}@127.0.0.1:{port}/postgres"
+        base = f"postgresql://farebox:{PASSWORD}@127.0.0.1:{port}/postgres"
         return f"{base}?connect_timeout=10{said}"
 
     def start(self) -> None:
@@ -81,12 +82,4 @@ class Postgres:
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._programs / program), "-D", str(self._data), *arguments]
-        if os.geteuid() == 0:
-            command = [
-                "setpriv",
-                "--reuid=postgres",
-                "--regid=postgres",
-                "--clear-groups",
-                *command,
-            ]
-        run(command, _START_TIMEOUT_S)
+        run(unprivileged(command), _START_TIMEOUT_S)
