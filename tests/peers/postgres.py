@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
-from tests.peers.install import postgres_programs, run, unprivileged
+from tests.peers.install import PeerUnavailable, postgres_programs, run, unprivileged
 from tests.peers.process import free_port
 
 _START_TIMEOUT_S = 60
@@ -21,19 +23,25 @@ class Postgres:
     Nothing is synced: what these tests kill is processes, and the page cache survives them.
     """
 
-    def __init__(self) -> None:
-        """Make the cluster. Raises PeerUnavailable."""
+    def __init__(self, *, of: Postgres | None = None) -> None:
+        """Make the cluster, or a standby that streams from another. Raises PeerUnavailable."""
         self._programs = postgres_programs()
         self._port = free_port()
         # Not pytest's directory, which other users cannot enter: a server refuses to be root.
         self.directory = Path(tempfile.mkdtemp(prefix="farebox-postgres-"))
         self._data = self.directory / "data"
+        self._kept = self.directory / "kept"
         password = self.directory / "password"
         password.write_text(PASSWORD)
         if os.geteuid() == 0:
             for path in (self.directory, password):
                 shutil.chown(path, "postgres", "postgres")
-        self._run("initdb", "-U", "farebox", "-A", "scram-sha-256", f"--pwfile={password}", "-N")
+        if of is None:
+            self._run("initdb", "-U", OWNER, "-A", "scram-sha-256", f"--pwfile={password}", "-N")
+        else:
+            # -R: it goes on streaming from there, by the same address.
+            base = ("-R", "-d", of.dsn, "-X", "stream", "-c", "fast", "-N")
+            self._run("pg_basebackup", *base)
 
     @property
     def dsn(self) -> str:
@@ -48,8 +56,13 @@ class Postgres:
     def dsn_at(self, port: int, **more: str) -> str:
         """The same database through another port, with more connection parameters."""
         said = "".join(f"&{key}={value}" for key, value in more.items())
-        base = f"postgresql://farebox:{PASSWORD}@127.0.0.1:{port}/postgres"
+        base = f"postgresql://{OWNER}:{PASSWORD}@127.0.0.1:{port}/postgres"
         return f"{base}?connect_timeout=10{said}"
+
+    def dsn_with(self, other: Postgres) -> str:
+        """The same database at this server or another, whichever is found to serve."""
+        hosts = f"127.0.0.1:{self._port},127.0.0.1:{other.port}"
+        return self.dsn.replace(f"127.0.0.1:{self._port}", hosts)
 
     def start(self) -> None:
         """Start and wait until it answers. Raises PeerUnavailable."""
@@ -64,6 +77,29 @@ class Postgres:
         log = str(self.directory / "log")
         self._run("pg_ctl", "-w", "-l", log, "-o", f"-p {self._port} {options}", "start")
 
+    def keep(self) -> None:
+        """Keep the data as it is while the server is stopped, to begin with it again."""
+        run(["cp", "-a", str(self._data), str(self._kept)])
+
+    def begin_again(self) -> None:
+        """Start from what was kept, however it had ended."""
+        self._end()
+        shutil.rmtree(self._data)
+        run(["cp", "-a", str(self._kept), str(self._data)])
+        self.start()
+
+    def kill(self) -> None:
+        """SIGKILL to every process of it: the machine is gone, as far as anybody can tell."""
+        postmaster = int((self._data / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        for pid in (postmaster, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def promote(self) -> None:
+        """Make a standby the primary, and wait until it is."""
+        self._run("pg_ctl", "-w", "promote")
+
     def stop(self, mode: str = "fast") -> None:
         """End it: `fast` in good order, `immediate` as if its processes had been killed."""
         self._run("pg_ctl", "-w", "-m", mode, "stop")
@@ -75,10 +111,12 @@ class Postgres:
 
     def remove(self) -> None:
         """Stop it and forget its data."""
-        try:
+        self._end()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _end(self) -> None:
+        with contextlib.suppress(PeerUnavailable):  # it was killed, or stopped
             self.stop("immediate")
-        finally:
-            shutil.rmtree(self.directory, ignore_errors=True)
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._programs / program), "-D", str(self._data), *arguments]
