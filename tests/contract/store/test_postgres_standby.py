@@ -186,7 +186,7 @@ async def test_a_fail_over_under_load_to_a_standby_that_is_waited_for_loses_noth
 async def test_a_commit_that_the_standby_does_not_have_is_told_to_nobody(
     pair: Pair, restarts: bool
 ) -> None:
-    """Not when the server's time is up, which it would call a success; nor after it restarted."""
+    """Not when time is up; nor after a restart, which makes the commit visible all the same."""
     store = await opened(pair)
     await asyncio.to_thread(pair.wait_for_standby)
     await do(store, "p:1", PAY)

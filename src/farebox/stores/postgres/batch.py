@@ -47,9 +47,6 @@ SYNCED = _SETTINGS.format(
     "ELSE current_setting('synchronous_commit') END"
 )
 UNSYNCED = _SETTINGS.format(commit="'off'")
-# A commit that waits for a standby is never cut short: the server would call it a success, although
-# the standby may not have it. We hang up instead, and ask.
-_NO_HURRY = "SELECT set_config('statement_timeout', '0', true)"
 
 # The batch's one instant is fixed here, for the statements that follow: the database's clock,
 # except that it always rises.
@@ -222,7 +219,7 @@ async def write(connection: Connection, book: int, staged: Staged) -> None:
                 # One statement writes a row once: of two versions the newer.
                 newest = {row[1]: row for row in records}
                 await _insert(connection, _upsert(record), newest.values())
-            await _commit(connection)
+            await _plain(connection, "COMMIT")
 
 
 async def stands(connection: Connection, book: int, head: Head) -> bool:
@@ -240,7 +237,7 @@ async def stands(connection: Connection, book: int, head: Head) -> bool:
             sql = "SELECT digest FROM units WHERE book = %s::int4 AND seq = %s::int8"
             found = await _run(connection, sql, (book, head.seq))
             await _run(connection, _NOTHING, ())
-            await _commit(connection)
+            await _plain(connection, "COMMIT")
         row = await found.fetchone()
     return row is not None and row[0] == head.digest
 
@@ -255,11 +252,6 @@ async def _run(connection: Connection, sql: str, values: Any) -> Cursor:
 async def _plain(connection: Connection, command: str) -> None:
     """A command that begins or ends a transaction: there is nothing in it to prepare."""
     await connection.execute(command.encode(), prepare=False)
-
-
-async def _commit(connection: Connection) -> None:
-    await _run(connection, _NO_HURRY, ())
-    await _plain(connection, "COMMIT")
 
 
 async def _begin(connection: Connection, book: int, known: Head, synced: bool) -> Cursor:
