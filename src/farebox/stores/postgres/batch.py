@@ -32,12 +32,10 @@ _LOCK_CLASS = 0x46415245
 LOCK = f"SELECT pg_advisory_xact_lock({_LOCK_CLASS}, %s::int4)"
 LOCK_SHARED = f"SELECT pg_advisory_xact_lock_shared({_LOCK_CLASS}, %s::int4)"
 
-# For this transaction alone, so that a pooler may hand the connection on. A process that stops
-# between the two trips must not hold the book, and who waits for the lock waits longer than that;
-# whatever the planner believes of the tables, rows are looked up by their keys.
+# For this transaction alone, so that a pooler may hand the connection on. Whatever the planner
+# believes of the tables, rows are looked up by their keys.
 _SETTINGS = (
-    "SELECT set_config('lock_timeout', '15s', true), set_config('statement_timeout', '20s', true), "
-    "set_config('idle_in_transaction_session_timeout', '10s', true), "
+    "SELECT set_config('lock_timeout', '5s', true), set_config('statement_timeout', '20s', true), "
     "set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true), "
     "set_config('synchronous_commit', {commit}, true)"
 )
@@ -47,6 +45,17 @@ SYNCED = _SETTINGS.format(
     "ELSE current_setting('synchronous_commit') END"
 )
 UNSYNCED = _SETTINGS.format(commit="'off'")
+
+#: How long a process may leave the server waiting while it holds the book's lock.
+FROZEN_S = 5
+# The server's own idle_in_transaction_session_timeout does not do: a process may be frozen in the
+# middle of a trip, and the driver ends each trip with a Flush, which stops that clock.
+_END_FROZEN = f"""
+SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND classid = {_LOCK_CLASS} AND objid = %s::int4 AND objsubid = 2
+  AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND granted AND wait_event = 'ClientRead' AND state_change < now() - make_interval(secs => %s)
+"""
 
 # The batch's one instant is fixed here, for the statements that follow: the database's clock,
 # except that it always rises.
@@ -240,6 +249,17 @@ async def stands(connection: Connection, book: int, head: Head) -> bool:
             await _plain(connection, "COMMIT")
         row = await found.fetchone()
     return row is not None and row[0] == head.digest
+
+
+async def end_frozen(connection: Connection, book: int) -> bool:
+    """End the backend that holds the book's lock for a process that has gone silent.
+
+    Whether there was one. Its transaction is undone; the process will ask when it goes on.
+    Raises psycopg.Error.
+    """
+    with hanging_up(connection):
+        found = await connection.execute(_END_FROZEN.encode(), (book, FROZEN_S))
+        return bool(await found.fetchall())
 
 
 # ── load ─────────────────────────────────────────────────────────────────────────────────────────

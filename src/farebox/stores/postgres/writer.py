@@ -21,7 +21,7 @@ from farebox.errors import StoreBusy, StoreError, StoreRewound
 from farebox.ledger.batch import Head
 from farebox.ledger.model import Outcome, Unit
 from farebox.stores.failure import Failure
-from farebox.stores.postgres.batch import Decided, decide, decide_expiry, stands, write
+from farebox.stores.postgres.batch import Decided, decide, decide_expiry, end_frozen, stands, write
 from farebox.stores.postgres.connection import Connection, Patience, connect, everybodys, lost
 from farebox.tally import Commits
 
@@ -181,7 +181,10 @@ class Writer:
                 gone = await self._lost(error)
                 if gone and decided is not None and decided.staged.units:
                     doubt = decided
-                if not gone and doubt is None:
+                waited = isinstance(error, psycopg.errors.LockNotAvailable)
+                if waited:
+                    await self._end_frozen()
+                if not gone and not waited and doubt is None:
                     return _Failure(error)  # the server said so, and has rolled back
                 if not await patience.pause():
                     self._give_up(error)
@@ -212,6 +215,12 @@ class Writer:
         except psycopg.Error:
             await self._drop()
         return False
+
+    async def _end_frozen(self) -> None:
+        """We waited for the lock: a process that holds it and says nothing shall not keep it."""
+        with contextlib.suppress(psycopg.Error):
+            if self._connection is not None and await end_frozen(self._connection, self._book):
+                _log.error("store.frozen_process_ended", book=self._book)
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
