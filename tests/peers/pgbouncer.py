@@ -6,6 +6,8 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tests.peers.install import PeerUnavailable, pgbouncer_program, unprivileged
 from tests.peers.postgres import OWNER, PASSWORD, Postgres
@@ -22,7 +24,7 @@ class PgBouncer:
     the one before.
     """
 
-    def __init__(self, server: Postgres, mode: str, *, pool_size: int = 4) -> None:
+    def __init__(self, server: Postgres, mode: str, *, pool_size: int) -> None:
         """`mode` is session, transaction or statement. Raises PeerUnavailable."""
         self._program = pgbouncer_program()
         self.port = free_port()
@@ -69,3 +71,14 @@ class PgBouncer:
     def kill(self) -> None:
         """SIGKILL: every connection through it is gone."""
         self._process.kill()
+
+
+@contextmanager
+def running(server: Postgres, mode: str, pool_size: int) -> Iterator[PgBouncer]:
+    """A pooler for a while."""
+    pooler = PgBouncer(server, mode, pool_size=pool_size)
+    pooler.start()
+    try:
+        yield pooler
+    finally:
+        pooler.kill()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import psycopg
 
 from tests.peers.install import PeerUnavailable, postgres_programs, run, unprivileged
 from tests.peers.process import free_port
@@ -58,6 +62,17 @@ class Postgres:
         said = "".join(f"&{key}={value}" for key, value in more.items())
         base = f"postgresql://{OWNER}:{PASSWORD}@127.0.0.1:{port}/postgres"
         return f"{base}?connect_timeout=10{said}"
+
+    @contextlib.contextmanager
+    def database(self) -> Iterator[str]:
+        """The name of a database of a test's own: for a pooler, which takes no search_path."""
+        name = f"own_{secrets.token_hex(6)}"
+        with psycopg.connect(self.dsn, autocommit=True) as db:
+            db.execute(f"CREATE DATABASE {name}")
+            try:
+                yield name
+            finally:
+                db.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def dsn_with(self, other: Postgres) -> str:
         """The same database at this server or another, whichever is found to serve."""

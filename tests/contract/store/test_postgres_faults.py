@@ -280,7 +280,7 @@ async def test_batches_are_counted_by_their_size_and_their_end(
     head = await store.outcome("p:29")
     assert head is not None
     assert (commits.unit, commits.event, commits.waiting()) == (32, 1, 0)
-    assert commits.at_ns == ManualClock().now_ns() + 3, "the book's own time, which always rises"
+    assert commits.at_ns == ManualClock().now_ns() + 2, "the book's own time, which always rises"
 
     assert isinstance(await do(store, "p:0", PAY), Replayed)
     with pytest.raises(StoreError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,7 +18,7 @@ from farebox.stores.postgres import PostgresStore, connection
 from farebox.stores.postgres.audit import PostgresAuditReader
 from tests.contract.store.books import COUNTER, JOB, RECORDS, Job, available, do, fund
 from tests.contract.store.test_postgres_faults import pay_until
-from tests.peers.pgbouncer import PgBouncer
+from tests.peers.pgbouncer import PgBouncer, running
 from tests.peers.postgres import Postgres
 
 PAY = Transfer("a", "b", 1, "x")
@@ -30,12 +29,11 @@ POOL_SIZES = {"session": 30, "transaction": 3}
 class Pooled:
     """A database of its own, and how it is reached through a pooler and past it."""
 
-    def __init__(self, server: Postgres, pooler: PgBouncer) -> None:
+    def __init__(self, server: Postgres, pooler: PgBouncer, name: str) -> None:
         self._server = server
-        self._name = f"pooled_{secrets.token_hex(6)}"
+        self._name = name
         self.pooler = pooler
-        self.dsn = server.dsn_at(pooler.port, dbname=self._name)
-        self._run(f"CREATE DATABASE {self._name}")
+        self.dsn = server.dsn_at(pooler.port, dbname=name)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[PostgresStore]:
@@ -48,10 +46,11 @@ class Pooled:
 
     def cut_all(self) -> None:
         """End every backend of the database, beneath the pooler."""
-        self._run(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-            f"WHERE datname = '{self._name}'"
-        )
+        with psycopg.connect(self._server.dsn, autocommit=True) as db:
+            db.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s",
+                (self._name,),
+            )
 
     def verify(self) -> None:
         """The book is whole, as is seen through the pooler."""
@@ -59,21 +58,10 @@ class Pooled:
             result = verify(reader)
         assert not isinstance(result, Broken), str(result)
 
-    def remove(self) -> None:
-        self._run(f"DROP DATABASE {self._name} WITH (FORCE)")
-
-    def _run(self, statement: str) -> None:
-        with psycopg.connect(self._server.dsn, autocommit=True) as db:
-            db.execute(statement)
-
 
 def pooled(postgres: Postgres, mode: str, pool_size: int) -> Iterator[Pooled]:
-    pooler = PgBouncer(postgres, mode, pool_size=pool_size)
-    pooler.start()
-    made = Pooled(postgres, pooler)
-    yield made
-    pooler.kill()
-    made.remove()
+    with postgres.database() as name, running(postgres, mode, pool_size) as pooler:
+        yield Pooled(postgres, pooler, name)
 
 
 @pytest.fixture(params=POOL_SIZES)
