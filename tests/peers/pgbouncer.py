@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tests.peers.fixtures import missing
 from tests.peers.install import PeerUnavailable, pgbouncer_program, unprivileged
 from tests.peers.postgres import OWNER, PASSWORD, Postgres
 from tests.peers.process import PeerProcess, free_port
@@ -75,9 +76,13 @@ class PgBouncer:
 
 @contextmanager
 def running(server: Postgres, mode: str, pool_size: int) -> Iterator[PgBouncer]:
-    """A pooler for a while."""
-    pooler = PgBouncer(server, mode, pool_size=pool_size)
-    pooler.start()
+    """A pooler for a while; skips the test, or fails it, where there is none to be had."""
+    try:
+        pooler = PgBouncer(server, mode, pool_size=pool_size)
+        pooler.start()
+    except PeerUnavailable as reason:
+        missing("PgBouncer", reason)
+        raise
     try:
         yield pooler
     finally:
