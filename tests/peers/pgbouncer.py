@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.peers.fixtures import missing
-from tests.peers.install import PeerUnavailable, pgbouncer_program, unprivileged
+from tests.peers.install import PeerUnavailable, pgbouncer_program, server_user, unprivileged
 from tests.peers.postgres import OWNER, PASSWORD, Postgres
 from tests.peers.process import PeerProcess, free_port
 
@@ -52,7 +52,7 @@ class PgBouncer:
         )
         if os.geteuid() == 0:
             for path in (self._folder, self._users, self._settings):
-                shutil.chown(path, "postgres", "postgres")
+                shutil.chown(path, *server_user())
 
     def start(self) -> None:
         """Start and wait until it listens. Raises PeerUnavailable."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 
-from tests.peers.install import PeerUnavailable, postgres_programs, run, unprivileged
+from tests.peers.install import PeerUnavailable, postgres_programs, run, server_user, unprivileged
 from tests.peers.process import free_port
 
 _START_TIMEOUT_S = 60
@@ -39,7 +39,7 @@ class Postgres:
         password.write_text(PASSWORD)
         if os.geteuid() == 0:
             for path in (self.directory, password):
-                shutil.chown(path, "postgres", "postgres")
+                shutil.chown(path, *server_user())
         if of is None:
             self._run("initdb", "-U", OWNER, "-A", "scram-sha-256", f"--pwfile={password}", "-N")
         else:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from tests.peers import postgres
 from tests.peers.fixtures import missing
-from tests.peers.install import PeerUnavailable, main, run
+from tests.peers.install import PeerUnavailable, main, packaged_postgres, run
 from tests.peers.process import PeerProcess, free_port
 
 REASON = PeerUnavailable("no network")
@@ -43,3 +45,23 @@ def test_a_process_that_ends_at_once_says_why(tmp_path: Path) -> None:
 def test_an_unknown_peer_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["no-such-peer"]) == 2
     assert "nutshell" in capsys.readouterr().err
+
+
+@pytest.mark.peer
+@pytest.mark.slow
+def test_a_machine_without_a_database_server_gets_one_from_a_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    try:
+        programs = packaged_postgres()
+    except PeerUnavailable as reason:
+        missing("the packaged PostgreSQL", reason)
+        raise
+    monkeypatch.setattr(postgres, "postgres_programs", lambda: programs)
+    server = postgres.Postgres()
+    try:
+        server.start()
+        with psycopg.connect(server.dsn) as db:
+            assert db.info.server_version >= 15_00_00
+    finally:
+        server.remove()
