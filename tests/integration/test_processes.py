@@ -35,7 +35,8 @@ FUNDED_MSAT = 1_000_000
 
 @pytest.fixture(params=sorted(SHARED))
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    async with shared_world(SHARED[request.param], tmp_path) as made:
+    shared = SHARED[request.param](request, tmp_path)
+    async with shared_world(shared, tmp_path) as made:
         yield made
 
 
