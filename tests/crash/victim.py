@@ -36,8 +36,8 @@ from farebox.ledger.records import RecordType, Row
 from farebox.ledger.replay import Broken
 from farebox.paywall.model import REQUEST, Ended, RequestState
 from farebox.rails.cashu import http_mint
-from farebox.rails.cashu.guard import open_guarded_session
 from farebox.rails.cashu.records import PROOF, ProofUse
+from farebox.rails.web.guard import open_guarded_session
 from farebox.settings import load_settings
 from farebox.stores.sqlite import SqliteStore
 from farebox.testing.asgi import Message, Receive, Scope, Send, read_body, respond, serving

@@ -25,8 +25,8 @@ from farebox.payments.operations import Operations
 from farebox.paywall.service import Paywall
 from farebox.paywall.settling import REVENUE
 from farebox.pricing.model import Currency
-from farebox.rails.cashu.breaker import BreakerState
 from farebox.rails.cashu.mints import MintPlace, Mints
+from farebox.rails.web.breaker import BreakerState
 from farebox.tally import Commits, Counts
 from farebox.worker import Worker
 

@@ -29,7 +29,6 @@ from farebox.rails.cashu.choose import Claims, Purse, places
 from farebox.rails.cashu.config import CashuConfig
 from farebox.rails.cashu.give import Giving
 from farebox.rails.cashu.inventory import Inventory
-from farebox.rails.cashu.lnurl import Lnurl
 from farebox.rails.cashu.locked import Locked
 from farebox.rails.cashu.melt import Melting
 from farebox.rails.cashu.mints import Mints
@@ -43,6 +42,7 @@ from farebox.rails.cashu.payloads import (
     from_bytes,
 )
 from farebox.rails.cashu.receive import PAYMENT_TYPE, Receiving
+from farebox.rails.web.lnurl import Lnurl
 from farebox.signer import Signer
 from farebox.wire.cashu.model import SHORT_ID_CHARS, Token
 from farebox.wire.cashu.token import decode_token

@@ -16,13 +16,13 @@ import msgspec
 from yarl import URL
 
 from farebox.errors import InvalidCredential, RailRejected, RailUnavailable
+from farebox.rails.web.bounded import read_bounded
 from farebox.wire import bech32
 from farebox.wire.bolt11 import Invoice, decode_invoice
 
 _TOTAL_S = 10
 _CONNECT_S = 5
 _ANSWER_BYTES_MAX = 1 << 16
-_CHUNK_BYTES = 1 << 14
 _DESTINATION_CHARS_MAX = 8_192
 _LNURL_CHARS_MAX = 2_048
 _REASON_MAX_CHARS = 200
@@ -138,7 +138,10 @@ class Lnurl:
                 timeout=aiohttp.ClientTimeout(total=_TOTAL_S, sock_connect=_CONNECT_S),
                 allow_redirects=False,  # where it leads was not checked
             ) as response:
-                status, raw = response.status, await _read(response)
+                status, raw = (
+                    response.status,
+                    await read_bounded(response, _ANSWER_BYTES_MAX, "the destination"),
+                )
         except TimeoutError:
             raise RailUnavailable("the destination did not answer in time") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -155,17 +158,6 @@ class Lnurl:
         except (msgspec.DecodeError, RecursionError, OverflowError, UnicodeError):
             pass
         raise RailUnavailable(f"the destination's answer (status {status}) cannot be read")
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise RailUnavailable("the destination packed its answer, unasked")
-    raw = bytearray()
-    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-        raw += chunk
-        if len(raw) > _ANSWER_BYTES_MAX:
-            raise RailUnavailable("the destination's answer is too long")
-    return bytes(raw)
 
 
 def _fixed(text: str) -> Fixed:

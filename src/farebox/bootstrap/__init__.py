@@ -52,11 +52,11 @@ from farebox.rails.cashu import (
     MintTerms,
     Sweep,
     Upkeep,
-    open_guarded_session,
     open_session,
 )
 from farebox.rails.cashu.offer import Offers
 from farebox.rails.rates.http import HttpRateSource
+from farebox.rails.web import open_guarded_session
 from farebox.settings import (
     ChangePolicy,
     ForeignPolicy,
