@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.peers.install import PeerUnavailable
+from tests.peers.lnd import LightningNetwork
 from tests.peers.nutshell import Nutshell
 from tests.peers.postgres import Postgres
 
@@ -54,3 +55,16 @@ def postgres() -> Iterator[Postgres]:
         return
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def lightning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightningNetwork]:
+    """A chain, a payer's LND and one for the house, with a channel between them."""
+    try:
+        network = LightningNetwork(tmp_path_factory.mktemp("lightning"))
+        network.start()
+    except PeerUnavailable as reason:
+        missing("LND", reason)
+        return
+    yield network
+    network.stop()

@@ -15,6 +15,7 @@ import aiohttp
 
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.api.totals import TOTALS
+from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
 from farebox.gateway import Catalogue, Gateway, Limits, UpstreamConfig, Upstreams
@@ -30,10 +31,12 @@ from farebox.ledger.store import Store
 from farebox.money import BTC
 from farebox.operating import Metrics, OperatorDoor, Parts, Vitals, ready
 from farebox.operating.root_key import ROOT_SEAL, require_root_key
-from farebox.payments.deposits import DEPOSIT
+from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST, Deposits
+from farebox.payments.links import WITHDRAW_LINK, WithdrawLinks
 from farebox.payments.model import OPERATION
 from farebox.payments.operations import Operations
 from farebox.payments.registry import PaymentMethods, plugins
+from farebox.payments.requests import DepositRequests
 from farebox.payments.service import Payments
 from farebox.paywall.model import REQUEST, Answer
 from farebox.paywall.prices import Prices
@@ -55,6 +58,8 @@ from farebox.rails.cashu import (
     open_session,
 )
 from farebox.rails.cashu.offer import Offers
+from farebox.rails.lightning import RECORDS as LIGHTNING_RECORDS
+from farebox.rails.lightning import LightningMethod, open_node_session
 from farebox.rails.rates.http import HttpRateSource
 from farebox.rails.web import open_guarded_session
 from farebox.settings import (
@@ -71,7 +76,7 @@ from farebox.stores.sqlite import SqliteStore
 from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.tally import Commits, Counts
 from farebox.wire.cashu.model import normalize_mint_url
-from farebox.worker import DUTY, Duty, Job, Worker
+from farebox.worker import DUTY, WATCH_CURSOR, Duty, Job, RailWatch, Worker
 from farebox.worker.expiry import KeyExpiry
 
 if TYPE_CHECKING:
@@ -84,18 +89,27 @@ _KEYS_EVERY_S = 30
 _UPKEEP_EVERY_S = 60
 _SWEEP_EVERY_S = 5
 _PRUNE_EVERY_S = 600
+_POLL_EVERY_S = 2
+_PROBE_EVERY_S = 15
+#: Deposits that one address may ask for within a minute.
+_ASKINGS_MAX = 30
+_ASKINGS_WINDOW_S = 60
 
 #: Every kind of row a book holds beside the money.
 RECORDS: tuple[RecordType[Any], ...] = (
     DEPOSIT,
+    DEPOSIT_REQUEST,
     DUTY,
     OPERATION,
     PROCESS,
     REQUEST,
     ROOT_SEAL,
     TOTALS,
+    WATCH_CURSOR,
+    WITHDRAW_LINK,
     *IDENTITY_RECORDS,
     *CASHU_RECORDS,
+    *LIGHTNING_RECORDS,
 )
 
 
@@ -168,9 +182,11 @@ class Farebox:
         self.cashu = CashuMethod(
             _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
         )
+        self.lightning = await self._open_lightning(guarded)
         self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
         self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
         self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
+        self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), self.payments.methods)
         self.keys = Keys(self.ledger, keys_max=self.settings.accounts.keys_max)
         accounts = self.settings.accounts
         self._failures = FailureLimit(self.clock, accounts.failures_max, accounts.failures_window_s)
@@ -207,11 +223,21 @@ class Farebox:
             self._tracing.follow(self.app.carrier, self.paywall, self.operations, upstreams)
         await self._open_accounts()
         await self.cashu.start()
+        if self.lightning is not None:
+            await self.lightning.start()
         self._watch(upstreams, context.calls)
         self.worker.start()
         self._closing.push_async_callback(self.worker.stop)
         # Left first: what runs is settled while everything it needs is still open.
         self._closing.push_async_callback(self.app.stop)
+
+    async def _open_lightning(self, guarded: aiohttp.ClientSession) -> LightningMethod | None:
+        found = self.settings.lightning
+        if found.url is None:
+            return None
+        session = await self._closing.enter_async_context(open_node_session())
+        node, breaker = node_of(found, session, self.clock)
+        return LightningMethod(config_of(found), node, breaker, self.ledger, guarded)
 
     def _open_traces(self) -> None:
         """Opened before everything that is traced, and so closed after it."""
@@ -263,6 +289,8 @@ class Farebox:
     def _methods(self) -> PaymentMethods:
         methods = PaymentMethods()
         methods.register(self.cashu)
+        if self.lightning is not None:
+            methods.register(self.lightning)
         for plugin in plugins():
             methods.register(plugin)
         return methods
@@ -277,6 +305,10 @@ class Farebox:
             paywall=self.paywall,
             idempotency=self._idempotency,
             failures=self._failures,
+            askings=FailureLimit(self.clock, _ASKINGS_MAX, _ASKINGS_WINDOW_S),
+            deposits=self.deposits,
+            links=WithdrawLinks(self.ledger, self.operations, self.payments),
+            public_url=public_url(self.settings),
             key_expiry_s=accounts.key_expiry_s,
             header_bytes_max=gateway.header_bytes_max,
         )
@@ -304,6 +336,13 @@ class Farebox:
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
             Job("vitals", _LOOK_EVERY_S, self._look),
         ]
+        for rail in self.deposits.rails().values():
+            watch = RailWatch(rail, self.deposits, self.ledger)
+            self._closing.push_async_callback(watch.stop)
+            # One process listens and polls; each knows for itself whether the rail is there.
+            duty = Duty(f"watch:{watch.name}", watch.poll, self.ledger, self.processes)
+            jobs.append(Job(f"watch {watch.name}", _POLL_EVERY_S, duty.run))
+            jobs.append(Job(f"probe {watch.name}", _PROBE_EVERY_S, watch.probe))
         refreshes = [one.models_refresh_s for one in self.settings.upstreams]
         if any(refreshes):
             every_s = min(filter(None, refreshes))
