@@ -23,6 +23,7 @@ from tests.peers.process import PeerProcess, free_port
 _READY_TIMEOUT_S = 120
 _CALL_TIMEOUT_S = 60
 _POLL_S = 0.1
+_ACTIVE = "SERVER_ACTIVE"
 _USER, _PASSWORD = "simnet", "simnet"
 #: Segregated witness is active on a simnet chain, and the first rewards are mature.
 _FIRST_BLOCKS = 400
@@ -148,8 +149,8 @@ class LndNode:
         """Its public key."""
         return str(self.get("/v1/getinfo")["identity_pubkey"])
 
-    def start(self) -> None:
-        """Start it and wait until it is whole. Raises PeerUnavailable."""
+    def start(self, until: str = _ACTIVE) -> None:
+        """Start it and wait; without blocks it never gets active. Raises PeerUnavailable."""
         command = [
             str(self._program),
             f"--lnddir={self._directory}",
@@ -165,7 +166,7 @@ class LndNode:
         ]
         self._process = PeerProcess(command, os.environ, self._directory / "said.log")
         _until(lambda: bool(self.get("/v1/getinfo").get("version")), self._process)
-        _until(lambda: self.get("/v1/state").get("state") == "SERVER_ACTIVE", self._process)
+        _until(lambda: self.get("/v1/state").get("state") in (until, _ACTIVE), self._process)
 
     def stop(self) -> None:
         """End it in good order."""
@@ -265,7 +266,7 @@ class LightningNetwork:
 
     def _start(self) -> None:
         self.chain.start()
-        self.payer.start()
+        self.payer.start(until="RPC_ACTIVE")
         address = str(self.payer.get("/v1/newaddress")["address"])
         self.payer.stop()
         self.chain.stop()

@@ -88,7 +88,7 @@ class _Error(msgspec.Struct, frozen=True):
 
 
 class _Streamed(msgspec.Struct, frozen=True):
-    result: msgspec.Raw | None = None
+    result: msgspec.Raw = msgspec.Raw()
     error: _Error | None = None
     code: int = 0
     message: str = ""
@@ -177,7 +177,7 @@ class Lnd:
         async with aclosing(lines):
             async for line in lines:
                 streamed = decode(line, _Streamed)
-                if streamed.result is not None:
+                if streamed.result:
                     return _payment(decode(bytes(streamed.result), _Payment))
                 error = streamed.error or _Error(streamed.code, streamed.message)
                 if _says(error, _SHUT_OUT):
@@ -198,7 +198,7 @@ class Lnd:
         async with aclosing(lines):
             async for line in lines:
                 streamed = decode(line, _Streamed)
-                if streamed.result is not None:
+                if streamed.result:
                     return _payment(decode(bytes(streamed.result), _Payment))
                 error = streamed.error or _Error(streamed.code, streamed.message)
                 if error.code == _NOT_FOUND:
@@ -222,7 +222,7 @@ def _error(answer: Answer) -> _Error | None:
 
 def _result(line: bytes) -> bytes:
     streamed = decode(line, _Streamed)
-    if streamed.result is None:
+    if not streamed.result:
         raise _failed(streamed.error or _Error(streamed.code, streamed.message))
     return bytes(streamed.result)
 
