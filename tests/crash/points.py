@@ -18,7 +18,7 @@ class Kind(enum.StrEnum):
 
 
 class Point(msgspec.Struct, frozen=True):
-    """`after` a call to a mint or node: it was executed there, and nobody here has heard the answer.
+    """`after` a call to a mint or node: it was executed there, and nobody has heard the answer.
 
     With `drops` the process lives and only the client's connection breaks.
     """

@@ -160,7 +160,6 @@ async def lightning_house(
         bootstrap, "open_guarded_session", partial(open_guarded_session, allow_private=True)
     )
     patch.setattr(bootstrap, "config_of", partial(bootstrap.config_of, allow_private=True))
-    data_dir.mkdir(exist_ok=True)
     macaroon = await asyncio.to_thread(network.house.bake)
     clock = AheadClock()
     async with AsyncExitStack() as open_things:

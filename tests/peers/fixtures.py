@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.peers.install import PeerUnavailable
+from tests.peers.lnbits import LnbitsServer
 from tests.peers.lnd import LightningNetwork
 from tests.peers.nutshell import Nutshell
 from tests.peers.postgres import Postgres
@@ -68,3 +69,16 @@ def lightning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightningNet
         return
     yield network
     network.stop()
+
+
+@pytest.fixture(scope="session")
+def lnbits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LnbitsServer]:
+    """LNbits with its fake funding source, the house's wallet and a payer's."""
+    try:
+        server = LnbitsServer(tmp_path_factory.mktemp("lnbits"))
+        server.start()
+    except PeerUnavailable as reason:
+        missing("LNbits", reason)
+        return
+    yield server
+    server.stop()

@@ -29,6 +29,8 @@ from farebox.wire.bolt11 import decode_invoice
 _T = TypeVar("_T")
 _MSAT = 1_000
 _NOT_FOUND = 404
+#: What LNbits says to a key that opens nothing.
+_NO_WALLET = "Wallet not found."
 _PAYMENTS = "/api/v1/payments"
 
 
@@ -145,8 +147,8 @@ class Lnbits:
         """Pay, and look at what became of it: the answer may come before the end."""
         asked = {"out": True, "bolt11": order.invoice}
         answer = await self._line.call("POST", _PAYMENTS, asked, wait_s=order.timeout_s)
-        if answer.status in (401, 403):
-            raise refused(answer.status, "")
+        if answer.status in (401, 403, _NOT_FOUND):
+            raise refused(401, "")  # whatever is not there, the payment was not made
         known = await self.payment(order.payment_hash)
         if known.state is PaymentState.UNKNOWN:
             if answer.status in (200, 201):
@@ -174,7 +176,10 @@ class Lnbits:
 def _read(answer: Answer, shape: type[_T]) -> _T:
     if answer.status in (200, 201):
         return answer.read(shape)
-    raise refused(answer.status, answer.read(_Error).detail)
+    detail = answer.read(_Error).detail
+    if answer.status == _NOT_FOUND and detail == _NO_WALLET:
+        raise refused(401, detail)
+    raise refused(answer.status, detail)
 
 
 def _is_hash(text: str) -> bool:

@@ -36,7 +36,7 @@ _NETWORKS = {
 _PAY_SLACK_S = 10
 _NOT_FOUND = 5  # gRPC's code
 _IN_VAIN = ("unable to locate invoice", "there are no existing invoices")
-_SHUT_OUT = ("permission denied", "verification failed", "cannot retrieve macaroon", "macaroon")
+_SHUT_OUT = ("permission denied", "verification failed", "macaroon", "unmarshal")
 
 
 _T = TypeVar("_T")

@@ -67,7 +67,7 @@ class Line:
         call_s: float = 15,
     ) -> None:
         self._base = URL(url)
-        self._headers = dict(secret_headers)
+        self._headers = {"Content-Type": "application/json", **secret_headers}
         self._session = session
         self._tls = tls
         self._call_s = call_s
