@@ -155,12 +155,25 @@ async def lightning_house(
     patch: pytest.MonkeyPatch,
     **terms: object,
 ) -> AsyncIterator[LightningHouse]:
-    """Open the doors; what was done is audited when they close."""
+    """A house on the network's LND; what was done is audited when its doors close."""
+    macaroon = await asyncio.to_thread(network.house.bake)
+    settings = {**lightning_settings(network, macaroon), **terms}
+    async with house_on(data_dir, settings, (macaroon,), patch) as house:
+        yield house
+
+
+@asynccontextmanager
+async def house_on(
+    data_dir: Path,
+    lightning: Mapping[str, object],
+    secrets: tuple[str, ...],
+    patch: pytest.MonkeyPatch,
+) -> AsyncIterator[LightningHouse]:
+    """A house on any node, by its settings; no log may have one of its `secrets`."""
     patch.setattr(
         bootstrap, "open_guarded_session", partial(open_guarded_session, allow_private=True)
     )
     patch.setattr(bootstrap, "config_of", partial(bootstrap.config_of, allow_private=True))
-    macaroon = await asyncio.to_thread(network.house.bake)
     clock = AheadClock()
     async with AsyncExitStack() as open_things:
         heard = open_things.enter_context(listening())
@@ -169,14 +182,14 @@ async def lightning_house(
             "data_dir": str(data_dir),
             "upstream": [{"urls": [upstream_url]}],
             "price": [{"path": "/*", "per_request": f"{PRICE_MSAT} msat"}],
-            "lightning": {**lightning_settings(network, macaroon), **terms},
+            "lightning": lightning,
         }
         farebox = await open_things.enter_async_context(
             Farebox(load_settings(None, {}, settings), ROOT_KEY, clock=clock)
         )
         url = await open_things.enter_async_context(serving(farebox.app))
         http = await open_things.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
-        house = LightningHouse(farebox, clock, http, heard, (macaroon,))
+        house = LightningHouse(farebox, clock, http, heard, secrets)
         yield house
         await house.settled()
         await house.assert_whole()

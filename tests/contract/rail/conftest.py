@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,7 @@ class Side:
     dead_invoice: Callable[[], str]
     has_cursor: bool = True
     tls: ssl.SSLContext | None = None
+    certificate: Path | None = None
 
 
 @asynccontextmanager
@@ -69,7 +71,18 @@ async def lnd_side(network: LightningNetwork) -> AsyncIterator[Side]:
     url = network.house.url
     async with line_to(url, HEADERS["lnd"], secret, tls) as line:
         payer = network.payer
-        yield Side("lnd", Lnd(line), "sb", url, secret, payer.pay, payer.invoice, dead, tls=tls)
+        yield Side(
+            "lnd",
+            Lnd(line),
+            "sb",
+            url,
+            secret,
+            payer.pay,
+            payer.invoice,
+            dead,
+            tls=tls,
+            certificate=network.house.certificate,
+        )
 
 
 @asynccontextmanager
