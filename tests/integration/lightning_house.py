@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import httpx
 import pytest
 
 from farebox import bootstrap
 from farebox.bootstrap import Farebox, open_audit
+from farebox.bootstrap.lightning import config_of
 from farebox.clock import SystemClock
 from farebox.ledger.invariants import verify
 from farebox.ledger.replay import Broken
 from farebox.rails.web import open_guarded_session
 from farebox.settings import load_settings
-from farebox.testing.asgi import serving
+from farebox.testing.asgi import Receive, Scope, Send, respond, serving
 from farebox.testing.upstream import PlayUpstream
 from tests.crash.victim import AheadClock
 from tests.integration.whole_house import listening
@@ -130,6 +133,34 @@ class LightningHouse:
         assert sum(one.held for one in accounts if one.kind.value == "custody") == owed
 
 
+class Payee:
+    """A Lightning address whose invoices are the payer's; one that `lies` asks for more."""
+
+    def __init__(self, network: LightningNetwork) -> None:
+        self._network = network
+        self.url = ""
+        self.lies = False
+
+    @property
+    def address(self) -> str:
+        return "bob@" + self.url.removeprefix("http://")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        document: dict[str, object] = {
+            "tag": "payRequest",
+            "callback": f"{self.url}/pay",
+            "minSendable": 1_000,
+            "maxSendable": 10**9,
+            "metadata": '[["text/plain","bob"]]',
+        }
+        if scope["path"] == "/pay":
+            amount_msat = int(parse_qs(scope["query_string"].decode())["amount"][0])
+            asked_msat = amount_msat + 1_000 * self.lies
+            text = await asyncio.to_thread(self._network.payer.invoice, asked_msat)
+            document = {"pr": text, "routes": []}
+        await respond(send, 200, json.dumps(document).encode())
+
+
 async def pay(network: LightningNetwork, invoice: str) -> str:
     """The payer pays, while the house goes on."""
     return await asyncio.to_thread(network.payer.pay, invoice)
@@ -173,7 +204,7 @@ async def house_on(
     patch.setattr(
         bootstrap, "open_guarded_session", partial(open_guarded_session, allow_private=True)
     )
-    patch.setattr(bootstrap, "config_of", partial(bootstrap.config_of, allow_private=True))
+    patch.setattr(bootstrap, "config_of", partial(config_of, allow_private=True))
     clock = AheadClock()
     async with AsyncExitStack() as open_things:
         heard = open_things.enter_context(listening())

@@ -15,16 +15,17 @@ async def methods(context: ApiContext, incoming: Incoming) -> Answer:
 
 
 def _method(method: AbstractPaymentMethod) -> dict[str, object]:
+    standing = method.standing()
     shown: dict[str, object] = {
         "method": method.payment_type,
         "credential": method.credential_hint or method.payment_type,
-    }
-    if not isinstance(method, DepositMethod):
-        return shown | {"works": True, "deposits": None}
-    standing, terms = method.standing(), method.terms()
-    return shown | {
         "works": standing.works,
         "reason": standing.reason,
+    }
+    if not isinstance(method, DepositMethod):
+        return shown
+    terms = method.terms()
+    return shown | {
         "assets": list(terms.assets),
         "deposits": _limits(terms.deposits),
         "payouts": _limits(terms.payouts),

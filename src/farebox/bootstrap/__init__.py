@@ -169,9 +169,6 @@ class Farebox:
     async def _open(self) -> None:
         self.store = self._shared or await self._open_store()
         self._open_traces()
-        traced = (self._tracing.calls(),) if self._tracing else ()
-        self.session = await self._closing.enter_async_context(open_session(*traced))
-        guarded = await self._closing.enter_async_context(open_guarded_session())
         self.ledger = Ledger(self.store, self.clock)
         await require_root_key(self.ledger, self.signer)
         # The lock file of a SQLite book lets one process in: those before it are dead.
@@ -179,14 +176,7 @@ class Farebox:
         await self.processes.start()
         self._closing.push_async_callback(self.processes.stop)
         self.operations = Operations(self.ledger, self.processes)
-        self.cashu = CashuMethod(
-            _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
-        )
-        self.lightning = await self._open_lightning(guarded)
-        self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
-        self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
-        self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
-        self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), self.payments.methods)
+        await self._open_rails()
         self.keys = Keys(self.ledger, keys_max=self.settings.accounts.keys_max)
         accounts = self.settings.accounts
         self._failures = FailureLimit(self.clock, accounts.failures_max, accounts.failures_window_s)
@@ -222,22 +212,37 @@ class Farebox:
         if self._tracing is not None:
             self._tracing.follow(self.app.carrier, self.paywall, self.operations, upstreams)
         await self._open_accounts()
-        await self.cashu.start()
-        if self.lightning is not None:
-            await self.lightning.start()
+        await self._start_rails()
         self._watch(upstreams, context.calls)
         self.worker.start()
         self._closing.push_async_callback(self.worker.stop)
         # Left first: what runs is settled while everything it needs is still open.
         self._closing.push_async_callback(self.app.stop)
 
-    async def _open_lightning(self, guarded: aiohttp.ClientSession) -> LightningMethod | None:
+    async def _open_rails(self) -> None:
+        traced = (self._tracing.calls(),) if self._tracing else ()
+        self.session = await self._closing.enter_async_context(open_session(*traced))
+        guarded = await self._closing.enter_async_context(open_guarded_session())
+        self.cashu = CashuMethod(
+            _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
+        )
+        self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
+        self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
+        self.lightning: LightningMethod | None = None
         found = self.settings.lightning
-        if found.url is None:
-            return None
-        session = await self._closing.enter_async_context(open_node_session())
-        node, breaker = node_of(found, session, self.clock)
-        return LightningMethod(config_of(found), node, breaker, self.ledger, guarded)
+        if found.url is not None:
+            session = await self._closing.enter_async_context(open_node_session())
+            node, breaker = node_of(found, session, self.clock)
+            config = config_of(found)
+            self.lightning = LightningMethod(config, node, breaker, self.ledger, guarded)
+        self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
+        self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), self.payments.methods)
+
+    async def _start_rails(self) -> None:
+        """Put the ceilings into the books."""
+        await self.cashu.start()
+        if self.lightning is not None:
+            await self.lightning.start()
 
     def _open_traces(self) -> None:
         """Opened before everything that is traced, and so closed after it."""

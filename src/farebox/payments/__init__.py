@@ -16,6 +16,7 @@ from farebox.payments.method import (
     RefundResult,
     Refusal,
     Reserve,
+    Standing,
 )
 from farebox.payments.model import Rejected, Unresolved
 from farebox.payments.registry import (
@@ -38,6 +39,7 @@ __all__ = [
     "Refusal",
     "Rejected",
     "Reserve",
+    "Standing",
     "Unresolved",
     "get_payment_method",
     "register_payment_method",

@@ -36,6 +36,14 @@ class PaymentCredentials:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether a method works now, from memory; `reason` when it does not."""
+
+    works: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """What a payment is for: request `owner`, which costs at most `amount_msat`.
 
@@ -185,6 +193,10 @@ class AbstractPaymentMethod(abc.ABC):
     async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
         """Prepare to give back. Here: refused, for methods that cannot."""
         return Refusal("refund_not_supported", f"{self.payment_type} cannot refund")
+
+    def standing(self) -> Standing:
+        """Whether it works now, from memory. Here: it does."""
+        return Standing(works=True)
 
     async def quote_refund(self, request: RefundRequest) -> RefundQuote | Refusal:
         """What `plan_refund` would come to; nothing is stored and nothing moves. Here: not told."""

@@ -89,14 +89,6 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """Whether a method works now, from memory; `reason` when it does not."""
-
-    works: bool
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Terms:
     """What a method says of itself: limits, fees in words, and how long it usually takes."""
 
@@ -141,10 +133,6 @@ class DepositMethod(AbstractPaymentMethod):
     @abc.abstractmethod
     async def probe(self) -> None:
         """Ask the network whether it is there, for `standing`. Raises RailUnavailable."""
-
-    @abc.abstractmethod
-    def standing(self) -> Standing:
-        """Whether it works now."""
 
     @abc.abstractmethod
     def terms(self) -> Terms:

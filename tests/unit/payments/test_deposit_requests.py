@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from farebox.clock import NS_PER_S, ManualClock
 from farebox.errors import RailUnavailable
 from farebox.ids import derived_id
 from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Unit
+from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger
 from farebox.payments import PaymentCredentials, PaymentMethods, Refusal
 from farebox.payments.deposits import (
@@ -29,7 +31,6 @@ from farebox.payments.rail import (
     Limits,
     Payable,
     Sighting,
-    Standing,
     Terms,
     Watched,
 )
@@ -89,9 +90,6 @@ class Tray(DepositMethod):
     def fee_max_msat(self, amount_msat: int) -> int:
         return 0
 
-    def standing(self) -> Standing:
-        return Standing(not self.is_down)
-
     def terms(self) -> Terms:
         return Terms(("BTC",), Limits(1_000, 50_000), None, "none", 1)
 
@@ -142,7 +140,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     clock = ManualClock()
-    records = [DEPOSIT, DEPOSIT_REQUEST, WATCH_CURSOR]
+    records: list[RecordType[Any]] = [DEPOSIT, DEPOSIT_REQUEST, WATCH_CURSOR]
     store = SqliteStore(tmp_path / "book.db", records, clock=clock)
     ledger, tray = Ledger(store, clock), Tray(clock)
     methods = PaymentMethods()

@@ -21,6 +21,7 @@ from farebox.payments import (
     Refusal,
     Rejected,
     Reserve,
+    Standing,
     Unresolved,
 )
 from farebox.rails.cashu.across import Crossing
@@ -94,6 +95,12 @@ class CashuMethod(AbstractPaymentMethod):
         token = decode_token(credential)
         metadata = {"mint": token.mint, "unit": token.unit, "amount": token.amount, "token": token}
         return PaymentCredentials(credential, PAYMENT_TYPE, metadata, identity(token))
+
+    def standing(self) -> Standing:
+        """By its trusted mints: one that answers is enough."""
+        if any(not mint.is_left_alone for mint in self.mints.trusted()):
+            return Standing(works=True)
+        return Standing(works=False, reason="no mint that is trusted answers, or none is named")
 
     async def plan_payment(
         self, credentials: PaymentCredentials, reserve: Reserve | None

@@ -23,6 +23,7 @@ from farebox.payments import (
     Refusal,
     Rejected,
     Reserve,
+    Standing,
     Unresolved,
 )
 from farebox.payments.deposits import DepositState
@@ -31,7 +32,6 @@ from farebox.payments.rail import (
     DepositOrder,
     Payable,
     Sighting,
-    Standing,
     Terms,
     Watched,
 )
