@@ -22,7 +22,7 @@ from farebox.testing.asgi import serving
 from farebox.testing.mint.lightning import encode_invoice
 from farebox.wire import bech32
 from farebox.wire.bolt11 import decode_invoice
-from farebox.worker import WATCH_CURSOR, RailWatch
+from farebox.worker import WATCH_CURSOR, KeyExpiry, RailWatch
 from farebox.worker.watch import WatchCursor
 from tests.integration.lightning_house import (
     CUSTODY,
@@ -298,6 +298,30 @@ async def test_a_lightning_address_gets_what_is_left_after_the_fee_limit(
     assert await house.balance_msat(key) == 26_000  # the direct channel takes no fee
 
 
+async def test_what_is_left_on_a_key_that_expires_goes_to_its_refund_address(
+    house: LightningHouse, lightning: LightningNetwork
+) -> None:
+    farebox, payee = house.farebox, Payee(lightning)
+    async with serving(payee) as payee.url:
+        asked = await house.asked(50_000)
+        assert await pay(lightning, asked["pay"]) == "SUCCEEDED"
+        terms = {
+            "initial_balance_token": asked["pay"],
+            "claim_secret": asked["claim_secret"],
+            "refund_address": payee.address,
+            "key_expiry_time": now_s() + 60,
+        }
+        key = str((await house.post("/create", terms)).json()["api_key"])
+        house.clock.ahead_s += 100
+        expiry = KeyExpiry(farebox.ledger, farebox.operations, farebox.payments, farebox.keys)
+        for _ in range(2):
+            await expiry.run()
+    left_msat = (await house.get("/info", key))["balance"]
+    assert left_msat == 50_000 - 44_000  # the fee limit, of which the direct channel took none
+    refunds = (await house.get("/v1/wallet/refunds", key))["refunds"]
+    assert [one["recipient"] for one in refunds] == [payee.address]
+
+
 async def test_a_wallet_withdraws_a_refund_by_qr_code(
     house: LightningHouse, lightning: LightningNetwork
 ) -> None:
@@ -317,7 +341,7 @@ async def test_a_wallet_withdraws_a_refund_by_qr_code(
     for _ in range(2):
         assert (await house.get(f"{path}&pr={bill}")) == {"status": "OK"}
     another = await asyncio.to_thread(lightning.payer.invoice, 5_000)
-    await house.get(f"{path}&pr={another}")
+    assert (await house.get(f"{path}&pr={another}"))["status"] == "ERROR"
     assert await asyncio.to_thread(lightning.payer.received_msat, bill) == most_msat
     assert await asyncio.to_thread(lightning.payer.received_msat, another) == 0
     assert (await house.get(path))["status"] == "ERROR"

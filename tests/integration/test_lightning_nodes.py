@@ -25,7 +25,11 @@ async def test_a_house_is_paid_and_pays_whatever_its_node(
     }
     if side.certificate is not None:
         settings["certificate"] = str(side.certificate)
-    async with house_on(tmp_path, settings, (side.secret,), monkeypatch) as house:
+    secrets = (side.secret,)
+    if side.invoice_key:
+        settings["invoice_key"] = side.invoice_key
+        secrets += (side.invoice_key,)
+    async with house_on(tmp_path, settings, secrets, monkeypatch) as house:
         asked = await house.asked(100_000)
         await asyncio.to_thread(side.payer_pay, asked["pay"])
         assert (await house.until_credited(asked))["credited_msat"] == 100_000

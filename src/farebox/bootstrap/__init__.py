@@ -269,6 +269,7 @@ class Farebox:
             gateway=self.app,
             upstreams=upstreams,
             mints=self.cashu.mints,
+            rails=tuple(self.deposits.rails().values()),
             worker=self.worker,
             wallet_calls=wallet_calls,
             data_dir=self.settings.data_dir,

@@ -104,9 +104,10 @@ class WithdrawLinks:
             known = await self._operations.get(name)
             if known is None:
                 request = RefundRequest(name, await self.drawable_msat(link), destination)
-                return await self._payments.send(link.account, request, method=link.method)
+                told = await self._payments.send(link.account, request, method=link.method)
+                return _told_of(told, destination)
             if known.state is not OperationState.REJECTED:
-                return self._payments.refunded(known)
+                return _told_of(self._payments.refunded(known), destination)
         return Refusal("link_used_up", "too many invoices of this link could not be paid")
 
     async def _next_name(self, link: WithdrawLink) -> str | None:
@@ -118,6 +119,13 @@ class WithdrawLinks:
             if known.state is not OperationState.REJECTED:
                 return None
         return None
+
+
+def _told_of(told: Refunded | Pending | Refusal, destination: str) -> Refunded | Pending | Refusal:
+    """Of two invoices at once one is paid: who brought the other must not hear that it was his."""
+    if isinstance(told, Refunded) and told.reply.get("recipient") != destination:
+        return Refusal("link_used_up", "this link has paid another invoice")
+    return told
 
 
 def _name(link: WithdrawLink, attempt: int) -> str:

@@ -42,6 +42,7 @@ class Side:
     has_cursor: bool = True
     tls: ssl.SSLContext | None = None
     certificate: Path | None = None
+    invoice_key: str = ""
 
 
 @asynccontextmanager
@@ -100,6 +101,7 @@ async def lnbits_side(server: LnbitsServer) -> AsyncIterator[Side]:
             payer.invoice,
             lambda: foreign.invoice(3_000),
             has_cursor=False,
+            invoice_key=house.invoice_key,
         )
 
 

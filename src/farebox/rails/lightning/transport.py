@@ -19,7 +19,7 @@ from yarl import URL
 
 from farebox.errors import RailRejected, RailUnavailable
 from farebox.rails.web.bounded import read_bounded
-from farebox.rails.web.breaker import Breaker
+from farebox.rails.web.breaker import Breaker, BreakerState
 
 _T = TypeVar("_T")
 _BYTES_MAX = 1 << 20
@@ -109,8 +109,8 @@ class Line:
 
         Raises RailUnavailable where it breaks, at once while the breaker is open.
         """
-        with self.breaker.attempt():
-            pass
+        if self.breaker.state is BreakerState.OPEN:
+            raise RailUnavailable("the node did not answer lately; it is left alone for a while")
         async with self._open(method, path, body, query, wait_s) as response:
             rest = b""
             async for chunk in response.content.iter_any():
