@@ -13,6 +13,8 @@ READY := .venv/ready
 # A uv of the machine's own comes first; ours is found by the programs we start as well.
 export PATH := $(PATH):$(CURDIR)/.uv/bin
 export UV_NO_PROGRESS := 1
+# Some images forbid Python to keep what it compiled: each process then takes twice as long to start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## list the commands
@@ -26,8 +28,8 @@ demo: $(READY) ## tell the story of a paid request on loopback, with play money
 	@.venv/bin/farebox demo $(ARGS)
 
 .PHONY: test
-test: $(READY) peers ## run all tests (ARGS="-k name" for some)
-	@$(PY) -m pytest $(ARGS)
+test: $(READY) peers ## run all tests (ARGS="-k name" for some, ARGS=-n0 in one process)
+	@$(PY) -m pytest -n 2 $(ARGS)
 
 .PHONY: check
 check: $(READY) ## format, lint, types, import contracts, the lock
@@ -44,8 +46,9 @@ soak: $(READY) ## live through fresh seeds of the simulation (SECONDS=3600, ARGS
 	@$(PY) -m tests.simulation --seconds $(SECONDS) $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## measure the ledger and the gateway (ARGS=--json)
+bench: $(READY) ## measure the ledger on both databases, and the gateway (ARGS=--json)
 	@$(PY) -m benchmarks.ledger $(ARGS)
+	@$(PY) -m benchmarks.postgres $(ARGS)
 	@$(PY) -m benchmarks.gateway $(ARGS)
 
 .PHONY: format

@@ -2,12 +2,13 @@
 
     python -m benchmarks.paid_gateway UPSTREAM_URL PORT DATA_DIR PRICE [MINT_URL]
 
-Prints one line per key when it listens.
+Prints one line per key when it listens. The book is in DATA_DIR, or in FAREBOX_DATABASE.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import uvicorn
 import uvloop
 
 from farebox.bootstrap import Farebox
+from farebox.cli.listener import listening, server_config
 from farebox.cli.serve import quieten_collector
 from farebox.identity.keys import KeyTerms, NewKey, new_account
 from farebox.ids import new_id
@@ -49,27 +51,18 @@ async def serve(upstream_url: str, port: int, data_dir: Path, price: str, mint: 
         "price": [{"price": price}],
         "gateway.listen": f"127.0.0.1:{port}",
     }
+    where = {name: os.environ[name] for name in ("FAREBOX_DATABASE",) if name in os.environ}
     async with Farebox(
-        load_settings(None, {}, given), b"benchmark only, not a secret" + b".." * 2
+        load_settings(None, where, given), b"benchmark only, not a secret" + b".." * 2
     ) as house:
         for _ in range(_KEYS):
             print(await funded_key(house), flush=True)
         print("ready", flush=True)
         quieten_collector()
-        config = uvicorn.Config(
-            house.app,
-            host="127.0.0.1",
-            port=port,
-            loop="none",
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-        )
-        await uvicorn.Server(config).serve()
+        with listening(house.settings.gateway.listen, "gateway.listen") as listener:
+            header_bytes_max = house.settings.gateway.header_bytes_max
+            config = server_config(house.app, header_bytes_max, stop_timeout_s=1)
+            await uvicorn.Server(config).serve(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -126,11 +126,16 @@ def test_what_is_missing_is_said_in_one_sentence_before_money_moves(
     assert way_out in sentence
 
 
+@pytest.mark.parametrize("way", ["--key", "FAREBOX_BENCH_KEY"])
 def test_a_key_that_may_run_dry_is_told_before_it_does(
-    standing: Server, mint: Mint, bench: Bench
+    standing: Server, mint: Mint, bench: Bench, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
+    """The environment is not seen in the list of processes, as the command line is."""
     made = call(f"{standing.url}/create", body={"initial_balance_token": mint.token(16)}).json()
-    refused = bench(standing, "--key", made["api_key"], "--rate", "2", "--seconds", "1")
+    key = str(made["api_key"])
+    given = (way, key) if way == "--key" else ()
+    monkeypatch.setenv("FAREBOX_BENCH_KEY", "" if given else key)
+    refused = bench(standing, *given, "--rate", "2", "--seconds", "1")
     assert refused.code == 2
     assert "holds 16 sat, and this run may cost 20 sat" in refused.error
 

@@ -52,7 +52,7 @@ async def test_what_callers_are_told_to_be_charged_is_what_was_earned(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.peer
-async def test_the_same_holds_at_a_real_mint(
+async def test_the_same_holds_at_a_nutshell_mint(
     nutshell: Nutshell, upstream: str, tmp_path: Path
 ) -> None:
     await _storm(nutshell.url, partial(NutshellMoney, nutshell), upstream, tmp_path, ())

@@ -130,7 +130,7 @@ class Desk:
         self._methods = methods
 
     def read(self, headers: Iterable[tuple[bytes, bytes]]) -> Presented | Answer:
-        return dialects.read(headers, self._methods.accepted())
+        return dialects.read(headers, self._methods.accepted)
 
     async def change(self, request_id: str, presented: Presented) -> Answer:
         body = msgspec.json.encode({"request_id": request_id, "by": type(presented).__name__})

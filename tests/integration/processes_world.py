@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import httpx
 import msgspec
 
 from farebox.bootstrap import RECORDS, Farebox
@@ -43,7 +42,7 @@ from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.testing.asgi import serving
 from farebox.testing.mint import PlayMint
 from farebox.testing.upstream import PlayUpstream
-from tests.integration.whole_house import PRICES, ROOT_KEY, Door, WholeHouse
+from tests.integration.whole_house import PRICES, ROOT_KEY, Door, WholeHouse, plain_client
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -116,6 +115,9 @@ class Line:
 
     async def commit(self, unit: Unit, *, synced: bool = True) -> Outcome:
         return await (await self._through()).commit(unit, synced=synced)
+
+    async def commit_many(self, units: Sequence[Unit], *, synced: bool = True) -> Sequence[Outcome]:
+        return await (await self._through()).commit_many(units, synced=synced)
 
     async def outcome(self, unit_id: str) -> Applied | Refused | None:
         return await (await self._through()).outcome(unit_id)
@@ -197,8 +199,7 @@ class World:
         farebox = await self._opened.enter_async_context(made)
         await farebox.worker.stop()
         url = await self._opened.enter_async_context(serving(farebox.app))
-        client = httpx.AsyncClient(base_url=url, timeout=20)
-        http = await self._opened.enter_async_context(client)
+        http = await self._opened.enter_async_context(plain_client(url))
         issued = self.houses[0].issued if self.houses else []
         house = House(
             farebox, self.mint, PlayUpstream(), clock, http, url, io.StringIO(), issued=issued

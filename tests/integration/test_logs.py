@@ -54,6 +54,18 @@ async def test_what_a_request_meets_is_logged_with_its_id(
     assert unheld["request"] != refused["request"]
 
 
+@pytest.mark.parametrize(("play", "streams"), [("cut=1", False), ("cut=5", True)])
+async def test_an_upstream_that_breaks_off_is_one_line_without_a_traceback(
+    house: WholeHouse, play: str, streams: bool
+) -> None:
+    told = await house.chat(play, stream=streams)
+    [broken] = of(house, "upstream.broke_off")
+    assert broken["request"] == told.headers["x-farebox-request-id"]
+    assert "broke off" in broken["error"]
+    assert "exception" not in broken
+    assert [line["level"] for line in lines(house) if line["event"].startswith("request.")] == []
+
+
 async def test_what_an_operation_meets_is_logged_with_both_ids(house: WholeHouse) -> None:
     house.mint.faults.next("swap", DropAfter())
     house.mint.faults.next("restore", Fail(503))

@@ -47,7 +47,9 @@ from farebox.paywall.model import (
     NothingPresented,
     Presented,
 )
+from farebox.paywall.named import NAMED
 from farebox.paywall.prices import Prices
+from farebox.paywall.receipts import Receipts
 from farebox.paywall.service import Paywall
 from farebox.pricing.book import PriceBook
 from farebox.pricing.parse import parse_price
@@ -119,7 +121,8 @@ class House:
         self.clock = ManualClock()
 
     async def start(self, price: str = "10 sat") -> None:
-        records: list[RecordType[Any]] = [PROCESS, API_KEY, KEY_COUNT, OPERATION, DEPOSIT, REQUEST]
+        records: list[RecordType[Any]] = [PROCESS, API_KEY, KEY_COUNT, OPERATION, DEPOSIT]
+        records += [REQUEST, NAMED]
         self.store = SqliteStore(self.path, records, clock=self.clock)
         ledger = Ledger(self.store, self.clock)
         processes = Processes(ledger, alone=True)
@@ -137,8 +140,8 @@ class House:
             self.keys,
             FailureLimit(self.clock, 20, 60),
             self.prices,
-            signer,
             Terms(),
+            Receipts(signer),
             processes=processes,
             public_url="http://here",
         )
@@ -191,7 +194,7 @@ async def test_nothing_presented_is_told_what_would_be_enough(house: House) -> N
 
 
 def test_two_payments_at_once_are_refused_untouched(house: House) -> None:
-    both = [(b"X-Cashu", b"coin:a:1"), (b"Authorization", b"Bearer coin:b:1")]
+    both = [(b"x-cashu", b"coin:a:1"), (b"authorization", b"Bearer coin:b:1")]
     answer = house.paywall.read(both)
     assert isinstance(answer, Answer)
     assert document(answer)["code"] == "two_payments"

@@ -1,4 +1,8 @@
-"""Peers as fixtures, started when first asked for and shared by the session."""
+"""Peers as fixtures, started when first asked for and shared by the whole run.
+
+Where tests run in several workers (`-n 2`), those of one peer all run in the same one, which alone
+starts it. Who hands tests out to workers sees their ids only: hence each has its peer's name in it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,38 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.peers.install import PeerUnavailable
 from tests.peers.lnbits import LnbitsServer
 from tests.peers.lnd import LightningNetwork
 from tests.peers.nutshell import Nutshell
 from tests.peers.postgres import Postgres
+
+#: Each peer, and the fixtures below that start it.
+PEERS = {"nutshell": {"nutshell", "nutshell_with_fees"}, "postgres": {"postgres"}}
+
+
+class _OnePeerOneWorker(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Hands out tests one by one, and all tests of a peer at once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((peer for peer in PEERS if peer in nodeid), nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Whatever `--dist` says."""
+    return _OnePeerOneWorker(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a test that takes a peer and doesn't name it. Raises pytest.UsageError."""
+    for item in items:
+        for peer, fixtures in PEERS.items():
+            if fixtures.intersection(getattr(item, "fixturenames", ())) and peer not in item.nodeid:
+                raise pytest.UsageError(f"{item.nodeid} must have the name of its peer, {peer}")
 
 
 def missing(peer: str, reason: PeerUnavailable) -> None:

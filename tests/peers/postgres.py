@@ -17,11 +17,13 @@ _PASSWORD = "a-password-that-is-never-shown"
 class Postgres:
     """A cluster of one run of the tests; its data is gone when it is removed.
 
-    Nothing is synced: what these tests kill is processes, and the page cache survives them.
+    Nothing is synced, unless `settings` of the server say otherwise: what these tests kill is
+    processes, and the page cache survives them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: str) -> None:
         """Make the cluster. Raises PeerUnavailable."""
+        self._settings = settings
         self._programs = postgres_programs()
         self._port = free_port()
         # Not pytest's directory, which other users cannot enter: a server refuses to be root.
@@ -58,7 +60,7 @@ class Postgres:
             "fsync": "off",
             "max_connections": "60",
             "shared_buffers": "32MB",
-        }
+        } | self._settings
         options = " ".join(f"-c {key}={value}" for key, value in settings.items())
         log = str(self.directory / "log")
         self._run("pg_ctl", "-w", "-l", log, "-o", f"-p {self._port} {options}", "start")

@@ -96,13 +96,12 @@ class Disk:
 
     def _set(self, record: RecordType[Any], key: str, row: DiskRow | None) -> None:
         before = self.rows[record.kind].pop(key, None)
-        for name in record.columns:
-            if before is not None:
-                del self.index[record.kind, name, getattr(before.value, name)][key]
-            if row is not None:
-                value = getattr(row.value, name)
-                self.index.setdefault((record.kind, name, value), {})[key] = None
+        if before is not None:
+            for name, value in zip(record.columns, record.columns_of(before.value), strict=True):
+                del self.index[record.kind, name, value][key]
         if row is not None:
+            for name, value in zip(record.columns, record.columns_of(row.value), strict=True):
+                self.index.setdefault((record.kind, name, value), {})[key] = None
             self.rows[record.kind][key] = row
 
     def _undo(self, staged: Staged) -> Callable[[], None]:
@@ -179,11 +178,12 @@ class DiskReader:
         return ((one.unit.seq, move) for one in self._disk.units[after:] for move in one.movements)
 
     def events(self, after: int) -> Iterator[tuple[int, int, EventRow]]:
-        """What units above a number told."""
+        """Events above a number."""
         return (
             (one.unit.seq, one.unit.at, event)
-            for one in self._disk.units[after:]
+            for one in self._disk.units
             for event in one.events
+            if event.number > after
         )
 
     def accounts(self) -> Iterator[Account]:

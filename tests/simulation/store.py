@@ -38,10 +38,9 @@ from farebox.ledger.model import (
     Refused,
     StoredEvent,
     Unit,
-    check_unit,
 )
 from farebox.ledger.records import RecordType, Row
-from farebox.ledger.store import PAGE_MAX
+from farebox.ledger.store import PAGE_MAX, check_units
 from tests.simulation.disk import Disk
 from tests.simulation.loop import Gate
 from tests.simulation.weather import DiskWeather
@@ -54,9 +53,9 @@ _COLUMN_END = 1 << 63
 
 @dataclass(slots=True)
 class _Waiting:
-    unit: Unit
+    units: Sequence[Unit]
     is_synced: bool
-    answer: asyncio.Future[Outcome]
+    answer: asyncio.Future[Sequence[Outcome]]
 
 
 class SimulatedStore:
@@ -79,14 +78,20 @@ class SimulatedStore:
 
     async def commit(self, unit: Unit, *, synced: bool = True) -> Outcome:
         """Decide and store one unit."""
-        check_unit(unit)
+        (outcome,) = await self.commit_many((unit,), synced=synced)
+        return outcome
+
+    async def commit_many(self, units: Sequence[Unit], *, synced: bool = True) -> Sequence[Outcome]:
+        """Decide and store units in one write."""
+        check_units(units)
         self._check_open()
-        if not _fits_columns(unit):
-            raise StoreError(f"unit {unit.id} cannot be stored, nothing was done")
+        for unit in units:
+            if not _fits_columns(unit):
+                raise StoreError(f"unit {unit.id} cannot be stored, nothing was done")
         if len(self._queue) >= _QUEUE_MAX or self._happens(self._weather().busy):
             raise StoreBusy("the simulated queue is full")
-        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(unit, synced, answer))
+        answer: asyncio.Future[Sequence[Outcome]] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(tuple(units), synced, answer))
         self._queued.open()
         return await answer
 
@@ -132,7 +137,7 @@ class SimulatedStore:
                 _answer(one.answer, StoreError(str(error)))
             return
         staged, overlay = self._staged()
-        units = [one.unit for one in waiting]
+        units = [unit for one in waiting for unit in one.units]
         self._load(overlay, units)
         touched = set(overlay.accounts)
         due = [row for row in self._due(staged.at) if {row.debit, row.credit} & touched]
@@ -144,12 +149,13 @@ class SimulatedStore:
         if self._happens(self._weather().loses_answer):
             # The doubt lasts: nobody can write, nobody is told, until the disk is asked again.
             for one in waiting:
-                _answer(one.answer, OutcomeUnknown(one.unit.id))
+                _answer(one.answer, OutcomeUnknown(one.units[0].id))
             return
         self._disk.in_doubt = None
         self._disk.write(staged, is_synced=any(one.is_synced for one in waiting))
-        for one, outcome in zip(waiting, outcomes, strict=True):
-            _answer(one.answer, outcome)
+        first = 0
+        for one in waiting:
+            _answer(one.answer, outcomes[first : (first := first + len(one.units))])
 
     async def _certain(self) -> None:
         """End the doubt that a lost answer left. Raises StoreError while it stays."""
@@ -273,7 +279,9 @@ class SimulatedStore:
         return probability > 0 and self._chance.random() < probability
 
 
-def _answer(future: asyncio.Future[Outcome], told: Outcome | StoreError) -> None:
+def _answer(
+    future: asyncio.Future[Sequence[Outcome]], told: Sequence[Outcome] | StoreError
+) -> None:
     if future.done():
         return  # the caller gave up waiting; what was committed stands
     if isinstance(told, StoreError):

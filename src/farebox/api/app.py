@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 from litestar import Litestar, Request, Response
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from farebox.api import account, change, deposits, history, lnurl, methods, payouts, wallet
 from farebox.api.context import ApiContext
@@ -17,6 +19,8 @@ from farebox.paywall.model import Answer, Headers
 
 Endpoint = Callable[[ApiContext, Incoming], Awaitable[Answer | Streamed]]
 
+#: Where a request has the house that it is for.
+_CONTEXT = "farebox.context"
 _PREFIXES = ("/v1/wallet", "/v1/balance")
 #: name → (methods, whether also without a prefix, what it does)
 _WALLET: dict[str, tuple[tuple[str, ...], bool, Endpoint]] = {
@@ -55,11 +59,21 @@ def owns_path(path: str) -> bool:
     return path in _OWNED or path.startswith(_OWNED_PREFIXES)
 
 
-def create_api(context: ApiContext) -> Litestar:
-    """The wallet API as an ASGI app."""
+def create_api(context: ApiContext) -> ASGIApp:
+    """The wallet API of one house."""
+    endpoints = _endpoints(context.body_bytes_max)
+
+    async def api(scope: Scope, receive: Receive, send: Send) -> None:
+        await endpoints(cast("Scope", {**scope, _CONTEXT: context}), receive, send)
+
+    return api
+
+
+@lru_cache(maxsize=4)
+def _endpoints(body_bytes_max: int) -> Litestar:
+    """The same for all houses of a process: routes take longer to build than a book to open."""
     handlers = [
         _handler(
-            context,
             name,
             [f"/{name}"] * bare + [f"{prefix}/{name}" for prefix in _PREFIXES],
             methods,
@@ -68,23 +82,23 @@ def create_api(context: ApiContext) -> Litestar:
         for name, (methods, bare, act) in _WALLET.items()
     ]
     handlers += [
-        _handler(context, name, [path], (method,), act)
-        for name, (method, path, act) in _OTHER.items()
+        _handler(name, [path], (method,), act) for name, (method, path, act) in _OTHER.items()
     ]
     return Litestar(
         route_handlers=handlers,
         exception_handlers={Exception: _on_exception},
         openapi_config=None,
         logging_config=None,
-        request_max_body_size=context.body_bytes_max,
+        request_max_body_size=body_bytes_max,
         debug=False,
     )
 
 
 def _handler(
-    context: ApiContext, name: str, paths: list[str], methods: tuple[str, ...], act: Endpoint
+    name: str, paths: list[str], methods: tuple[str, ...], act: Endpoint
 ) -> HTTPRouteHandler:
     async def handle(request: Request[Any, Any, Any]) -> Response[Any]:
+        context: ApiContext = cast("dict[str, Any]", request.scope)[_CONTEXT]
         headers: Headers = tuple(
             (bytes(key), bytes(value)) for key, value in request.scope["headers"]
         )

@@ -39,7 +39,9 @@ from farebox.payments.registry import PaymentMethods, plugins
 from farebox.payments.requests import DepositRequests
 from farebox.payments.service import Payments
 from farebox.paywall.model import REQUEST, Answer
+from farebox.paywall.named import NAMED
 from farebox.paywall.prices import Prices
+from farebox.paywall.receipts import Receipts
 from farebox.paywall.service import Paywall
 from farebox.paywall.settling import REVENUE
 from farebox.pricing.book import PriceBook
@@ -100,6 +102,7 @@ RECORDS: tuple[RecordType[Any], ...] = (
     DEPOSIT,
     DEPOSIT_REQUEST,
     DUTY,
+    NAMED,
     OPERATION,
     PROCESS,
     REQUEST,
@@ -186,8 +189,8 @@ class Farebox:
             self.keys,
             self._failures,
             self.prices,
-            self.signer,
             Offers(self.cashu.mints, self.cashu.locked.public_key),
+            Receipts(self.signer),
             processes=self.processes,
             public_url=public_url(self.settings),
             change_as_credit=_changes_as_credit(self.settings.ecash.change),

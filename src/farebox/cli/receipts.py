@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from dataclasses import dataclass
 
 import msgspec
+
+from farebox.errors import InvalidInput
+from farebox.wire.receipt import document_of
 
 RECEIPT = "x-farebox-receipt"
 #: Asks for the receipt at the end of a stream, whose headers leave before the cost is known.
@@ -25,11 +26,9 @@ class Receipt:
 
 def read_receipt(text: str) -> Receipt | None:
     """The facts of a receipt; None for what is none."""
-    payload = text.partition(".")[0]
     try:
-        raw = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
-        return msgspec.json.decode(raw, type=Receipt)
-    except (binascii.Error, ValueError, msgspec.DecodeError):
+        return msgspec.json.decode(document_of(text), type=Receipt)
+    except (InvalidInput, msgspec.DecodeError):
         return None
 
 

@@ -23,7 +23,7 @@ from farebox.bootstrap import Farebox, public_url
 from farebox.cli.checks import needs_root_key
 from farebox.cli.desk import carry_out
 from farebox.cli.door import open_door
-from farebox.cli.listener import BACKLOG, bounded_http, listening
+from farebox.cli.listener import listening, server_config
 from farebox.cli.logs import write_library_logs, write_logs
 from farebox.cli.options import DataOption, SettingsOption, read_settings
 from farebox.cli.output import JsonOption, progress, show
@@ -126,18 +126,9 @@ async def _serve(
         open_door(found.data_dir, lambda request: carry_out(house, request)),
         _operator_served(house, metrics),
     ):
-        config = uvicorn.Config(
-            house.app,
-            http=bounded_http(found.gateway.header_bytes_max),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            backlog=BACKLOG,
-            # The house cuts what outlasts the grace; this is for what even then does not end.
-            timeout_graceful_shutdown=math.ceil(found.gateway.stop_grace_s) + _LAST_WORDS_S,
-        )
+        # The house cuts what outlasts the grace; this is for what even then does not end.
+        patience_s = math.ceil(found.gateway.stop_grace_s) + _LAST_WORDS_S
+        config = server_config(house.app, found.gateway.header_bytes_max, stop_timeout_s=patience_s)
         server = _Server(config, house, announce)
         quieten_collector()
         with server.stopped_by_signals():
@@ -164,16 +155,8 @@ async def _operator_served(house: Farebox, listener: socket.socket | None) -> As
     if listener is None:
         yield
         return
-    config = uvicorn.Config(
-        house.operator,
-        http=bounded_http(house.settings.gateway.header_bytes_max),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=1,
-    )
+    header_bytes_max = house.settings.gateway.header_bytes_max
+    config = server_config(house.operator, header_bytes_max, stop_timeout_s=1)
     server = _Quiet(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:

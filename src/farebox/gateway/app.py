@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -33,7 +33,15 @@ from farebox.gateway.delivery import Call, Supervision
 from farebox.gateway.exchange import Outgoing
 from farebox.gateway.turns import Turns
 from farebox.gateway.upstream import Upstream, Upstreams
-from farebox.paywall.model import Admission, Answer, BearerMoney, EmbeddedMoney
+from farebox.paywall.model import (
+    Admission,
+    Answer,
+    BearerMoney,
+    EmbeddedMoney,
+    KeyPresented,
+    Presented,
+)
+from farebox.paywall.named import name_of
 from farebox.paywall.service import Paywall
 from farebox.pricing.request import RequestFacts, ask_for_usage, read_request
 from farebox.pricing.tokens import TokenCounter
@@ -42,6 +50,7 @@ _log = structlog.get_logger("farebox.gateway")
 
 _ALLOWED: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _STREAM_RECEIPT: Final = b"x-farebox-stream-receipt"
+_NAME: Final = b"idempotency-key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +185,7 @@ class Gateway:
         target = scope.get("raw_path", scope["path"].encode()).decode("latin-1")
         facts, is_metered = self._read(method, target, body)
         upstream = self._upstreams.find(facts.path)
-        presented = self._paywall.read(scope["headers"])
+        presented = _named(self._paywall.read(scope["headers"]), scope, target, body)
         if isinstance(presented, Answer):
             refused: Answer | None = presented
         elif upstream is None:
@@ -232,6 +241,20 @@ class Gateway:
 @lru_cache(maxsize=2048)
 def _facts_of(method: str, path: str) -> RequestFacts:
     return read_request(method, path, None)
+
+
+def _named(
+    presented: Presented | Answer, scope: Scope, target: str, body: bytes
+) -> Presented | Answer:
+    """With the caller's name for the request, where an account pays and there is one."""
+    if not isinstance(presented, KeyPresented | BearerMoney):
+        return presented
+    raw = header(scope["headers"], _NAME)
+    if not raw:
+        return presented
+    query = scope["query_string"].decode("latin-1")
+    name = name_of(raw, scope["method"], f"{target}?{query}", body)
+    return name if isinstance(name, Answer) else replace(presented, name=name)
 
 
 def _call(scope: Scope, facts: RequestFacts, body: bytes, upstream: Upstream) -> Call:

@@ -79,10 +79,8 @@ def declared_length(headers: RawHeaders) -> int:
 
 def headers_bytes(headers: RawHeaders) -> int:
     """How large headers are together."""
-    size = 0
-    for name, value in headers:
-        size += len(name) + len(value) + _HEADER_OVERHEAD_BYTES
-    return size
+    sizes = [len(name) + len(value) for name, value in headers]
+    return sum(sizes) + len(sizes) * _HEADER_OVERHEAD_BYTES
 
 
 async def send_answer(send: Send, answer: Answer, *, method: str = "GET") -> None:

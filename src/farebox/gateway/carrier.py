@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import structlog
@@ -53,17 +54,30 @@ class Carrier:
         A server that stops waiting has lost its caller, or its patience: what was delivered until
         then is settled.
         """
-        task = asyncio.get_running_loop().create_task(work)
+        loop = asyncio.get_running_loop()
+        task, ended = loop.create_task(work), loop.create_future()
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._ended, ended))
         try:
-            await asyncio.shield(task)
+            await ended
         except asyncio.CancelledError:
             self._abandoned.add(task)
             task.add_done_callback(self._abandoned.discard)
             if task in self._deliveries:
                 self._deliveries[task].interrupt(Why.CALLER_LEFT)
             raise
+
+    def _ended(self, ended: asyncio.Future[None], task: asyncio.Task[None]) -> None:
+        """Tell whoever waits for a task what became of it. asyncio's own `shield` costs more."""
+        self._tasks.discard(task)
+        if ended.done():
+            return
+        if task.cancelled():
+            ended.cancel()
+        elif error := task.exception():
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
 
     async def authorise(
         self,

@@ -192,9 +192,9 @@ class Delivery:
             outcome = self._interrupted(self._why)
         except OSError:  # how some servers say that the caller has left
             outcome = self._interrupted(Why.CALLER_LEFT)
-        except Exception as error:  # a defect: the hold must be settled all the same
+        except Exception:  # a defect: the hold must be settled all the same
             _log.exception("request.failed", request=self._admission.request_id)
-            outcome = self._broken(type(error).__name__)
+            outcome = self._broken()
         finally:
             self._forwarding = None
             if self._exchange is not None:
@@ -231,7 +231,11 @@ class Delivery:
         ended = Ended.COMPLETE if fine else Ended.REFUSED
         begun = b""
         if not fine or self._is_whole(exchange, kind):
-            begun, complete = await self._read_whole(exchange)
+            try:
+                begun, complete = await self._read_whole(exchange)
+            except UpstreamDied as died:
+                _log.warning("upstream.broke_off", error=str(died))
+                return Refused(problems.upstream_unreachable())
             if complete:
                 return Whole(exchange, begun, ended)
         return await self._stream(exchange, begun, ended)
@@ -276,7 +280,8 @@ class Delivery:
                     await self._send_on(out)
                 if self._is_check_due() and await self._is_used_up():
                     return self._cut(Ended.CUT, "hold_exhausted", _USED_UP)
-        except UpstreamDied:
+        except UpstreamDied as died:
+            _log.warning("upstream.broke_off", error=str(died))
             return self._cut(Ended.UPSTREAM_DIED, "upstream_died", _DIED, held)
         return Streamed(ended, held + self._meter.finish())
 
@@ -342,10 +347,9 @@ class Delivery:
             case _:
                 assert_never(why)
 
-    def _broken(self, name: str) -> Outcome:
+    def _broken(self) -> Outcome:
         if not self._head_sent:
-            died = name == UpstreamDied.__name__
-            return Refused(problems.upstream_unreachable() if died else problems.failed())
+            return Refused(problems.failed())
         return self._cut(Ended.UPSTREAM_DIED, "internal_error", _FAILED)
 
     def _cut(self, ended: Ended, code: str, message: str, held: bytes = b"") -> Streamed:

@@ -38,7 +38,7 @@ _log = structlog.get_logger("farebox.idempotency")
 
 #: How long an answer can be had again.
 KEPT_S = 24 * 3600
-_NAME_MAX_CHARS = 255
+NAME_MAX_CHARS = 255
 _BODY_MAX_BYTES = 1 << 20
 _PRUNED_AT_ONCE = 500
 
@@ -116,10 +116,8 @@ class Idempotency:
         `scope` is whose name it is (an account, a credential): names of others are never met.
         Every Ticket must be given to `finish` or `release`. Raises InvalidInput on a bad name.
         """
-        if not 0 < len(name) <= _NAME_MAX_CHARS or not (name.isascii() and name.isprintable()):
-            raise InvalidInput(
-                f"an idempotency key has 1 to {_NAME_MAX_CHARS} printable characters"
-            )
+        if not 0 < len(name) <= NAME_MAX_CHARS or not (name.isascii() and name.isprintable()):
+            raise InvalidInput(f"an idempotency key has 1 to {NAME_MAX_CHARS} printable characters")
         key = derived_id("idem", scope, name)
         if key in self._running:
             return InProgress() if self._running[key] == fingerprint else KeyReused()

@@ -70,13 +70,15 @@ def encode_body(decision: Decision, puts: tuple[PutDigest, ...]) -> bytes:
     opens: list[tuple[int, str, str, str]] = []
     ceilings: list[tuple[int, str, str | None]] = []
     if isinstance(outcome, Applied):
-        told = ("applied", [str(amount) for amount in outcome.amounts])
-        for number, step in enumerate(unit.steps):
-            if type(step) is Open:
-                opens.append((number, step.account, step.asset, step.kind))
-            elif type(step) is SetCeiling:
-                ceiling = None if step.ceiling is None else str(step.ceiling)
-                ceilings.append((number, step.account, ceiling))
+        told = ("applied", list(map(str, outcome.amounts)))
+        # Each step that moves nothing opens an account or sets a ceiling: most units have none.
+        if len(decision.movements) < len(unit.steps):
+            for number, step in enumerate(unit.steps):
+                if type(step) is Open:
+                    opens.append((number, step.account, step.asset, step.kind))
+                elif type(step) is SetCeiling:
+                    ceiling = None if step.ceiling is None else str(step.ceiling)
+                    ceilings.append((number, step.account, ceiling))
     else:
         told = ("refused", outcome.step, outcome.code)
     return _pack((unit.fingerprint, unit.sticky, told, unit.reply, opens, ceilings, puts))

@@ -30,7 +30,7 @@ from farebox.ledger.model import (
     Unit,
     Void,
 )
-from farebox.ledger.records import RecordType, column_value
+from farebox.ledger.records import RecordType
 
 #: What one batch releases at most; a hold that is due and waits is refused all the same.
 EXPIRED_MAX = 5_000
@@ -129,8 +129,9 @@ class Staged:
     def decide(self, units: Sequence[Unit]) -> list[Outcome]:
         """Decide units in order; their outcomes hold once what is staged is committed."""
         outcomes: list[Outcome] = []
+        overlay, at = self._overlay, self.at
         for unit in units:
-            decided = evaluate(unit, self._overlay, self._seq + 1, self.at)
+            decided = evaluate(unit, overlay, self._seq + 1, at)
             if isinstance(decided, Decision):
                 self._stage(decided)
                 outcomes.append(decided.outcome)
@@ -156,17 +157,15 @@ class Staged:
             self.events.append(
                 (self._book, event.number, seq, self.at, event.name, event.subject, event.data)
             )
-        for account in decision.accounts:
-            self.accounts[account.id] = account
-        for hold in decision.holds:
-            self.holds[hold.id] = hold
+        self.accounts.update(decision.accounts)
+        if decision.holds:
+            self.holds.update(decision.holds)
 
     def _put(self, put: Put, seq: int) -> PutDigest:
         record = put.record
         raw = record.encode(put.value)
         version = put.expect + 1
-        columns = [column_value(getattr(put.value, name)) for name in record.columns]
-        row = (self._book, put.key, version, seq, raw, *columns)
+        row = (self._book, put.key, version, seq, raw, *record.columns_of(put.value))
         self.records.setdefault(record, []).append(row)
         return PutDigest(record.kind, put.key, version, value_digest(raw))
 

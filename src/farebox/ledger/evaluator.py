@@ -6,6 +6,7 @@ Precedence of outcomes: a known id (`Replayed`, `Mismatch`), then rows in the or
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,13 +80,13 @@ class Overlay:
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
-    """What one unit did, to be stored with it."""
+    """What one unit did, to be stored with it: accounts and holds as they stand after it."""
 
     unit: Unit
     outcome: Applied | Refused
-    movements: tuple[Movement, ...] = ()
-    accounts: tuple[Account, ...] = ()
-    holds: tuple[HoldRow, ...] = ()
+    movements: Sequence[Movement] = ()
+    accounts: Mapping[str, Account] = {}
+    holds: Mapping[str, HoldRow] = {}
 
 
 class _Refusal(Exception):
@@ -113,7 +114,9 @@ class _Trial:
     def pair(self, debit: str, credit: str) -> tuple[Account, Account]:
         if debit == credit:
             raise _Refusal(Code.ACCOUNTS_MUST_BE_DIFFERENT)
-        debtor, creditor = self.account(debit), self.account(credit)
+        own, known = self.accounts, self.overlay.accounts
+        debtor = own.get(debit) or known[debit]
+        creditor = own.get(credit) or known[credit]
         if debtor is None:
             raise _Refusal(Code.DEBIT_ACCOUNT_NOT_FOUND)
         if creditor is None:
@@ -228,12 +231,18 @@ def _transfer(trial: _Trial, step: Transfer) -> None:
     _check_amount(step.amount)
     debtor, creditor = trial.pair(step.debit, step.credit)
     amount = step.amount
-    if step.balancing is Balancing.DEBIT:
-        amount = min(amount, max(0, debtor.available))
-    elif step.balancing is Balancing.CREDIT:
-        amount = min(amount, max(0, creditor.held - creditor.credits_pending))
+    if step.balancing is not None:
+        amount = min(amount, max(0, _balance(step.balancing, debtor, creditor)))
     trial.move(debtor, creditor, 0, amount, check=True)
     trial.record("transfer", step.debit, step.credit, amount, step.code, "", 0)
+
+
+def _balance(side: Balancing, debtor: Account, creditor: Account) -> int:
+    match side:
+        case Balancing.DEBIT:
+            return debtor.available
+        case Balancing.CREDIT:
+            return creditor.held - creditor.credits_pending
 
 
 def _hold(trial: _Trial, step: Hold) -> None:
@@ -290,18 +299,13 @@ def evaluate(unit: Unit, overlay: Overlay, seq: int, at: int) -> Outcome | Decis
         overlay.units[unit.id] = Known(unit.fingerprint, refused)
         return Decision(unit, refused)
     overlay.accounts.update(trial.accounts)
-    overlay.holds.update(trial.holds)
+    if trial.holds:
+        overlay.holds.update(trial.holds)
     for put in unit.puts:
         overlay.versions[put.record.kind, put.key] = put.expect + 1
     outcome = Applied(seq, at, tuple(trial.amounts), unit.reply)
     overlay.units[unit.id] = Known(unit.fingerprint, outcome)
-    return Decision(
-        unit,
-        outcome,
-        tuple(trial.movements),
-        tuple(trial.accounts.values()),
-        tuple(trial.holds.values()),
-    )
+    return Decision(unit, outcome, trial.movements, trial.accounts, trial.holds)
 
 
 def _rows_blocked(unit: Unit, versions: dict[RowKey, int]) -> Stale | Taken | None:
@@ -321,10 +325,5 @@ def expire(row: HoldRow, overlay: Overlay, unit: Unit, seq: int, at: int) -> Dec
     trial.close_hold(row.id, 0, HoldState.EXPIRED, "expire")
     overlay.accounts.update(trial.accounts)
     overlay.holds.update(trial.holds)
-    return Decision(
-        unit,
-        Applied(seq, at, (0,)),
-        tuple(trial.movements),
-        tuple(trial.accounts.values()),
-        tuple(trial.holds.values()),
-    )
+    outcome = Applied(seq, at, (0,))
+    return Decision(unit, outcome, trial.movements, trial.accounts, trial.holds)

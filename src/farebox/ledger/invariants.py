@@ -63,7 +63,7 @@ class AuditReader(Protocol):
         ...
 
     def events(self, after: int) -> Iterator[tuple[int, int, EventRow]]:
-        """(unit number, time, event) of units above `after`, in order of unit and number."""
+        """(unit number, time, event) of events above number `after`, in order."""
         ...
 
     def accounts(self) -> Iterator[Account]:
@@ -175,7 +175,7 @@ class _Audit:
         """Numbers, times, chain and replay of every unit."""
         after = self.start.seq
         movements = _Grouped(self.reader.movements(after), "a movement")
-        events = _Grouped(self.reader.events(after), "an event")
+        events = _Grouped(self.reader.events(self.start.event), "an event")
         for unit in self.reader.units(after):
             if unit.seq != self.seq + 1:
                 where, expected = f"after unit {self.seq}", f"unit {self.seq + 1}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -18,11 +18,15 @@ class RecordType(Generic[T]):
 
     `indexes` are tuples of field names of `type` (str, int or str-enum fields; a None is not
     found by). A query gives equal values for leading fields and may range over the next one.
+    `resting` are values of indexed fields that nobody looks for, such as the state of what has
+    ended: a row with one of them is in no index, so that indexes hold what is in work, not all
+    there ever was.
     """
 
     kind: str
     type: type[T]
     indexes: tuple[tuple[str, ...], ...] = ()
+    resting: frozenset[str] = frozenset()
     columns: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -30,15 +34,23 @@ class RecordType(Generic[T]):
         object.__setattr__(self, "columns", tuple(names))
         object.__setattr__(self, "decode", msgspec.json.Decoder(self.type).decode)
 
-    def check_query(self, equal: Collection[str], at_most: str | None) -> None:
-        """Raise ValueError unless an index begins with the fields `equal`, then `at_most`."""
+    def check_query(self, equal: Mapping[str, str | int], at_most: str | None) -> None:
+        """Raise ValueError unless an index begins with the fields of `equal`, then `at_most`, and
+        has rows with these values."""
         if not equal and at_most is None:
             return
+        if not self.resting.isdisjoint(map(column_value, equal.values())):
+            raise ValueError(f"no index of {self.kind} has rows with {dict(equal)}")
         for index in self.indexes:
             leading, rest = index[: len(equal)], index[len(equal) :]
             if set(leading) == set(equal) and at_most in (None, *rest[:1]):
                 return
         raise ValueError(f"no index of {self.kind} begins with {[*equal, at_most or '']}")
+
+    def columns_of(self, value: T) -> list[str | int | None]:
+        """The indexed fields of a row as a store keeps them, in the order of `columns`."""
+        fields = [column_value(getattr(value, name)) for name in self.columns]
+        return fields if self.resting.isdisjoint(fields) else [None] * len(fields)
 
     def encode(self, value: T) -> bytes:
         """The stored form of a row."""

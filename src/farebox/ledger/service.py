@@ -11,7 +11,7 @@ import msgspec
 
 from farebox.clock import Clock
 from farebox.errors import StoreBusy
-from farebox.ledger.model import ABSENT, Guard, Outcome, Stale, Taken, Unit
+from farebox.ledger.model import ABSENT, Guard, Outcome, Stale, Taken, Transfer, Unit
 from farebox.ledger.records import RecordType, Row
 from farebox.ledger.store import Store
 
@@ -20,6 +20,8 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 #: After so many lost races something is wrong, and the caller hears of it.
 _ATTEMPTS_MAX = 16
+
+_pack = msgspec.msgpack.Encoder().encode
 
 RowName = tuple[RecordType[Any], str]
 
@@ -77,6 +79,23 @@ class Ledger:
                     return outcome
         raise StoreBusy(f"lost {_ATTEMPTS_MAX} races for the same rows; try again")
 
+    async def post_many(self, transfers: Mapping[str, Transfer]) -> dict[str, Outcome]:
+        """Make 1 to UNITS_MAX transfers in one commit, in this order; tells what became of each.
+
+        The keys are ids for ever, of units that have one step each. The same id with the same
+        transfer again is told what it was told first (`Replayed`), with another one `Mismatch`. A
+        refused transfer does not touch its neighbours and leaves nothing behind: the same call
+        again tries it again, and only it.
+
+        Raises what `Store.commit_many` raises; then too the same call again is safe.
+        """
+        units = [
+            Unit(unit_id, (transfer,), fingerprint=_fingerprint(transfer))
+            for unit_id, transfer in transfers.items()
+        ]
+        outcomes = await self.store.commit_many(units)
+        return dict(zip(transfers, outcomes, strict=True))
+
     @asynccontextmanager
     async def _locked(self, rows: Sequence[RowName]) -> AsyncIterator[None]:
         # Sorted, so that two calls that want the same rows never wait for each other for ever.
@@ -103,6 +122,11 @@ class _KeyLock(asyncio.Lock):
     def __init__(self) -> None:
         super().__init__()
         self.users = 0
+
+
+def _fingerprint(transfer: Transfer) -> bytes:
+    balancing = transfer.balancing or ""
+    return _pack((transfer.debit, transfer.credit, str(transfer.amount), transfer.code, balancing))
 
 
 def _guarded(unit: Unit, rows: Sequence[RowName], state: State) -> Unit:

@@ -6,18 +6,36 @@ commits it in one transaction, and only then answers everybody in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import msgspec
 
-from farebox.ledger.model import Account, Applied, Outcome, Refused, StoredEvent, Unit
+from farebox.ledger.model import (
+    Account,
+    Applied,
+    Outcome,
+    Refused,
+    StoredEvent,
+    Unit,
+    check_unit,
+)
 from farebox.ledger.records import RecordType, Row
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 #: The most rows one read returns.
 PAGE_MAX = 1_000
+#: The most units that one call commits, and that one transaction holds.
+UNITS_MAX = 1_000
+
+
+def check_units(units: Sequence[Unit]) -> None:
+    """Refuse what `Store.commit_many` takes from nobody. Raises ValueError."""
+    if not 0 < len(units) <= UNITS_MAX:
+        raise ValueError(f"{len(units)} units at once: 1 to {UNITS_MAX} are allowed")
+    for unit in units:
+        check_unit(unit)
 
 
 class Store(Protocol):
@@ -34,6 +52,18 @@ class Store(Protocol):
         the commit was lost, StoreError when the store failed and nothing was done, ValueError for
         a unit that no correct program makes (`check_unit`). A caller that is cancelled while it
         waits does not undo the unit: it may still be committed, and its id tells.
+        """
+        ...
+
+    async def commit_many(self, units: Sequence[Unit], *, synced: bool = True) -> Sequence[Outcome]:
+        """Decide and durably store 1 to UNITS_MAX units, in this order, in one transaction.
+
+        Each has an outcome of its own: one that is refused does not touch its neighbours. What
+        `commit` raises is raised for all of them. So a StoreError says that nothing was done, even
+        where only one of them cannot be stored; OutcomeUnknown names the first. The same call
+        again is always safe: what happened is `Replayed`.
+
+        Raises ValueError, before anything is done, also for too many units or none.
         """
         ...
 

@@ -10,7 +10,7 @@ from farebox.clock import iso
 from farebox.payments import Refusal
 from farebox.payments.service import Pending
 from farebox.paywall.dialects import Problem, Wanted, change_headers, problem, refusal, sentence
-from farebox.paywall.model import Answer, Request, RequestState
+from farebox.paywall.model import Answer, Headers, Request, RequestState
 from farebox.pricing.book import NoPrice, NoPriceReason, Quote
 from farebox.pricing.rates import RateStale
 from farebox.pricing.request import RequestFacts
@@ -21,6 +21,17 @@ def asks(quote: Quote) -> str:
     return (
         f"This request costs at most {quote.maximum_msat} msat. Send it again with X-Cashu or an "
         "account key; what it does not use comes back."
+    )
+
+
+BALANCE_SHORT = "insufficient_balance"
+
+
+def balance_short(balance_msat: int, quote: Quote) -> str:
+    """The sentence for an account that does not cover what a request can cost."""
+    return (
+        f"The balance of {balance_msat} msat does not cover {quote.maximum_msat} msat, the most "
+        "this request can cost; top it up, or lower its output limit."
     )
 
 
@@ -73,10 +84,49 @@ def in_progress(request_id: str) -> Answer:
             409,
             "request_in_progress",
             "Still in progress",
-            "The request that this token pays for is still running; ask again.",
+            "The same request is still running; ask again.",
             "The money is held for the request.",
             {"request_id": request_id, "state": RequestState.AUTHORISED.value},
             ((b"retry-after", b"1"),),
+        )
+    )
+
+
+def name_unreadable(chars_max: int) -> Answer:
+    """400: what stands in `Idempotency-Key` is no name."""
+    detail = f"An Idempotency-Key has 1 to {chars_max} printable ASCII characters."
+    return refusal("idempotency_key_unreadable", detail, {})
+
+
+def name_reused() -> Answer:
+    """422: the name belongs to another request."""
+    return problem(
+        Problem(
+            422,
+            "idempotency_key_reused",
+            "Idempotency key reused",
+            "This Idempotency-Key was used for another request; choose a new one.",
+        )
+    )
+
+
+def answer_not_stored(request_id: str, request: Request, receipt: Headers) -> Answer:
+    """409: what a named request came to; the answer of the service itself is kept nowhere."""
+    return problem(
+        Problem(
+            409,
+            "answer_not_stored",
+            "Answered already",
+            "The request of this Idempotency-Key was answered and charged; its answer is not kept. "
+            "Send it with a new Idempotency-Key to have and pay it again.",
+            "It was charged once, and is not charged again.",
+            {
+                "request_id": request_id,
+                "state": request.state.value,
+                "ended": request.ended,
+                "charged_msat": request.charged_msat,
+            },
+            receipt,
         )
     )
 

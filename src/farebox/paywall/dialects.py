@@ -6,8 +6,7 @@ NUT-24 (`X-Cashu`), bearer keys, and RFC 9457 problem documents. The problem doc
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,10 +22,11 @@ from farebox.paywall.model import (
     NothingPresented,
     Presented,
 )
-from farebox.signer import Signer
 from farebox.wire.cashu.request import LockOption, PaymentRequest, encode_request
 
 _KEY_PREFIX = "sk-"
+_READ = frozenset({b"x-cashu", b"authorization", b"x-farebox-change"})
+_NO_WISH = ChangeWish()
 #: A credential longer than this is refused before anything reads it.
 CREDENTIAL_MAX_CHARS = 65_536
 #: Many take 8 KiB for one line, name and all.
@@ -89,19 +89,25 @@ def problem(fault: Problem) -> Answer:
     return Answer(fault.status, headers, body, fault.code)
 
 
-def read(headers: Iterable[tuple[bytes, bytes]], accepted: Sequence[str]) -> Presented | Answer:
-    """Find the one payment in a request's headers; more than one is an error, none touched."""
+def read(
+    headers: Iterable[tuple[bytes, bytes]], accepted: Callable[[], Sequence[str]]
+) -> Presented | Answer:
+    """Find the one payment in a request's headers; more than one is an error, none touched.
+
+    Names are in lower case, as ASGI has them. `accepted` is what an error says would do.
+    """
     embedded: list[bytes] = []
     bearer: list[bytes] = []
-    wish: ChangeWish | None = ChangeWish()
+    wish: ChangeWish | None = _NO_WISH
     for name, value in headers:
-        lowered = name.lower()
-        if lowered == b"x-cashu":
+        if name not in _READ:
+            continue
+        if name == b"x-cashu":
             embedded.append(value)
-        elif lowered == b"authorization" and value[:7].lower() == b"bearer ":
-            bearer.append(value[7:].strip())
-        elif lowered == b"x-farebox-change":
+        elif name == b"x-farebox-change":
             wish = _wish(value)
+        elif value[:7].lower() == b"bearer ":
+            bearer.append(value[7:].strip())
     if len(embedded) + len(bearer) > 1:
         return problem(
             Problem(
@@ -109,18 +115,18 @@ def read(headers: Iterable[tuple[bytes, bytes]], accepted: Sequence[str]) -> Pre
                 "two_payments",
                 "More than one payment",
                 "The request carries more than one payment; send exactly one.",
-                extra={"accepted": list(accepted)},
+                extra={"accepted": list(accepted())},
             )
         )
     if embedded:
         text = _text(embedded[0])
         if wish is None:
             return refusal("change_not_understood", f"X-Farebox-Change is {_WISH_FORM}.", {})
-        return EmbeddedMoney(text, wish) if text else unreadable(accepted)
+        return EmbeddedMoney(text, wish) if text else unreadable(accepted())
     if bearer:
         text = _text(bearer[0])
         if not text:
-            return unreadable(accepted)
+            return unreadable(accepted())
         return KeyPresented(text) if text.startswith(_KEY_PREFIX) else BearerMoney(text)
     return NothingPresented()
 
@@ -262,13 +268,3 @@ def change_headers(token: str) -> Headers:
     would refuse the whole answer for it: then the link, and the same token again, tell it."""
     fits = 0 < len(token) <= _HEADER_MAX_CHARS
     return ((b"x-cashu", token.encode()),) if fits else ()
-
-
-def receipt(signer: Signer, facts: Mapping[str, object]) -> str:
-    """`base64url(JSON) "." base64url(Ed25519 signature of the JSON)`, without padding."""
-    body = msgspec.json.encode(facts)
-    return f"{_b64(body)}.{_b64(signer.sign(body))}"
-
-
-def _b64(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

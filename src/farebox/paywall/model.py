@@ -25,10 +25,19 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestName:
+    """`Idempotency-Key`: the caller's name for one request, and what tells that from others."""
+
+    text: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class KeyPresented:
     """`Authorization: Bearer sk-…`"""
 
     secret: str = field(repr=False)
+    name: RequestName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,7 @@ class BearerMoney:
     """`Authorization: Bearer cashu…`: redeemed once, then the key to its account."""
 
     credential: str = field(repr=False)
+    name: RequestName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,4 +149,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     change: bytes = b""
 
 
-REQUEST = RecordType("request", Request, indexes=(("state", "owner"),))
+REQUEST = RecordType(
+    "request", Request, indexes=(("state",),), resting=frozenset({RequestState.SETTLED.value})
+)

@@ -33,11 +33,10 @@ from farebox.identity import (
     KeyRefused,
     KeyRefusedReason,
     Keys,
-    KeyState,
     token_account,
 )
 from farebox.ids import derived_id, new_id
-from farebox.ledger.model import Applied, Outcome, Stale, Unit, hold_id
+from farebox.ledger.model import Applied, Outcome, Stale, Taken, Unit, hold_id
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
 from farebox.payments import PaymentCredentials, PlannedChange, Refusal, Reserve
@@ -50,7 +49,6 @@ from farebox.paywall.model import (
     Admission,
     Answer,
     BearerMoney,
-    ChangeWish,
     EmbeddedMoney,
     Ended,
     KeyPresented,
@@ -60,7 +58,9 @@ from farebox.paywall.model import (
     RequestState,
     Settlement,
 )
+from farebox.paywall.named import Name, Puts, naming
 from farebox.paywall.prices import Prices
+from farebox.paywall.receipts import Receipts
 from farebox.paywall.settling import (
     NO_USAGE,
     Bill,
@@ -70,15 +70,16 @@ from farebox.paywall.settling import (
     bill_of,
     checkpointing,
     free,
+    receipt_facts,
     request_headers,
     settled,
     settlement,
     settling_unit,
 )
+from farebox.paywall.wishes import change_account
 from farebox.pricing.book import PriceBook, Quote
 from farebox.pricing.request import RequestFacts
 from farebox.pricing.usage import Usage
-from farebox.signer import Signer
 
 _log = structlog.get_logger("farebox.paywall")
 
@@ -95,8 +96,8 @@ class Paywall:
         keys: Keys,
         failures: FailureLimit,
         prices: Prices,
-        signer: Signer,
         cashu: CashuTerms,
+        receipts: Receipts,
         *,
         processes: Processes,
         public_url: str,
@@ -107,8 +108,8 @@ class Paywall:
         self._payments = payments
         self._keys = keys
         self._failures = failures
-        self._signer = signer
         self._cashu = cashu
+        self._receipts = receipts
         self._processes = processes
         self._public_url = public_url.rstrip("/")
         self._change_as_credit = change_as_credit
@@ -130,7 +131,7 @@ class Paywall:
 
     def read(self, headers: Iterable[tuple[bytes, bytes]]) -> Presented | Answer:
         """The payment in a request's headers, or the 400 that says why there is none to read."""
-        return dialects.read(headers, self._accepted())
+        return dialects.read(headers, self._accepted)
 
     async def authorise(
         self,
@@ -156,39 +157,39 @@ class Paywall:
         match presented:
             case NothingPresented():
                 return await self._challenge(facts, quote, "payment_required", answers.asks(quote))
-            case KeyPresented(secret):
+            case KeyPresented(secret, name):
                 key = await self._keys.authenticate(secret)
                 if isinstance(key, KeyRefused):
                     return self._key_refused(key, address)
-                return await self._authorise_account(request_id, key.account, facts, quote)
-            case BearerMoney(credential):
-                return await self._authorise_bearer(request_id, credential, facts, quote, address)
+                return await self._authorise_account(request_id, key.account, facts, quote, name)
+            case BearerMoney():
+                return await self._authorise_bearer(request_id, presented, facts, quote, address)
             case EmbeddedMoney():
                 return await self._authorise_embedded(presented, facts, quote, address)
             case _:
                 assert_never(presented)
 
     async def _authorise_account(
-        self, request_id: str, account: str, facts: RequestFacts, quote: Quote
+        self, request_id: str, account: str, facts: RequestFacts, quote: Quote, name: Name
     ) -> Admission | Answer:
+        named = await naming(self._ledger, self._receipts, account, name, request_id)
+        if isinstance(named, Answer):
+            return named
         request = self._request(account, hold_id(request_id, 0), quote)
-        if isinstance(await self._hold(request_id, request), Applied):
+        outcome = await self._hold(request_id, request, named)
+        if isinstance(outcome, Applied):
             return admission_of(request_id, request, self._public_url)
+        if named and isinstance(outcome, Stale | Taken):  # the same name came a moment before
+            return await self._authorise_account(request_id, account, facts, quote, name)
         balance = await self._available(account)
-        return await self._challenge(
-            facts,
-            quote,
-            "insufficient_balance",
-            f"The balance of {balance} msat does not cover {quote.maximum_msat} msat, the most "
-            "this request can cost; top it up, or lower its output limit.",
-            balance_msat=balance,
-        )
+        why = answers.balance_short(balance, quote)
+        return await self._challenge(facts, quote, answers.BALANCE_SHORT, why, balance_msat=balance)
 
     async def _authorise_bearer(
-        self, request_id: str, credential: str, facts: RequestFacts, quote: Quote, address: str
+        self, request_id: str, money: BearerMoney, facts: RequestFacts, quote: Quote, address: str
     ) -> Admission | Answer:
         """A token as key: redeemed the first time, an account from then on."""
-        credentials = await self._parse(credential)
+        credentials = await self._parse(money.credential)
         if isinstance(credentials, Answer):
             return credentials
         account = token_account(credentials.identity_or_hash)
@@ -203,7 +204,7 @@ class Paywall:
                 return answers.pending(received)
             if isinstance(received, Refusal) and not await self._was_credited(account):
                 return await self._refused(received, facts, quote, address)
-        return await self._authorise_account(request_id, account, facts, quote)
+        return await self._authorise_account(request_id, account, facts, quote, money.name)
 
     async def _authorise_embedded(
         self, presented: EmbeddedMoney, facts: RequestFacts, quote: Quote, address: str
@@ -211,9 +212,9 @@ class Paywall:
         credentials = await self._parse(presented.credential)
         if isinstance(credentials, Answer):
             return credentials
-        change_account = await self._change_account(presented.wish)
-        if isinstance(change_account, Answer):
-            return change_account
+        change_to = await change_account(self._keys, presented.wish)
+        if isinstance(change_to, Answer):
+            return change_to
         # One credential pays for one request: its id follows from the money, so that the same
         # money again finds the same request.
         request_id = derived_id("req", credentials.identity_or_hash)
@@ -233,7 +234,7 @@ class Paywall:
             method=credentials.payment_type,
             credential=credentials.identity_or_hash,
             change_as_credit=self._change_as_credit if as_credit is None else as_credit,
-            change_account=change_account,
+            change_account=change_to,
         )
         self._live[request_id] = Live(request, 1)
         answer: Admission | Answer | None = None
@@ -290,24 +291,14 @@ class Paywall:
             created_at=self.clock.now_ns(),
         )
 
-    async def _change_account(self, wish: ChangeWish) -> str | Answer:
-        if not wish.key_id:
-            return ""
-        key = await self._keys.by_id(wish.key_id)
-        if key is None or key.state is not KeyState.ACTIVE:
-            return dialects.refusal(
-                "change_not_understood", "X-Farebox-Change names a key that opens nothing here.", {}
-            )
-        return key.account
-
-    async def _hold(self, request_id: str, request: Request) -> Outcome:
+    async def _hold(self, request_id: str, request: Request, named: Puts = ()) -> Outcome:
         """The commit that admits a request. Live from before it, so that recovery, which may see
         the row before we hear of it, does not take the request for one that crashed."""
         self._live[request_id] = Live(request, 1)
         changes = admitting(request_id, request)
         outcome: Outcome | None = None
         try:
-            unit = Unit(request_id, steps=changes.steps, puts=changes.puts)
+            unit = Unit(request_id, steps=changes.steps, puts=changes.puts + named)
             # On an account a loss of power may take it: nothing was metered. Money pays only once.
             outcome = await self._ledger.store.commit(unit, synced=bool(request.credential))
             return outcome
@@ -336,7 +327,7 @@ class Paywall:
         Raises StoreError when the books cannot be written; `recover` settles it then.
         """
         if admission.is_free:
-            return settlement(self._signer, admission.request_id, free(admission), usage, "")
+            return await self._told(admission.request_id, free(admission), usage)
         bill = bill_of(admission.quote, usage, ended)
         try:
             live = self._live.get(admission.request_id)
@@ -345,8 +336,7 @@ class Paywall:
             self._unsettled[admission.request_id] = bill
             raise
         self._live.pop(admission.request_id, None)
-        change = await self._change(request)
-        return settlement(self._signer, admission.request_id, request, usage, change)
+        return await self._told(admission.request_id, request, usage)
 
     async def recover(self) -> int:
         """Settle what this process could not, and what processes that stopped left behind."""
@@ -416,6 +406,11 @@ class Paywall:
             return None
         method = self._payments.methods[request.method]
         return await method.plan_change(request_id, 0 if request.change_as_credit else left)
+
+    async def _told(self, request_id: str, request: Request, usage: Usage) -> Settlement:
+        change = await self._change(request)
+        receipt = await self._receipts.sign(receipt_facts(request_id, request, usage))
+        return settlement(request, receipt, change)
 
     async def _change(self, request: Request) -> str:
         if not request.change:

@@ -35,7 +35,6 @@ from farebox.paywall.model import (
 )
 from farebox.pricing.book import Quote, charge
 from farebox.pricing.usage import Usage
-from farebox.signer import Signer
 
 REVENUE = "revenue"
 NO_USAGE = Usage()
@@ -143,11 +142,8 @@ def settling_unit(
     return Unit(f"{request_id}:settle", steps=steps, puts=puts, events=(event,))
 
 
-def settlement(
-    signer: Signer, request_id: str, request: Request, usage: Usage, change: str
-) -> Settlement:
-    """How a settled request is told: a signed receipt, and its change where there is any."""
-    receipt = dialects.receipt(signer, _receipt_facts(request_id, request, usage))
+def settlement(request: Request, receipt: str, change: str) -> Settlement:
+    """How a settled request is told: its receipt, and its change where there is any."""
     headers: Headers = (
         (b"x-farebox-receipt", receipt.encode()),
         *dialects.change_headers(change),
@@ -156,8 +152,8 @@ def settlement(
     return Settlement(request.charged_msat, request.returned_msat, headers, comment.encode())
 
 
-def _receipt_facts(request_id: str, request: Request, usage: Usage) -> dict[str, object]:
-    """What the receipt says and the signature covers."""
+def receipt_facts(request_id: str, request: Request, usage: Usage) -> dict[str, object]:
+    """What the receipt of a settled request says and its signature covers."""
     facts: dict[str, object] = {
         "request_id": request_id,
         "quoted_msat": request.quote.maximum_msat,

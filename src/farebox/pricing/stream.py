@@ -96,17 +96,12 @@ class StreamMeter:
         Where nothing is stripped these are the same bytes. Else an event is held back until it
         is complete, and no longer.
         """
-        if (
-            not self._tail
-            and not self._stripped_cr
-            and chunk.endswith(b"\n\n")
-            and b'"usage"' not in chunk
-            and len(chunk) <= EVENT_MAX_BYTES
-        ):
-            self._keep(chunk)
-            sent = chunk
-        else:
-            sent = self._split(chunk)
+        plain = self._plain_length(chunk)
+        sent = chunk[:plain]
+        if plain:
+            self._keep(sent)
+        if plain < len(chunk):
+            sent += self._split(chunk[plain:])
         self._body_bytes += len(sent)
         return sent
 
@@ -143,6 +138,15 @@ class StreamMeter:
             counted_output = self._counted_tokens + counter.count(self._text)
         source = UsageSource.ESTIMATED if counter.is_estimate else UsageSource.COUNTED
         return settled(report, counted_input, counted_output, source)
+
+    def _plain_length(self, chunk: bytes) -> int:
+        """How much at the beginning of a chunk are whole events that report no usage: nearly all
+        of most streams, and not worth to be looked at one by one."""
+        if self._tail or self._stripped_cr or len(chunk) > EVENT_MAX_BYTES:
+            return 0
+        usage = chunk.find(b'"usage"')
+        end = chunk.rfind(b"\n\n", 0, len(chunk) if usage < 0 else usage)
+        return 0 if end < 0 else end + 2
 
     def _split(self, chunk: bytes) -> bytes:
         """Cut the bytes into events, take each, and return what is to be sent on."""

@@ -19,9 +19,10 @@ DEFAULT_FILE = Path("farebox.toml")
 _FILE_MAX_BYTES = 1024 * 1024
 _PATH_MAX_STEPS = 8
 
-#: Variables of ours that are no settings: the file's place, the root key, the test suite's.
+#: Variables of ours that are no settings: the file's place, the root key, what `bench` pays with,
+#: the test suite's.
 _OTHER_VARIABLES = re.compile(
-    r"FAREBOX_(SETTINGS|ROOT_KEY|ROOT_KEY_FILE|REQUIRE_PEERS|TEST_[A-Z0-9_]+)"
+    r"FAREBOX_(SETTINGS|ROOT_KEY|ROOT_KEY_FILE|BENCH_(KEY|TOKEN)|REQUIRE_PEERS|TEST_[A-Z0-9_]+)"
 )
 #: Kubernetes sets these in every container beside a service that is called "farebox".
 _SERVICE_LINKS = re.compile(r"FAREBOX_(SERVICE_(HOST|PORT)|PORT)(_[A-Z0-9_]+)?")

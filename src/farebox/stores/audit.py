@@ -14,7 +14,7 @@ from farebox.ledger.audit import EventRow, value_digest
 from farebox.ledger.evaluator import Movement
 from farebox.ledger.invariants import StoredRow
 from farebox.ledger.model import Account, HoldRow
-from farebox.ledger.records import RecordType, column_value
+from farebox.ledger.records import RecordType
 from farebox.ledger.replay import StoredUnit
 from farebox.stores.rows import account_from, hold_from, table_of
 
@@ -81,10 +81,10 @@ class BookReader(ABC):
         )
 
     def events(self, after: int) -> Iterator[tuple[int, int, EventRow]]:
-        """(unit number, time, event) of units above number `after`, in order."""
+        """(unit number, time, event) of events above number `after`, in order."""
         return self._stream(
             "SELECT seq, at, number, name, subject, data FROM events "
-            "WHERE book = ? AND seq > ? ORDER BY seq, number",
+            "WHERE book = ? AND number > ? ORDER BY number",
             after,
             read=lambda row: (row[0], row[1], EventRow(*row[2:])),
         )
@@ -174,6 +174,5 @@ def _unit_from(row: Sequence[Any]) -> StoredUnit:
 def _fields_of(record: RecordType[Any], raw: bytes) -> list[str | int | None] | None:
     """The index fields as they should be; None when the value cannot be read."""
     with contextlib.suppress(msgspec.DecodeError):
-        value = record.decode(raw)
-        return [column_value(getattr(value, name)) for name in record.columns]
+        return record.columns_of(record.decode(raw))
     return None

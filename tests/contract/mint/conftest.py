@@ -94,7 +94,7 @@ async def connected(url: str, clock: ManualClock | None = None) -> AsyncIterator
         yield HttpMint(url, session, clock or ManualClock(), limits=LIMITS)
 
 
-NUTSHELLS = {"nutshell": "nutshell", "nutshell with fees": "nutshell_with_fees"}
+NUTSHELLS = ("nutshell", "nutshell_with_fees")
 
 
 @pytest.fixture(
@@ -108,7 +108,7 @@ async def mint(request: pytest.FixtureRequest) -> AsyncIterator[HttpMint]:
     """Each mint in turn."""
     name = str(request.param)
     if name in NUTSHELLS:
-        peer: Nutshell = request.getfixturevalue(NUTSHELLS[name])
+        peer: Nutshell = request.getfixturevalue(name)
         async with connected(peer.url) as port:
             yield port
         return

@@ -53,7 +53,11 @@ class Job(msgspec.Struct, frozen=True):
 
 JOB = RecordType("test.job", Job, indexes=(("state", "due_at"), ("owner",)))
 COUNTER = RecordType("test.counter", Job)
-RECORDS = (JOB, COUNTER)
+#: One whose rows are found only as long as they are open.
+TASK = RecordType(
+    "test.task", Job, indexes=(("state",), ("owner",)), resting=frozenset({State.DONE.value})
+)
+RECORDS = (JOB, COUNTER, TASK)
 
 
 class Backend(ABC):

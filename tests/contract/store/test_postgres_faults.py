@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Iterator
 import psycopg
 import pytest
 
+from farebox.clock import ManualClock
 from farebox.errors import OutcomeUnknown, StoreBusy, StoreCorrupt, StoreError
 from farebox.ledger.model import Applied, Event, Replayed, Transfer, Unit
+from farebox.ledger.service import Ledger
 from farebox.stores.postgres import PostgresStore, batch, connection, writer
 from farebox.stores.postgres.connection import conninfo, place
 from tests.contract.store.books import RECORDS, PostgresBook, available, do, fund
@@ -63,6 +65,35 @@ async def test_a_lost_commit_is_asked_for_and_told_as_if_nothing_had_been(
     assert [outcome.seq for outcome in told] == [2, 3, 4, 5]
     assert await available(store, "b") == 4
     assert len(await store.events()) == 4
+
+
+@pytest.mark.parametrize("fault", [Fault.ANSWER_LOST, Fault.NEVER_ARRIVED])
+async def test_many_whose_commit_is_lost_happen_once_each(
+    store: PostgresStore, breaker: CommitBreaker, fault: Fault
+) -> None:
+    breaker.faults = [fault, fault]
+    ledger = Ledger(store, ManualClock())
+    told = await ledger.post_many({f"p:{n}": PAY for n in range(400)})
+    assert breaker.faults == []
+    assert {type(outcome) for outcome in told.values()} == {Applied}
+    assert await available(store, "b") == 400
+
+
+@pytest.mark.parametrize("fault", [Fault.ANSWER_LOST, Fault.NEVER_ARRIVED])
+@pytest.mark.usefixtures("hurried")
+async def test_many_that_cannot_be_asked_for_are_unknown_and_the_same_call_tells(
+    store: PostgresStore, breaker: CommitBreaker, fault: Fault
+) -> None:
+    breaker.faults, breaker.open = [fault], False
+    ledger = Ledger(store, ManualClock())
+    asked = {f"p:{n}": PAY for n in range(400)}
+    with pytest.raises(OutcomeUnknown, match="p:0"):
+        await ledger.post_many(asked)
+    breaker.open = True
+    again = await ledger.post_many(asked)
+    happened = fault is Fault.ANSWER_LOST
+    assert {type(outcome) for outcome in again.values()} == {Replayed if happened else Applied}
+    assert await available(store, "b") == 400
 
 
 async def test_a_server_that_falls_silent_is_hung_up_on(
@@ -214,6 +245,8 @@ async def test_a_full_queue_says_so_before_anything_is_done(
         await asyncio.sleep(0)
         with pytest.raises(StoreBusy):
             await do(store, "one too many", PAY)
+        with pytest.raises(StoreBusy):
+            await store.commit_many([Unit("one more", (PAY,)), Unit("and another", (PAY,))])
         other.rollback()
     told = await asyncio.gather(first, *waiting)
     assert [type(outcome) for outcome in told] == [Applied] * 4

@@ -8,12 +8,15 @@ import pytest
 
 from farebox.errors import StoreError
 from farebox.ledger.model import ABSENT, Event, Kind, Open, Post, Put, Transfer, Unit
+from farebox.ledger.records import RecordType, Row
 from farebox.ledger.store import PAGE_MAX, Store
-from tests.contract.store.books import COUNTER, JOB, Backend, Job, State, do, fund
+from tests.contract.store.books import COUNTER, JOB, TASK, Backend, Job, State, do, fund
 
 
-async def put(store: Store, key: str, job: Job) -> None:
-    await do(store, f"put:{key}", puts=(Put(JOB, key, job, ABSENT),))
+async def put(
+    store: Store, key: str, job: Job, record: RecordType[Job] = JOB, expect: int = ABSENT
+) -> None:
+    await do(store, f"put:{key}:{expect}", puts=(Put(record, key, job, expect),))
 
 
 # ── events ───────────────────────────────────────────────────────────────────────────────────────
@@ -96,6 +99,19 @@ async def test_rows_are_found_by_the_leading_fields_of_an_index(store: Store) ->
     assert await keys(due_at=30, state=State.OPEN) == ["3"]
     assert await keys(owner="ann") == ["2", "3"]
     assert await keys(owner="zoe") == []
+
+
+async def test_a_row_at_rest_is_found_by_its_key_alone(store: Store) -> None:
+    await put(store, "1", Job(State.OPEN, owner="ann"), record=TASK)
+    await put(store, "2", Job(State.DONE, owner="ann"), record=TASK)
+    assert [key for key, _ in await store.find(TASK, {"owner": "ann"})] == ["1"]
+    await put(store, "1", Job(State.DONE, owner="ann"), record=TASK, expect=1)
+    await put(store, "2", Job(State.OPEN, owner="bob"), record=TASK, expect=1)
+    assert [key for key, _ in await store.find(TASK, {"state": State.OPEN})] == ["2"]
+    assert await store.find(TASK, {"owner": "ann"}) == []
+    assert await store.get(TASK, "1") == Row(Job(State.DONE, owner="ann"), 2)
+    with pytest.raises(ValueError, match="no index"):
+        await store.find(TASK, {"state": State.DONE})
 
 
 async def test_rows_are_found_up_to_a_bound(store: Store) -> None:

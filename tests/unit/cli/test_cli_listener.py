@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 
 from farebox.cli import listener as listener_module
-from farebox.cli.listener import bounded_http, listening
+from farebox.cli.listener import listening, server_config
 from farebox.errors import InvalidSettings
 from farebox.settings import Address
 from farebox.testing.asgi import Receive, Scope, Send, respond
@@ -25,10 +25,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 @asynccontextmanager
 async def serving() -> AsyncIterator[int]:
     with listening(Address("127.0.0.1", 0), "gateway.listen") as listener:
-        config = uvicorn.Config(
-            app, http=bounded_http(LIMIT), lifespan="off", log_config=None, access_log=False
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(server_config(app, LIMIT, stop_timeout_s=1))
         running = asyncio.create_task(server._serve([listener]))
         for _ in range(500):
             if server.started:
@@ -103,3 +100,60 @@ def test_an_address_that_is_taken_is_said() -> None:
         with pytest.raises(InvalidSettings, match="stop what listens there"):
             with listening(Address("127.0.0.1", port), "gateway.listen"):
                 pass
+
+
+class Sent(asyncio.Transport):
+    """Remembers each call to the system that a transport would make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[bytes | str] = []
+        self._is_closing = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.calls.append(bytes(data))
+
+    def close(self) -> None:
+        self._is_closing = True
+        self.calls.append("close")
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def pause_reading(self) -> None:
+        self.calls.append("pause")
+
+    def resume_reading(self) -> None:
+        self.calls.append("resume")
+
+
+async def test_what_is_written_in_one_turn_leaves_at_once_and_in_order() -> None:
+    sent = Sent()
+    transport = listener_module._OneWrite(sent, asyncio.get_running_loop())
+    transport.write(b"head ")
+    transport.write(b"body")
+    assert sent.calls == []
+    await asyncio.sleep(0)
+    transport.write(b"next")
+    await asyncio.sleep(0)
+    assert sent.calls == [b"head body", b"next"]
+
+
+async def test_much_does_not_wait_for_the_end_of_the_turn() -> None:
+    sent = Sent()
+    transport = listener_module._OneWrite(sent, asyncio.get_running_loop())
+    for _ in range(20):
+        transport.write(b"x" * 16_384)
+    assert sum(len(call) for call in sent.calls) >= 15 * 16_384
+    await asyncio.sleep(0)
+    assert sum(len(call) for call in sent.calls) == 20 * 16_384
+
+
+async def test_closing_writes_what_was_held_and_nothing_is_written_after_it() -> None:
+    sent = Sent()
+    transport = listener_module._OneWrite(sent, asyncio.get_running_loop())
+    transport.write(b"last words")
+    transport.close()
+    transport.write(b"too late")
+    await asyncio.sleep(0)
+    assert sent.calls == [b"last words", "close"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from tests.peers.fixtures import missing
+from tests.peers.fixtures import missing, pytest_collection_modifyitems
 from tests.peers.install import PeerUnavailable, main, run
 from tests.peers.process import PeerProcess, free_port
 
@@ -38,6 +40,17 @@ def test_a_process_that_ends_at_once_says_why(tmp_path: Path) -> None:
     process = PeerProcess(command, {}, tmp_path / "log")
     with pytest.raises(PeerUnavailable, match="no such setting"):
         process.wait_ready(f"http://127.0.0.1:{free_port()}", 30)
+
+
+@pytest.mark.parametrize("fixture", ["postgres", "nutshell_with_fees"])
+def test_a_test_that_does_not_name_its_peer_is_refused(fixture: str) -> None:
+    """It would start the peer once more, in another worker."""
+    item = SimpleNamespace(nodeid="tests/test_money.py::test_it_comes", fixturenames=[fixture])
+    items = cast("list[pytest.Item]", [item])
+    with pytest.raises(pytest.UsageError, match="must have the name of its peer"):
+        pytest_collection_modifyitems(items)
+    item.nodeid += f"[{fixture}]"
+    pytest_collection_modifyitems(items)
 
 
 def test_an_unknown_peer_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,13 @@ _STREAM_BODY = (
     '{"model": "play-1", "max_tokens": 20, "stream": true, '
     '"messages": [{"role": "user", "content": "What is money?"}]}'
 )
+#: In the environment, because everybody on the machine can read a command line.
+_KeyOption = Annotated[
+    str, typer.Option(envvar="FAREBOX_BENCH_KEY", help="An account key (sk-…) with money on it.")
+]
+_TokenOption = Annotated[
+    str, typer.Option(envvar="FAREBOX_BENCH_TOKEN", help="A token to make a key of instead.")
+]
 
 
 def bench(
@@ -35,8 +42,8 @@ def bench(
         str, typer.Option(help="What requests of stream ask for.")
     ] = "/v1/chat/completions",
     stream_body: Annotated[str, typer.Option(help="What they POST.")] = _STREAM_BODY,
-    key: Annotated[str, typer.Option(help="An account key (sk-…) with money on it.")] = "",
-    token: Annotated[str, typer.Option(help="A token to make a key of instead.")] = "",
+    key: _KeyOption = "",
+    token: _TokenOption = "",
     tokens: Annotated[
         str, typer.Option(help="A file of tokens for ecash, one a line; - for standard input.")
     ] = "",

@@ -14,6 +14,7 @@ from farebox.ledger.batch import EXPIRED_MAX, Head, Names, Staged, names_of
 from farebox.ledger.evaluator import Overlay
 from farebox.ledger.model import ABSENT, HoldRow, Outcome, Unit
 from farebox.ledger.records import RecordType
+from farebox.stores.postgres.arrays import Insert, texts
 from farebox.stores.postgres.connection import Connection, hanging_up
 from farebox.stores.postgres.schema import column_types
 from farebox.stores.rows import account_columns, account_from, hold_columns, hold_from, table
@@ -33,11 +34,13 @@ LOCK_SHARED = f"SELECT pg_advisory_xact_lock_shared({_LOCK_CLASS}, %s::int4)"
 
 # For this transaction alone, so that a pooler may hand the connection on. A process that stops
 # between the two trips must not hold the book; whatever the planner believes of the tables, rows
-# are looked up by their keys.
+# are looked up by their keys. So no plan depends on what is asked for, and none is made twice: that
+# took a third of the server's time.
 _SETTINGS = (
     "SELECT set_config('lock_timeout', '10s', true), set_config('statement_timeout', '20s', true), "
     "set_config('idle_in_transaction_session_timeout', '10s', true), "
     "set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true), "
+    "set_config('plan_cache_mode', 'force_generic_plan', true), "
     "set_config('synchronous_commit', {commit}, true)"
 )
 # An operator may ask for more than `on` (a standby that has applied it), never for less.
@@ -96,30 +99,24 @@ _DUE_TOUCHED = f"({_DUE_ON.format(side='debit')}) UNION ({_DUE_ON.format(side='c
 _DUE_ANYWHERE = f"SELECT {HOLD} FROM holds WHERE {_DUE} ORDER BY expires_at, id LIMIT %(limit)s"
 
 _NOTHING = "SELECT pg_logical_emit_message(true, 'farebox', '')"
-_INSERT_UNITS = (
-    "INSERT INTO units SELECT * FROM unnest("
-    "%b::int4[], %b::int8[], %b::text[], %b::int8[], %b::bytea[], %b::bytea[])"
+_INSERT_UNITS = Insert.into("units", ("int4", "int8", "text", "int8", "bytea", "bytea"))
+_INSERT_MOVEMENTS = Insert.into(
+    "movements",
+    ("int4", "int8", "int4", "text", "text", "text", "numeric", "text", "text", "int8"),
 )
-_INSERT_MOVEMENTS = (
-    "INSERT INTO movements SELECT * FROM unnest(%b::int4[], %b::int8[], %b::int4[], %b::text[], "
-    "%b::text[], %b::text[], %b::text[]::numeric[], %b::text[], %b::text[], %b::int8[])"
-)
-_INSERT_EVENTS = (
-    "INSERT INTO events SELECT * FROM unnest(%b::int4[], %b::int8[], %b::int8[], %b::int8[], "
-    "%b::text[], %b::text[], %b::bytea[])"
-)
-_UPSERT_ACCOUNTS = (
-    "INSERT INTO accounts SELECT * FROM unnest(%b::int4[], %b::text[], %b::text[], %b::text[], "
-    "%b::text[]::numeric[], %b::text[]::numeric[], %b::text[]::numeric[], %b::text[]::numeric[], "
-    "%b::text[]::numeric[]) ON CONFLICT (book, id) DO UPDATE SET "
+_INSERT_EVENTS = Insert.into("events", ("int4", "int8", "int8", "int8", "text", "text", "bytea"))
+_UPSERT_ACCOUNTS = Insert.into(
+    "accounts",
+    ("int4", "text", "text", "text", "numeric", "numeric", "numeric", "numeric", "numeric"),
+    "ON CONFLICT (book, id) DO UPDATE SET "
     "debits_pending = excluded.debits_pending, debits_posted = excluded.debits_posted, "
     "credits_pending = excluded.credits_pending, credits_posted = excluded.credits_posted, "
-    "ceiling = excluded.ceiling"
+    "ceiling = excluded.ceiling",
 )
-_UPSERT_HOLDS = (
-    "INSERT INTO holds SELECT * FROM unnest(%b::int4[], %b::text[], %b::text[], %b::text[], "
-    "%b::text[]::numeric[], %b::text[], %b::int8[], %b::text[]) "
-    "ON CONFLICT (book, id) DO UPDATE SET state = excluded.state"
+_UPSERT_HOLDS = Insert.into(
+    "holds",
+    ("int4", "text", "text", "text", "numeric", "text", "int8", "text"),
+    "ON CONFLICT (book, id) DO UPDATE SET state = excluded.state",
 )
 
 
@@ -139,19 +136,19 @@ async def decide(
 ) -> Decided[list[Outcome]]:
     """Begin the transaction, load what the units name, decide them. Raises psycopg.Error."""
     names = names_of(units)
-    touched = {"book": book, "accounts": list(names.accounts), "holds": list(names.holds)}
+    touched = {"book": book, "accounts": texts(names.accounts), "holds": texts(names.holds)}
     versions: dict[RecordType[Any], Cursor] = {}
     with hanging_up(connection):
         async with connection.pipeline():
             head = await _begin(connection, book, synced)
-            known = await _run(connection, _UNITS, {"book": book, "names": list(names.units)})
+            known = await _run(connection, _UNITS, {"book": book, "names": texts(names.units)})
             if names.holds:
                 holds = await _run(connection, _HOLDS, {"book": book, "names": touched["holds"]})
             if names.holds or names.accounts:
                 accounts = await _run(connection, _ACCOUNTS, touched)
                 due = await _run(connection, _DUE_TOUCHED, touched)
             for record, keys in names.rows.items():
-                values = {"book": book, "names": list(keys)}
+                values = {"book": book, "names": texts(keys)}
                 versions[record] = await _run(connection, _versions(record), values)
         overlay = _named(names)
         staged = await _staged(book, head, overlay)
@@ -200,13 +197,12 @@ async def write(connection: Connection, book: int, staged: Staged) -> None:
                 await _insert(connection, _INSERT_MOVEMENTS, staged.movements)
             if staged.events:
                 await _insert(connection, _INSERT_EVENTS, staged.events)
-            if staged.accounts:
-                accounts = staged.accounts.values()
-                rows = sorted(account_columns(book, account) for account in accounts)
+            if accounts := staged.accounts:
+                rows = [account_columns(book, accounts[name]) for name in sorted(accounts)]
                 await _insert(connection, _UPSERT_ACCOUNTS, rows)
-            if staged.holds:
-                holds = [hold_columns(book, hold) for hold in staged.holds.values()]
-                await _insert(connection, _UPSERT_HOLDS, holds)
+            if holds := staged.holds:
+                columns = [hold_columns(book, hold) for hold in holds.values()]
+                await _insert(connection, _UPSERT_HOLDS, columns)
             for record, records in staged.records.items():
                 # One statement writes a row once: of two versions the newer.
                 newest = {row[1]: row for row in records}
@@ -279,7 +275,7 @@ async def _expire(
     due.sort(key=lambda row: (row.expires_at, row.id))
     missing = _accounts_of(due) - overlay.accounts.keys()
     if missing:
-        values = {"book": book, "accounts": list(missing), "holds": []}
+        values = {"book": book, "accounts": texts(missing), "holds": texts(())}
         await _add_accounts(overlay, await _run(connection, _ACCOUNTS, values))
     staged.expire(due)
     return len(due)
@@ -297,18 +293,17 @@ def _versions(record: RecordType[Any]) -> str:
 # ── write ────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _insert(connection: Connection, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    """One statement for all rows: a parameter is a column, as an array."""
-    await _run(connection, sql, [list(column) for column in zip(*rows, strict=True)])
+async def _insert(connection: Connection, insert: Insert, rows: Iterable[tuple[Any, ...]]) -> None:
+    """One statement for all rows."""
+    await _run(connection, insert.sql, insert.values(rows))
 
 
 @functools.cache
-def _upsert(record: RecordType[Any]) -> str:
-    types = ["int4", "text", "int8", "int8", "bytea", *column_types(record)]
+def _upsert(record: RecordType[Any]) -> Insert:
     written = ["version", "seq", "value", *(f"f_{name}" for name in record.columns)]
-    return (
-        f"INSERT INTO {table(record)} SELECT * FROM unnest("
-        + ", ".join(f"%b::{name}[]" for name in types)
-        + ") ON CONFLICT (book, key) DO UPDATE SET "
-        + ", ".join(f"{name} = excluded.{name}" for name in written)
+    return Insert.into(
+        table(record),
+        ("int4", "text", "int8", "int8", "bytea", *column_types(record)),
+        "ON CONFLICT (book, key) DO UPDATE SET "
+        + ", ".join(f"{name} = excluded.{name}" for name in written),
     )

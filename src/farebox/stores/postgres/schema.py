@@ -67,7 +67,6 @@ TABLES = (
     )
     """,
     "CREATE INDEX IF NOT EXISTS events_subject ON events (book, subject, number)",
-    "CREATE INDEX IF NOT EXISTS events_seq ON events (book, seq)",
 )
 
 
@@ -85,7 +84,10 @@ def record_tables(record: RecordType[Any]) -> list[str]:
     ]
     for number, index in enumerate(record.indexes):
         fields = ", ".join(f"f_{column}" for column in index)
-        made.append(f"CREATE INDEX IF NOT EXISTS {name}_{number} ON {name} (book, {fields}, key)")
+        made.append(
+            f"CREATE INDEX IF NOT EXISTS {name}_{number} ON {name} (book, {fields}, key) "
+            f"WHERE f_{index[0]} IS NOT NULL"
+        )
     return made
 
 

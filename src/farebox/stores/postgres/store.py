@@ -11,7 +11,7 @@ from farebox.errors import StoreCorrupt, StoreError
 from farebox.ledger.audit import decode_body, known_from
 from farebox.ledger.model import Account, Applied, Outcome, Refused, StoredEvent, Unit, check_unit
 from farebox.ledger.records import RecordType, Row, column_value
-from farebox.ledger.store import PAGE_MAX
+from farebox.ledger.store import PAGE_MAX, check_units
 from farebox.stores.postgres.batch import ACCOUNT, LOCK_SHARED, SYNCED
 from farebox.stores.postgres.connection import Connection, conninfo, place
 from farebox.stores.postgres.readers import Readers
@@ -70,7 +70,13 @@ class PostgresStore:
         A unit that is not `synced` may also be lost when the database server crashes.
         """
         check_unit(unit)
-        return await self._writer.write(unit, synced)
+        (outcome,) = await self._writer.write((unit,), synced)
+        return outcome
+
+    async def commit_many(self, units: Sequence[Unit], *, synced: bool = True) -> Sequence[Outcome]:
+        """Decide and durably store many units; see `farebox.ledger.store.Store`."""
+        check_units(units)
+        return await self._writer.write(tuple(units), synced)
 
     async def expire_due(self) -> int:
         """Release every hold that is due; returns how many."""

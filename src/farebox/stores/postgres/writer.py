@@ -17,6 +17,7 @@ import psycopg
 from farebox.clock import running_s
 from farebox.errors import StoreBusy, StoreError
 from farebox.ledger.model import Outcome, Unit
+from farebox.ledger.store import UNITS_MAX
 from farebox.stores.failure import Failure
 from farebox.stores.postgres.batch import Decided, decide, decide_expiry, stands, write
 from farebox.stores.postgres.connection import Connection, Patience, connect, everybodys, lost
@@ -26,13 +27,12 @@ R = TypeVar("R")
 
 #: Units that may wait; more are refused before anything is done.
 QUEUE_MAX = 20_000
-_BATCH_MAX = 1_000
 
 
-class _Unit(NamedTuple):
-    unit: Unit
+class _Units(NamedTuple):
+    units: Sequence[Unit]
     synced: bool
-    answer: asyncio.Future[Outcome]
+    answer: asyncio.Future[Sequence[Outcome]]
 
 
 class _Expiry(NamedTuple):
@@ -58,18 +58,23 @@ class Writer:
         self._book = book
         self._connection: Connection | None = None
         self._commits = commits
-        self._queue: deque[_Unit | _Expiry] = deque()
-        commits.waiting = self._queue.__len__
+        self._queue: deque[_Units | _Expiry] = deque()
+        self._queued_units = 0
+        commits.waiting = lambda: self._queued_units
         self._wake = asyncio.Event()
         self._closed = False
         self._task = asyncio.create_task(self._run(), name="farebox-postgres-writer")
 
-    def write(self, unit: Unit, synced: bool) -> asyncio.Future[Outcome]:
-        """Queue a unit. Raises StoreBusy when too many wait, StoreError when closed."""
-        if len(self._queue) >= QUEUE_MAX:
-            raise StoreBusy(f"{QUEUE_MAX} units are waiting to be written; try again")
-        answer: asyncio.Future[Outcome] = self._answer()
-        self._put(_Unit(unit, synced, answer))
+    def write(self, units: Sequence[Unit], synced: bool) -> asyncio.Future[Sequence[Outcome]]:
+        """Queue units for one transaction, UNITS_MAX at most.
+
+        Raises StoreBusy when too many wait, StoreError when closed.
+        """
+        if self._queued_units + len(units) > QUEUE_MAX:
+            raise StoreBusy(f"{self._queued_units} units are waiting to be written; try again")
+        answer: asyncio.Future[Sequence[Outcome]] = self._answer()
+        self._put(_Units(units, synced, answer))
+        self._queued_units += len(units)
         return answer
 
     def expire(self, limit: int) -> asyncio.Future[int]:
@@ -89,7 +94,7 @@ class Writer:
             raise StoreError("the store is closed, nothing was done")
         return asyncio.get_running_loop().create_future()
 
-    def _put(self, item: _Unit | _Expiry) -> None:
+    def _put(self, item: _Units | _Expiry) -> None:
         self._queue.append(item)
         self._wake.set()
 
@@ -108,15 +113,18 @@ class Writer:
         finally:
             await self._drop()
 
-    def _next_units(self) -> list[_Unit]:
-        units: list[_Unit] = []
-        while self._queue and len(units) < _BATCH_MAX:
+    def _next_units(self) -> list[_Units]:
+        work: list[_Units] = []
+        room = UNITS_MAX
+        while self._queue:
             item = self._queue[0]
-            if not isinstance(item, _Unit):
+            if not isinstance(item, _Units) or len(item.units) > room:
                 break
-            units.append(item)
+            room -= len(item.units)
+            work.append(item)
             self._queue.popleft()
-        return units
+        self._queued_units -= UNITS_MAX - room
+        return work
 
     async def _expire(self, item: _Expiry) -> None:
         result = await self._transaction(
@@ -124,8 +132,8 @@ class Writer:
         )
         _tell(item.answer, result)
 
-    async def _write(self, work: Sequence[_Unit]) -> None:
-        units = [item.unit for item in work]
+    async def _write(self, work: Sequence[_Units]) -> None:
+        units = [unit for item in work for unit in item.units]
         synced = any(item.synced for item in work)
         began_s = running_s()
         result = await self._transaction(
@@ -133,14 +141,15 @@ class Writer:
         )
         if not isinstance(result, _Failure):
             self._commits.add(len(units), running_s() - began_s)
-            for item, outcome in zip(work, result, strict=True):
-                _tell(item.answer, outcome)
+            first = 0
+            for item in work:
+                _tell(item.answer, result[first : (first := first + len(item.units))])
         elif len(work) == 1 or result.everybodys:
             self._commits.failed(everybodys=result.everybodys)
             for item in work:
-                _tell(item.answer, result, item.unit.id)
+                _tell(item.answer, result, item.units[0].id)
         else:
-            # One unit cannot be stored. It must not fail its neighbours: halve until it is alone.
+            # One call's units cannot be stored. It must not fail others: halve until it is alone.
             await self._write(work[: len(work) // 2])
             await self._write(work[len(work) // 2 :])
 
@@ -207,6 +216,7 @@ class Writer:
         """Those who wait behind have waited as long as the batch that could not be written."""
         while self._queue:
             _tell(self._queue.popleft().answer, _Failure(cause))
+        self._queued_units = 0
 
 
 def _tell(answer: asyncio.Future[Any], result: object, unit_id: str = "") -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import apsw
@@ -16,6 +16,7 @@ from farebox.ledger.model import (
     Account,
     Applied,
     HoldRow,
+    HoldState,
     Outcome,
     Refused,
     Unit,
@@ -23,22 +24,45 @@ from farebox.ledger.model import (
 from farebox.ledger.records import RecordType
 from farebox.stores.rows import account_columns, account_from, hold_columns, hold_from, table
 
+#: Rows of one sort that are remembered at most.
+_KNOWN_MAX = 50_000
+
+
+class Known:
+    """What was written lately, as it stands: what is written next is mostly the same, and need
+    not be read. Nobody else writes to a book while this process owns it."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[str, Account] = {}
+        #: Open ones.
+        self.holds: dict[str, HoldRow] = {}
+        #: Of domain rows, by kind and key.
+        self.versions: dict[tuple[str, str], int] = {}
+
+    def learn(self, staged: Staged) -> None:
+        """What a batch wrote and committed."""
+        self.accounts.update(staged.accounts)
+        for hold in staged.holds.values():
+            if hold.state is HoldState.OPEN:
+                self.holds[hold.id] = hold
+            else:
+                self.holds.pop(hold.id, None)
+        for record, rows in staged.records.items():
+            self.versions.update(((record.kind, row[1]), row[2]) for row in rows)
+        for rows_known in (self.accounts, self.holds, self.versions):
+            if len(rows_known) > _KNOWN_MAX:
+                rows_known.clear()
+
 
 class Batch:
     """The units of one transaction. Runs inside BEGIN … COMMIT."""
 
     def __init__(
-        self,
-        db: apsw.Connection,
-        book: int,
-        head: Head,
-        now_ns: int,
-        accounts: Mapping[str, Account],
+        self, db: apsw.Connection, book: int, head: Head, now_ns: int, known: Known
     ) -> None:
-        """`accounts` holds some of the book's accounts as they stand."""
         self._db = db
         self._book = book
-        self._known = accounts
+        self._known = known
         self._overlay = Overlay()
         self._staged = Staged(book, head, now_ns, self._overlay)
 
@@ -47,10 +71,10 @@ class Batch:
         """Where the book stands after this batch."""
         return self._staged.head
 
-    @property
-    def accounts(self) -> dict[str, Account]:
-        """The accounts that this batch changed."""
-        return self._staged.accounts
+    def committed(self) -> Head:
+        """What it wrote stands: learn it for the next. Returns where the book stands."""
+        self._known.learn(self._staged)
+        return self._staged.head
 
     def run(self, units: Sequence[Unit]) -> list[Outcome]:
         """Decide and write all units; their outcomes hold once the transaction is committed."""
@@ -88,13 +112,19 @@ class Batch:
             self._load_versions(record, keys)
 
     def _load_versions(self, record: RecordType[Any], keys: set[str]) -> None:
-        versions = self._overlay.versions
-        versions.update(dict.fromkeys(((record.kind, key) for key in keys), ABSENT))
-        found = self._db.execute(
-            f"SELECT key, version FROM {table(record)} WHERE book = ? AND key IN carray(?)",
-            (self._book, apsw.carray(tuple(keys))),
-        )
-        versions.update(((record.kind, key), version) for key, version in found)
+        kind, versions, known = record.kind, self._overlay.versions, self._known.versions
+        missing = []
+        for key in keys:
+            version = known.get((kind, key))
+            if version is None:
+                missing.append(key)
+            versions[kind, key] = version or ABSENT
+        if missing:
+            found = self._db.execute(
+                f"SELECT key, version FROM {table(record)} WHERE book = ? AND key IN carray(?)",
+                (self._book, apsw.carray(tuple(missing))),
+            )
+            versions.update(((kind, key), version) for key, version in found)
 
     def _load_units(self, ids: set[str]) -> None:
         # Left to itself SQLite would read the whole book here instead of looking the ids up.
@@ -110,7 +140,7 @@ class Batch:
         loaded = self._overlay.accounts
         missing = []
         for account in ids:
-            loaded[account] = known = self._known.get(account)
+            loaded[account] = known = self._known.accounts.get(account)
             if known is None:
                 missing.append(account)
         if missing:
@@ -121,15 +151,18 @@ class Batch:
             loaded.update((row[0], account_from(row)) for row in found)
 
     def _load_holds(self, ids: set[str]) -> None:
-        if not ids:
-            return
-        self._overlay.holds.update(dict.fromkeys(ids))
-        found = self._db.execute(
-            f"SELECT {HOLD} FROM holds WHERE book = ? AND id IN carray(?)",
-            (self._book, apsw.carray(tuple(ids))),
-        )
-        for row in found:
-            self._overlay.holds[row[0]] = hold_from(row)
+        loaded = self._overlay.holds
+        missing = []
+        for hold in ids:
+            loaded[hold] = known = self._known.holds.get(hold)
+            if known is None:
+                missing.append(hold)
+        if missing:
+            found = self._db.execute(
+                f"SELECT {HOLD} FROM holds WHERE book = ? AND id IN carray(?)",
+                (self._book, apsw.carray(tuple(missing))),
+            )
+            loaded.update((row[0], hold_from(row)) for row in found)
 
     def _due_on(self, accounts: set[str]) -> list[HoldRow]:
         """Holds that are due on the accounts this batch touches, oldest first."""
@@ -162,18 +195,16 @@ class Batch:
             many("INSERT INTO movements VALUES (?,?,?,?,?,?,?,?,?,?)", staged.movements)
         if staged.events:
             many("INSERT INTO events VALUES (?,?,?,?,?,?,?)", staged.events)
-        if staged.accounts:
+        if accounts := staged.accounts:
             # In the order of the table: neighbours share its pages, which is faster by a sixth.
             many(
                 "INSERT OR REPLACE INTO accounts VALUES (?,?,?,?,?,?,?,?,?)",
-                sorted(
-                    account_columns(self._book, account) for account in staged.accounts.values()
-                ),
+                [account_columns(self._book, accounts[name]) for name in sorted(accounts)],
             )
-        if staged.holds:
+        if holds := staged.holds:
             many(
                 "INSERT OR REPLACE INTO holds VALUES (?,?,?,?,?,?,?,?)",
-                [hold_columns(self._book, hold) for hold in staged.holds.values()],
+                [hold_columns(self._book, hold) for hold in holds.values()],
             )
         for record, rows in staged.records.items():
             many(_put_statement(record), rows)

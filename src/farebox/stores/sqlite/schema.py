@@ -55,7 +55,6 @@ CREATE TABLE IF NOT EXISTS events (
     PRIMARY KEY (book, number)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS events_subject ON events (book, subject, number);
-CREATE INDEX IF NOT EXISTS events_seq ON events (book, seq);
 """
 
 
@@ -71,7 +70,10 @@ def record_tables(record: RecordType[Any]) -> str:
     ]
     for number, index in enumerate(record.indexes):
         fields = ", ".join(f"f_{column}" for column in index)
-        made.append(f"CREATE INDEX IF NOT EXISTS {name}_{number} ON {name} (book, {fields}, key);")
+        made.append(
+            f"CREATE INDEX IF NOT EXISTS {name}_{number} ON {name} (book, {fields}, key) "
+            f"WHERE f_{index[0]} IS NOT NULL;"
+        )
     return "\n".join(made)
 
 

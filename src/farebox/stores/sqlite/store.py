@@ -26,7 +26,7 @@ from farebox.ledger.model import (
     check_unit,
 )
 from farebox.ledger.records import RecordType, Row, column_value
-from farebox.ledger.store import PAGE_MAX
+from farebox.ledger.store import PAGE_MAX, check_units
 from farebox.stores.rows import account_from, event_from, table
 from farebox.stores.sqlite.batch import ACCOUNT, known_outcome
 from farebox.stores.sqlite.disk import Disk
@@ -94,7 +94,13 @@ class SqliteStore:
     async def commit(self, unit: Unit, *, synced: bool = True) -> Outcome:
         """Decide and durably store one unit; see `farebox.ledger.store.Store`."""
         check_unit(unit)
-        return await self._writer.write(unit, synced=synced)
+        (outcome,) = await self._writer.write((unit,), synced=synced)
+        return outcome
+
+    async def commit_many(self, units: Sequence[Unit], *, synced: bool = True) -> Sequence[Outcome]:
+        """Decide and durably store many units; see `farebox.ledger.store.Store`."""
+        check_units(units)
+        return await self._writer.write(tuple(units), synced=synced)
 
     async def expire_due(self) -> int:
         """Release every hold that is due; returns how many."""

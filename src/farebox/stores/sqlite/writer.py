@@ -15,9 +15,10 @@ from farebox.clock import Clock, running_s
 from farebox.errors import StoreBusy, StoreError
 from farebox.ledger.audit import GENESIS
 from farebox.ledger.batch import Head
-from farebox.ledger.model import Account, Outcome, Unit
+from farebox.ledger.model import Outcome, Unit
+from farebox.ledger.store import UNITS_MAX
 from farebox.stores.failure import Failure
-from farebox.stores.sqlite.batch import Batch
+from farebox.stores.sqlite.batch import Batch, Known
 from farebox.stores.sqlite.disk import Disk
 from farebox.tally import Commits
 
@@ -25,8 +26,6 @@ R = TypeVar("R")
 
 #: Units that may wait; more are refused before anything is done.
 QUEUE_MAX = 20_000
-_BATCH_MAX = 1_000
-_ACCOUNTS_MAX = 50_000
 #: How long a unit that nobody waits for may stay unsynced.
 _SYNC_AFTER_S = 0.05
 #: Pages of the log at which it is moved into the database file: 16 MiB.
@@ -48,17 +47,17 @@ _EVERYBODYS = (
 
 
 class _Waiting(NamedTuple):
-    """Somebody who is to be told `outcome` once it is certain; None stands for "synced"."""
+    """Somebody who is to be told `outcomes` once they are certain; None stands for "synced"."""
 
     answer: asyncio.Future[Any]
-    outcome: Outcome | None = None
+    outcomes: Sequence[Outcome] | None = None
     unit_id: str = ""
 
 
 class _Queued(NamedTuple):
-    unit: Unit
+    units: Sequence[Unit]
     synced: bool
-    answer: asyncio.Future[Outcome]
+    answer: asyncio.Future[Sequence[Outcome]]
 
 
 class _Failure(Failure):
@@ -101,14 +100,14 @@ class Writer:
         self._commits = commits
         self._loop = asyncio.get_running_loop()
         self._head = read_head(db, book)
-        #: Accounts as they stand; nobody else writes them while this process owns the book.
-        self._accounts: dict[str, Account] = {}
+        self._known = Known()
         #: A COMMIT failed and what it left in the log is not yet overwritten.
         self._unsettled = False
         self._broken: _Failure | None = None
         self._closed = False
         self._queue: deque[_Queued] = deque()
-        commits.waiting = self._queue.__len__
+        self._queued_units = 0
+        commits.waiting = lambda: self._queued_units
         commits.stands(self._head.seq, self._head.event, self._head.at)
         self._turn_due = False
         # Transactions by number: the last that was written, that must be synced before anybody
@@ -121,13 +120,17 @@ class Writer:
         self._move_at_pages = _LOG_PAGES
         db.set_wal_hook(self._after_commit)
 
-    def write(self, unit: Unit, *, synced: bool) -> asyncio.Future[Outcome]:
-        """Queue a unit. Raises StoreBusy when too many wait, StoreError when closed."""
+    def write(self, units: Sequence[Unit], *, synced: bool) -> asyncio.Future[Sequence[Outcome]]:
+        """Queue units for one transaction, UNITS_MAX at most.
+
+        Raises StoreBusy when too many wait, StoreError when closed.
+        """
         self._check_open()
-        if len(self._queue) >= QUEUE_MAX:
-            raise StoreBusy(f"{QUEUE_MAX} units are waiting to be written; try again")
-        answer: asyncio.Future[Outcome] = self._loop.create_future()
-        self._queue.append(_Queued(unit, synced, answer))
+        if self._queued_units + len(units) > QUEUE_MAX:
+            raise StoreBusy(f"{self._queued_units} units are waiting to be written; try again")
+        answer: asyncio.Future[Sequence[Outcome]] = self._loop.create_future()
+        self._queue.append(_Queued(units, synced, answer))
+        self._queued_units += len(units)
         self._take_turn()
         return answer
 
@@ -193,7 +196,7 @@ class Writer:
         self._turn_due = False
         queue = self._queue
         if queue:
-            self._write([queue.popleft() for _ in range(min(len(queue), _BATCH_MAX))])
+            self._write(self._next())
         if self._waiting:
             self._sync()
         elif self._synced < self._written and self._sync_timer is None:
@@ -201,8 +204,16 @@ class Writer:
         if queue:
             self._take_turn()
 
+    def _next(self) -> list[_Queued]:
+        work, room = [], UNITS_MAX
+        while self._queue and len(self._queue[0].units) <= room:
+            room -= len(self._queue[0].units)
+            work.append(self._queue.popleft())
+        self._queued_units -= UNITS_MAX - room
+        return work
+
     def _write(self, work: Sequence[_Queued]) -> None:
-        units = [queued.unit for queued in work]
+        units = [unit for queued in work for unit in queued.units]
         before, began_s = self._written, running_s()
         result = self._transaction(lambda batch: batch.run(units))
         if not isinstance(result, _Failure):
@@ -213,20 +224,22 @@ class Writer:
         elif len(work) == 1 or result.everybodys:
             self._commits.failed(everybodys=result.everybodys)
             for queued in work:
-                _resolve(queued.answer, result.told(queued.unit.id))
+                _resolve(queued.answer, result.told(queued.units[0].id))
         else:
-            # One unit cannot be stored. It must not fail its neighbours: halve until it is alone.
+            # One call's units cannot be stored. It must not fail others: halve until it is alone.
             self._write(work[: len(work) // 2])
             self._write(work[len(work) // 2 :])
 
     def _tell(self, work: Sequence[_Queued], outcomes: Sequence[Outcome]) -> None:
         certain = self._synced >= self._owed
-        for queued, outcome in zip(work, outcomes, strict=True):
+        first = 0
+        for units, synced, answer in work:
+            told = outcomes[first : (first := first + len(units))]
             # A refusal waits as well: it may rest on what a loss of power would take back.
-            if certain or not queued.synced:
-                _resolve(queued.answer, outcome)
+            if certain or not synced:
+                _resolve(answer, told)
             else:
-                self._waiting.append(_Waiting(queued.answer, outcome, queued.unit.id))
+                self._waiting.append(_Waiting(answer, told, units[0].id))
 
     # ── the disk ─────────────────────────────────────────────────────────────────────────────────
 
@@ -253,7 +266,7 @@ class Writer:
             self._commits.add_sync(running_s() - began_s)
             self._synced = written
             for one in waiting:
-                _resolve(one.answer, one.outcome)
+                _resolve(one.answer, one.outcomes)
         else:
             # After a sync that failed the system may call the same pages clean: to sync again
             # and be told "done" proves nothing.
@@ -292,7 +305,7 @@ class Writer:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             now_ns = self._clock.now_ns()
-            batch = Batch(self._db, self._book, self._head, now_ns, self._accounts)
+            batch = Batch(self._db, self._book, self._head, now_ns, self._known)
             result = run(batch)
         except Exception as error:
             self._roll_back()
@@ -304,9 +317,8 @@ class Writer:
             if failure is not None:
                 return failure
         self._written += self._head is not batch.head
-        self._head = head = batch.head
+        self._head = head = batch.committed()
         self._commits.stands(head.seq, head.event, head.at)
-        self._remember(batch.accounts)
         return result
 
     def _after_failed_commit(self, error: apsw.Error, hoped: Head) -> _Failure | None:
@@ -327,7 +339,7 @@ class Writer:
             return _Failure(self._broken.cause)
         if not self._unsettled:
             return None
-        self._accounts = {}
+        self._known = Known()
         try:
             self._roll_back()
             self._db.execute("BEGIN IMMEDIATE")
@@ -347,13 +359,8 @@ class Writer:
             with contextlib.suppress(apsw.Error):
                 self._db.execute("ROLLBACK")
 
-    def _remember(self, accounts: dict[str, Account]) -> None:
-        self._accounts.update(accounts)
-        if len(self._accounts) > _ACCOUNTS_MAX:
-            self._accounts = {}
 
-
-def _resolve(answer: asyncio.Future[Any], told: Outcome | StoreError | None) -> None:
+def _resolve(answer: asyncio.Future[Any], told: Sequence[Outcome] | StoreError | None) -> None:
     if answer.done():
         return  # the caller gave up waiting; what was committed stands
     if isinstance(told, StoreError):
