@@ -25,7 +25,7 @@ async def test_a_house_is_paid_and_pays_whatever_its_node(
     }
     if side.certificate is not None:
         settings["certificate"] = str(side.certificate)
-    secrets = (side.secret,)
+    secrets: tuple[str, ...] = (side.secret,)
     if side.invoice_key:
         settings["invoice_key"] = side.invoice_key
         secrets += (side.invoice_key,)
