@@ -219,12 +219,11 @@ async def _books(house: Farebox) -> Books:
 
 
 async def _crashed(house: Farebox) -> tuple[CrashedSeen, ...]:
-    rows = await _rows(house, REQUEST, {"state": RequestState.SETTLED})
-    settled = (row.value for _, row in rows)
+    rows = await _rows(house, REQUEST, {})  # what has ended is in no index
     return tuple(
-        CrashedSeen(one.checkpoint_msat, one.charged_msat)
-        for one in settled
-        if one.ended == Ended.CRASHED
+        CrashedSeen(row.value.checkpoint_msat, row.value.charged_msat)
+        for _, row in rows
+        if row.value.state is RequestState.SETTLED and row.value.ended == Ended.CRASHED
     )
 
 
