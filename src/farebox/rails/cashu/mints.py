@@ -15,9 +15,9 @@ from farebox.ids import new_id
 from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Unit
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
-from farebox.rails.cashu.breaker import BreakerState
 from farebox.rails.cashu.config import CashuConfig, MintTerms, custody_account, unswapped_account
 from farebox.rails.cashu.http_mint import HttpMint
+from farebox.rails.web.breaker import BreakerState
 from farebox.wire.cashu.model import Keyset, Token
 from farebox.wire.cashu.token import UnknownKeyset, resolve_keyset_ids
 
