@@ -36,7 +36,7 @@ from farebox.ledger.service import Ledger
 from farebox.ledger.store import UNITS_MAX
 from farebox.money import AMOUNT_END
 from farebox.stores.sqlite import SqliteStore
-from farebox.stores.sqlite.schema import TABLES
+from farebox.stores.sqlite.schema import MIGRATIONS
 from farebox.stores.sqlite.store import open_connection
 
 CALLERS = 1_024
@@ -165,7 +165,7 @@ class Bare:
     def __init__(self, path: Path) -> None:
         self.db = open_connection(path)
         self.db.execute("PRAGMA synchronous = FULL")
-        self.db.execute(TABLES)
+        self.db.execute(MIGRATIONS[0].sql)
         self.seq = 0
         self.digest = GENESIS
         rows = [(BOOK, "revenue:shop", "BTC", "revenue", "0", "0", "0", "0", None)]

@@ -9,7 +9,10 @@ FareboxError
 │   ├── OutcomeUnknown      the answer to a commit was lost; ask by unit id
 │   ├── StoreBusy           the queue in front of the store is full; nothing was done
 │   ├── StoreLocked         another process owns this book
-│   └── StoreCorrupt        what is stored breaks an invariant
+│   ├── StoreOutdated       program and database are of different versions
+│   ├── StoreMoved          the book was moved to another database and is served there
+│   ├── StoreCorrupt        what is stored breaks an invariant
+│   └── StoreRewound        the book lacks what it had acknowledged
 ├── RailError               a foreign network did not do as asked
 │   ├── RailRejected        a definite no: it was not and will not be executed
 │   └── RailUnavailable     no definite answer: it may or may not have been executed
@@ -68,8 +71,20 @@ class StoreLocked(StoreError):
     """Another process owns this book."""
 
 
+class StoreOutdated(StoreError):
+    """The database is older or newer than this program."""
+
+
+class StoreMoved(StoreError):
+    """The book was moved to another database, and is served there."""
+
+
 class StoreCorrupt(StoreError):
     """What is stored breaks an invariant."""
+
+
+class StoreRewound(StoreError):
+    """The book lacks what it had acknowledged: a fail-over or a restore has lost its end."""
 
 
 class RailError(FareboxError):

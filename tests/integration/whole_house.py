@@ -25,7 +25,8 @@ from typing import Any
 import httpx
 import structlog
 
-from farebox.bootstrap import Farebox, open_audit
+from farebox.books import open_audit
+from farebox.bootstrap import Farebox
 from farebox.clock import Clock, ManualClock, SystemClock
 from farebox.ecash.plan import SwapPlan
 from farebox.ecash.saga import Done, advance_swap
@@ -260,7 +261,7 @@ def _body(name: str, token: bytes) -> bytes:
 
 
 @contextmanager
-def _listening() -> Iterator[io.StringIO]:
+def listening() -> Iterator[io.StringIO]:
     """Everything that we and the libraries log, before secrets are looked for and taken out."""
     heard = io.StringIO()
     before = structlog.get_config()
@@ -303,7 +304,7 @@ async def whole_house(
     clock = ManualClock(SystemClock().now_ns())
     mint, upstream = mint or PlayMint(units=("sat", "msat")), PlayUpstream()
     async with AsyncExitStack() as open_things:
-        heard = open_things.enter_context(_listening())
+        heard = open_things.enter_context(listening())
         mint.url = await open_things.enter_async_context(serving(mint))
         upstream_url = await open_things.enter_async_context(serving(upstream))
         settings = {

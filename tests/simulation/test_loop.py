@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from farebox.bootstrap import RECORDS
+from farebox.books import RECORDS
 from farebox.clock import ManualClock
 from farebox.ledger.model import Kind, Open, Unit
 from tests.simulation.disk import Disk

@@ -16,7 +16,19 @@ from typing import Annotated
 import typer
 
 from farebox import __version__
-from farebox.cli import doctor, init, keys, logs, money, recover, serve, verify
+from farebox.cli import (
+    doctor,
+    init,
+    keys,
+    logs,
+    migrate,
+    money,
+    moving,
+    reconcile,
+    recover,
+    serve,
+    verify,
+)
 from farebox.cli.bench import command as bench_command
 from farebox.cli.demo import command as demo_command
 from farebox.errors import FareboxError
@@ -34,6 +46,11 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "withdraw": money.withdraw,
     "verify": verify.verify,
     "recover": recover.recover,
+    "reconcile": reconcile.reconcile,
+    "migrate": migrate.migrate,
+    "backup": moving.backup,
+    "export": moving.export,
+    "import": moving.import_,
     "doctor": doctor.doctor,
     "bench": bench_command.bench,
 }

@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 
-from farebox.bootstrap import Farebox, open_audit
+from farebox.books import open_audit
+from farebox.bootstrap import Farebox
 from farebox.cli.desk import Facts, Request, carry_out
 from farebox.cli.door import ask_server
 from farebox.errors import InvalidInput

@@ -26,12 +26,13 @@ from farebox.money import BTC
 from farebox.operating import Finding, Verdict
 from farebox.payments import Refusal
 from farebox.payments.model import Operation, OperationState, Rejected, Succeeded
-from farebox.payments.service import Pending, Refunded
+from farebox.payments.service import PAYOUT, REFUND, Pending, Refunded
 from farebox.paywall.settling import REVENUE
+from farebox.rails.cashu.reconcile import SUSPENSE, Reconciled
 from farebox.wire.cashu.model import normalize_mint_url
 
 _CASHU = "cashu"
-_REFUND = "refund"
+_OUT = frozenset({REFUND, PAYOUT})
 _PAGE = 100
 _ASKED_AT_ONCE = 16
 
@@ -73,12 +74,14 @@ class Withdraw(msgspec.Struct, frozen=True, tag="withdraw"):
     """Take earnings out, once for one `id`: as a token, or to a Lightning address or invoice.
 
     `amount_msat` None takes all there is; `mint` says whose money, "" leaves it to the rail.
+    `method` is the way to pay whose money it is.
     """
 
     id: str
     amount_msat: int | None = None
     destination: str = ""
     mint: str = ""
+    method: str = _CASHU
 
 
 class Recover(msgspec.Struct, frozen=True, tag="recover"):
@@ -105,6 +108,16 @@ class Examine(msgspec.Struct, frozen=True, tag="doctor"):
     """Look at everything a server depends on, with the settings it runs by."""
 
 
+class Reconcile(msgspec.Struct, frozen=True, tag="reconcile"):
+    """Hold a closed book against what the mints say, and open it. `claim` takes over what was
+    found at them, also of an open book."""
+
+    claim: bool = False
+
+
+#: What may be asked of a closed book.
+_WHILE_CLOSED = (Balance, ListKeys, ShowKey, RevokeKey, Examine, Reconcile)
+
 Request = (
     Balance
     | CreateKey
@@ -116,14 +129,19 @@ Request = (
     | Reopen
     | Resolve
     | Examine
+    | Reconcile
 )
 
 
 async def carry_out(house: Farebox, request: Request) -> Facts:
     """Do what is asked and say what came of it. Raises InvalidInput for a definite no."""
+    if not isinstance(request, _WHILE_CLOSED):
+        house.doors.require_open()
     match request:
         case Balance():
             return await _balance(house.ledger)
+        case Reconcile(claim=claim):
+            return await _reconcile(house, claim=claim)
         case CreateKey():
             return await _create_key(house, request)
         case ListKeys():
@@ -221,13 +239,15 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
     if amount_msat is None:
         revenue = await house.ledger.store.account(REVENUE)
         amount_msat = revenue.available if revenue else 0
+    if wanted.method not in {one.payment_type for one in house.payments.methods}:
+        raise InvalidInput(f"{wanted.method!r} is no way to pay here")
     known = await house.operations.get(wanted.id)
     if known is None and amount_msat == 0:
         raise InvalidInput("there is nothing to withdraw: `farebox balance` shows what was earned")
     left = await house.payments.refund(
         REVENUE,
         amount_msat,
-        method=_CASHU,
+        method=wanted.method,
         operation_id=wanted.id,
         destination=wanted.destination,
         metadata={"refund_mint_url": normalize_mint_url(wanted.mint)} if wanted.mint else {},
@@ -241,6 +261,27 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
             raise InvalidInput(f"nothing was withdrawn: {message}")
         case _:
             assert_never(left)
+
+
+# ── after a restore ─────────────────────────────────────────────────────────────────────────────
+
+
+async def _reconcile(house: Farebox, *, claim: bool) -> Facts:
+    house.doors.require_here()
+    if not house.doors.is_closed and not claim:
+        raise InvalidInput("the book is open: there is nothing to reconcile")
+    found = await house.reconcile() if house.doors.is_closed else Reconciled()
+    facts: Facts = msgspec.json.decode(msgspec.json.encode(found))
+    if claim and found.is_whole:
+        claimed = await house.reconciling.claim()
+        facts |= {"claimed_msat": claimed.renewed_msat, "away": list(claimed.away)}
+    suspense = await house.ledger.store.account(SUSPENSE)
+    balance_msat = suspense.credits_posted - suspense.debits_posted if suspense else 0
+    return facts | {
+        "open": not house.doors.is_closed,
+        "suspense_msat": balance_msat,
+        "covered": balance_msat >= 0,
+    }
 
 
 # ── unfinished operations ────────────────────────────────────────────────────────────────────────
@@ -284,7 +325,7 @@ def _way_out(operation: Operation) -> str:
     if operation.state is not OperationState.MANUAL:
         return "none needed: it is asked about again by itself while a server runs"
     ways = [f"`--ask-again {operation.id}`", f"`--failed {operation.id}` if it never happened"]
-    if operation.kind == _REFUND:
+    if operation.kind in _OUT:
         ways.append(f"`--succeeded {operation.id} --amount …` if the money left")
     return "find out at the other side, then `farebox recover` with " + ", or ".join(ways)
 
@@ -305,7 +346,7 @@ async def _resolve(house: Farebox, wanted: Resolve) -> None:
     verdict: Succeeded | Rejected
     if wanted.amount_msat is None:
         verdict = Rejected("operator", "the operator found that it never happened")
-    elif operation.kind == _REFUND:
+    elif operation.kind in _OUT:
         verdict = Succeeded(wanted.amount_msat, house.signer.seal(b"{}", operation.id))
     else:
         # Money that came in is proofs; without them there is nothing to credit.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from farebox.bootstrap import book_place, open_audit
+from farebox.books import book_place, open_audit
 from farebox.cli.options import DataOption, SettingsOption, read_settings
 from farebox.cli.output import JsonOption, columns, progress, sat, show
 from farebox.errors import InvalidInput

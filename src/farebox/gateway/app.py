@@ -158,6 +158,8 @@ class Gateway:
         headers = scope["headers"]
         if self.carrier.is_stopping:
             return problems.stopping()
+        if self.carrier.is_closed:
+            return problems.not_open()
         if headers_bytes(headers) > self._limits.header_bytes_max:
             return problems.headers_too_large(self._limits.header_bytes_max)
         if header(headers, b"upgrade").lower() == b"websocket" or scope["method"] == "CONNECT":

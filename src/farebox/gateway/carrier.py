@@ -41,6 +41,8 @@ class Carrier:
         self._watch = Watch()
         self._is_cut = False
         self.is_stopping = False
+        #: The book is closed: nothing may be admitted.
+        self.is_closed = False
         self.tally = RequestTally()
 
     @property
@@ -87,6 +89,10 @@ class Carrier:
         book: PriceBook | None = None,
     ) -> Admission | Answer:
         """Hold what a request can cost. The answer is a 503 where the books cannot be written."""
+        if self.is_closed:
+            refused = problems.not_open()
+            self.tally.answered(refused)
+            return refused
         loop_time = asyncio.get_running_loop().time
         began_s = loop_time()
         answer: Admission | Answer

@@ -66,6 +66,20 @@ def stopping(*, held: bool = False) -> Answer:
     )
 
 
+def not_open() -> Answer:
+    """503 while the book is closed after a restore."""
+    return problem(
+        Problem(
+            503,
+            "book_closed",
+            "Closed",
+            "The books are being put in order after a restore; nothing is taken meanwhile.",
+            "No money moved. A token that was sent along is untouched.",
+            headers=((b"retry-after", b"60"),),
+        )
+    )
+
+
 def books_closed(*, held: bool) -> Answer:
     """503: the store does not take it."""
     return problem(

@@ -7,8 +7,9 @@ a library of monitoring imported anywhere else.
 """
 
 from farebox.operating.door import OperatorDoor, ready
+from farebox.operating.doors import Doors
 from farebox.operating.findings import Finding, Verdict
 from farebox.operating.metrics import Metrics
 from farebox.operating.vitals import Parts, Vitals
 
-__all__ = ["Finding", "Metrics", "OperatorDoor", "Parts", "Verdict", "Vitals", "ready"]
+__all__ = ["Doors", "Finding", "Metrics", "OperatorDoor", "Parts", "Verdict", "Vitals", "ready"]

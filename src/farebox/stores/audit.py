@@ -19,6 +19,7 @@ from farebox.ledger.replay import StoredUnit
 from farebox.stores.rows import account_from, hold_from, table_of
 
 R = TypeVar("R")
+T = TypeVar("T", bound=msgspec.Struct)
 
 _UNIT = "SELECT seq, id, at, body, digest FROM units WHERE book = ?"
 #: Below every number that a row may claim.
@@ -90,8 +91,8 @@ class BookReader(ABC):
         )
 
     def accounts(self) -> Iterator[Account]:
-        """Every account, once."""
-        sql = f"SELECT {self.account_columns} FROM accounts WHERE book = ?"
+        """Every account, once, in the order of ids."""
+        sql = f"SELECT {self.account_columns} FROM accounts WHERE book = ? ORDER BY id"
         return self._stream(sql, read=account_from)
 
     def hold(self, hold_id: str) -> HoldRow | None:
@@ -131,6 +132,42 @@ class BookReader(ABC):
             return 0
         sql = f"SELECT count(*) FROM {name} WHERE book = ? AND seq > ?"
         return self._count(sql, _ALL if after is None else after)
+
+    # ── as it is stored, for a copy ──────────────────────────────────────────────────────────────
+
+    def last_event(self) -> int:
+        """The number of the last event, 0 when there is none."""
+        return self._count("SELECT max(number) FROM events WHERE book = ?")
+
+    def table(self, name: str) -> Iterator[Sequence[Any]]:
+        """Every row of a table of the ledger's, without the book, in the order of its key."""
+        columns, order = {
+            "accounts": (self.account_columns, "id"),
+            "units": ("seq, id, at, body, digest", "seq"),
+            "movements": (self.movement_columns, "seq, step"),
+            "holds": (self.hold_columns, "id"),
+            "events": ("number, seq, at, name, subject, data", "number"),
+        }[name]
+        sql = f"SELECT {columns} FROM {name} WHERE book = ? ORDER BY {order}"
+        return self._many(sql, (self._book,))
+
+    def records(self) -> Iterator[tuple[RecordType[Any], Iterator[Sequence[Any]]]]:
+        """For each record type its rows: key, version, seq, value."""
+        for kind, record in sorted(self._records.items()):
+            name = table_of(kind)
+            if name in self._tables:
+                sql = f"SELECT key, version, seq, value FROM {name} WHERE book = ? ORDER BY key"
+                yield record, self._many(sql, (self._book,))
+
+    def value(self, record: RecordType[T], key: str) -> tuple[T, int] | None:
+        """A domain row's value and version."""
+        name = table_of(record.kind)
+        if name not in self._tables:
+            return None
+        row = self._one(
+            f"SELECT value, version FROM {name} WHERE book = ? AND key = ?", (self._book, key)
+        )
+        return None if row is None else (record.decode(row[0]), row[1])
 
     def _select(self, kind: str) -> str:
         record = self._records.get(kind)

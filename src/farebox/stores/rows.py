@@ -15,6 +15,16 @@ from farebox.ledger.records import RecordType
 
 _KINDS = {kind.value: kind for kind in Kind}
 
+#: The columns of each table as this version writes them: a later one may have added more.
+COLUMNS = {
+    "accounts": "book, id, asset, kind, debits_pending, debits_posted, credits_pending, "
+    "credits_posted, ceiling",
+    "units": "book, seq, id, at, body, digest",
+    "movements": "book, seq, step, kind, debit, credit, amount, code, hold, expires_at",
+    "holds": "book, id, debit, credit, amount, code, expires_at, state",
+    "events": "book, number, seq, at, name, subject, data",
+}
+
 #: book, id, asset, kind, the four balances, ceiling
 AccountColumns = tuple[int, str, str, str, str, str, str, str, str | None]
 #: book, id, debit, credit, amount, code, expires_at, state
@@ -76,3 +86,10 @@ def table(record: RecordType[Any]) -> str:
 def table_of(kind: str) -> str:
     """The name of the table of a record type's kind."""
     return f"record_{kind.replace('.', '_')}"
+
+
+def record_columns(record: RecordType[Any]) -> str:
+    """The columns of a record type's table, as in `COLUMNS`."""
+    return ", ".join(
+        ("book", "key", "version", "seq", "value", *(f"f_{name}" for name in record.columns))
+    )

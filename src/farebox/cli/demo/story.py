@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from farebox.bootstrap import Farebox, open_audit
+from farebox.books import open_audit
+from farebox.bootstrap import Farebox
 from farebox.cli.demo.caller import Caller
 from farebox.cli.demo.narrator import Narrator
 from farebox.cli.demo.purse import Purse

@@ -144,10 +144,10 @@ class Locked:
         found = await self._ledger.store.find(LOCKED, {"owner": owner, "use": use})
         return [Claimed(key, row.value, row.version) for key, row in found]
 
-    async def waiting(self, mint: str, unit: str, limit: int) -> list[Claimed]:
-        """Proofs that were credited and wait to be swapped, at most `limit`."""
+    async def waiting(self, mint: str, unit: str, limit: int, *, after: str = "") -> list[Claimed]:
+        """Proofs that were credited and wait to be swapped, at most `limit`, keys above `after`."""
         where = {"mint": mint, "unit": unit, "use": LockedUse.WAITING}
-        found = await self._ledger.store.find(LOCKED, where, limit=limit)
+        found = await self._ledger.store.find(LOCKED, where, after=after, limit=limit)
         return [Claimed(key, row.value, row.version) for key, row in found]
 
     def proof(self, claimed: Claimed) -> Proof:

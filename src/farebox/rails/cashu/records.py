@@ -20,12 +20,15 @@ class ProofUse(enum.StrEnum):
         │ ▲
         ▼ │
     available ─► reserved ─► spent      (swaps, melts)
+                    ▲
+    found ──────────┴──────► spent      (after a restore: claimed, or spent by a payer)
     """
 
     AVAILABLE = "available"  # anyone's refund may take it
     RESERVED = "reserved"  # for the request or operation that `owner` names
     GIVEN = "given"  # handed out by `owner`, perhaps not yet spent; no longer ours
     SPENT = "spent"  # the mint has taken it back
+    FOUND = "found"  # signed after the copy that was restored; perhaps in a payer's hands
 
 
 class StoredProof(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,9 +72,13 @@ COUNTER = RecordType("cashu.counter", Counter)
 
 
 class Replan(msgspec.Struct, frozen=True):
-    """A sealed plan that takes the place of a planned swap; the key is the planned swap's own."""
+    """A sealed plan that takes the place of another; the key is that other one's own.
+
+    `fee_ppk` is the input fee of its outputs' keyset: None where an earlier version wrote the row.
+    """
 
     sealed: bytes
+    fee_ppk: int | None = None
 
 
 REPLAN = RecordType("cashu.replan", Replan)

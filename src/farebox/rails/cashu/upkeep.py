@@ -31,14 +31,15 @@ from farebox.payments.model import (
     Verdict,
 )
 from farebox.payments.operations import Operations
-from farebox.rails.cashu import choose
+from farebox.rails.cashu import choose, leftover
 from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
 from farebox.rails.cashu.give import freed, reserved
-from farebox.rails.cashu.inventory import Held, Inventory, added, outline
+from farebox.rails.cashu.inventory import Held, Inventory, added, outline, total
 from farebox.rails.cashu.method import CashuMethod
 from farebox.rails.cashu.mints import MintPlace
 from farebox.rails.cashu.records import ProofUse
 from farebox.signer import Signer
+from farebox.wire.cashu.amounts import input_fee, split
 from farebox.wire.cashu.model import Keyset
 
 _log = structlog.get_logger("farebox.cashu")
@@ -80,6 +81,8 @@ class Upkeep:
         self._signer = signer
         self._seen: dict[tuple[str, str, ProofUse], str] = {}
         operations.register(KIND, self)
+        asking = leftover.LeftoverHandler(method.mints, method.inventory, ledger, signer)
+        operations.register(leftover.KIND, asking)
 
     async def run(self) -> Kept:
         """One round: at most one consolidation and some questions for each mint and unit."""
@@ -123,6 +126,29 @@ class Upkeep:
         if swap is None or not self._is_worth_it(swap, keysets):
             return False
         inputs = [held[proof.secret] for proof in swap.inputs]
+        operation_id = await self._open(place, unit, inputs, swap, target)
+        if operation_id is None:
+            return False
+        done = await self._operations.advance(operation_id, fresh=True)
+        return done.state is OperationState.SUCCEEDED
+
+    async def renew(self, place: MintPlace, unit: str, held: Sequence[Held]) -> bool:
+        """Swap proofs for as much in fresh ones: whoever else has their secrets has nothing then.
+
+        False where revenue does not cover the mint's fee, or they are worth no more than it.
+        Raises RailUnavailable, RailRejected.
+        """
+        keysets = await place.keysets(unit, {one.stored.keyset_id for one in held})
+        inputs = [one for one in held if one.stored.keyset_id in keysets]
+        target = output_keyset(keysets.values(), unit, place.now_s())
+        fee = input_fee([outline(one) for one in inputs], keysets)
+        net = total(inputs) - fee
+        if target is None or net <= 0:
+            return False
+        kept = sorted(one.stored.amount for one in inputs)
+        same = not fee and set(kept) <= target.keys.keys()
+        amounts = tuple(kept) if same else tuple(split(net, target.keys.keys()))
+        swap = selection.SwapFirst(tuple(map(outline, inputs)), fee, amounts)
         operation_id = await self._open(place, unit, inputs, swap, target)
         if operation_id is None:
             return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 
@@ -12,7 +12,7 @@ from farebox.errors import StoreError
 from farebox.ledger.records import RecordType
 from farebox.stores.audit import BookReader
 from farebox.stores.postgres.batch import ACCOUNT, HOLD
-from farebox.stores.postgres.connection import conninfo, place
+from farebox.stores.postgres.connection import BACKEND, conninfo, is_direct, place
 
 _TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
 _FETCH_ROWS = 2_000
@@ -28,17 +28,32 @@ class PostgresAuditReader(BookReader):
     def __init__(self, dsn: str, records: Sequence[RecordType[Any]], *, book: int = 1) -> None:
         """Raises StoreError when there is no book or it cannot be read."""
         try:
-            self._db = psycopg.connect(conninfo(dsn, reads_only=True), prepare_threshold=0)
+            self._db = psycopg.connect(conninfo(dsn, reads_only=True), prepare_threshold=None)
+            self._db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            self._db.read_only = True
+            if is_direct(self._db, self._db.execute(BACKEND).fetchone()):
+                self._db.prepare_threshold = 0
         except psycopg.Error as error:
             raise StoreError(f"cannot read {place(dsn)}: {error}") from error
-        self._db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        self._db.read_only = True
-        self._cursors = itertools.count()
-        tables = {name for (name,) in self._many(_TABLES, ())}
+        tables = self._look()
         if "units" not in tables:
             self._db.close()
             raise StoreError(f"there is no book in {place(dsn)}")
         super().__init__(records, book, tables)
+
+    @classmethod
+    def within(
+        cls, db: psycopg.Connection[Any], records: Sequence[RecordType[Any]], *, book: int = 1
+    ) -> Self:
+        """A reader of what a transaction has written itself; not to be closed."""
+        self = cls.__new__(cls)
+        self._db = db
+        BookReader.__init__(self, records, book, self._look())
+        return self
+
+    def _look(self) -> set[str]:
+        self._cursors = itertools.count()
+        return {name for (name,) in self._many(_TABLES, ())}
 
     def close(self) -> None:
         """Let go of the snapshot."""

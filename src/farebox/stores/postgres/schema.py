@@ -1,4 +1,4 @@
-"""Tables of the books, and how a record type becomes one.
+"""Tables of the books: made by migrations, or by the record types that they hold.
 
 Amounts are NUMERIC(39,0), exact for 127 bits; times are nanoseconds; every row names its book.
 Text compares by its bytes, whatever the database's locale, so that pages have one order.
@@ -6,68 +6,111 @@ Text compares by its bytes, whatever the database's locale, so that pages have o
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
+import psycopg
 
+from farebox.errors import StoreError
 from farebox.ledger.records import RecordType
+from farebox.stores.migrations import (
+    APPLIED,
+    Migrated,
+    Migration,
+    pending,
+    require_current,
+    shipped,
+)
+from farebox.stores.postgres.connection import Connection, conninfo, place
 from farebox.stores.rows import table
 
-SCHEMA_VERSION = 1
+MIGRATIONS = shipped("farebox.stores.postgres")
 
 _TEXT = 'TEXT COLLATE "C"'
-_AMOUNT = "NUMERIC(39, 0) NOT NULL"
-
-#: A statement each.
-TABLES = (
-    "CREATE TABLE IF NOT EXISTS farebox_schema (version INTEGER NOT NULL)",
-    # Room in each page: the account that everybody pays is updated where it stands.
-    f"""
-    CREATE TABLE IF NOT EXISTS accounts (
-        book INTEGER NOT NULL, id {_TEXT} NOT NULL, asset {_TEXT} NOT NULL, kind {_TEXT} NOT NULL,
-        debits_pending {_AMOUNT}, debits_posted {_AMOUNT},
-        credits_pending {_AMOUNT}, credits_posted {_AMOUNT}, ceiling NUMERIC(39, 0),
-        PRIMARY KEY (book, id)
-    ) WITH (fillfactor = 70)
-    """,
-    f"""
-    CREATE TABLE IF NOT EXISTS units (
-        book INTEGER NOT NULL, seq BIGINT NOT NULL, id {_TEXT} NOT NULL, at BIGINT NOT NULL,
-        body BYTEA NOT NULL, digest BYTEA NOT NULL,
-        PRIMARY KEY (book, seq)
-    )
-    """,
-    "CREATE UNIQUE INDEX IF NOT EXISTS units_id ON units (book, id)",
-    f"""
-    CREATE TABLE IF NOT EXISTS movements (
-        book INTEGER NOT NULL, seq BIGINT NOT NULL, step INTEGER NOT NULL, kind {_TEXT} NOT NULL,
-        debit {_TEXT} NOT NULL, credit {_TEXT} NOT NULL, amount {_AMOUNT}, code {_TEXT} NOT NULL,
-        hold {_TEXT} NOT NULL, expires_at BIGINT NOT NULL,
-        PRIMARY KEY (book, seq, step)
-    )
-    """,
-    f"""
-    CREATE TABLE IF NOT EXISTS holds (
-        book INTEGER NOT NULL, id {_TEXT} NOT NULL, debit {_TEXT} NOT NULL, credit {_TEXT} NOT NULL,
-        amount {_AMOUNT}, code {_TEXT} NOT NULL, expires_at BIGINT NOT NULL, state {_TEXT} NOT NULL,
-        PRIMARY KEY (book, id)
-    )
-    """,
-    "CREATE INDEX IF NOT EXISTS holds_due ON holds (book, expires_at) "
-    "WHERE state = 'open' AND expires_at > 0",
-    "CREATE INDEX IF NOT EXISTS holds_debit ON holds (book, debit, expires_at) "
-    "WHERE state = 'open' AND expires_at > 0",
-    "CREATE INDEX IF NOT EXISTS holds_credit ON holds (book, credit, expires_at) "
-    "WHERE state = 'open' AND expires_at > 0",
-    f"""
-    CREATE TABLE IF NOT EXISTS events (
-        book INTEGER NOT NULL, number BIGINT NOT NULL, seq BIGINT NOT NULL, at BIGINT NOT NULL,
-        name {_TEXT} NOT NULL, subject {_TEXT} NOT NULL, data BYTEA NOT NULL,
-        PRIMARY KEY (book, number)
-    )
-    """,
-    "CREATE INDEX IF NOT EXISTS events_subject ON events (book, subject, number)",
+_LOG = """
+CREATE TABLE IF NOT EXISTS migrations (
+    number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at TIMESTAMPTZ NOT NULL DEFAULT now()
 )
+"""
+_ADD = "INSERT INTO migrations (number, name) VALUES (%s, %s)"
+#: Taken while tables are made, so that processes that start together do not trip over each other.
+_LOCK = "SELECT pg_advisory_xact_lock(%s::int8)"
+_LOCK_KEY = 0x46415245_424F58
+#: A change that waits for a table makes all others wait behind it: it gives up soon, and again.
+_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '1s'"
+_TRIES_MAX = 60
+_TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
+
+
+async def prepare(connection: Connection, records: Sequence[RecordType[Any]]) -> None:
+    """Make a new book whole, and the tables of record types that are new in an old one.
+
+    Raises StoreOutdated when the database needs `migrate`, or a newer program.
+    """
+    async with connection.transaction():
+        await connection.execute(_LOCK, (_LOCK_KEY,))
+        found = await connection.execute(_TABLES)
+        tables = {name for (name,) in await found.fetchall()}
+        if "units" in tables:
+            numbers = await connection.execute(APPLIED) if "migrations" in tables else None
+            require_current(MIGRATIONS, len(await numbers.fetchall()) if numbers else 0)
+        else:
+            await connection.execute(_LOG)
+            for migration in MIGRATIONS:
+                await connection.execute(migration.sql.encode(), prepare=False)
+                await connection.execute(_ADD, (migration.number, migration.name))
+        for record in records:
+            if table(record) not in tables:
+                for statement in record_tables(record):
+                    await connection.execute(statement.encode())
+
+
+def migrate(dsn: str, *, look: bool = False) -> Migrated:
+    """Apply what is missing, beside running servers of the previous version; blocking.
+
+    A file's changes and its number are one transaction, so a killed one leaves old or new. Who
+    comes second waits, and finds nothing to do. With `look` nothing is changed. Raises StoreError.
+    """
+    try:
+        with psycopg.connect(conninfo(dsn), autocommit=True, prepare_threshold=None) as db:
+            tables = {name for (name,) in db.execute(_TABLES)}
+            if "units" not in tables:
+                raise StoreError(f"there is no book in {place(dsn)}; `farebox serve` makes one")
+            if look:
+                return Migrated(pending(MIGRATIONS, _applied(db)), len(MIGRATIONS))
+            return Migrated(tuple(_migrate(db)), len(MIGRATIONS))
+    except psycopg.errors.LockNotAvailable:
+        raise StoreError("others hold the tables for too long; try again") from None
+    except psycopg.Error as error:
+        raise StoreError(f"{place(dsn)} could not be migrated: {error}") from error
+
+
+def _migrate(db: psycopg.Connection) -> Iterator[Migration]:
+    tries = 0
+    while True:
+        try:
+            with db.transaction():
+                db.execute(_LOCK, (_LOCK_KEY,))
+                missing = pending(MIGRATIONS, _applied(db))
+                if missing:
+                    db.execute(_LOCK_TIMEOUT)
+                    db.execute(_LOG)
+                    db.execute(missing[0].sql.encode())
+                    db.execute(_ADD, (missing[0].number, missing[0].name))
+        except psycopg.errors.LockNotAvailable:
+            tries += 1
+            if tries >= _TRIES_MAX:
+                raise
+            continue
+        if not missing:
+            return
+        yield missing[0]
+
+
+def _applied(db: psycopg.Connection) -> int:
+    made = db.execute("SELECT to_regclass('migrations') IS NOT NULL").fetchone()
+    return len(db.execute(APPLIED).fetchall()) if made and made[0] else 0
 
 
 def record_tables(record: RecordType[Any]) -> list[str]:

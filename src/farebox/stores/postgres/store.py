@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from farebox.errors import StoreCorrupt, StoreError
+from farebox.errors import StoreError
 from farebox.ledger.audit import decode_body, known_from
 from farebox.ledger.model import Account, Applied, Outcome, Refused, StoredEvent, Unit, check_unit
 from farebox.ledger.records import RecordType, Row, column_value
@@ -15,7 +15,7 @@ from farebox.ledger.store import PAGE_MAX, check_units
 from farebox.stores.postgres.batch import ACCOUNT, LOCK_SHARED, SYNCED
 from farebox.stores.postgres.connection import Connection, conninfo, place
 from farebox.stores.postgres.readers import Readers
-from farebox.stores.postgres.schema import SCHEMA_VERSION, TABLES, record_tables
+from farebox.stores.postgres.schema import prepare
 from farebox.stores.postgres.writer import Writer
 from farebox.stores.rows import account_from, event_from, table
 from farebox.tally import Commits
@@ -24,8 +24,6 @@ T = TypeVar("T", bound=msgspec.Struct)
 R = TypeVar("R")
 
 _EXPIRE_MAX = 1_000
-#: Taken while tables are made, so that processes that start together do not trip over each other.
-_PREPARE_LOCK = 0x46415245_424F58
 _UNIT = "SELECT seq, at, body FROM units WHERE book = %s::int4 AND id = %s"
 
 
@@ -46,10 +44,10 @@ class PostgresStore:
         book: int = 1,
         commits: Commits | None = None,
     ) -> PostgresStore:
-        """Open the book, making the tables that are missing. `commits` counts what is committed.
+        """Open the book, or make a new one. `commits` counts what is committed.
 
-        Raises StoreError when the database cannot be reached, StoreCorrupt when it was made by a
-        newer program.
+        Raises StoreError when the database cannot be reached, StoreOutdated when it is of another
+        version.
         """
         names = [table(record) for record in records]
         if len(set(names)) < len(names):
@@ -57,7 +55,7 @@ class PostgresStore:
         info = conninfo(dsn)
         readers = Readers(info)
         try:
-            await readers.read(lambda connection: _prepare(connection, records))
+            await readers.read(lambda connection: prepare(connection, records))
         except StoreError as error:
             raise type(error)(f"cannot open the database {place(dsn)}: {error}") from error
         finally:
@@ -190,25 +188,3 @@ async def _settled_unit(connection: Connection, book: int, unit_id: str) -> Any:
         found = await connection.execute(_UNIT, (book, unit_id), binary=True)
         await connection.execute("COMMIT")
     return await found.fetchone()
-
-
-async def _prepare(connection: Connection, records: Sequence[RecordType[Any]]) -> None:
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock(%s::int8)", (_PREPARE_LOCK,))
-        found = await connection.execute("SELECT to_regclass('farebox_schema') IS NOT NULL")
-        (made,) = await found.fetchone() or (False,)
-        if made:
-            found = await connection.execute("SELECT max(version) FROM farebox_schema")
-            (version,) = await found.fetchone() or (0,)
-            if version > SCHEMA_VERSION:
-                raise StoreCorrupt(
-                    f"it has schema version {version}, this program knows {SCHEMA_VERSION}: "
-                    "run a newer farebox"
-                )
-        for statement in TABLES:
-            await connection.execute(statement.encode())
-        for record in records:
-            for statement in record_tables(record):
-                await connection.execute(statement.encode())
-        if not made:
-            await connection.execute("INSERT INTO farebox_schema VALUES (%s)", (SCHEMA_VERSION,))

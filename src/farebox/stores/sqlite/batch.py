@@ -22,7 +22,15 @@ from farebox.ledger.model import (
     Unit,
 )
 from farebox.ledger.records import RecordType
-from farebox.stores.rows import account_columns, account_from, hold_columns, hold_from, table
+from farebox.stores.rows import (
+    COLUMNS,
+    account_columns,
+    account_from,
+    hold_columns,
+    hold_from,
+    record_columns,
+    table,
+)
 
 #: Rows of one sort that are remembered at most.
 _KNOWN_MAX = 50_000
@@ -190,20 +198,20 @@ class Batch:
         if not staged.units:
             return
         many = self._db.executemany
-        many("INSERT INTO units VALUES (?,?,?,?,?,?)", staged.units)
+        many(_INSERT["units"], staged.units)
         if staged.movements:
-            many("INSERT INTO movements VALUES (?,?,?,?,?,?,?,?,?,?)", staged.movements)
+            many(_INSERT["movements"], staged.movements)
         if staged.events:
-            many("INSERT INTO events VALUES (?,?,?,?,?,?,?)", staged.events)
+            many(_INSERT["events"], staged.events)
         if accounts := staged.accounts:
             # In the order of the table: neighbours share its pages, which is faster by a sixth.
             many(
-                "INSERT OR REPLACE INTO accounts VALUES (?,?,?,?,?,?,?,?,?)",
+                _INSERT["accounts"],
                 [account_columns(self._book, accounts[name]) for name in sorted(accounts)],
             )
         if holds := staged.holds:
             many(
-                "INSERT OR REPLACE INTO holds VALUES (?,?,?,?,?,?,?,?)",
+                _INSERT["holds"],
                 [hold_columns(self._book, hold) for hold in holds.values()],
             )
         for record, rows in staged.records.items():
@@ -218,10 +226,24 @@ _ANY_DUE = (
 )
 
 
+def insert_statement(name: str, columns: str, verb: str = "INSERT") -> str:
+    """Writes a row, its columns named: a migration that adds one must not stop us."""
+    marks = ", ".join("?" * (columns.count(",") + 1))
+    return f"{verb} INTO {name} ({columns}) VALUES ({marks})"
+
+
+#: Accounts and holds change, the rest is written once.
+_INSERT = {
+    name: insert_statement(
+        name, columns, "INSERT OR REPLACE" if name in ("accounts", "holds") else "INSERT"
+    )
+    for name, columns in COLUMNS.items()
+}
+
+
 @functools.cache
 def _put_statement(record: RecordType[Any]) -> str:
-    marks = ",".join("?" * (5 + len(record.columns)))
-    return f"INSERT OR REPLACE INTO {table(record)} VALUES ({marks})"
+    return insert_statement(table(record), record_columns(record), "INSERT OR REPLACE")
 
 
 def known_outcome(db: apsw.Connection, book: int, unit_id: str) -> Applied | Refused | None:

@@ -1,4 +1,4 @@
-"""Tables of a book, and how a record type becomes one.
+"""Tables of a book: made by migrations, or by the record types that they hold.
 
 Amounts are decimal TEXT, exact for 128-bit money where SQLite's integers are not; times are
 nanoseconds; every row names its book.
@@ -6,56 +6,114 @@ nanoseconds; every row names its book.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import apsw
 import msgspec
 
+from farebox.errors import StoreError
 from farebox.ledger.records import RecordType
+from farebox.stores.migrations import (
+    APPLIED,
+    Migrated,
+    Migration,
+    pending,
+    require_current,
+    shipped,
+)
 from farebox.stores.rows import table
 
-SCHEMA_VERSION = 1
+#: How long `migrate` waits for another one, or for a server's batches.
+_WAIT_MS = 60_000
 
-TABLES = """
-CREATE TABLE IF NOT EXISTS accounts (
-    book INTEGER NOT NULL, id TEXT NOT NULL, asset TEXT NOT NULL, kind TEXT NOT NULL,
-    debits_pending TEXT NOT NULL, debits_posted TEXT NOT NULL,
-    credits_pending TEXT NOT NULL, credits_posted TEXT NOT NULL, ceiling TEXT,
-    PRIMARY KEY (book, id)
-) STRICT, WITHOUT ROWID;
+MIGRATIONS = shipped("farebox.stores.sqlite")
 
-CREATE TABLE IF NOT EXISTS units (
-    book INTEGER NOT NULL, seq INTEGER NOT NULL, id TEXT NOT NULL, at INTEGER NOT NULL,
-    body BLOB NOT NULL, digest BLOB NOT NULL,
-    PRIMARY KEY (book, seq)
-) STRICT, WITHOUT ROWID;
-CREATE UNIQUE INDEX IF NOT EXISTS units_id ON units (book, id);
-
-CREATE TABLE IF NOT EXISTS movements (
-    book INTEGER NOT NULL, seq INTEGER NOT NULL, step INTEGER NOT NULL, kind TEXT NOT NULL,
-    debit TEXT NOT NULL, credit TEXT NOT NULL, amount TEXT NOT NULL, code TEXT NOT NULL,
-    hold TEXT NOT NULL, expires_at INTEGER NOT NULL,
-    PRIMARY KEY (book, seq, step)
-) STRICT, WITHOUT ROWID;
-
-CREATE TABLE IF NOT EXISTS holds (
-    book INTEGER NOT NULL, id TEXT NOT NULL, debit TEXT NOT NULL, credit TEXT NOT NULL,
-    amount TEXT NOT NULL, code TEXT NOT NULL, expires_at INTEGER NOT NULL, state TEXT NOT NULL,
-    PRIMARY KEY (book, id)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS holds_due ON holds (book, expires_at)
-    WHERE state = 'open' AND expires_at > 0;
-CREATE INDEX IF NOT EXISTS holds_debit ON holds (book, debit, expires_at)
-    WHERE state = 'open' AND expires_at > 0;
-CREATE INDEX IF NOT EXISTS holds_credit ON holds (book, credit, expires_at)
-    WHERE state = 'open' AND expires_at > 0;
-
-CREATE TABLE IF NOT EXISTS events (
-    book INTEGER NOT NULL, number INTEGER NOT NULL, seq INTEGER NOT NULL, at INTEGER NOT NULL,
-    name TEXT NOT NULL, subject TEXT NOT NULL, data BLOB NOT NULL,
-    PRIMARY KEY (book, number)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS events_subject ON events (book, subject, number);
+_LOG = """
+CREATE TABLE IF NOT EXISTS migrations (
+    number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at TEXT NOT NULL DEFAULT (datetime())
+) STRICT
 """
+
+
+def prepare(db: apsw.Connection, records: Sequence[RecordType[Any]]) -> None:
+    """Make a new book whole, and the tables of record types that are new in an old one.
+
+    Raises StoreOutdated when the book needs `migrate`, or a newer program.
+    """
+    db.execute("BEGIN IMMEDIATE")
+    with _whole(db):
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+        if "units" in tables:
+            require_current(MIGRATIONS, _applied(db))
+        else:
+            for migration in MIGRATIONS:
+                _apply(db, migration)
+        for record in records:
+            if table(record) not in tables:
+                db.execute(record_tables(record))
+
+
+def migrate(path: Path, *, look: bool = False) -> Migrated:
+    """Apply what is missing, beside a running server of the previous version; blocking.
+
+    A file's changes and its number are one transaction, so a killed one leaves old or new. Who
+    comes second waits, and finds nothing to do. With `look` nothing is changed. Raises StoreError.
+    """
+    if not path.exists():
+        raise StoreError(f"there is no book at {path}; `farebox serve` makes one")
+    try:
+        db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        with contextlib.closing(db):
+            db.set_busy_timeout(_WAIT_MS)
+            db.execute("PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0")
+            if look:
+                missing = pending(MIGRATIONS, _applied(db))
+                return Migrated(missing, len(MIGRATIONS))
+            return Migrated(tuple(_migrate(db)), len(MIGRATIONS))
+    except apsw.BusyError:
+        raise StoreError("the book is being written by somebody else; try again") from None
+    except apsw.Error as error:
+        raise StoreError(f"{path.name} could not be migrated: {error}") from error
+
+
+def _migrate(db: apsw.Connection) -> Iterator[Migration]:
+    while True:
+        db.execute("BEGIN IMMEDIATE")
+        with _whole(db):
+            missing = pending(MIGRATIONS, _applied(db))
+            if missing:
+                _apply(db, missing[0])
+        if not missing:
+            return
+        yield missing[0]
+
+
+def _apply(db: apsw.Connection, migration: Migration) -> None:
+    db.execute(_LOG)
+    db.execute(migration.sql)
+    db.execute(
+        "INSERT INTO migrations (number, name) VALUES (?, ?)", (migration.number, migration.name)
+    )
+
+
+def _applied(db: apsw.Connection) -> int:
+    made = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'migrations'").fetchone()
+    return len(db.execute(APPLIED).fetchall()) if made else 0
+
+
+@contextlib.contextmanager
+def _whole(db: apsw.Connection) -> Iterator[None]:
+    """End the transaction that is open: all of it, or nothing."""
+    try:
+        yield
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
 
 
 def record_tables(record: RecordType[Any]) -> str:

@@ -30,11 +30,7 @@ from farebox.ledger.store import PAGE_MAX, check_units
 from farebox.stores.rows import account_from, event_from, table
 from farebox.stores.sqlite.batch import ACCOUNT, known_outcome
 from farebox.stores.sqlite.disk import Disk
-from farebox.stores.sqlite.schema import (
-    SCHEMA_VERSION,
-    TABLES,
-    record_tables,
-)
+from farebox.stores.sqlite.schema import prepare
 from farebox.stores.sqlite.writer import Writer
 from farebox.tally import Commits
 
@@ -63,8 +59,8 @@ class SqliteStore:
     ) -> None:
         """Open or create the file and take ownership of it. `commits` counts what is committed.
 
-        Raises StoreLocked when another process owns it, StoreCorrupt when it is not a book of
-        this version, StoreError when it cannot be opened.
+        Raises StoreLocked when another process owns it, StoreOutdated when it is a book of another
+        version, StoreCorrupt when it is no book, StoreError when it cannot be opened.
         """
         self._book = book
         with contextlib.ExitStack() as opened:
@@ -73,7 +69,10 @@ class SqliteStore:
             try:
                 db = open_connection(path)
                 opened.callback(db.close)
-                _prepare(db, records)
+                names = [table(record) for record in records]
+                if len(set(names)) < len(names):
+                    raise ValueError(f"two record types share a table: {sorted(names)}")
+                prepare(db, records)
                 self._reader = open_connection(path, readonly=True)
                 opened.callback(self._reader.close)
                 self._pages = open_connection(path, readonly=True)
@@ -236,23 +235,6 @@ def open_connection(path: Path, *, readonly: bool = False) -> apsw.Connection:
         db.execute("PRAGMA synchronous = NORMAL")  # commits are synced by `Disk`, many at once
     db.execute("PRAGMA cache_size = -65536")
     return db
-
-
-def _prepare(db: apsw.Connection, records: Sequence[RecordType[Any]]) -> None:
-    version = db.pragma("user_version")
-    if version > SCHEMA_VERSION:
-        raise StoreCorrupt(
-            f"the database has schema version {version}, this program knows {SCHEMA_VERSION}: "
-            "run a newer farebox"
-        )
-    names = [table(record) for record in records]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two record types share a table: {sorted(names)}")
-    with db:
-        db.execute(TABLES)
-        for record in records:
-            db.execute(record_tables(record))
-        db.pragma("user_version", SCHEMA_VERSION)
 
 
 def _take_ownership(path: Path) -> int:

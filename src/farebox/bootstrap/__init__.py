@@ -6,37 +6,38 @@ earlier one left open. Never: a decision about money.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import aiohttp
 
 from farebox.api import ApiContext, create_api, health, owns_path
-from farebox.api.totals import TOTALS
+from farebox.books import open_store
+from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
 from farebox.gateway import Catalogue, Gateway, Limits, UpstreamConfig, Upstreams
 from farebox.gateway.asgi import App
-from farebox.identity import RECORDS as IDENTITY_RECORDS
 from farebox.identity import FailureLimit, Idempotency, Keys
 from farebox.ids import new_id
 from farebox.ledger.model import Applied, Kind, Open, Unit
-from farebox.ledger.processes import BEAT_EVERY_S, PROCESS, Processes
-from farebox.ledger.records import RecordType
+from farebox.ledger.processes import BEAT_EVERY_S, Processes
 from farebox.ledger.service import Ledger
 from farebox.ledger.store import Store
 from farebox.money import BTC
-from farebox.operating import Metrics, OperatorDoor, Parts, Vitals, ready
-from farebox.operating.root_key import ROOT_SEAL, require_root_key
-from farebox.payments.deposits import DEPOSIT
-from farebox.payments.model import OPERATION
+from farebox.operating import Doors, Metrics, OperatorDoor, Parts, Vitals, ready
+from farebox.operating.root_key import require_root_key
+from farebox.payments.deposits import Deposits
+from farebox.payments.links import WithdrawLinks
 from farebox.payments.operations import Operations
 from farebox.payments.registry import PaymentMethods, plugins
+from farebox.payments.requests import DepositRequests
 from farebox.payments.service import Payments
-from farebox.paywall.model import REQUEST, Answer
-from farebox.paywall.named import NAMED
+from farebox.paywall.model import Answer
 from farebox.paywall.prices import Prices
 from farebox.paywall.receipts import Receipts
 from farebox.paywall.service import Paywall
@@ -46,19 +47,21 @@ from farebox.pricing.model import Currency
 from farebox.pricing.parse import parse_rules
 from farebox.pricing.rates import MedianFeed, Rate, RateFeed, StaticFeed, msat_per_unit
 from farebox.pricing.tokens import local_tokenizer
-from farebox.rails.cashu import RECORDS as CASHU_RECORDS
 from farebox.rails.cashu import (
     CashuConfig,
     CashuMethod,
     MintLimits,
     MintTerms,
+    Reconciled,
+    Reconciling,
     Sweep,
     Upkeep,
-    open_guarded_session,
     open_session,
 )
 from farebox.rails.cashu.offer import Offers
+from farebox.rails.lightning import LightningMethod, open_node_session
 from farebox.rails.rates.http import HttpRateSource
+from farebox.rails.web import open_guarded_session
 from farebox.settings import (
     ChangePolicy,
     ForeignPolicy,
@@ -68,12 +71,10 @@ from farebox.settings import (
     UpstreamSettings,
 )
 from farebox.signer import Signer
-from farebox.stores.audit import BookReader
 from farebox.stores.sqlite import SqliteStore
-from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.tally import Commits, Counts
 from farebox.wire.cashu.model import normalize_mint_url
-from farebox.worker import DUTY, Duty, Job, Worker
+from farebox.worker import Duty, Job, RailWatch, Worker
 from farebox.worker.expiry import KeyExpiry
 
 if TYPE_CHECKING:
@@ -86,20 +87,11 @@ _KEYS_EVERY_S = 30
 _UPKEEP_EVERY_S = 60
 _SWEEP_EVERY_S = 5
 _PRUNE_EVERY_S = 600
-
-#: Every kind of row a book holds beside the money.
-RECORDS: tuple[RecordType[Any], ...] = (
-    DEPOSIT,
-    DUTY,
-    NAMED,
-    OPERATION,
-    PROCESS,
-    REQUEST,
-    ROOT_SEAL,
-    TOTALS,
-    *IDENTITY_RECORDS,
-    *CASHU_RECORDS,
-)
+_POLL_EVERY_S = 2
+_PROBE_EVERY_S = 15
+#: Deposits that one address may ask for within a minute.
+_ASKINGS_MAX = 30
+_ASKINGS_WINDOW_S = 60
 
 
 class Farebox:
@@ -132,6 +124,7 @@ class Farebox:
         self.prices = Prices(PriceBook(self._rules))
         self._commits = Commits()
         self._probes = {"/healthz": self._health, "/readyz": self._ready}
+        self._reconciled = asyncio.Lock()
         self._closing = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -158,22 +151,9 @@ class Farebox:
     async def _open(self) -> None:
         self.store = self._shared or await self._open_store()
         self._open_traces()
-        traced = (self._tracing.calls(),) if self._tracing else ()
-        self.session = await self._closing.enter_async_context(open_session(*traced))
-        guarded = await self._closing.enter_async_context(open_guarded_session())
-        self.ledger = Ledger(self.store, self.clock)
-        await require_root_key(self.ledger, self.signer)
-        # The lock file of a SQLite book lets one process in: those before it are dead.
-        self.processes = Processes(self.ledger, alone=isinstance(self.store, SqliteStore))
-        await self.processes.start()
-        self._closing.push_async_callback(self.processes.stop)
+        await self._enter_book()
         self.operations = Operations(self.ledger, self.processes)
-        self.cashu = CashuMethod(
-            _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
-        )
-        self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
-        self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
-        self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
+        await self._open_rails()
         self.keys = Keys(self.ledger, keys_max=self.settings.accounts.keys_max)
         accounts = self.settings.accounts
         self._failures = FailureLimit(self.clock, accounts.failures_max, accounts.failures_window_s)
@@ -209,12 +189,50 @@ class Farebox:
         if self._tracing is not None:
             self._tracing.follow(self.app.carrier, self.paywall, self.operations, upstreams)
         await self._open_accounts()
-        await self.cashu.start()
+        await self._start_rails()
+        await self._mind_the_doors()
         self._watch(upstreams, context.calls)
         self.worker.start()
         self._closing.push_async_callback(self.worker.stop)
         # Left first: what runs is settled while everything it needs is still open.
         self._closing.push_async_callback(self.app.stop)
+
+    async def _enter_book(self) -> None:
+        self.ledger = Ledger(self.store, self.clock)
+        await require_root_key(self.ledger, self.signer)
+        # The lock file of a SQLite book lets one process in: those before it are dead.
+        self.processes = Processes(self.ledger, alone=isinstance(self.store, SqliteStore))
+        await self.processes.start()
+        self._closing.push_async_callback(self.processes.stop)
+        # After the processes: whoever moves the book waits for those that are in it.
+        self.doors = Doors(self.ledger, self._commits, self.settings.data_dir)
+        await self.doors.enter()
+
+    async def _open_rails(self) -> None:
+        traced = (self._tracing.calls(),) if self._tracing else ()
+        self.session = await self._closing.enter_async_context(open_session(*traced))
+        guarded = await self._closing.enter_async_context(open_guarded_session())
+        self.cashu = CashuMethod(
+            _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
+        )
+        self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
+        self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
+        self.reconciling = Reconciling(self.cashu, self.ledger, self.operations, self._upkeep)
+        self.lightning: LightningMethod | None = None
+        found = self.settings.lightning
+        if found.url is not None:
+            session = await self._closing.enter_async_context(open_node_session())
+            node, breaker = node_of(found, session, self.clock)
+            config = config_of(found)
+            self.lightning = LightningMethod(config, node, breaker, self.ledger, guarded)
+        self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
+        self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), self.payments.methods)
+
+    async def _start_rails(self) -> None:
+        """Put the ceilings into the books."""
+        await self.cashu.start()
+        if self.lightning is not None:
+            await self.lightning.start()
 
     def _open_traces(self) -> None:
         """Opened before everything that is traced, and so closed after it."""
@@ -241,9 +259,11 @@ class Farebox:
             gateway=self.app,
             upstreams=upstreams,
             mints=self.cashu.mints,
+            rails=tuple(self.deposits.rails().values()),
             worker=self.worker,
             wallet_calls=wallet_calls,
             data_dir=self.settings.data_dir,
+            doors=self.doors,
         )
         self.vitals = Vitals(parts)
         #: For a listener of its own, or mounted behind the operator's own door.
@@ -263,9 +283,34 @@ class Farebox:
         self._closing.push_async_callback(store.close)
         return store
 
+    async def _mind_the_doors(self) -> None:
+        """Close a book that is older than the mints remember, and serve none that is closed."""
+        if not self.doors.is_closed:
+            older = await self.reconciling.find_older()
+            if older:
+                await self.doors.close(older)
+        self.app.carrier.is_closed = self.doors.is_closed
+
+    async def _look_at_doors(self) -> None:
+        await self.doors.look()
+        self.app.carrier.is_closed = self.doors.is_closed
+
+    async def reconcile(self) -> Reconciled:
+        """Hold a closed book against what the mints say, and open it if they all have answered."""
+        async with self._reconciled:  # whoever asked before may have hung up, and it goes on
+            if not self.doors.is_closed:
+                return Reconciled()
+            found = await self.reconciling.run()
+            if found.is_whole:
+                await self.doors.reopen()
+            self.app.carrier.is_closed = self.doors.is_closed
+            return found
+
     def _methods(self) -> PaymentMethods:
         methods = PaymentMethods()
         methods.register(self.cashu)
+        if self.lightning is not None:
+            methods.register(self.lightning)
         for plugin in plugins():
             methods.register(plugin)
         return methods
@@ -280,6 +325,10 @@ class Farebox:
             paywall=self.paywall,
             idempotency=self._idempotency,
             failures=self._failures,
+            askings=FailureLimit(self.clock, _ASKINGS_MAX, _ASKINGS_WINDOW_S),
+            deposits=self.deposits,
+            links=WithdrawLinks(self.ledger, self.operations, self.payments),
+            public_url=public_url(self.settings),
             key_expiry_s=accounts.key_expiry_s,
             header_bytes_max=gateway.header_bytes_max,
         )
@@ -295,8 +344,8 @@ class Farebox:
         # The mints are asked once for all processes; the other jobs cost each of them one look.
         upkeep = Duty("upkeep", self._upkeep.run, self.ledger, self.processes)
         sweep = Duty("sweep", self.sweep.run, self.ledger, self.processes)
+        found = Duty("found", self.reconciling.check_found, self.ledger, self.processes)
         jobs = [
-            Job("beat", BEAT_EVERY_S, self.processes.beat),
             Job("recovery", _RECOVER_EVERY_S, self.operations.recover),
             # Apart from the operations: what the books alone can settle waits for no mint.
             Job("requests", _RECOVER_EVERY_S, self.paywall.recover),
@@ -304,9 +353,16 @@ class Farebox:
             Job("keys", _KEYS_EVERY_S, expiry.run),
             Job("upkeep", _UPKEEP_EVERY_S, upkeep.run),
             Job("sweep", _SWEEP_EVERY_S, sweep.run),
+            Job("found", _UPKEEP_EVERY_S, found.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
-            Job("vitals", _LOOK_EVERY_S, self._look),
         ]
+        for rail in self.deposits.rails().values():
+            watch = RailWatch(rail, self.deposits, self.ledger)
+            self._closing.push_async_callback(watch.stop)
+            # One process listens and polls; each knows for itself whether the rail is there.
+            duty = Duty(f"watch:{watch.name}", watch.poll, self.ledger, self.processes)
+            jobs.append(Job(f"watch {watch.name}", _POLL_EVERY_S, duty.run))
+            jobs.append(Job(f"probe {watch.name}", _PROBE_EVERY_S, watch.probe))
         refreshes = [one.models_refresh_s for one in self.settings.upstreams]
         if any(refreshes):
             every_s = min(filter(None, refreshes))
@@ -315,52 +371,21 @@ class Farebox:
         if feed is not None:
             refresh = _RateRefresh(feed, self.prices)
             jobs.append(Job("rates", self.settings.rates.refresh_s, refresh.run))
-        return jobs
+        always = [
+            Job("beat", BEAT_EVERY_S, self.processes.beat),
+            Job("doors", _LOOK_EVERY_S, self._look_at_doors),
+            Job("vitals", _LOOK_EVERY_S, self._look),
+        ]
+        return [*always, *(replace(job, run=self._while_open(job.run)) for job in jobs)]
 
+    def _while_open(self, run: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
+        """A closed book is left as it is: above all no counter is taken, and nothing is swapped."""
 
-async def open_store(settings: Settings, clock: Clock, commits: Commits) -> Store:
-    """The book, in a file or in PostgreSQL. Raises StoreError, InvalidSettings."""
-    path = settings.database_path
-    if path is not None:
-        return SqliteStore(path, RECORDS, clock=clock, commits=commits)
-    with _driver():
-        from farebox.stores.postgres import PostgresStore
-    return await PostgresStore.open(_postgres(settings), RECORDS, commits=commits)
+        async def job() -> None:
+            if not self.doors.is_closed:
+                await run()
 
-
-def open_audit(settings: Settings) -> BookReader:
-    """A snapshot of the book for `farebox.ledger.invariants`; blocking. Raises as `open_store`."""
-    path = settings.database_path
-    if path is not None:
-        return SqliteAuditReader(path, RECORDS)
-    with _driver():
-        from farebox.stores.postgres.audit import PostgresAuditReader
-    return PostgresAuditReader(_postgres(settings), RECORDS)
-
-
-def book_place(settings: Settings) -> str:
-    """Where the book is, for people to read; never a password."""
-    path = settings.database_path
-    if path is not None:
-        return str(path)
-    with _driver():
-        from farebox.stores.postgres.connection import place
-    return place(_postgres(settings))
-
-
-@contextmanager
-def _driver() -> Iterator[None]:
-    try:
-        yield
-    except ImportError:
-        found = "PostgreSQL, for which the driver is missing"
-        raise InvalidSettings("database.url", found, "pip install 'farebox[postgres]'") from None
-
-
-def _postgres(settings: Settings) -> str:
-    dsn = settings.database.postgres
-    assert dsn is not None
-    return dsn.reveal()
+        return job
 
 
 class _RateRefresh:
