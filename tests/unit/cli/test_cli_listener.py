@@ -102,6 +102,29 @@ def test_an_address_that_is_taken_is_said() -> None:
                 pass
 
 
+async def test_a_caller_that_sends_no_more_has_what_was_answered() -> None:
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
+        writer.write_eof()
+        assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"fine")
+        writer.close()
+
+
+async def test_what_is_held_goes_before_the_end_of_a_caller_closes_the_connection() -> None:
+    config = server_config(app, LIMIT, stop_timeout_s=1)
+    config.load()
+    protocol = config.http_protocol_class(config, uvicorn.server.ServerState(), {})
+    sent = Sent()
+    protocol.connection_made(sent)
+    protocol.transport.write(b"answer")
+    if not protocol.eof_received():
+        sent.close()  # as every loop does
+    await asyncio.sleep(0)
+    protocol.connection_lost(None)
+    assert sent.calls[:2] == [b"answer", "close"]
+
+
 class Sent(asyncio.Transport):
     """Remembers each call to the system that a transport would make."""
 
