@@ -111,20 +111,6 @@ async def test_a_caller_that_sends_no_more_has_what_was_answered() -> None:
         writer.close()
 
 
-async def test_what_is_held_goes_before_the_end_of_a_caller_closes_the_connection() -> None:
-    config = server_config(app, LIMIT, stop_timeout_s=1)
-    config.load()
-    protocol = config.http_protocol_class(config, uvicorn.server.ServerState(), {})
-    sent = Sent()
-    protocol.connection_made(sent)
-    protocol.transport.write(b"answer")
-    if not protocol.eof_received():
-        sent.close()  # as every loop does
-    await asyncio.sleep(0)
-    protocol.connection_lost(None)
-    assert sent.calls[:2] == [b"answer", "close"]
-
-
 class Sent(asyncio.Transport):
     """Remembers each call to the system that a transport would make."""
 
