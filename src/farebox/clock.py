@@ -20,6 +20,13 @@ class Clock(Protocol):
         """UTC nanoseconds since 1970. May step back; the ledger's own time never does."""
         ...
 
+    def elapsed_ns(self) -> int:
+        """Nanoseconds that passed in this process since any moment, whatever the time is set to.
+
+        For waits that must not be cut short: it may stand still while the machine is suspended.
+        """
+        ...
+
 
 class SystemClock:
     """The machine's clock."""
@@ -27,6 +34,10 @@ class SystemClock:
     def now_ns(self) -> int:
         """UTC nanoseconds since 1970."""
         return time.time_ns()
+
+    def elapsed_ns(self) -> int:
+        """Nanoseconds that passed, by the one clock of the machine that nobody can set."""
+        return time.monotonic_ns()
 
 
 def running_s() -> float:
@@ -42,13 +53,23 @@ class ManualClock:
 
     def __init__(self, now_ns: int = 1_750_000_000 * NS_PER_S) -> None:
         self._now_ns = now_ns
+        self._elapsed_ns = 0
 
     def now_ns(self) -> int:
         """The time it was last set to."""
         return self._now_ns
 
+    def elapsed_ns(self) -> int:
+        """What it was advanced by."""
+        return self._elapsed_ns
+
     def advance(self, seconds: float) -> None:
-        """Move forward, or back when negative."""
+        """Let time pass. Negative: somebody sets the clock back."""
+        self.jump(seconds)
+        self._elapsed_ns += max(int(seconds * NS_PER_S), 0)
+
+    def jump(self, seconds: float) -> None:
+        """Somebody sets the clock, either way: no time passes."""
         self._now_ns += int(seconds * NS_PER_S)
 
 

@@ -11,7 +11,8 @@ FareboxError
 │   ├── StoreLocked         another process owns this book
 │   ├── StoreOutdated       program and database are of different versions
 │   ├── StoreMoved          the book was moved to another database and is served there
-│   └── StoreCorrupt        what is stored breaks an invariant
+│   ├── StoreCorrupt        what is stored breaks an invariant
+│   └── StoreRewound        the book lacks what it had acknowledged
 ├── RailError               a foreign network did not do as asked
 │   ├── RailRejected        a definite no: it was not and will not be executed
 │   └── RailUnavailable     no definite answer: it may or may not have been executed
@@ -80,6 +81,10 @@ class StoreMoved(StoreError):
 
 class StoreCorrupt(StoreError):
     """What is stored breaks an invariant."""
+
+
+class StoreRewound(StoreError):
+    """The book lacks what it had acknowledged: a fail-over or a restore has lost its end."""
 
 
 class RailError(FareboxError):

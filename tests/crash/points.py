@@ -13,11 +13,12 @@ class Kind(enum.StrEnum):
 
     COMMIT = "commit"  # a unit given to the store
     MINT = "mint"  # an HTTP call to a mint
+    NODE = "node"  # an HTTP call that makes an invoice, pays one, or asks about a payment
     ANSWER = "answer"  # an ASGI message on its way to a client
 
 
 class Point(msgspec.Struct, frozen=True):
-    """`after` a mint call: the mint has executed it, and nobody here has heard the answer.
+    """`after` a call to a mint or node: it was executed there, and nobody has heard the answer.
 
     With `drops` the process lives and only the client's connection breaks.
     """

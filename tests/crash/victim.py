@@ -16,7 +16,8 @@ import sys
 import tempfile
 import threading
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,8 +38,9 @@ from farebox.ledger.records import RecordType, Row
 from farebox.ledger.replay import Broken
 from farebox.paywall.model import REQUEST, Ended, RequestState
 from farebox.rails.cashu import http_mint
-from farebox.rails.cashu.guard import open_guarded_session
 from farebox.rails.cashu.records import PROOF, ProofUse
+from farebox.rails.lightning import Line
+from farebox.rails.web.guard import open_guarded_session
 from farebox.settings import load_settings
 from farebox.stores.sqlite import SqliteStore
 from farebox.testing.asgi import Message, Receive, Scope, Send, read_body, respond, serving
@@ -117,6 +119,9 @@ class AheadClock(SystemClock):
 
     def now_ns(self) -> int:
         return super().now_ns() + self.ahead_s * NS_PER_S
+
+    def elapsed_ns(self) -> int:
+        return super().elapsed_ns() + self.ahead_s * NS_PER_S
 
 
 class Victim:
@@ -218,12 +223,11 @@ async def _books(house: Farebox) -> Books:
 
 
 async def _crashed(house: Farebox) -> tuple[CrashedSeen, ...]:
-    rows = await _rows(house, REQUEST, {"state": RequestState.SETTLED})
-    settled = (row.value for _, row in rows)
+    rows = await _rows(house, REQUEST, {})  # what has ended is in no index
     return tuple(
-        CrashedSeen(one.checkpoint_msat, one.charged_msat)
-        for one in settled
-        if one.ended == Ended.CRASHED
+        CrashedSeen(row.value.checkpoint_msat, row.value.charged_msat)
+        for _, row in rows
+        if row.value.state is RequestState.SETTLED and row.value.ended == Ended.CRASHED
     )
 
 
@@ -262,16 +266,51 @@ def _patch(switch: Switch) -> None:
         )
 
     store.commit, mint.exchange = counted_commit, counted_exchange
+    _patch_node(switch)
     # Each chunk of a stream is made durable, so that there is something to die between.
     gateway.Supervision = partial(Supervision, checkpoint_s=0, checkpoint_msat=1)
     # The foreign mint of these tests is on loopback too.
     root.open_guarded_session = partial(open_guarded_session, allow_private=True)
 
 
+def _hurry() -> None:
+    """Patience with a database that a test can wait for; in this process only."""
+    from farebox.stores.postgres import batch, connection
+
+    connection._TRIP_MAX_S = 2
+    batch.FROZEN_S = 1
+    batch.SYNCED = batch.SYNCED.replace("'5s'", "'1s'")
+
+
+def _patch_node(switch: Switch) -> None:
+    """The calls to a Lightning node that move something or decide; watching it comes by chance."""
+    line: Any = Line
+    opened = line._open
+
+    @asynccontextmanager
+    async def counted(
+        self: Line, method: str, path: str, *rest: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        if not path.startswith("/v2/router/") and method != "POST":
+            async with opened(self, method, path, *rest) as response:
+                yield response
+            return
+        number = switch.enter(Kind.NODE, f"{method} {path[:16]}")
+        async with opened(self, method, path, *rest) as response:
+            try:
+                yield response
+            finally:
+                switch.strike(Point(Kind.NODE, number, after=True))
+
+    line._open = counted
+
+
 async def _live(order: Order, tell: Callable[[object], None]) -> None:
     switch, clock = Switch(), AheadClock()
     switch.arm(read_point(order.point) if order.point else None)
     _patch(switch)
+    if "database.url" in order.overrides:
+        _hurry()
     settings = load_settings(None, {}, order.overrides)
     async with Farebox(settings, order.root_key, clock=clock) as house:
         async with serving(Victim(house, clock, switch)) as url:

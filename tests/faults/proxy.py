@@ -1,9 +1,9 @@
 """A TCP proxy on loopback that breaks what passes it, where a plan says so.
 
-It stands between any two processes that speak HTTP/1.1. An exchange is one request and its answer;
-it begins with the first byte that a caller sends after the answer before it began. A plan is asked
-once about each exchange, by its number and its first line, so that the same plan breaks the same
-exchanges again, however they fall in time.
+It stands between any two processes that speak HTTP/1.1, or the protocol of PostgreSQL. An exchange
+is one request and its answer; it begins with the first byte that a caller sends after the answer
+before it began. A plan is asked once about each exchange, by its number and its first line, so that
+the same plan breaks the same exchanges again, however they fall in time.
 """
 
 from __future__ import annotations
@@ -75,6 +75,32 @@ class Exchange:
 
 
 Plan = Callable[[Exchange], Strike | None]
+#: What the bytes of a request begin: its line, and how long it will be; None while too few are
+#: there to tell.
+Language = Callable[[bytes], tuple[str, int] | None]
+
+
+def http(data: bytes) -> tuple[str, int] | None:
+    """A request's line, and its length as its head announces it."""
+    head, end, _ = data.partition(_HEAD_END)
+    if not end:
+        return None
+    length = _LENGTH.search(head)
+    line = " ".join(head.split(b"\r\n", 1)[0].decode("latin-1").split()[:2])
+    return line, len(head) + len(end) + (int(length[1]) if length else 0)
+
+
+def sql(data: bytes) -> tuple[str, int] | None:
+    """A round trip of PostgreSQL: BEGIN, COMMIT, or neither; up to where its answer is due."""
+    line = next((word for word in ("COMMIT", "BEGIN") if word.encode() in data), "other")
+    at = 0
+    while len(data) >= at + 5:
+        # The first message of a connection has no type, and begins with a zero of its length.
+        kind = data[at : at + 1].strip(b"\0")
+        at += len(kind) + int.from_bytes(data[at + len(kind) : at + len(kind) + 4])
+        if kind in (b"", b"S", b"Q", b"H", b"p", b"X"):
+            return (line, at) if len(data) >= at else None
+    return None
 
 
 def nothing(_: Exchange) -> Strike | None:
@@ -115,6 +141,7 @@ class FaultProxy:
     plan: Plan = nothing
     struck: list[tuple[Exchange, Strike]] = field(default_factory=list)
     url: str = ""
+    language: Language = http
 
     def __post_init__(self) -> None:
         self._count = 0
@@ -227,7 +254,7 @@ class _Pair:
         self._server = server
         self._exchange: Exchange | None = None
         self._strike: Strike | None = None
-        self._request_bytes = 0  # how long the request will be; 0 if it does not say
+        self._request_bytes = 0  # how long the request will be
         self._passed = dict.fromkeys(Side, 0)
         self._shut: set[Side] = set()
 
@@ -256,14 +283,13 @@ class _Pair:
             taker.end()
 
     async def _begin(self, data: bytes) -> bytes:
-        """A new exchange: read at least its head."""
-        while _HEAD_END not in data and (more := await self._caller.read()):
+        """A new exchange: read at least what tells what it is."""
+        while (heard := self._proxy.language(data)) is None:
+            if not (more := await self._caller.read()):
+                return data
             data += more
-        head, _, _ = data.partition(_HEAD_END)
-        length = _LENGTH.search(head)
-        self._request_bytes = len(head) + len(_HEAD_END) + (int(length[1]) if length else 0)
+        line, self._request_bytes = heard
         self._passed = dict.fromkeys(Side, 0)
-        line = " ".join(head.split(b"\r\n", 1)[0].decode("latin-1").split()[:2])
         self._exchange, self._strike = self._proxy.next(line)
         return data
 

@@ -24,6 +24,7 @@ from farebox.ecash.saga import Done, advance_mint
 from farebox.ledger.invariants import verify
 from farebox.ledger.replay import Broken
 from farebox.rails.cashu import HttpMint, open_session
+from farebox.stores.audit import BookReader
 from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.wire.cashu import crypto
 from farebox.wire.cashu.amounts import split
@@ -245,7 +246,7 @@ class House:
     def prove(self) -> dict[str, Any]:
         """No unit was lost or made: the book verifies, and the mint owes what we and they hold."""
         balance = self.settled()
-        with SqliteAuditReader(self.folder / "data" / "farebox.db", RECORDS) as reader:
+        with self.reader() as reader:
             verified = verify(reader)
         assert not isinstance(verified, Broken), str(verified)
         assert balance["covered"] is True
@@ -253,6 +254,10 @@ class House:
         theirs_msat = self.money.unspent(self.tokens) * 1_000
         assert self.money.outstanding() * 1_000 == theirs_msat + balance["custody_msat"]
         return balance
+
+    def reader(self) -> BookReader:
+        """The book, for the audit."""
+        return SqliteAuditReader(self.folder / "data" / "farebox.db", RECORDS)
 
     def stop(self) -> None:
         """End it, however it stands."""

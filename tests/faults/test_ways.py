@@ -16,6 +16,7 @@ from tests.crash.world import Nursery, Run
 from tests.faults.acts import CREATE, FIXED, ON_KEY, REFUND, STREAMED, Act
 from tests.faults.proxy import ANSWER_DROPPED, WHOLE, FaultProxy, Side, Strike, What, once
 from tests.faults.town import Town, Way, town
+from tests.peers.postgres import Postgres
 
 STRIKES = (
     Strike(What.LATENCY, Side.REQUEST, 20),
@@ -34,6 +35,17 @@ STRIKES = (
 #: In the middle of a stream's body, behind its head.
 IN_STREAM = tuple(
     Strike(what, Side.ANSWER, 1_500) for what in (What.RESET, What.TRUNCATE, What.BLACK_HOLE)
+)
+#: Within a trip, behind it, and before and within its answer.
+AT_DATABASE = (
+    Strike(What.LATENCY, Side.ANSWER, 5),
+    Strike(What.RESET, Side.REQUEST, 30),
+    Strike(What.RESET, Side.REQUEST, WHOLE),
+    ANSWER_DROPPED,
+    Strike(What.TRUNCATE, Side.ANSWER, 5),
+    Strike(What.HALF_CLOSE, Side.REQUEST, WHOLE),
+    Strike(What.HALF_CLOSE, Side.ANSWER, 5),
+    Strike(What.BLACK_HOLE, Side.REQUEST, 30),
 )
 SWAP = "POST /v1/swap"
 #: A mint that failed some times in a row is left alone for less than this.
@@ -81,7 +93,23 @@ async def _through(here: Town, act: Act, client: Run, proxy: FaultProxy, strike:
         raise
 
 
-@pytest.mark.parametrize("way", Way)
+@pytest.mark.parametrize(
+    ("act", "line"), [(FIXED, "COMMIT"), (REFUND, "COMMIT"), (CREATE, "BEGIN")]
+)
+async def test_no_unit_is_lost_or_made_whatever_breaks_on_the_way_to_the_database(
+    act: Act, line: str, nursery: Nursery, tmp_path: Path, postgres: Postgres
+) -> None:
+    async with town(nursery, tmp_path, postgres) as here:
+        for strike in AT_DATABASE:
+            client = here.house.another()
+            await act.prepare(here, client)
+            here.ways[Way.DATABASE].plan = once(strike, line)
+            await _through(here, act, client, here.ways[Way.DATABASE], strike)
+        await drain(here.house)
+        await here.look()
+
+
+@pytest.mark.parametrize("way", [Way.CALLER, Way.UPSTREAM, Way.MINT])
 async def test_who_cannot_be_reached_costs_nobody_anything(
     way: Way, nursery: Nursery, tmp_path: Path
 ) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from tests.crash.world import Lost, Nursery, Run, new_run, outside
-from tests.faults.proxy import FaultProxy, nothing
+from tests.faults.proxy import FaultProxy, nothing, sql
+from tests.peers.postgres import Postgres
 
 _T = TypeVar("_T")
 #: Shorter than the callers' patience, so that the house gives up on others before it is given up.
@@ -29,6 +31,7 @@ class Way(enum.Enum):
     CALLER = "caller-house"
     UPSTREAM = "house-upstream"
     MINT = "house-mint"
+    DATABASE = "house-database"
 
 
 @dataclass
@@ -73,8 +76,13 @@ class Town:
 
 
 @asynccontextmanager
-async def town(nursery: Nursery, folder: Path) -> AsyncIterator[Town]:
-    """A house that is open, and everybody reaches everybody else through a proxy."""
+async def town(
+    nursery: Nursery, folder: Path, server: Postgres | None = None
+) -> AsyncIterator[Town]:
+    """A house that is open, and everybody reaches everybody else through a proxy.
+
+    With a server the house's book is in PostgreSQL, in a database of its own.
+    """
     connector = aiohttp.TCPConnector(force_close=True)  # a request is sent once, and then lost
     patience = aiohttp.ClientTimeout(total=_CALLERS_PATIENCE_S)
     async with (
@@ -83,6 +91,7 @@ async def town(nursery: Nursery, folder: Path) -> AsyncIterator[Town]:
         FaultProxy(around.mints[0].url) as to_mint,
         FaultProxy(around.upstream_url) as to_upstream,
         FaultProxy("") as to_house,
+        AsyncExitStack() as opened,
     ):
         around.mints[0].url = to_mint.url  # tokens name the mint by where it is reached
         patient = {
@@ -90,10 +99,20 @@ async def town(nursery: Nursery, folder: Path) -> AsyncIterator[Town]:
             "first_byte_timeout_s": _PATIENCE_S,
             "idle_timeout_s": _PATIENCE_S,
         }
-        settings = {"ecash.mint_timeout_s": _PATIENCE_S, "upstream": [patient]}
+        settings: dict[str, object] = {
+            "ecash.mint_timeout_s": _PATIENCE_S,
+            "upstream": [patient],
+        }
+        ways = {Way.CALLER: to_house, Way.UPSTREAM: to_upstream, Way.MINT: to_mint}
+        if server is not None:
+            name = opened.enter_context(server.database())
+            proxy = FaultProxy(f"tcp://127.0.0.1:{server.port}", language=sql)
+            ways[Way.DATABASE] = await opened.enter_async_context(proxy)
+            port = urlsplit(proxy.url).port
+            assert port is not None
+            settings["database.url"] = server.dsn_at(port, dbname=name)
         reached = replace(around, session=session)
         house = new_run(nursery, reached, folder, settings=settings)
-        ways = {Way.CALLER: to_house, Way.UPSTREAM: to_upstream, Way.MINT: to_mint}
         made = Town(house, ways)
         try:
             assert await house.start()

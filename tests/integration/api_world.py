@@ -33,9 +33,11 @@ from farebox.payments import (
     Rejected,
     Unresolved,
 )
-from farebox.payments.deposits import DEPOSIT
+from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST, Deposits
+from farebox.payments.links import WITHDRAW_LINK, WithdrawLinks
 from farebox.payments.model import OPERATION
 from farebox.payments.operations import Operations
+from farebox.payments.requests import DepositRequests
 from farebox.payments.service import Payments
 from farebox.paywall import dialects
 from farebox.paywall.model import Answer, Presented
@@ -140,13 +142,22 @@ class World:
 
     def __init__(self, path: Path, methods: PaymentMethods, clock: ManualClock) -> None:
         self.clock = clock
-        records: list[RecordType[Any]] = [*RECORDS, PROCESS, TOTALS, OPERATION, DEPOSIT]
+        records: list[RecordType[Any]] = [
+            *RECORDS,
+            PROCESS,
+            TOTALS,
+            OPERATION,
+            DEPOSIT,
+            DEPOSIT_REQUEST,
+            WITHDRAW_LINK,
+        ]
         self.store = SqliteStore(path, records, clock=clock)
         self.ledger = Ledger(self.store, clock)
         signer = Signer(bytes(32))
         self.processes = Processes(self.ledger, alone=True)
         self.operations = Operations(self.ledger, self.processes)
         self.payments = Payments(self.ledger, self.operations, methods, signer)
+        self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), methods)
         self.keys = Keys(self.ledger, keys_max=1_000)
         self.context = ApiContext(
             ledger=self.ledger,
@@ -156,6 +167,10 @@ class World:
             paywall=Desk(methods),
             idempotency=Idempotency(self.ledger, signer, self.processes),
             failures=FailureLimit(clock, failures_max=5, window_s=60),
+            askings=FailureLimit(clock, failures_max=20, window_s=60),
+            deposits=self.deposits,
+            links=WithdrawLinks(self.ledger, self.operations, self.payments),
+            public_url="http://farebox.test",
             body_bytes_max=10_000,
             header_bytes_max=5_000,
         )

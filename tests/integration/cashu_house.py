@@ -31,8 +31,8 @@ from farebox.rails.cashu import (
     open_session,
 )
 from farebox.rails.cashu.config import custody_account, unswapped_account
-from farebox.rails.cashu.guard import open_guarded_session
 from farebox.rails.cashu.records import PROOF, RECORDS, ProofUse
+from farebox.rails.web.guard import open_guarded_session
 from farebox.signer import Signer
 from farebox.stores.sqlite import SqliteStore
 from farebox.testing.asgi import serving

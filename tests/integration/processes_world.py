@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import io
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+import psycopg
+import pytest
 
 from farebox.books import RECORDS
 from farebox.bootstrap import Farebox
@@ -38,12 +41,15 @@ from farebox.ledger.processes import LAPSE_BEATS
 from farebox.ledger.records import RecordType, Row
 from farebox.ledger.store import PAGE_MAX, Store
 from farebox.settings import load_settings
+from farebox.stores.postgres import PostgresStore
+from farebox.stores.postgres.audit import PostgresAuditReader
 from farebox.stores.sqlite import SqliteStore
 from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.testing.asgi import serving
 from farebox.testing.mint import PlayMint
 from farebox.testing.upstream import PlayUpstream
 from tests.integration.whole_house import PRICES, ROOT_KEY, Door, WholeHouse, plain_client
+from tests.peers.postgres import Postgres
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -83,7 +89,37 @@ class SharedSqlite:
             await self._store.close()
 
 
-SHARED: dict[str, Callable[[Path], Shared]] = {"sqlite": SharedSqlite}
+class SharedPostgres:
+    """A book in a schema of its own; each house has a store and connections of its own."""
+
+    def __init__(self, server: Postgres) -> None:
+        self._schema = f"shared_{secrets.token_hex(6)}"
+        self._dsn = server.dsn_at(server.port, options=f"-csearch_path%3D{self._schema}")
+        self._stores: list[PostgresStore] = []
+        self._run(f"CREATE SCHEMA {self._schema}")
+
+    async def connect(self) -> Store:
+        self._stores.append(await PostgresStore.open(self._dsn, RECORDS))
+        return self._stores[-1]
+
+    def reader(self) -> AbstractContextManager[AuditReader]:
+        return PostgresAuditReader(self._dsn, RECORDS)
+
+    async def close(self) -> None:
+        for store in self._stores:
+            await store.close()
+        self._run(f"SET client_min_messages = warning; DROP SCHEMA {self._schema} CASCADE")
+
+    def _run(self, statement: str) -> None:
+        with psycopg.connect(self._dsn, autocommit=True) as db:
+            db.execute(statement.encode())
+
+
+#: Each backend by its name; what a server has to be started for is asked of the test.
+SHARED: dict[str, Callable[[pytest.FixtureRequest, Path], Shared]] = {
+    "sqlite": lambda _, directory: SharedSqlite(directory),
+    "postgres": lambda test, _: SharedPostgres(test.getfixturevalue("postgres")),
+}
 
 
 class Line:
@@ -248,11 +284,10 @@ def _terms(overrides: dict[str, object]) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def shared_world(backend: Callable[[Path], Shared], directory: Path) -> AsyncIterator[World]:
+async def shared_world(shared: Shared, directory: Path) -> AsyncIterator[World]:
     """A book, a mint and an upstream. At the end books, inventory and mint must agree."""
     mint = PlayMint(units=("sat", "msat"))
     async with AsyncExitStack() as opened:
-        shared = backend(directory)
         opened.push_async_callback(shared.close)
         store = await shared.connect()
         mint.url = await opened.enter_async_context(serving(mint))

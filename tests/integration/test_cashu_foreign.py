@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from farebox.ecash.mint import MeltQuoteState
 from farebox.payments import Refusal
 from farebox.payments.service import Pending, Received
 from farebox.rails.cashu import MintTerms
-from farebox.rails.cashu.records import ProofUse
+from farebox.rails.cashu.records import PROOF, ProofUse
 from farebox.testing.asgi import serving
 from farebox.testing.mint import (
     AnswersLate,
@@ -26,6 +27,9 @@ from farebox.testing.mint import (
     Refuse,
     StaysPending,
 )
+from farebox.testing.mint.books import Change, SpentRow
+from farebox.wire.cashu.crypto import hash_to_curve
+from farebox.wire.cashu.token import encode_token
 from tests.integration.cashu_house import House, PowerCut, house_of, is_spent, issue
 from tests.integration.test_cashu_change import change_of, give_change
 
@@ -182,3 +186,97 @@ async def test_a_foreign_mint_that_never_pays_does_not_keep_us_waiting_for_ever(
         assert not any(account.debits_pending for account in await house.store.accounts())
         assert await house.balance_sat() == 0
         await house.assert_whole(home)
+
+
+@pytest.mark.parametrize("fault", [None, DropBefore(), Fail(500)], ids=str)
+async def test_our_mint_may_rotate_its_keys_while_a_foreign_token_is_on_its_way(
+    tmp_path: Path, fault: Fault | None
+) -> None:
+    async with two_mints(tmp_path) as (house, home, foreign):
+        if fault is None:
+            foreign.faults.next("melt", StaysPending())
+        else:
+            home.faults.next("mint", fault)
+        token = issue(foreign, 100)
+        assert isinstance(await house.receive(token), Pending)
+        for quote in _hanging(foreign):
+            foreign.settle(quote)
+        home.rotate(fee_ppk=100)
+
+        await house.recover()
+
+        received = await house.receive(token)
+        assert isinstance(received, Received)
+        assert home.audit().outstanding["sat"] == await house.custody_sat(home) == 98
+        fees = {row.value.fee_ppk for _, row in await house.store.find(PROOF, {"mint": home.url})}
+        assert fees == {100}, "the rows know what spending them costs"
+        await house.assert_whole(home)
+
+
+async def test_vague_words_of_our_mint_about_what_it_was_paid_call_nobody(tmp_path: Path) -> None:
+    async with two_mints(tmp_path) as (house, home, foreign):
+        home.faults.next("mint", DropBefore(), Refuse(11000), Refuse(11000))
+        token = issue(foreign, 100)
+        assert isinstance(await house.receive(token), Pending)
+        for _ in range(3):
+            house.clock.advance(400)
+            await house.operations.recover()
+        assert isinstance(await house.receive(token), Received)
+        await house.assert_whole(home)
+
+
+async def test_what_a_silent_foreign_mint_gives_back_is_asked_for_until_it_tells(
+    tmp_path: Path,
+) -> None:
+    async with two_mints(tmp_path) as (house, home, foreign):
+        foreign.faults.next("melt", DropAfter())
+        foreign.faults.always("melt_quote_state", Fail(503))
+        token = issue(foreign, 100)
+        assert isinstance(await house.receive(token), Pending)
+        await house.recover()
+        assert isinstance(await house.receive(token), Received), "it waits for our mint alone"
+        assert not (await house.proofs_sat(foreign))[ProofUse.AVAILABLE]
+
+        foreign.faults.clear()
+        await house.recover()
+
+        assert (await house.proofs_sat(foreign))[ProofUse.AVAILABLE] == 1
+        assert not await house.operations.unfinished()
+        await house.assert_whole(home)
+
+
+async def test_a_foreign_mint_that_never_tells_is_asked_for_a_day(tmp_path: Path) -> None:
+    async with two_mints(tmp_path) as (house, home, foreign):
+        foreign.faults.next("melt", DropAfter())
+        foreign.faults.always("melt_quote_state", Fail(503))
+        assert isinstance(await house.receive(issue(foreign, 100)), Pending)
+        await house.recover()
+        [asking] = await house.operations.unfinished()
+        assert asking.kind == "cashu.leftover"
+        house.clock.advance(24 * 3_600)
+        await house.operations.recover()
+        assert not await house.operations.unfinished()
+        await house.assert_whole(home)
+
+
+async def test_a_foreign_token_that_was_spent_elsewhere_is_refused_within_minutes(
+    tmp_path: Path,
+) -> None:
+    async with two_mints(tmp_path) as (house, home, foreign):
+        money = foreign.issue(100)
+        spent = [SpentRow(hash_to_curve(one.secret), one.amount, "sat") for one in money.proofs]
+        foreign._bank._books.commit(Change(spent=tuple(spent)))
+        token = encode_token(money)
+        assert isinstance(await house.receive(token), Pending)
+        for _ in range(3):
+            house.clock.advance(400)
+            await house.operations.recover()
+        refused = await house.receive(token)
+        assert isinstance(refused, Refusal)
+        assert refused.code == "token_spent"
+        await house.assert_whole(home)
+
+
+def _hanging(mint: PlayMint) -> list[str]:
+    quotes = mint._bank._books.melt_quotes.values()
+    return [one.quote for one in quotes if one.state is MeltQuoteState.PENDING]

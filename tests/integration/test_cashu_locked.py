@@ -15,6 +15,7 @@ from farebox.ecash.codes import NutError
 from farebox.ledger.model import Applied, Kind, Open, Unit
 from farebox.money import BTC
 from farebox.payments import Refusal
+from farebox.payments.model import Operation
 from farebox.payments.service import Received
 from farebox.rails.cashu.config import unswapped_account
 from farebox.rails.cashu.records import ProofUse
@@ -374,3 +375,41 @@ async def test_a_request_is_paid_without_its_mint_and_the_rest_is_credit(tmp_pat
         await house.farebox.sweep.run()
         refund = await house.http.post("/refund", json={}, headers=house.auth(text))
         assert refund.json()["sats"] == str(64 - PRICE_SAT)
+
+
+async def test_a_locked_token_that_is_being_taken_is_not_called_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two calls at once: the second finds no operation yet, then the first one's claims."""
+    mint = PlayMint()
+    async with house_of(tmp_path, mint, offline_max_sat=LIMIT_SAT) as house:
+        await ready(house, mint)
+        token = encode_token(locked(house, mint, 50))
+        assert isinstance(await house.receive(token), Received)
+        get = house.operations.get
+        asked: list[str] = []
+
+        async def a_moment_before(operation_id: str) -> Operation | None:
+            asked.append(operation_id)
+            return None if len(asked) == 1 else await get(operation_id)
+
+        monkeypatch.setattr(house.operations, "get", a_moment_before)
+        assert isinstance(await house.receive(token), Received)
+        assert await house.balance_sat() == 50
+        await house.assert_whole(mint)
+
+
+async def test_a_question_that_a_mint_refuses_strands_no_batch(tmp_path: Path) -> None:
+    """Its swap was refused, and so is the question which of its proofs are spent."""
+    mint = PlayMint()
+    async with house_of(tmp_path, mint, offline_max_sat=LIMIT_SAT) as house:
+        await ready(house, mint)
+        assert isinstance(await house.receive(encode_token(locked(house, mint, 50))), Received)
+        mint.faults.next("swap", Refuse(NutError.UNBALANCED))
+        mint.faults.next("checkstate", Refuse(0))
+        await house.sweep.run()
+        await house.recover()
+        await house.sweep.run()
+        assert await unswapped_sat(house, mint) == 0
+        assert await house.custody_sat(mint) == 51
+        await house.assert_whole(mint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from farebox.ecash.codes import NutError
+from farebox.ecash.mint import MeltQuote, MintInfo
 from farebox.ledger.model import Kind, Open, Transfer, Unit
 from farebox.money import BTC
 from farebox.payments import Refusal
@@ -33,6 +34,7 @@ from farebox.testing.mint import (
     StaysPending,
 )
 from farebox.wire import bech32
+from farebox.wire.cashu.model import BlindedMessage, Proof
 from tests.integration.cashu_house import CUSTOMER, House, PowerCut, house_of, issue
 
 
@@ -298,4 +300,36 @@ async def test_the_operator_withdraws_over_lightning(tmp_path: Path) -> None:
 
         assert isinstance(withdrawn, Refunded)
         assert await house.balance_sat() == 100
+        await house.assert_whole(mint)
+
+
+async def test_a_mint_that_gives_no_change_is_paid_to_the_unit_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without NUT-08 what the inputs are worth beyond the payment would be the mint's."""
+    mint = PlayMint()
+    async with paying_house(tmp_path, mint) as (house, _):
+        port = house.method.mints.trusted()[0].mint
+        info, melt = await port.info(), port.melt
+
+        async def told() -> MintInfo:
+            return MintInfo(info.name, info.version, info.nuts - {8})
+
+        async def without_change(
+            quote: str, inputs: Sequence[Proof], outputs: Sequence[BlindedMessage]
+        ) -> MeltQuote:
+            return await melt(quote, inputs, [])
+
+        monkeypatch.setattr(port, "info", told)
+        monkeypatch.setattr(port, "melt", without_change)
+        refused = await house.refund(100, "ref_1", destination=invoice(50))
+        assert isinstance(refused, Refusal)
+        assert refused.code == "mint_refused", "128, 64 and 8 sat do not make 52"
+        assert await house.balance_sat() == 200
+
+        await house.receive(issue(mint, 52))
+        paid = await house.refund(100, "ref_2", destination=invoice(50))
+
+        assert isinstance(paid, Refunded)
+        assert paid.amount_msat == 52_000, "the payer bears the whole reserve"
         await house.assert_whole(mint)

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from farebox.bootstrap import Farebox
 from farebox.errors import InvalidSettings, StoreError
 from farebox.operating import Verdict, Vitals
-from farebox.rails.cashu.breaker import FAILURES_TO_OPEN, PAUSE_S
+from farebox.rails.web.breaker import FAILURES_TO_OPEN, PAUSE_S
 from farebox.settings import load_settings
 from farebox.tally import Counts, Spread
 from farebox.testing.asgi import serving

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from farebox.ledger.model import Applied, Hold, hold_id
-from farebox.ledger.processes import LAPSE_BEATS
+from farebox.ledger.processes import BEAT_EVERY_S, LAPSE_BEATS
 from farebox.payments.model import (
     Changes,
     Operation,
@@ -35,7 +35,8 @@ FUNDED_MSAT = 1_000_000
 
 @pytest.fixture(params=sorted(SHARED))
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    async with shared_world(SHARED[request.param], tmp_path) as made:
+    shared = SHARED[request.param](request, tmp_path)
+    async with shared_world(shared, tmp_path) as made:
         yield made
 
 
@@ -122,6 +123,19 @@ async def test_a_process_that_was_paused_too_long_loses_cleanly(world: World) ->
     await world.beats(a, b)
     await a.farebox.paywall.settle(again, Usage(), Ended.COMPLETE)
     assert await world.available(key.key.account) == (FUNDED_MSAT - 5_000 - PRICE_MSAT, 0)
+
+
+async def test_one_that_was_taken_for_dead_admits_nothing_under_its_old_name(world: World) -> None:
+    """Frozen, it goes on with a request before its next beat: nobody serves it for free."""
+    a, b = await world.house(), await world.house()
+    key = await world.key(a)
+    await world.beats(a, b)
+    await world.beats(b, times=LAPSE_BEATS + 1)
+    a.clock.advance(LAPSE_BEATS * BEAT_EVERY_S)
+    admission = await admitted(a, key.secret)
+    assert await b.farebox.paywall.recover() == 0
+    await a.farebox.paywall.settle(admission, Usage(), Ended.COMPLETE)
+    assert await world.available(key.key.account) == (FUNDED_MSAT - PRICE_MSAT, 0)
 
 
 async def test_a_stream_whose_request_was_settled_elsewhere_is_cut(world: World) -> None:

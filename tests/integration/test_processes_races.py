@@ -34,7 +34,8 @@ from tests.integration.whole_house import PRICE_SAT
 
 @pytest.fixture(params=sorted(SHARED))
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    async with shared_world(SHARED[request.param], tmp_path) as made:
+    shared = SHARED[request.param](request, tmp_path)
+    async with shared_world(shared, tmp_path) as made:
         yield made
 
 

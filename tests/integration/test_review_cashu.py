@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
+import pytest
 
 from farebox.bootstrap import Farebox
 from farebox.cli.desk import Withdraw, carry_out
@@ -135,6 +136,27 @@ async def test_vague_words_are_believed_once_nothing_can_be_on_its_way(tmp_path:
         assert not await house.operations.unfinished()
         mint.faults.clear()
         assert isinstance(await house.receive(token), Received), "and the token is still good"
+        await house.assert_whole(mint)
+
+
+async def test_a_clock_that_jumps_forward_does_not_cut_the_wait_for_a_late_call_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mint has spent the inputs and stores its signatures later; our clock is set meanwhile."""
+    mint = PlayMint()
+    restore = mint._bank.restore
+    async with house_of(tmp_path, mint) as house:
+        token = issue(mint, 20)
+        mint.faults.next("swap", DropAfter())
+        assert isinstance(await house.receive(token), Pending)
+        monkeypatch.setattr(mint._bank, "restore", lambda _: ())
+        for _ in range(4):
+            house.clock.jump(24 * 3_600)
+            await house.operations.recover()
+        monkeypatch.setattr(mint._bank, "restore", restore)
+        house.clock.jump(24 * 3_600)
+        assert isinstance(await house.receive(token), Received)
+        assert await house.balance_sat() == 20
         await house.assert_whole(mint)
 
 

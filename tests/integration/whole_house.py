@@ -261,7 +261,7 @@ def _body(name: str, token: bytes) -> bytes:
 
 
 @contextmanager
-def _listening() -> Iterator[io.StringIO]:
+def listening() -> Iterator[io.StringIO]:
     """Everything that we and the libraries log, before secrets are looked for and taken out."""
     heard = io.StringIO()
     before = structlog.get_config()
@@ -304,7 +304,7 @@ async def whole_house(
     clock = ManualClock(SystemClock().now_ns())
     mint, upstream = mint or PlayMint(units=("sat", "msat")), PlayUpstream()
     async with AsyncExitStack() as open_things:
-        heard = open_things.enter_context(_listening())
+        heard = open_things.enter_context(listening())
         mint.url = await open_things.enter_async_context(serving(mint))
         upstream_url = await open_things.enter_async_context(serving(upstream))
         settings = {

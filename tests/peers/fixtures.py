@@ -14,6 +14,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.peers.install import PeerUnavailable
+from tests.peers.lnbits import LnbitsServer
+from tests.peers.lnd import LightningNetwork
 from tests.peers.nutshell import Nutshell
 from tests.peers.payment_kit import PaymentKit
 from tests.peers.postgres import Postgres
@@ -94,3 +96,29 @@ def postgres() -> Iterator[Postgres]:
         return
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def lightning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightningNetwork]:
+    """A chain, a payer's LND and one for the house, with a channel between them."""
+    try:
+        network = LightningNetwork(tmp_path_factory.mktemp("lightning"))
+        network.start()
+    except PeerUnavailable as reason:
+        missing("LND", reason)
+        return
+    yield network
+    network.stop()
+
+
+@pytest.fixture(scope="session")
+def lnbits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LnbitsServer]:
+    """LNbits with its fake funding source, the house's wallet and a payer's."""
+    try:
+        server = LnbitsServer(tmp_path_factory.mktemp("lnbits"))
+        server.start()
+    except PeerUnavailable as reason:
+        missing("LNbits", reason)
+        return
+    yield server
+    server.stop()

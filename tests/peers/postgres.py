@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
+import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.peers.install import postgres_programs, run
+import psycopg
+
+from tests.peers.install import PeerUnavailable, postgres_programs, run, server_user, unprivileged
 from tests.peers.process import free_port
 
 _START_TIMEOUT_S = 60
-_PASSWORD = "a-password-that-is-never-shown"
+OWNER = "farebox"
+PASSWORD = "a-password-that-is-never-shown"
 
 
 class Postgres:
@@ -21,20 +28,29 @@ class Postgres:
     processes, and the page cache survives them.
     """
 
-    def __init__(self, **settings: str) -> None:
-        """Make the cluster. Raises PeerUnavailable."""
+    def __init__(self, *, of: Postgres | None = None, **settings: str) -> None:
+        """Make the cluster, or a standby that streams from another, with these settings.
+
+        Raises PeerUnavailable.
+        """
         self._settings = settings
         self._programs = postgres_programs()
         self._port = free_port()
         # Not pytest's directory, which other users cannot enter: a server refuses to be root.
         self.directory = Path(tempfile.mkdtemp(prefix="farebox-postgres-"))
         self._data = self.directory / "data"
+        self._kept = self.directory / "kept"
         password = self.directory / "password"
-        password.write_text(_PASSWORD)
+        password.write_text(PASSWORD)
         if os.geteuid() == 0:
             for path in (self.directory, password):
-                shutil.chown(path, "postgres", "postgres")
-        self._run("initdb", "-U", "farebox", "-A", "scram-sha-256", f"--pwfile={password}", "-N")
+                shutil.chown(path, *server_user())
+        if of is None:
+            self._run("initdb", "-U", OWNER, "-A", "scram-sha-256", f"--pwfile={password}", "-N")
+        else:
+            # -R: it goes on streaming from there, by the same address.
+            base = ("-R", "-d", of.dsn, "-X", "stream", "-c", "fast", "-N")
+            self._run("pg_basebackup", *base)
 
     @property
     def dsn(self) -> str:
@@ -49,8 +65,24 @@ class Postgres:
     def dsn_at(self, port: int, **more: str) -> str:
         """The same database through another port, with more connection parameters."""
         said = "".join(f"&{key}={value}" for key, value in more.items())
-        base = f"postgresql://farebox:{_PASSWORD}@127.0.0.1:{port}/postgres"
+        base = f"postgresql://{OWNER}:{PASSWORD}@127.0.0.1:{port}/postgres"
         return f"{base}?connect_timeout=10{said}"
+
+    @contextlib.contextmanager
+    def database(self) -> Iterator[str]:
+        """The name of a database of a test's own: for a pooler, which takes no search_path."""
+        name = f"own_{secrets.token_hex(6)}"
+        with psycopg.connect(self.dsn, autocommit=True) as db:
+            db.execute(f"CREATE DATABASE {name}")
+            try:
+                yield name
+            finally:
+                db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def dsn_with(self, other: Postgres) -> str:
+        """The same database at this server or another, whichever is found to serve."""
+        hosts = f"127.0.0.1:{self._port},127.0.0.1:{other.port}"
+        return self.dsn.replace(f"127.0.0.1:{self._port}", hosts)
 
     def start(self) -> None:
         """Start and wait until it answers. Raises PeerUnavailable."""
@@ -65,6 +97,29 @@ class Postgres:
         log = str(self.directory / "log")
         self._run("pg_ctl", "-w", "-l", log, "-o", f"-p {self._port} {options}", "start")
 
+    def keep(self) -> None:
+        """Keep the data as it is while the server is stopped, to begin with it again."""
+        run(["cp", "-a", str(self._data), str(self._kept)])
+
+    def begin_again(self) -> None:
+        """Start from what was kept, however it had ended."""
+        self._end()
+        shutil.rmtree(self._data)
+        run(["cp", "-a", str(self._kept), str(self._data)])
+        self.start()
+
+    def kill(self) -> None:
+        """SIGKILL to every process of it: the machine is gone, as far as anybody can tell."""
+        postmaster = int((self._data / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        for pid in (postmaster, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def promote(self) -> None:
+        """Make a standby the primary, and wait until it is."""
+        self._run("pg_ctl", "-w", "promote")
+
     def stop(self, mode: str = "fast") -> None:
         """End it: `fast` in good order, `immediate` as if its processes had been killed."""
         self._run("pg_ctl", "-w", "-m", mode, "stop")
@@ -76,19 +131,13 @@ class Postgres:
 
     def remove(self) -> None:
         """Stop it and forget its data."""
-        try:
+        self._end()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _end(self) -> None:
+        with contextlib.suppress(PeerUnavailable):  # it was killed, or stopped
             self.stop("immediate")
-        finally:
-            shutil.rmtree(self.directory, ignore_errors=True)
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._programs / program), "-D", str(self._data), *arguments]
-        if os.geteuid() == 0:
-            command = [
-                "setpriv",
-                "--reuid=postgres",
-                "--regid=postgres",
-                "--clear-groups",
-                *command,
-            ]
-        run(command, _START_TIMEOUT_S)
+        run(unprivileged(command), _START_TIMEOUT_S)

@@ -57,6 +57,11 @@ class PeerProcess:
         self.kill()
         raise PeerUnavailable(f"not ready after {timeout_s} s: {self.said()}")
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended by itself."""
+        return self._process.poll() is None
+
     def said(self) -> str:
         """The end of its output."""
         return self._log.read_text(errors="replace")[-_SAID_MAX_CHARS:]

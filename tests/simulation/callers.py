@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -15,14 +16,16 @@ from typing import Any, Final
 
 import msgspec
 
+from farebox.wire.cashu.locks import p2pk_secret
 from farebox.wire.cashu.model import Token
 from farebox.wire.cashu.token import decode_token, encode_token
 from tests.simulation.mint import FAR, HOME, WALLET, Others
 from tests.simulation.network import Ask, Lost, Reply
 
 _TRIES_IN_STORM: Final = 4
-_TRIES_IN_CALM: Final = 600
-_PAUSE_S: Final = 20
+_TRIES_IN_CALM: Final = 80
+_PAUSE_S: Final = 5
+_PAUSE_MAX_S: Final = 240
 #: Problems that say: ask again.
 _NOT_YET: Final = frozenset({"request_in_progress", "call_in_progress"})
 
@@ -60,6 +63,9 @@ class Caller:
         self.requests: dict[str, str] = {}
         self.told = Told()
         self.may_cross = False
+        #: The house's own key, where it credits money that is locked to it.
+        self.lock_key = b""
+        self.locked: dict[str, Token] = {}
         self.fails = 0.0
 
     # ── in the storm ─────────────────────────────────────────────────────────────────────────────
@@ -155,10 +161,14 @@ class Caller:
         """A call that may be repeated: it has a name, and one answer for ever."""
         self._unanswered[ask] = None
         if self._chance.random() < 0.1:
-            again = asyncio.create_task(self._patiently(ask))  # nobody waits for this one
+            again = asyncio.create_task(self._hear(ask))  # nobody waits for this one
             again.add_done_callback(lambda task: task.exception())
-        reply = await self._patiently(ask)
+        reply = await self._hear(ask)
         self._unanswered.pop(ask, None)
+        return reply
+
+    async def _hear(self, ask: Ask) -> Reply:
+        reply = await self._patiently(ask)
         if reply.status == 200 and ask.target == "/refund":
             told = _json(reply)
             self.told.refunds[told["operation"]] = told["amount_msat"]
@@ -193,17 +203,19 @@ class Caller:
         self._is_calm = True
         for ask in list(self._unanswered):
             await self._named(ask)
-        for token in dict.fromkeys(self.embedded):
-            again = Ask("POST", "/echo", ((b"x-cashu", token.encode()),))
-            self._note(await self._patiently(again), token)
-            if token in self.requests:
-                self._note(await self._change(token), token)
+        await asyncio.gather(*map(self._ask_again, dict.fromkeys(self.embedded)))
         await self.empty_accounts()
+
+    async def _ask_again(self, token: str) -> None:
+        again = Ask("POST", "/echo", ((b"x-cashu", token.encode()),))
+        self._note(await self._patiently(again), token)
+        if token in self.requests:
+            self._note(await self._change(token), token)
 
     async def empty_accounts(self) -> None:
         """Take out what is on every account that one's keys and tokens open."""
-        for opens in dict.fromkeys([*self.keys, *self.bearers, *self.embedded]):
-            await self._empty(opens)
+        accounts = dict.fromkeys([*self.keys, *self.bearers, *self.embedded])
+        await asyncio.gather(*map(self._empty, accounts))
 
     async def _empty(self, opens: str) -> None:
         for _ in range(8):
@@ -224,6 +236,7 @@ class Caller:
         """Ask until there is a final answer; in the storm not for long. Raises Lost."""
         tries = _TRIES_IN_CALM if self._is_calm else self._chance.randint(1, _TRIES_IN_STORM)
         last: Reply | None = None
+        pause_s: float = _PAUSE_S
         for _ in range(tries):
             try:
                 last = await self._ask(ask)
@@ -231,7 +244,8 @@ class Caller:
                 last = None
             if last is not None and not _is_passing(last):
                 return last
-            await asyncio.sleep(_PAUSE_S if self._is_calm else self._chance.uniform(0, 8))
+            pause_s = min(pause_s * 1.5, _PAUSE_MAX_S)
+            await asyncio.sleep(pause_s if self._is_calm else self._chance.uniform(0, 8))
         if self._is_calm:
             raise AssertionError(f"{self.name} is never told for good: {ask.target}: {last}")
         raise Lost
@@ -287,12 +301,30 @@ class Caller:
         """A token to spend: change of one's own, or new from a mint."""
         if self.tokens and self._chance.random() < 0.3:
             return self._chance.choice(list(self.tokens))
+        if self.locked and self._chance.random() < 0.15:
+            return self._part()
         host = FAR if self.may_cross and self._chance.random() < 0.3 else HOME
         amount = self._chance.choice((8, 21, 64, 100, 250))
-        text = encode_token(self._others.mints[host].mint.issue(amount))
-        self._trace(f"{self.name} gets {amount} sat at {host}")
+        mint = self._others.mints[host].mint
+        is_locked = bool(self.lock_key) and host == HOME and self._chance.random() < 0.5
+        token = mint.issue_with(self._lock, amount) if is_locked else mint.issue(amount)
+        text = encode_token(token)
+        self._trace(f"{self.name} gets {amount} sat at {host}{', locked' if is_locked else ''}")
+        self._keep(text)
+        if is_locked:
+            self.locked[text] = token
+        return text
+
+    def _part(self) -> str:
+        """Some of the proofs of a locked token: money that was spent, in a token never seen."""
+        token = self._chance.choice(list(self.locked.values()))
+        some = token.proofs[: self._chance.randint(1, len(token.proofs))]
+        text = encode_token(Token(token.mint, token.unit, some))
         self._keep(text)
         return text
+
+    def _lock(self) -> str:
+        return p2pk_secret(secrets.token_hex(16), self.lock_key)
 
     def _old_or_new(self) -> str:
         if self.bearers and self._chance.random() < 0.6:

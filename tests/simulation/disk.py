@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import Any, TypeVar
 
+from farebox.errors import StoreError
 from farebox.ledger.audit import EventRow, value_digest
 from farebox.ledger.batch import Head, Staged
 from farebox.ledger.evaluator import Movement
@@ -14,6 +19,7 @@ from farebox.ledger.invariants import StoredRow
 from farebox.ledger.model import Account, HoldRow
 from farebox.ledger.records import RecordType
 from farebox.ledger.replay import StoredUnit
+from tests.simulation.loop import Process, current_process
 
 V = TypeVar("V")
 
@@ -37,6 +43,20 @@ class DiskRow:
     seq: int
 
 
+class Turn:
+    """One process's turn at the book, as the book's lock gives it: nobody else writes meanwhile.
+
+    It is broken where the process was stopped in it, or did not move for long: what it had sent is
+    committed or is not, and whoever goes on after it does not wait.
+    """
+
+    def __init__(self, process: Process | None) -> None:
+        self.process = process
+        self.is_broken = False
+        #: What was sent and is not known to be committed.
+        self.staged: Staged | None = None
+
+
 class Disk:
     """The tables. What was written since the last sync can be taken back, youngest first.
 
@@ -49,17 +69,65 @@ class Disk:
         self.accounts: dict[str, Account] = {}
         self.holds: dict[str, HoldRow] = {}
         self.rows: dict[str, dict[str, DiskRow]] = {record.kind: {} for record in records}
-        #: Which rows have a value in a field that is indexed, and which were written, in order.
-        self.index: dict[tuple[str, str, Any], dict[str, None]] = {}
+        #: Holds that may time out; some of them are closed by now, or gone.
+        self.timed_holds: dict[str, None] = {}
+        #: Which rows have these values in the leading fields of an index.
+        self.index: dict[tuple[str, tuple[str, ...], tuple[Any, ...]], dict[str, None]] = {}
+        #: Which rows were written, in order.
         self.row_log: list[tuple[int, str, str]] = []
         self.events: list[tuple[Written, EventRow]] = []
         self.on_change: Callable[[Staged], None] = lambda _: None
         self.on_loss: Callable[[], None] = lambda: None
         self.head = Head()
-        #: A batch between its first byte and its sync: it is there after a crash, or it is not.
+        #: A batch whose answer was lost: it is there, or it is not.
         self.in_doubt: Staged | None = None
         self._chance = chance
+        self._turn: Turn | None = None
+        self._queue: deque[tuple[Turn, asyncio.Future[None]]] = deque()
         self._unsynced: list[Callable[[], None]] = []
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[Turn]:
+        """Wait for one's turn. Raises StoreError where the process was cut off while it waited."""
+        turn = Turn(current_process())
+        if self._turn is None:
+            self._turn = turn
+        else:
+            given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._queue.append((turn, given))
+            try:
+                await given
+            except asyncio.CancelledError:
+                if turn is self._turn:
+                    self._next()
+                self._queue = deque(one for one in self._queue if one[0] is not turn)
+                raise
+        try:
+            if turn.is_broken:
+                raise StoreError("the connection broke, nothing was done")
+            yield turn
+        finally:
+            if turn is self._turn:
+                self._next()
+
+    def _next(self) -> None:
+        self._turn = None
+        if self._queue:
+            self._turn, given = self._queue.popleft()
+            given.set_result(None)
+
+    def break_off(self, process: Process) -> None:
+        """End the turn of a process that does not go on, and those that it waits for."""
+        for turn, given in self._queue:
+            if turn.process is process:
+                given.set_exception(StoreError("the connection broke, nothing was done"))
+        self._queue = deque(one for one in self._queue if one[0].process is not process)
+        turn_now = self._turn
+        if turn_now is not None and turn_now.process is process:
+            turn_now.is_broken = True
+            self.in_doubt = turn_now.staged or self.in_doubt
+            self.settle_doubt()
+            self._next()
 
     def write(self, staged: Staged, *, is_synced: bool) -> None:
         """Make a batch part of the book; a sync takes all before it along."""
@@ -71,6 +139,7 @@ class Disk:
             self.events.extend((written, event) for event in written.events)
         self.accounts.update(staged.accounts)
         self.holds.update(staged.holds)
+        self.timed_holds.update((key, None) for key, row in staged.holds.items() if row.expires_at)
         for record, rows in staged.records.items():
             for _, key, version, seq, raw, *_columns in rows:
                 self._set(record, key, DiskRow(raw, record.decode(raw), version, seq))
@@ -80,7 +149,7 @@ class Disk:
             self.on_change(staged)
 
     def stop(self, *, loses_power: bool) -> None:
-        """What becomes of the disk when whoever writes it stops, in whatever it was doing."""
+        """What becomes of the disk when its machine stops, in whatever it was doing."""
         self.settle_doubt()
         if loses_power and self._unsynced:
             for undo in reversed(self._unsynced[self._chance.randrange(len(self._unsynced) + 1) :]):
@@ -94,14 +163,24 @@ class Disk:
         if staged is not None and self._chance.random() < 0.5:
             self.write(staged, is_synced=True)
 
+    def keys(self, record: RecordType[Any], where: Mapping[str, Any]) -> Iterable[str]:
+        """The keys of rows by the leading fields of an index, in no order."""
+        for names in _prefixes(record) if where else ():
+            if set(names) == set(where):
+                return self.index.get(
+                    (record.kind, names, tuple(map(where.__getitem__, names))), ()
+                )
+        return self.rows[record.kind]
+
     def _set(self, record: RecordType[Any], key: str, row: DiskRow | None) -> None:
         before = self.rows[record.kind].pop(key, None)
-        if before is not None:
-            for name, value in zip(record.columns, record.columns_of(before.value), strict=True):
-                del self.index[record.kind, name, value][key]
+        for names in _prefixes(record):
+            if before is not None:
+                del self.index[record.kind, names, _fields(record, before.value, names)][key]
+            if row is not None:
+                at = (record.kind, names, _fields(record, row.value, names))
+                self.index.setdefault(at, {})[key] = None
         if row is not None:
-            for name, value in zip(record.columns, record.columns_of(row.value), strict=True):
-                self.index.setdefault((record.kind, name, value), {})[key] = None
             self.rows[record.kind][key] = row
 
     def _undo(self, staged: Staged) -> Callable[[], None]:
@@ -130,6 +209,20 @@ class Disk:
                 self._set(record, key, row)
 
         return undo
+
+
+@cache
+def _prefixes(record: RecordType[Any]) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        dict.fromkeys(
+            index[:count] for index in record.indexes for count in range(1, len(index) + 1)
+        )
+    )
+
+
+def _fields(record: RecordType[Any], value: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    columns = dict(zip(record.columns, record.columns_of(value), strict=True))
+    return tuple(columns[name] for name in names)
 
 
 def _put_back(table: dict[str, V], before: Mapping[str, V | None]) -> None:
@@ -180,10 +273,8 @@ class DiskReader:
     def events(self, after: int) -> Iterator[tuple[int, int, EventRow]]:
         """Events above a number."""
         return (
-            (one.unit.seq, one.unit.at, event)
-            for one in self._disk.units
-            for event in one.events
-            if event.number > after
+            (written.unit.seq, written.unit.at, event)
+            for written, event in self._disk.events[after:]
         )
 
     def accounts(self) -> Iterator[Account]:

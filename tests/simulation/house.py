@@ -1,5 +1,8 @@
 """The house: the real composition root, with its four doors to the world replaced.
 
+Several may share one book, each a process of its own on a machine of its own; alone, a house has
+the book to itself, as on SQLite.
+
 What `farebox.bootstrap` opens for itself (the store, the two sessions that reach mints and
 wallets, the connections to upstreams) is given by the simulation; everything behind is the real
 thing, composed by the real root.
@@ -28,7 +31,7 @@ from tests.simulation.network import Ask, Connection, Network, Session, Simulate
 from tests.simulation.store import SimulatedStore
 from tests.simulation.weather import DiskWeather
 
-_ROOT_KEY = b"simulated root key, 32 bytes ok."
+ROOT_KEY = b"simulated root key, 32 bytes ok."
 
 
 class House:
@@ -41,8 +44,14 @@ class House:
         clock: WorldClock,
         settings: Mapping[str, object],
         trace: Callable[[str], None],
+        *,
+        name: str = "house",
+        shares: Callable[[], SimulatedStore] | None = None,
     ) -> None:
+        """`shares` opens a store on a book that other houses have open too."""
         self._loop = loop
+        self._name = name
+        self._shares = shares
         self._trace = trace
         self._settings = load_settings(None, {}, settings)
         self._connections: list[Connection] = []
@@ -54,6 +63,8 @@ class House:
         self.disk = disk
         self.clock = clock
         self.farebox: Farebox | None = None
+        #: Names that this house had in the books when something befell it, and when.
+        self.stricken: dict[str, float] = {}
 
     @property
     def is_open(self) -> bool:
@@ -64,8 +75,8 @@ class House:
         """Start the program, unless it is starting already; False where it does not come up."""
         if self._process is None or self._opened is None:
             self._starts += 1
-            self._trace(f"house starts for the {self._starts}. time")
-            self._process = self._loop.new_process(f"house-{self._starts}")
+            self._trace(f"{self._name} starts for the {self._starts}. time")
+            self._process = self._loop.new_process(f"{self._name}-{self._starts}")
             self._stopping, self._gone = asyncio.Event(), asyncio.Event()
             self._opened = self._loop.create_future()
             self._process.spawn(self._live(self._opened, self._stopping))
@@ -76,13 +87,16 @@ class House:
         """Stop it, now and wherever it is."""
         if self._process is None:
             return
-        self._trace(f"house {'loses power' if loses_power else 'is killed'}")
+        self._trace(f"{self._name} {'loses power' if loses_power else 'is killed'}")
+        self._strike()
         self._process.kill()
+        self.disk.break_off(self._process)
         self._process = self.farebox = None
         self._gone.set()
         if self._opened is not None and not self._opened.done():
             self._opened.set_result(None)
-        self.disk.stop(loses_power=loses_power)
+        if self._shares is None:
+            self.disk.stop(loses_power=loses_power)
         connections, self._connections = self._connections, []
         for connection in connections:
             connection.broke()
@@ -90,9 +104,29 @@ class House:
     async def stop(self) -> None:
         """Ask it to end by itself, and wait until it has."""
         if self._process is not None:
-            self._trace("house is told to stop")
+            self._strike()
+            self._trace(f"{self._name} is told to stop")
             self._stopping.set()
             await self._gone.wait()
+
+    async def freeze(self, seconds: float) -> None:
+        """Let it stand still for so long, unless something else happens to it meanwhile."""
+        process = self._process
+        if process is None or process.is_frozen:
+            return
+        self._trace(f"{self._name} freezes for {seconds:.1f} s")
+        self._strike()
+        process.freeze()
+        self.disk.break_off(process)
+        await asyncio.sleep(seconds)
+        if process is self._process:
+            self._trace(f"{self._name} goes on")
+            self._strike()
+            self._loop.thaw(process)
+
+    def _strike(self) -> None:
+        if self.farebox is not None:
+            self.stricken[self.farebox.processes.name] = self._loop.time()
 
     def serve(self, ask: Ask, connection: Connection) -> None:
         """Let it answer a caller; a house that is not open refuses the connection."""
@@ -104,15 +138,19 @@ class House:
         self._process.spawn(served(self.farebox.app, connection, ask))
 
     async def _live(self, opened: asyncio.Future[None], end: asyncio.Event) -> None:
+        store = None if self._shares is None else self._shares()
+        opening = Farebox(self._settings, ROOT_KEY, clock=self.clock, shared=store)
         try:
-            async with Farebox(self._settings, _ROOT_KEY, clock=self.clock) as farebox:
+            async with opening as farebox:
                 self.farebox = farebox
                 opened.set_result(None)
                 await end.wait()
+            if store is not None:
+                await store.close()
         except FareboxError as error:
-            self._trace(f"house does not start: {type(error).__name__}")
+            self._trace(f"{self._name} does not start: {type(error).__name__}")
         else:
-            self._trace("house has stopped")
+            self._trace(f"{self._name} has stopped")
         self.kill(loses_power=False)
 
 

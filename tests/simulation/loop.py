@@ -34,6 +34,9 @@ class Process:
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_alive = True
+        self.is_frozen = False
+        #: What it would have done meanwhile, had it not been frozen.
+        self.parked: list[asyncio.Handle] = []
         self._context = copy_context()
         self._context.run(_PROCESS.set, self)
         self._tasks: list[asyncio.Task[Any]] = []
@@ -47,6 +50,10 @@ class Process:
         """Stop it between two steps. What it has in memory is never seen again."""
         self.is_alive = False
 
+    def freeze(self) -> None:
+        """Let it do nothing until it is thawed, and notice nothing: SIGSTOP, a paused machine."""
+        self.is_frozen = True
+
     def adopt(self, task: asyncio.Task[Any]) -> None:
         """Keep a task of this process from being collected, whose `finally` would run then."""
         self._tasks.append(task)
@@ -59,6 +66,11 @@ class Process:
 
 
 _PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
+
+
+def current_process() -> Process | None:
+    """Whose step this is."""
+    return _PROCESS.get()
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
@@ -93,6 +105,12 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._processes.append(process)
         return process
 
+    def thaw(self, process: Process) -> None:
+        """Let it go on with all that has come for it meanwhile."""
+        process.is_frozen = False
+        self._ready.extend(process.parked)
+        process.parked = []
+
     def steps_pass(self, count: int) -> asyncio.Future[None]:
         """Done after so many more steps of whoever runs: a moment that no timer could name."""
         waiter = self.create_future()
@@ -102,6 +120,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def bury(self) -> None:
         """Let the tasks of the dead and of the living unwind, when nobody looks any more."""
         self._is_over = True
+        for process in self._processes:
+            self.thaw(process)
         self._ready.extend(self._unrun)  # a task whose wake-up is lost cannot even be cancelled
         for _ in range(_BURIALS_MAX):
             remains = [task for process in self._processes for task in process.remains()]
@@ -114,8 +134,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def _run_once(self) -> None:
         self._wake_by_time()
         handle = self._take()
+        process = handle._context.get(_PROCESS)  # type: ignore[attr-defined]
         if self._is_dead(handle):
             self._unrun.append(handle)
+        elif process is not None and process.is_frozen:
+            process.parked.append(handle)
         elif not handle.cancelled():
             handle._run()
         self.steps += 1
@@ -157,6 +180,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             process.adopt(task)
             task._log_destroy_pending = False  # type: ignore[attr-defined]
         return task
+
+    def _asyncgen_finalizer_hook(self, agen: object) -> None:
+        """No step for what the garbage collector finds: it comes at moments of its own."""
 
     def _write_to_self(self) -> None:
         """Nobody sleeps in a selector, to be woken from outside."""

@@ -18,7 +18,7 @@ from farebox.errors import RailRejected
 from farebox.testing.asgi import Receive, Scope, Send, drop, respond
 from farebox.testing.mint import PlayLightning, PlayMint, StaysPending
 from farebox.testing.mint.bank import Bank
-from farebox.testing.mint.books import Books
+from farebox.testing.mint.books import Books, Change, SpentRow
 from farebox.testing.upstream import PlayUpstream
 from farebox.wire.cashu import crypto
 from farebox.wire.cashu.model import BlindedMessage, Proof, Token
@@ -37,8 +37,9 @@ _NOT_NOW: Final = (408, 429, 500, 503)
 class Mint:
     """A play mint in a mood: the real rules behind answers that put off."""
 
-    def __init__(self, host: str, mint: PlayMint, chance: Random) -> None:
+    def __init__(self, host: str, mint: PlayMint, fee_ppk: int, chance: Random) -> None:
         self.host = host
+        self.fee_ppk = fee_ppk
         self.mint = mint
         self._chance = chance
         self.refuses = 0.0
@@ -109,6 +110,11 @@ class Mint:
         ]
         return Token(token.mint, token.unit, tuple(proofs))
 
+    def let_others_spend(self, y: bytes, amount: int) -> None:
+        """Break the lock of a proof: whoever has its money now, it is gone."""
+        if y not in self.books.spent:
+            self.books.commit(Change(spent=(SpentRow(y, amount, "sat"),)))
+
     def mint_fee(self, token: Token) -> int:
         """What it takes for spending a token."""
         keysets = [self.bank.keyring.get(proof.keyset_id) for proof in token.proofs]
@@ -154,6 +160,7 @@ class Others:
                     clock=clock,
                     invoices_pay_themselves=False,
                 ),
+                fee,
                 chance,
             )
             for host, fee in ((HOME, fee_ppk), (FAR, 0))

@@ -11,6 +11,9 @@ once it is written; losing the power loses it, with everything after it.
 | after it was synced           | it happened             | the same                      |
 | after it was written unsynced | it happened             | it happened, or it and all    |
 |                               |                         | that came after it did not    |
+
+Several processes may share a disk, each with a store of its own: they take turns, as the lock of a
+book has them do. One that does not move in its turn loses it, and finds out when it goes on.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import msgspec
 from farebox.clock import Clock
 from farebox.errors import OutcomeUnknown, StoreBusy, StoreError
 from farebox.ledger.audit import decode_body, known_from
-from farebox.ledger.batch import Staged, names_of
+from farebox.ledger.batch import Pace, Staged, names_of
 from farebox.ledger.evaluator import Known, Overlay
 from farebox.ledger.model import (
     ABSENT,
@@ -41,7 +44,7 @@ from farebox.ledger.model import (
 )
 from farebox.ledger.records import RecordType, Row
 from farebox.ledger.store import PAGE_MAX, check_units
-from tests.simulation.disk import Disk
+from tests.simulation.disk import Disk, Turn
 from tests.simulation.loop import Gate
 from tests.simulation.weather import DiskWeather
 
@@ -62,16 +65,25 @@ class SimulatedStore:
     """One process's store over a disk. Implements `farebox.ledger.store.Store`."""
 
     def __init__(
-        self, disk: Disk, clock: Clock, weather: Callable[[], DiskWeather], chance: Random
+        self,
+        disk: Disk,
+        clock: Clock,
+        weather: Callable[[], DiskWeather],
+        chance: Random,
+        *,
+        is_shared: bool = False,
     ) -> None:
+        """`is_shared`: other processes write too, and a database's server ends every doubt."""
+        self._is_shared = is_shared
+        self._is_in_doubt = False
         self._disk = disk
         self._clock = clock
+        self._pace = Pace()
         self._weather = weather
         self._chance = chance
         self._queue: list[_Waiting] = []
         self._queued = Gate()
-        self._writing = asyncio.Lock()
-        self._closed = False
+        self._closed = self._is_writing = False
         self._writer = asyncio.get_running_loop().create_task(self._write_for_ever())
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
@@ -98,81 +110,97 @@ class SimulatedStore:
     async def expire_due(self) -> int:
         """Release every hold that is due."""
         self._check_open()
-        async with self._writing:
-            await self._certain()
+        async with self._disk.turn() as turn:
+            await self._certain(turn)
             staged, overlay = self._staged()
             due = self._due(staged.at)
             self._load_accounts(overlay, {id_ for row in due for id_ in (row.debit, row.credit)})
             staged.expire(due)
-            self._disk.in_doubt = staged
-            await self._pause()
-            self._disk.in_doubt = None
-            self._disk.write(staged, is_synced=True)
+            await self._send(turn, staged, is_synced=True)
         return len(due)
 
     async def close(self) -> None:
         """Write what is queued, then let go."""
         self._closed = True
-        while self._queue and not self._writer.done():
+        while (self._queue or self._is_writing) and not self._writer.done():
             await self._pause()
-        async with self._writing:
-            self._writer.cancel()
+        self._writer.cancel()
+        await asyncio.wait([self._writer])
 
     async def _write_for_ever(self) -> None:
         while True:
             while not self._queue:
                 await self._queued
-            async with self._writing:
-                size = self._weather().batch_max
-                batch, self._queue = self._queue[:size], self._queue[size:]
-                await self._write(batch)
+            size = self._weather().batch_max
+            batch, self._queue = self._queue[:size], self._queue[size:]
+            self._is_writing = True
+            try:
+                outcomes = await self._write(batch)
+            except OutcomeUnknown:
+                for one in batch:
+                    _answer(one.answer, OutcomeUnknown(one.units[0].id))
+            except StoreError as error:
+                for one in batch:
+                    _answer(one.answer, StoreError(str(error)))
+            else:
+                first = 0
+                for one in batch:
+                    _answer(one.answer, outcomes[first : (first := first + len(one.units))])
+            self._is_writing = False
 
-    async def _write(self, waiting: Sequence[_Waiting]) -> None:
-        try:
-            await self._certain()
+    async def _write(self, waiting: Sequence[_Waiting]) -> list[Outcome]:
+        async with self._disk.turn() as turn:
+            await self._certain(turn)
             if self._happens(self._weather().fails):
                 raise StoreError("the simulated disk failed, nothing was done")
-        except StoreError as error:
-            for one in waiting:
-                _answer(one.answer, StoreError(str(error)))
-            return
-        staged, overlay = self._staged()
-        units = [unit for one in waiting for unit in one.units]
-        self._load(overlay, units)
-        touched = set(overlay.accounts)
-        due = [row for row in self._due(staged.at) if {row.debit, row.credit} & touched]
-        self._load_accounts(overlay, {id_ for row in due for id_ in (row.debit, row.credit)})
-        staged.expire(due)
-        outcomes = staged.decide(units)
-        self._disk.in_doubt = staged
-        await self._pause()
-        if self._happens(self._weather().loses_answer):
-            # The doubt lasts: nobody can write, nobody is told, until the disk is asked again.
-            for one in waiting:
-                _answer(one.answer, OutcomeUnknown(one.units[0].id))
-            return
-        self._disk.in_doubt = None
-        self._disk.write(staged, is_synced=any(one.is_synced for one in waiting))
-        first = 0
-        for one in waiting:
-            _answer(one.answer, outcomes[first : (first := first + len(one.units))])
+            staged, overlay = self._staged()
+            units = [unit for one in waiting for unit in one.units]
+            self._load(overlay, units)
+            touched = set(overlay.accounts)
+            due = [row for row in self._due(staged.at) if {row.debit, row.credit} & touched]
+            self._load_accounts(overlay, {id_ for row in due for id_ in (row.debit, row.credit)})
+            staged.expire(due)
+            outcomes = staged.decide(units)
+            await self._send(turn, staged, is_synced=any(one.is_synced for one in waiting))
+            return outcomes
 
-    async def _certain(self) -> None:
+    async def _send(self, turn: Turn, staged: Staged, *, is_synced: bool) -> None:
+        """Have a batch committed. Raises OutcomeUnknown where that is not told."""
+        turn.staged = staged
+        await self._pause()
+        turn.staged = None
+        if turn.is_broken:
+            self._is_in_doubt = True
+            raise OutcomeUnknown("a batch")
+        if self._happens(self._weather().loses_answer):
+            self._is_in_doubt = True
+            self._disk.in_doubt = staged
+            if self._is_shared:
+                self._disk.settle_doubt()
+            # Alone, the doubt lasts: nobody can write until the disk is asked again.
+            raise OutcomeUnknown("a batch")
+        self._disk.write(staged, is_synced=is_synced)
+
+    async def _certain(self, turn: Turn) -> None:
         """End the doubt that a lost answer left. Raises StoreError while it stays."""
-        if self._disk.in_doubt is None:
+        if not self._is_in_doubt:
             return
         await self._pause()
+        if turn.is_broken:
+            raise StoreError("the connection broke, nothing was done")
         if self._happens(self._weather().stays_in_doubt):
             raise StoreError("the simulated disk does not tell yet what it has")
+        self._is_in_doubt = False
         self._disk.settle_doubt()
 
     def _staged(self) -> tuple[Staged, Overlay]:
         overlay = Overlay()
-        return Staged(1, self._disk.head, self._clock.now_ns(), overlay), overlay
+        head = self._disk.head
+        return Staged(1, head, self._pace.time_ns(self._clock.now_ns(), head.at), overlay), overlay
 
     def _due(self, at: int) -> list[HoldRow]:
-        holds = self._disk.holds.values()
-        due = [row for row in holds if row.state is HoldState.OPEN and 0 < row.expires_at <= at]
+        timed = filter(None, map(self._disk.holds.get, self._disk.timed_holds))
+        due = [row for row in timed if row.state is HoldState.OPEN and 0 < row.expires_at <= at]
         return sorted(due, key=lambda row: (row.expires_at, row.id))
 
     def _load(self, overlay: Overlay, units: Sequence[Unit]) -> None:
@@ -200,8 +228,8 @@ class SimulatedStore:
     async def outcome(self, unit_id: str) -> Applied | Refused | None:
         """What became of a unit."""
         self._check_open()
-        async with self._writing:
-            await self._certain()
+        async with self._disk.turn() as turn:
+            await self._certain(turn)
         return self._known(unit_id).outcome if unit_id in self._disk.by_id else None
 
     async def get(self, record: RecordType[T], key: str) -> Row[T] | None:
@@ -223,13 +251,13 @@ class SimulatedStore:
         record.check_query(where, at_most and at_most[0])
         await self._read()
         rows = self._disk.rows[record.kind]
-        index = [self._disk.index.get((record.kind, *named), {}) for named in where.items()]
-        found = [
-            (key, Row(row.value, row.version))
-            for key, row in ((key, rows[key]) for key in min(index, key=len, default=rows))
-            if key > after and _fits(row.value, where, at_most)
-        ]
-        return sorted(found, key=lambda one: one[0])[: min(limit, PAGE_MAX)]
+        keys = sorted(
+            key
+            for key in self._disk.keys(record, where)
+            if key > after and _fits(rows[key].value, at_most)
+        )
+        found = ((key, rows[key]) for key in keys[: min(limit, PAGE_MAX)])
+        return [(key, Row(row.value, row.version)) for key, row in found]
 
     async def account(self, account_id: str) -> Account | None:
         """One account."""
@@ -296,9 +324,7 @@ def _fits_columns(unit: Unit) -> bool:
     return all(-_COLUMN_END <= one < _COLUMN_END for one in fields if isinstance(one, int))
 
 
-def _fits(value: Any, where: Mapping[str, str | int], at_most: tuple[str, int] | None) -> bool:
-    if any(getattr(value, name) != wanted for name, wanted in where.items()):
-        return False
+def _fits(value: Any, at_most: tuple[str, int] | None) -> bool:
     if at_most is None:
         return True
     bound = getattr(value, at_most[0])

@@ -24,6 +24,15 @@ class DiskWeather:
     commit_s: float = 0.002
     batch_max: int = 1_000
 
+    def calm(self) -> DiskWeather:
+        """The same disk without its faults."""
+        return replace(self, busy=0, fails=0, loses_answer=0, stays_in_doubt=0, cannot_read=0)
+
+    @property
+    def is_faultless(self) -> bool:
+        """Whether it does all that it is told, and says so."""
+        return not (self.busy or self.fails or self.loses_answer or self.cannot_read)
+
     def pause_s(self, chance: Random) -> float:
         """How long the disk takes this time: mostly short, now and then not."""
         return chance.expovariate(1 / self.commit_s)
@@ -66,14 +75,19 @@ class Weather:
     rotates_keys: bool
     is_shuffled: bool
     callers: int
+    #: Processes on one book, and whether they stand still now and then; one has it to itself.
+    houses: int = 1
+    freezes: bool = False
+    #: How much in proofs locked to our key is credited before its swap, and whether the mint lets
+    #: others spend those.
+    offline_sat: int = 0
+    breaks_locks: bool = False
 
     def calm(self) -> Weather:
         """The same world once every fault has stopped."""
         return replace(
             self,
-            disk=replace(
-                self.disk, busy=0, fails=0, loses_answer=0, stays_in_doubt=0, cannot_read=0
-            ),
+            disk=self.disk.calm(),
             mint=NetworkWeather(latency_s=self.mint.latency_s),
             caller=NetworkWeather(latency_s=self.caller.latency_s),
             mint_refuses=0,
@@ -82,8 +96,26 @@ class Weather:
         )
 
 
-def forecast(chance: Random) -> Weather:
-    """Draw a world."""
+def forecast(chance: Random, more: Random) -> Weather:
+    """Draw a world; what came later to the simulation draws from `more`."""
+    drawn = _forecast(chance)
+    houses = more.choice((1, 1, 2, 3))
+    offline_sat = more.choice((0, 0, 100, 400, 2_000))
+    # Where the disk fails, many a request ends as if its process had, and nobody can tell.
+    spares_disk = houses > 1 and more.random() < 0.6
+    return replace(
+        drawn,
+        disk=drawn.disk.calm() if spares_disk else drawn.disk,
+        # On one book of several it is the database's machine that would lose power.
+        power_loss=drawn.power_loss if houses == 1 else 0,
+        houses=houses,
+        freezes=houses > 1 and more.random() < 0.6,
+        offline_sat=offline_sat,
+        breaks_locks=offline_sat > 0 and not drawn.rotates_keys and more.random() < 0.5,
+    )
+
+
+def _forecast(chance: Random) -> Weather:
     return Weather(
         disk=_disk(chance),
         mint=_network(chance),

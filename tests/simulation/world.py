@@ -16,15 +16,19 @@ import structlog
 
 from farebox.books import RECORDS
 from farebox.errors import FareboxError
+from farebox.rails.cashu.records import LOCKED, LockedUse
+from farebox.signer import Signer
+from farebox.wire.cashu import crypto
 from tests.simulation.callers import Caller
 from tests.simulation.checker import Checker, PromiseBroken
 from tests.simulation.disk import Disk
-from tests.simulation.house import House, outside_replaced
+from tests.simulation.house import ROOT_KEY, House, outside_replaced
 from tests.simulation.loop import NothingLeft, SimulatedLoop, seeded
 from tests.simulation.mint import HOME, WALLET, Others
 from tests.simulation.nature import WorldClock, nature
 from tests.simulation.network import Ask, Connection, Lost, Network, Reply
-from tests.simulation.weather import Weather, forecast
+from tests.simulation.store import SimulatedStore
+from tests.simulation.weather import DiskWeather, Weather, forecast
 
 #: How long the calm may take until nothing is open, and how often to look.
 _CALM_S = 4_000
@@ -75,22 +79,34 @@ class World:
         self.defects: list[str] = []
         self.crashes = 0
         self.outside = loop.new_process("outside")
-        #: The machine of the house has a clock of its own, which may jump.
-        self.clock = WorldClock(loop)
         self.chance_of_disk = seeded(seed, "store")
         self.others = Others(clock, seeded(seed, "others"), fee_ppk=chance.choice((0, 0, 100)))
         self.network = Network(self.outside, seeded(seed, "network"), self.trace)
         self.network.hosts = {**self.others.mints, WALLET: self.others.wallet}
         self.disk = Disk(RECORDS, seeded(seed, "disk"))
-        self.checker = Checker(self.disk, self.others, self._break)
-        terms = settings(chance)
-        # Not where our own mint rotates its keys: see the open findings in docs/simulation.md.
-        self._may_cross = terms["ecash.foreign"] == "swap" and not weather.rotates_keys
-        self.house = House(loop, self.disk, self.clock, terms, self.trace)
+        self.checker = Checker(self.disk, self.others, self._break, loop.time)
+        self.checker.offline_msat = weather.offline_sat * 1_000
+        terms = settings(chance, weather.offline_sat)
+        self._may_cross = terms["ecash.foreign"] == "swap"
+        #: Each house's machine has a clock of its own, which may jump; so has the database's.
+        self.clocks = [WorldClock(loop) for _ in range(weather.houses)]
+        self._database_clock = WorldClock(loop)
+        shares = self._share if weather.houses > 1 else None
+        self.houses = [
+            House(loop, self.disk, own, terms, self.trace, name=f"house-{n}", shares=shares)
+            for n, own in enumerate(self.clocks)
+        ]
         self.callers = [
             Caller(f"caller-{n}", self.ask, self.others, seeded(seed, f"caller-{n}"), self.trace)
             for n in range(weather.callers)
         ]
+
+    def _share(self) -> SimulatedStore:
+        def weather() -> DiskWeather:
+            return self.weather.disk
+
+        clock, chance = self._database_clock, self.chance_of_disk
+        return SimulatedStore(self.disk, clock, weather, chance, is_shared=True)
 
     def trace(self, line: str) -> None:
         """One line of the story."""
@@ -122,20 +138,25 @@ class World:
         """Storm, calm, collection, rest."""
         self._set_weather(self._storm)
         self.outside.spawn(self.others.live(lambda: self.weather))
-        crashing = self.outside.spawn(self._crash())
-        jumping = self.outside.spawn(self._jump())
+        storms = [self.outside.spawn(self._crash(house)) for house in self.houses]
+        storms += [self.outside.spawn(self._jump(clock)) for clock in self.clocks]
+        storms += [self.outside.spawn(self._freeze(house)) for house in self.houses]
+        storms.append(self.outside.spawn(self._break_locks()))
         for caller in self.callers:
             caller.fails = self._storm.upstream_fails
             caller.may_cross = self._may_cross
+            if self._storm.offline_sat:
+                caller.lock_key = crypto.public_key(Signer(ROOT_KEY).derive("cashu/lock"))
         await asyncio.gather(*(self.outside.spawn(one.live(self._is_over)) for one in self.callers))
-        crashing.cancel()
-        jumping.cancel()
+        for storm in storms:
+            storm.cancel()
         self.trace("the storm is over")
         self._set_weather(self._storm.calm())
-        if self._storm.crash_every_steps:
-            self.house.kill(loses_power=False)
-        while not self.house.is_open:
-            await self.house.start()
+        for house in self.houses:
+            if self._storm.crash_every_steps or self._storm.freezes:
+                house.kill(loses_power=False)
+            while not house.is_open:
+                await house.start()
         for mint in self.others.mints.values():
             mint.settle_melts(lambda: True)
         await asyncio.gather(*(self.outside.spawn(one.collect()) for one in self.callers))
@@ -144,9 +165,16 @@ class World:
         await asyncio.gather(*(self.outside.spawn(one.empty_accounts()) for one in self.callers))
         await self._come_to_rest()
         self.trace("all has come to rest")
-        self.checker.at_rest(self.callers)
-        await self.house.stop()
-        self.checker.at_rest(self.callers)
+        self._check_rest()
+        for house in self.houses:
+            await house.stop()
+        self._check_rest()
+
+    def _check_rest(self) -> None:
+        stricken: dict[str, float] = {}
+        for house in self.houses:
+            stricken.update(house.stricken)
+        self.checker.at_rest(self.callers, stricken, is_calm=self._storm.disk.is_faultless)
 
     async def _come_to_rest(self) -> None:
         end = self._loop.time() + _CALM_S
@@ -163,30 +191,51 @@ class World:
         self.network.weather = weather.mint
         self.others.set_weather(weather)
 
-    async def _crash(self) -> None:
+    async def _crash(self, house: House) -> None:
         every, chance = self._storm.crash_every_steps, self._chance
-        await self.house.start()
+        await house.start()
         while True:
             if not every:
                 await asyncio.sleep(5)
             elif chance.random() < 0.1:
                 await asyncio.sleep(chance.uniform(0, 20))
-                await self.house.stop()
+                await house.stop()
             else:
                 await self._loop.steps_pass(int(chance.expovariate(1 / every)) + 1)
-                self.crashes += self.house.is_open
-                self.house.kill(loses_power=chance.random() < self._storm.power_loss)
-            if not self.house.is_open:
+                self.crashes += house.is_open
+                house.kill(loses_power=chance.random() < self._storm.power_loss)
+            if not house.is_open:
                 await asyncio.sleep(chance.expovariate(1 / 4))
-                starting = self.outside.spawn(self.house.start())
+                starting = self.outside.spawn(house.start())
                 # Where crashes are frequent, it may be hit before it is up.
                 await asyncio.wait([starting], timeout=chance.uniform(0, 60) if every else None)
 
-    async def _jump(self) -> None:
+    async def _jump(self, clock: WorldClock) -> None:
         while self._storm.clock_jumps:
             await asyncio.sleep(self._chance.uniform(5, 60))
-            self.clock.ahead_s = self._chance.uniform(-_CLOCK_JUMP_S, _CLOCK_JUMP_S)
-            self.trace(f"the clock is {self.clock.ahead_s:.0f} s ahead")
+            clock.ahead_s = self._chance.uniform(-_CLOCK_JUMP_S, _CLOCK_JUMP_S)
+            self.trace(f"a clock is {clock.ahead_s:.0f} s ahead")
+
+    async def _freeze(self, house: House) -> None:
+        while self._storm.freezes:
+            await asyncio.sleep(self._chance.expovariate(1 / 20))
+            await house.freeze(self._chance.choice((0.5, 9, 12, 30)) * self._chance.random())
+
+    async def _break_locks(self) -> None:
+        """The mint lets others spend what is locked to us, as much as the house can bear."""
+        mint, broken_msat = self.others.mints[HOME], 0
+        while self._storm.breaks_locks and not mint.fee_ppk:
+            await asyncio.sleep(self._chance.expovariate(1 / 4))
+            rows = self.disk.rows[LOCKED.kind].items()
+            waiting = [(y, row.value) for y, row in rows if row.value.use is LockedUse.WAITING]
+            revenue = self.disk.accounts.get("revenue")
+            if not waiting or revenue is None:
+                continue
+            y, proof = self._chance.choice(waiting)
+            if broken_msat + proof.amount * 1_000 <= revenue.available:
+                broken_msat += proof.amount * 1_000
+                self.trace(f"the mint lets others spend {proof.amount} sat that were locked to us")
+                mint.let_others_spend(bytes.fromhex(y), proof.amount)
 
     async def ask(self, ask: Ask) -> Reply:
         """A caller's call to the house. Raises Lost."""
@@ -196,7 +245,8 @@ class World:
         await asyncio.sleep(weather.pause_s(chance))
         if chance.random() < weather.loses_call:
             raise Lost("the call was lost")
-        self.house.serve(ask, connection)
+        house = chance.choice(self.houses) if len(self.houses) > 1 else self.houses[0]
+        house.serve(ask, connection)
         patience_s = 300.0
         if chance.random() < self.weather.caller_leaves:
             patience_s = chance.expovariate(1)
@@ -215,11 +265,14 @@ class World:
         return reply
 
 
-def settings(chance: Random) -> dict[str, object]:
+def settings(chance: Random, offline_sat: int) -> dict[str, object]:
     """How the operator has set up this house."""
+    mint: dict[str, object] = {"url": f"https://{HOME}"}
+    if offline_sat:
+        mint["offline_max"] = f"{offline_sat} sat"
     chosen: dict[str, object] = {
         "data_dir": "/simulated",
-        "mint": [{"url": f"https://{HOME}"}],
+        "mint": [mint],
         "upstream": [{"urls": ["http://upstream.sim"]}],
         "price": [
             {"path": "/echo", "per_request": "10 sat"},
@@ -233,7 +286,7 @@ def settings(chance: Random) -> dict[str, object]:
 
 def run(seed: int, tell: Telling = lambda _: None) -> Story:
     """Live through one seed. What is wrong is told in the story's `fault`."""
-    weather = forecast(seeded(seed, "weather"))
+    weather = forecast(seeded(seed, "weather"), seeded(seed, "houses"))
     loop = SimulatedLoop(seeded(seed, "loop"), is_shuffled=weather.is_shuffled)
     clock = WorldClock(loop)
     asyncio.set_event_loop(loop)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -376,12 +377,18 @@ def test_the_rendered_file_decides_nothing(tmp_path: Path) -> None:
 
 
 def test_the_rendered_file_shows_every_setting_at_its_default(tmp_path: Path) -> None:
-    settings = load(uncommented(render_default_settings()), tmp_path)
+    key = tmp_path / "lightning.key"
+    key.write_text("00ff")
+    key.chmod(0o600)
+    shown = uncommented(render_default_settings())
+    settings = load(shown, tmp_path, LNBITS_INVOICE_KEY="ff00")
     plain = load_settings(None, {}, {"data_dir": str(tmp_path / "farebox-data")})
     assert settings.database == plain.database
     assert settings.ecash == plain.ecash
     assert settings.accounts == plain.accounts
     assert settings.log == plain.log
+    optional = {"url": None, "key": None, "invoice_key": None, "certificate": None}
+    assert replace(settings.lightning, **optional) == plain.lightning  # type: ignore[arg-type]
     assert (len(settings.upstreams), len(settings.mints), len(settings.prices)) == (1, 1, 1)
 
 

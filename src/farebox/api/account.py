@@ -11,11 +11,12 @@ from farebox.api.wallet import refund_document
 from farebox.clock import NS_PER_S, iso
 from farebox.ledger.store import PAGE_MAX
 from farebox.payments.model import OPERATION, Operation, OperationState
-from farebox.payments.service import Refunded
+from farebox.payments.service import PAYOUT, REFUND, Refunded
 from farebox.paywall.model import Answer
 
 #: The newest refunds that are listed.
 _REFUNDS_MAX = 100
+_OUT = frozenset({REFUND, PAYOUT})
 #: Operations of one account that are looked through for them.
 _PAGES_MAX = 20
 
@@ -62,7 +63,7 @@ async def refunds(context: ApiContext, incoming: Incoming) -> Answer:
     after = ""
     for _ in range(_PAGES_MAX):
         page = await context.ledger.store.find(OPERATION, {"account": caller.account}, after=after)
-        found.extend(row.value for _, row in page if row.value.kind == "refund")
+        found.extend(row.value for _, row in page if row.value.kind in _OUT)
         if len(page) < PAGE_MAX:
             break
         after = page[-1][0]
@@ -92,7 +93,7 @@ def _operation(context: ApiContext, one: Operation) -> dict[str, object]:
     }
     if one.state is OperationState.REJECTED:
         shown["reason"] = one.error
-    if one.kind == "refund":
+    if one.kind in _OUT:
         told = context.payments.refunded(one)
         if isinstance(told, Refunded):
             shown |= refund_document(told)

@@ -11,7 +11,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from farebox.api import account, change, history, wallet
+from farebox.api import account, change, deposits, history, lnurl, methods, payouts, wallet
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, Streamed
 from farebox.api.problems import from_exception, headers_too_large
@@ -31,12 +31,27 @@ _WALLET: dict[str, tuple[tuple[str, ...], bool, Endpoint]] = {
     "refunds": (("GET",), False, account.refunds),
     "history": (("GET",), False, history.history),
 }
-_OTHER: dict[str, tuple[str, Endpoint]] = {
-    "change": ("/v1/change/{request_id:str}", change.change),
-    "operations": ("/v1/operations/{operation_id:str}", account.operation),
+#: name → (method, path, what it does)
+_OTHER: dict[str, tuple[str, str, Endpoint]] = {
+    "change": ("GET", "/v1/change/{request_id:str}", change.change),
+    "operations": ("GET", "/v1/operations/{operation_id:str}", account.operation),
+    "deposit": ("POST", "/v1/deposits", deposits.ask),
+    "deposits": ("GET", "/v1/deposits/{deposit_id:str}", deposits.show),
+    "refunds out": ("POST", "/v1/refunds", payouts.refund),
+    "payouts": ("POST", "/v1/payouts", payouts.payout),
+    "methods": ("GET", "/v1/methods", methods.methods),
+    "withdraw": ("GET", lnurl.PATH, lnurl.withdraw),
 }
-_OWNED = frozenset({f"/{name}" for name, (_, bare, _e) in _WALLET.items() if bare})
-_OWNED_PREFIXES = (*(f"{prefix}/" for prefix in _PREFIXES), "/v1/change/", "/v1/operations/")
+_OWNED = frozenset(
+    [
+        *(f"/{name}" for name, (_, bare, _e) in _WALLET.items() if bare),
+        *(path for _, path, _e in _OTHER.values() if "{" not in path),
+    ]
+)
+_OWNED_PREFIXES = (
+    *(f"{prefix}/" for prefix in _PREFIXES),
+    *(path.partition("{")[0] for _, path, _e in _OTHER.values() if "{" in path),
+)
 
 
 def owns_path(path: str) -> bool:
@@ -66,7 +81,9 @@ def _endpoints(body_bytes_max: int) -> Litestar:
         )
         for name, (methods, bare, act) in _WALLET.items()
     ]
-    handlers += [_handler(name, [path], ("GET",), act) for name, (path, act) in _OTHER.items()]
+    handlers += [
+        _handler(name, [path], (method,), act) for name, (method, path, act) in _OTHER.items()
+    ]
     return Litestar(
         route_handlers=handlers,
         exception_handlers={Exception: _on_exception},

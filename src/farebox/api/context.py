@@ -8,7 +8,9 @@ from typing import Protocol
 
 from farebox.identity import FailureLimit, Idempotency, Keys
 from farebox.ledger.service import Ledger
+from farebox.payments.links import WithdrawLinks
 from farebox.payments.operations import Operations
+from farebox.payments.requests import DepositRequests
 from farebox.payments.service import Payments
 from farebox.paywall.model import Answer, Presented
 from farebox.tally import Counts
@@ -31,7 +33,7 @@ class ApiContext:
     """The collaborators of every endpoint, and the bounds on what comes in.
 
     `key_expiry_s` is how long a new key lives unless
-    it says so itself; 0 is for ever.
+    it says so itself; 0 is for ever. `askings` counts what an address asks rails to make.
     """
 
     ledger: Ledger
@@ -41,6 +43,10 @@ class ApiContext:
     paywall: ChangeDesk
     idempotency: Idempotency
     failures: FailureLimit
+    askings: FailureLimit
+    deposits: DepositRequests
+    links: WithdrawLinks
+    public_url: str
     key_expiry_s: int = 0
     body_bytes_max: int = 256 * 1024
     header_bytes_max: int = 64 * 1024

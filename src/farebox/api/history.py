@@ -20,6 +20,8 @@ from farebox.paywall.model import Answer
 _LIMIT_DEFAULT = 100
 #: What repeats in other words what another event of the same commit says.
 _LEFT_OUT = frozenset({"operation.succeeded"})
+#: Money that left for good.
+_RETURNS = frozenset({"refund.completed", "payout.completed"})
 #: A spreadsheet takes a cell that begins so for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -85,14 +87,15 @@ def _entry(event: StoredEvent) -> Entry:
     data = event.data
     moved_msat = int(data.get("amount_msat", 0))
     received = event.name == "deposit.credited"
-    names = ("request_id", "reference", "operation", "key")
+    returned = event.name in _RETURNS
+    names = ("request_id", "reference", "operation", "deposit", "key")
     return Entry(
         cursor=event.number,
         at=iso(event.at),
         event=event.name,
         received_msat=moved_msat if received else 0,
         charged_msat=int(data.get("charged_msat", 0)),
-        returned_msat=int(data.get("returned_msat", 0)) + (0 if received else moved_msat),
+        returned_msat=int(data.get("returned_msat", 0)) + (moved_msat if returned else 0),
         reference=next((str(data[name]) for name in names if name in data), ""),
     )
 

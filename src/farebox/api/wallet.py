@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from farebox.api import claims
 from farebox.api.caller import Caller, identify, parse_credential, shut_out, take
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, document, read_json
@@ -29,6 +30,7 @@ class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     initial_balance_token: str = ""
     cashu_token: str = ""
+    claim_secret: str = ""
     label: str = ""
     refund_address: str | None = None
     refund_currency: str | None = None
@@ -37,9 +39,10 @@ class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TopUpRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The money to add."""
+    """The money to add, and for a public credential the secret that its deposit came with."""
 
     cashu_token: str = ""
+    claim_secret: str = ""
 
 
 class RefundBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,6 +77,8 @@ async def create(context: ApiContext, incoming: Incoming) -> Answer:
     if isinstance(terms, Answer):
         return terms
 
+    if claims.is_public(context, credentials):
+        return await claims.create(context, incoming, credentials, terms, asked.claim_secret)
     identity = credentials.identity_or_hash
     refused_early = await shut_out(context, incoming, token_account(identity))
     if refused_early is not None:
@@ -180,6 +185,9 @@ async def topup(context: ApiContext, incoming: Incoming) -> Answer:
     )
     if isinstance(credentials, Answer):
         return credentials
+    if claims.is_public(context, credentials):
+        secret = asked.claim_secret
+        return await claims.topup(context, incoming, credentials, caller.account, secret)
 
     async def act(_: str) -> Told:
         received = await take(context, incoming, credentials, caller.account)

@@ -15,11 +15,13 @@ from farebox.ledger.records import RecordType
 from farebox.ledger.standing import BOOK
 from farebox.ledger.store import Store
 from farebox.operating.root_key import ROOT_SEAL
-from farebox.payments.deposits import DEPOSIT
+from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST
+from farebox.payments.links import WITHDRAW_LINK
 from farebox.payments.model import OPERATION
 from farebox.paywall.model import REQUEST
 from farebox.paywall.named import NAMED
 from farebox.rails.cashu import RECORDS as CASHU_RECORDS
+from farebox.rails.lightning import RECORDS as LIGHTNING_RECORDS
 from farebox.settings import Settings
 from farebox.stores.audit import BookReader
 from farebox.stores.migrations import Migrated
@@ -27,12 +29,13 @@ from farebox.stores.sqlite import SqliteStore
 from farebox.stores.sqlite import schema as sqlite_schema
 from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.tally import Commits
-from farebox.worker import DUTY
+from farebox.worker import DUTY, WATCH_CURSOR
 
 #: Every kind of row a book holds beside the money.
 RECORDS: tuple[RecordType[Any], ...] = (
     BOOK,
     DEPOSIT,
+    DEPOSIT_REQUEST,
     DUTY,
     NAMED,
     OPERATION,
@@ -40,8 +43,11 @@ RECORDS: tuple[RecordType[Any], ...] = (
     REQUEST,
     ROOT_SEAL,
     TOTALS,
+    WATCH_CURSOR,
+    WITHDRAW_LINK,
     *IDENTITY_RECORDS,
     *CASHU_RECORDS,
+    *LIGHTNING_RECORDS,
 )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from farebox.books import book_place, open_audit
+from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import NS_PER_S, SystemClock
 from farebox.errors import InvalidSettings, RailError, StoreError
 from farebox.operating.findings import Finding, Verdict, disk_space, existing, fine, free_bytes
@@ -20,7 +21,8 @@ from farebox.pricing.model import Component, Currency, Rule
 from farebox.pricing.parse import parse_rules
 from farebox.pricing.tokens import local_tokenizer
 from farebox.rails.cashu import HttpMint, MintLimits, open_session
-from farebox.settings import MintPolicy, MintSettings, Settings, read_root_key
+from farebox.rails.lightning import fault_of, open_node_session
+from farebox.settings import LightningSettings, MintPolicy, MintSettings, Settings, read_root_key
 from farebox.signer import Signer
 
 _SKEW_MAX_S = 30
@@ -49,6 +51,9 @@ async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None
         for known in found.mints:
             say(f"asking {known.url} …")
             findings += await mint(session, known)
+        if found.lightning.url is not None:
+            say(f"asking {found.lightning.url} …")
+            findings += await lightning(found.lightning)
         for service in found.upstreams:
             for url in service.urls:
                 say(f"asking {url} …")
@@ -62,9 +67,10 @@ async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None
 def settings(found: Settings, rules: Sequence[Rule]) -> list[Finding]:
     """Whether there is something to sell, a price for it, and money to take."""
     trusted = [mint for mint in found.mints if mint.policy is MintPolicy.TRUSTED]
+    ways = len(trusted) + (found.lightning.url is not None)
     wants = (
         ("upstream", len(found.upstreams), "name the service with --upstream or [[upstream]]"),
-        ("mint", len(trusted), "name a mint you trust with --mint or [[mint]]"),
+        ("mint", ways, "name a mint you trust with --mint or [[mint]], or a node in [lightning]"),
         ("price", len(rules), "name a price with --price or [[price]]: what has none is refused"),
     )
     findings = [
@@ -184,6 +190,35 @@ async def mint(session: aiohttp.ClientSession, known: MintSettings) -> list[Find
         return [Finding(Verdict.FAILURE, check, found, "take the unit out of mint.units")]
     found = f"answers, {len(keysets)} keysets, issues {', '.join(sorted(active))}"
     return [fine(check, found), await clock(session, known.url)]
+
+
+async def lightning(found: LightningSettings) -> list[Finding]:
+    """Whether the node answers, is on the network it should be, and can be paid and pay."""
+    check = f"lightning {found.url}"
+    async with open_node_session() as session:
+        try:
+            node, _ = node_of(found, session, SystemClock())
+            info = await node.info()
+        except InvalidSettings as error:
+            return [Finding(Verdict.FAILURE, check, str(error), "correct it")]
+        except RailError as error:
+            advice = "check address, key and certificate; deposits are refused until it answers"
+            return [Finding(Verdict.FAILURE, check, str(error), advice)]
+    config = config_of(found)
+    if fault := fault_of(info, config):
+        advice = "correct lightning.network, or let the node catch up"
+        return [Finding(Verdict.FAILURE, check, fault, advice)]
+    findings = [fine(check, f"{found.node.value} {info.version}, on ln{info.network}…")]
+    room = (
+        ("receive", info.receive_msat, config.deposits.most_msat, "deposits that large fail"),
+        ("send", info.send_msat, config.payouts.most_msat, "payments out that large fail"),
+    )
+    for what, has_msat, most_msat, harm in room:
+        if has_msat is not None and has_msat < most_msat:
+            told = f"its channels can {what} {has_msat // 1000} sat"
+            advice = f"{harm}: get more capacity, or lower the most in [lightning]"
+            findings.append(Finding(Verdict.WARNING, f"{check}: {what}", told, advice))
+    return findings
 
 
 async def clock(session: aiohttp.ClientSession, url: str) -> Finding:

@@ -26,13 +26,13 @@ from farebox.money import BTC
 from farebox.operating import Finding, Verdict
 from farebox.payments import Refusal
 from farebox.payments.model import Operation, OperationState, Rejected, Succeeded
-from farebox.payments.service import Pending, Refunded
+from farebox.payments.service import PAYOUT, REFUND, Pending, Refunded
 from farebox.paywall.settling import REVENUE
 from farebox.rails.cashu.reconcile import SUSPENSE, Reconciled
 from farebox.wire.cashu.model import normalize_mint_url
 
 _CASHU = "cashu"
-_REFUND = "refund"
+_OUT = frozenset({REFUND, PAYOUT})
 _PAGE = 100
 _ASKED_AT_ONCE = 16
 
@@ -74,12 +74,14 @@ class Withdraw(msgspec.Struct, frozen=True, tag="withdraw"):
     """Take earnings out, once for one `id`: as a token, or to a Lightning address or invoice.
 
     `amount_msat` None takes all there is; `mint` says whose money, "" leaves it to the rail.
+    `method` is the way to pay whose money it is.
     """
 
     id: str
     amount_msat: int | None = None
     destination: str = ""
     mint: str = ""
+    method: str = _CASHU
 
 
 class Recover(msgspec.Struct, frozen=True, tag="recover"):
@@ -237,13 +239,15 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
     if amount_msat is None:
         revenue = await house.ledger.store.account(REVENUE)
         amount_msat = revenue.available if revenue else 0
+    if wanted.method not in {one.payment_type for one in house.payments.methods}:
+        raise InvalidInput(f"{wanted.method!r} is no way to pay here")
     known = await house.operations.get(wanted.id)
     if known is None and amount_msat == 0:
         raise InvalidInput("there is nothing to withdraw: `farebox balance` shows what was earned")
     left = await house.payments.refund(
         REVENUE,
         amount_msat,
-        method=_CASHU,
+        method=wanted.method,
         operation_id=wanted.id,
         destination=wanted.destination,
         metadata={"refund_mint_url": normalize_mint_url(wanted.mint)} if wanted.mint else {},
@@ -321,7 +325,7 @@ def _way_out(operation: Operation) -> str:
     if operation.state is not OperationState.MANUAL:
         return "none needed: it is asked about again by itself while a server runs"
     ways = [f"`--ask-again {operation.id}`", f"`--failed {operation.id}` if it never happened"]
-    if operation.kind == _REFUND:
+    if operation.kind in _OUT:
         ways.append(f"`--succeeded {operation.id} --amount …` if the money left")
     return "find out at the other side, then `farebox recover` with " + ", or ".join(ways)
 
@@ -342,7 +346,7 @@ async def _resolve(house: Farebox, wanted: Resolve) -> None:
     verdict: Succeeded | Rejected
     if wanted.amount_msat is None:
         verdict = Rejected("operator", "the operator found that it never happened")
-    elif operation.kind == _REFUND:
+    elif operation.kind in _OUT:
         verdict = Succeeded(wanted.amount_msat, house.signer.seal(b"{}", operation.id))
     else:
         # Money that came in is proofs; without them there is nothing to credit.

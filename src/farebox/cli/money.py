@@ -40,8 +40,11 @@ def _balance_text(facts: Facts) -> str:
 
 
 def _place(account: str) -> str:
-    """`custody:cashu:https://mint.example.com:sat` → `https://mint.example.com, in sat`."""
+    """`custody:cashu:https://mint.example.com:sat` → `https://mint.example.com, in sat`; another
+    rail's `custody:lightning:main` → `lightning, main`."""
     rail, _, rest = account.removeprefix("custody:").partition(":")
+    if not rail.startswith("cashu"):
+        return f"{rail}, {rest}" if rest else rail
     place, _, unit = rest.rpartition(":")
     return f"{place}, in {unit}{', not swapped yet' if rail.endswith('-unswapped') else ''}"
 
@@ -58,6 +61,9 @@ def withdraw(
         str, typer.Option(help="A Lightning address or invoice; else you get a token.")
     ] = "",
     mint: Annotated[str, typer.Option(help="Out of what is held at this mint.")] = "",
+    method: Annotated[
+        str, typer.Option(help="Out of what is held this way: cashu or lightning.")
+    ] = "cashu",
     again: Annotated[
         str | None, typer.Option(help="The id of a withdrawal that broke off: finish or show it.")
     ] = None,
@@ -70,7 +76,8 @@ def withdraw(
     if again is None:
         command = f"farebox withdraw --again {shlex.quote(withdrawal_id)}"
         progress(f"withdrawing; should this break off, `{command}` goes on with it")
-    request = Withdraw(withdrawal_id, None if amount is None else amount_msat(amount), to, mint)
+    wanted_msat = None if amount is None else amount_msat(amount)
+    request = Withdraw(withdrawal_id, wanted_msat, to, mint, method)
     facts = ask(read_settings(settings, data), request)
     show(facts, _withdrawn_text(facts), as_json=as_json)
 

@@ -98,8 +98,10 @@ def _check_complete(found: Settings) -> None:
     """Refuse to start a server that could sell nothing. Raises InvalidSettings."""
     if not found.upstreams:
         raise InvalidSettings("upstream", "none", "--upstream URL, or [[upstream]] in the file")
-    if not any(mint.policy is MintPolicy.TRUSTED for mint in found.mints):
-        raise InvalidSettings("mint", "none trusted", "--mint URL, or [[mint]] in the file")
+    trusted = any(mint.policy is MintPolicy.TRUSTED for mint in found.mints)
+    if not trusted and found.lightning.url is None:
+        allowed = "--mint URL, [[mint]] or [lightning] in the file"
+        raise InvalidSettings("mint", "none trusted", allowed)
     if not parse_rules(found.prices):
         raise InvalidSettings("price", "none", '--price "10 sat", or [[price]] in the file')
 
@@ -246,5 +248,6 @@ def _announce(found: Settings, as_json: bool) -> None:
     if found.metrics.listen is not None:
         facts["metrics"] = f"http://{found.metrics.listen}/metrics"
     sold = f"{services[0]} for {prices[0]}" if len(services) == len(prices) == 1 else "services"
-    text = f"listening on {url}, selling {sold}, paid at {', '.join(mints)}"
+    places = [*mints, *([found.lightning.url] if found.lightning.url else [])]
+    text = f"listening on {url}, selling {sold}, paid at {', '.join(places)}"
     show(facts, text, as_json=as_json)

@@ -107,10 +107,12 @@ class NotPaid:
 @dataclass(frozen=True, slots=True)
 class Unknown:
     """No definite answer yet: ask again. With `alarm` an operator has to look: the mint's answers
-    contradict each other."""
+    contradict each other. `code` is set where the inputs of an unpaid melt were spent: by whoever
+    gave them to us, if they came from somebody."""
 
     reason: str
     alarm: bool = False
+    code: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +158,25 @@ async def advance_melt(
     """Make one step towards the end of a stored melt. Raises nothing for a mint's faults."""
     try:
         keyset = await mint.keys(plan.keyset_id)
-        blanks = [BLANK_AMOUNT] * plan.output_count
-        outputs = prepare(keys, plan.keyset_id, plan.first_counter, blanks)
+        outputs = prepare(keys, plan.keyset_id, plan.first_counter, _blanks(plan))
         return await _advance(_Melt(plan, mint, keyset, outputs), asked_before=asked_before)
     except (RailUnavailable, RailRejected) as error:
         return _unanswered(error)
+
+
+async def find_melt(plan: MeltPlan, mint: Mint, keys: WalletKeys) -> Paid | Unknown:
+    """What became of a melt, without ever sending it. Raises nothing for a mint's faults."""
+    try:
+        keyset = await mint.keys(plan.keyset_id)
+        outputs = prepare(keys, plan.keyset_id, plan.first_counter, _blanks(plan))
+        found = await _Melt(plan, mint, keyset, outputs).ask()
+    except (RailUnavailable, RailRejected) as error:
+        return _unanswered(error)
+    return found or Unknown("the mint says that the quote was not paid")
+
+
+def _blanks(plan: MeltPlan) -> list[int]:
+    return [BLANK_AMOUNT] * plan.output_count
 
 
 def _unanswered(error: RailUnavailable | RailRejected) -> Unknown:
@@ -297,7 +313,8 @@ class _Melt:
         if ProofState.PENDING in states:
             return Unknown("the quote is unpaid, but the mint holds its inputs as pending")
         if ProofState.SPENT in states:
-            return Unknown("the quote is unpaid, but its inputs were spent", alarm=True)
+            reason = "the quote is unpaid, but its inputs were spent"
+            return Unknown(reason, alarm=True, code=NutError.PROOFS_SPENT)
         return None
 
     async def settle(self, refused: _Refused) -> Rejected:

@@ -56,6 +56,26 @@ class Head(msgspec.Struct, frozen=True):
     event: int = 0
 
 
+class Pace:
+    """How one writer of a book carries its time on.
+
+    Time in a book always rises. Where the clock was ahead and has been set back, the book is ahead
+    of it: its time then runs at half the clock's speed until the two meet. So it neither stands
+    still for as long as the clock was ahead, and with it everything that times out, nor runs away
+    from the clock: a time-out takes twice as long as it should, no more.
+    """
+
+    def __init__(self) -> None:
+        self._at_ns = self._clock_ns = 0
+
+    def time_ns(self, clock_ns: int, head_at_ns: int) -> int:
+        """The time of the next batch."""
+        carried_on = self._at_ns + (clock_ns - self._clock_ns) // 2
+        self._at_ns = max(clock_ns, head_at_ns + 1, carried_on)
+        self._clock_ns = clock_ns
+        return self._at_ns
+
+
 @dataclass(slots=True)
 class Names:
     """What some units name: ids of units, accounts and holds, and keys of rows by record type.

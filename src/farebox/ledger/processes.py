@@ -20,6 +20,7 @@ in between; after `LAPSE_BEATS` it writes `ended` over the very version it saw.
 | goes on                                | whatever it writes of its old work expects the versions |
 |                                        | from before, so each piece is ended by one of the two   |
 | it beats, but its row came too late    | as above: an ended name is never taken back             |
+| it would admit a request before that   | it beats first, where its last beat was long ago        |
 
 On SQLite a lock file says that no other process is alive: `alone` ends all others at the start,
 and a process that nobody watches does not beat.
@@ -27,11 +28,13 @@ and a process that nobody watches does not beat.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 
 import msgspec
 import structlog
 
+from farebox.clock import NS_PER_S
 from farebox.errors import StoreError
 from farebox.ids import new_id
 from farebox.ledger.model import ABSENT, Applied, Put, Replayed, Unit
@@ -44,6 +47,8 @@ _log = structlog.get_logger("farebox.processes")
 BEAT_EVERY_S = 2
 #: Beats of one's own during which another did not beat once: it has ended.
 LAPSE_BEATS = 4
+#: Whoever has not beaten for so long may be taken for dead soon.
+_LATE_NS = (LAPSE_BEATS - 1) * BEAT_EVERY_S * NS_PER_S
 
 
 class ProcessState(enum.StrEnum):
@@ -75,6 +80,8 @@ class Processes:
         self._version = ABSENT
         #: How many beats of ours each other process was seen at the same version.
         self._silent: dict[str, tuple[int, int]] = {}
+        self._writing = asyncio.Lock()
+        self._beaten_ns = 0
         self.name = new_id("proc")
 
     async def start(self) -> None:
@@ -104,6 +111,16 @@ class Processes:
             else:
                 self._silent[name] = (row.version, silent)
 
+    async def ensure_name(self) -> None:
+        """Beat first, if the last beat was so long ago that this name may be an ended one.
+
+        Ask before beginning what others would settle at once under an ended name. Raises
+        StoreError.
+        """
+        now_ns = self._ledger.clock.elapsed_ns()
+        if not self._alone and now_ns - self._beaten_ns > _LATE_NS:
+            await self._write(ProcessState.RUNNING)
+
     async def stop(self) -> None:
         """Say that this process has ended; what it left open may be taken up at once."""
         try:
@@ -123,14 +140,17 @@ class Processes:
         return await self._ledger.store.find(PROCESS, {"state": ProcessState.RUNNING})
 
     async def _write(self, state: ProcessState) -> None:
-        if await self._put(self.name, state, self._version):
-            self._version += 1
-        elif state is ProcessState.RUNNING:
-            name = new_id("proc")
-            if not await self._put(name, state, ABSENT):
-                raise StoreError("this process cannot enter the book")
-            _log.error("process.was_taken_for_dead", process=self.name, now=name)
-            self.name, self._version = name, ABSENT + 1  # only now: nothing under an unknown name
+        async with self._writing:
+            began_ns = self._ledger.clock.elapsed_ns()
+            if await self._put(self.name, state, self._version):
+                self._version += 1
+            elif state is ProcessState.RUNNING:
+                name = new_id("proc")
+                if not await self._put(name, state, ABSENT):
+                    raise StoreError("this process cannot enter the book")
+                _log.error("process.was_taken_for_dead", process=self.name, now=name)
+                self.name, self._version = name, ABSENT + 1  # only now, that it is in the book
+            self._beaten_ns = began_ns
 
     async def _put(self, name: str, state: ProcessState, version: int) -> bool:
         put = Put(PROCESS, name, Process(state), version)

@@ -25,7 +25,7 @@ from farebox.errors import StoreError
 from farebox.operating.census import Census, CensusTaker
 from farebox.operating.findings import Verdict
 from farebox.operating.vitals import Parts, Vitals
-from farebox.rails.cashu.breaker import BreakerState
+from farebox.rails.web.breaker import BreakerState
 from farebox.tally import Spread
 
 _log = structlog.get_logger("farebox.metrics")

@@ -8,6 +8,7 @@ reading of some numbers, so that nobody can load a house with probes.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,12 @@ from farebox.money import BTC
 from farebox.operating.doors import Doors
 from farebox.operating.findings import Finding, Verdict, disk_space, fine, free_bytes
 from farebox.payments.operations import Operations
+from farebox.payments.rail import DepositMethod
 from farebox.paywall.service import Paywall
 from farebox.paywall.settling import REVENUE
 from farebox.pricing.model import Currency
-from farebox.rails.cashu.breaker import BreakerState
 from farebox.rails.cashu.mints import MintPlace, Mints
+from farebox.rails.web.breaker import BreakerState
 from farebox.tally import Commits, Counts
 from farebox.worker import Worker
 
@@ -52,6 +54,7 @@ class Parts:
     gateway: Gateway
     upstreams: Upstreams
     mints: Mints
+    rails: Sequence[DepositMethod]
     worker: Worker
     wallet_calls: Counts
     data_dir: Path
@@ -89,6 +92,7 @@ class Vitals:
             fine("root key", "it opens this book"),  # or the house would not have opened
             *self.rate(),
             *map(_mint, self._parts.mints.trusted()),
+            *map(_rail, self._parts.rails),
             *self.upstreams(),
         ]
 
@@ -152,6 +156,15 @@ class Vitals:
             else fine(f"upstream {one.path or '/'}", "nothing is known against it")
             for one in services
         ]
+
+
+def _rail(rail: DepositMethod) -> Finding:
+    """Like a mint: keys go on paying while it is away."""
+    check, standing = f"rail {rail.payment_type}", rail.standing()
+    if standing.works:
+        return fine(check, "nothing is known against it")
+    advice = "`farebox doctor` asks it now; no deposits are asked for until it works"
+    return Finding(Verdict.WARNING, check, standing.reason, advice)
 
 
 def _mint(place: MintPlace) -> Finding:

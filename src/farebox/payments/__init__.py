@@ -11,10 +11,12 @@ from farebox.payments.method import (
     PaymentResult,
     PlannedChange,
     RefundPlan,
+    RefundQuote,
     RefundRequest,
     RefundResult,
     Refusal,
     Reserve,
+    Standing,
 )
 from farebox.payments.model import Rejected, Unresolved
 from farebox.payments.registry import (
@@ -31,11 +33,13 @@ __all__ = [
     "PaymentResult",
     "PlannedChange",
     "RefundPlan",
+    "RefundQuote",
     "RefundRequest",
     "RefundResult",
     "Refusal",
     "Rejected",
     "Reserve",
+    "Standing",
     "Unresolved",
     "get_payment_method",
     "register_payment_method",

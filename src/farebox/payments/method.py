@@ -36,6 +36,14 @@ class PaymentCredentials:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether a method works now, from memory; `reason` when it does not."""
+
+    works: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """What a payment is for: request `owner`, which costs at most `amount_msat`.
 
@@ -89,13 +97,29 @@ class RefundRequest:
     """Give back at most `amount_msat`, fees included, to `destination`.
 
     `destination` is empty for the method's own kind of money (a new token), else an address;
-    `metadata` is what `get_refund_metadata` said of the account.
+    `metadata` is what `get_refund_metadata` said of the account. `is_exact`: the receiver gets
+    `amount_msat` to the unit and the fees come on top. `fee_max_msat` is the most that may go in
+    fees; None leaves it to the operator's settings.
     """
 
     operation_id: str
     amount_msat: int
     destination: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    is_exact: bool = False
+    fee_max_msat: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefundQuote:
+    """What a payment out would come to: `amount_msat` arrives, at most `fee_max_msat` on top.
+
+    `fee_estimate_msat` is what the network would take now; None where nobody can say.
+    """
+
+    amount_msat: int
+    fee_max_msat: int
+    fee_estimate_msat: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +193,14 @@ class AbstractPaymentMethod(abc.ABC):
     async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
         """Prepare to give back. Here: refused, for methods that cannot."""
         return Refusal("refund_not_supported", f"{self.payment_type} cannot refund")
+
+    def standing(self) -> Standing:
+        """Whether it works now, from memory. Here: it does."""
+        return Standing(works=True)
+
+    async def quote_refund(self, request: RefundRequest) -> RefundQuote | Refusal:
+        """What `plan_refund` would come to; nothing is stored and nothing moves. Here: not told."""
+        return Refusal("quote_not_supported", f"{self.payment_type} cannot tell before")
 
     async def refund_payment(
         self, payload: bytes, *, asked_before: bool

@@ -25,6 +25,7 @@ with the next wait. It lasts while its process runs (`ledger.processes`): nothin
 | it is killed                       | another takes the lease and asks before it repeats          |
 | it is paused, ended, and goes on   | its close is Stale: it writes nothing, and hears what is so |
 | its call leaves after it was ended | a call whose answer was lost: vague refusals count later    |
+| a clock jumps, forwards or back    | what waits for a late call is measured by what has passed   |
 | it succeeds, the other rejected it | `operation.contradicted`: a person must look                |
 """
 
@@ -74,8 +75,10 @@ _log = structlog.get_logger("farebox.operations")
 _BACKOFF_MAX_S = 300
 #: How long an operation may stay unresolved before a person must look at it.
 _DEADLINE_S = 7 * 24 * 3600
-#: How long a call whose answer was lost may still be on its way.
+#: How long a call whose answer was lost may still be on its way, and how many of those waits one
+#: process remembers: one that is forgotten begins anew.
 _ON_ITS_WAY_S = 300
+_DOUBTS_MAX = 10_000
 _RECOVERED_AT_ONCE = 16
 #: Later than any time that is stored.
 _NEVER = (1 << 63) - 1
@@ -99,6 +102,8 @@ class Operations:
         self._handlers: dict[str, Handler] = {}
         self._running: dict[str, _CountedLock] = {}
         self._recovered_at = _NEVER
+        #: Since when, by what has passed here, no answer has been lost but vague refusals came.
+        self._doubts: dict[str, tuple[int, int]] = {}
 
     def register(self, kind: str, handler: Handler) -> None:
         """Name the handler of a kind; one kind has one handler."""
@@ -117,19 +122,12 @@ class Operations:
         Applied: the caller should `advance(id, fresh=True)`. Replayed: an operation of this id
         exists; `advance(id)` finds out how it stands.
         """
-        now = self._ledger.clock.now_ns()
-        row = msgspec.structs.replace(
-            operation,
-            created_at=now,
-            next_check_at=now,
-            deadline_at=now + _DEADLINE_S * NS_PER_S,
-            lease_owner=self._processes.name,
-        )
+        opening = opens(operation, self._ledger.clock.now_ns(), self._processes.name)
         return await self._ledger.store.commit(
             Unit(
                 operation.id,
                 steps=changes.steps,
-                puts=(Put(OPERATION, operation.id, row, ABSENT), *changes.puts),
+                puts=(opening, *changes.puts),
                 events=changes.events,
             )
         )
@@ -299,13 +297,23 @@ class Operations:
                 return await self._postpone(row, verdict)
 
     async def _reject_vaguely(self, row: Row[Operation], verdict: Rejected) -> Operation:
-        now = self._ledger.clock.now_ns()
-        # Not later than now, or a clock that stepped back would keep it open until it is that late.
-        lost_at = min(row.value.unanswered_at or row.value.created_at, now)
-        if now - lost_at < _ON_ITS_WAY_S * NS_PER_S:
-            waiting = Unresolved(f"refused, perhaps while it is carried out: {verdict.message}")
-            return await self._postpone(row, waiting, unanswered_at=lost_at)
-        return await self._close(row, verdict, NO_CHANGES)
+        """Believe it once it was said all the while that an earlier call may have been on its way.
+
+        The time is not taken from the clock, which somebody may set: each process counts what
+        passes while it runs, from the first refusal that it hears.
+        """
+        clock, operation = self._ledger.clock, row.value
+        lost_at = operation.unanswered_at or clock.now_ns()
+        known, since_ns = self._doubts.pop(operation.id, (0, 0))
+        if known != lost_at:
+            since_ns = clock.elapsed_ns()
+        if clock.elapsed_ns() - since_ns >= _ON_ITS_WAY_S * NS_PER_S:
+            return await self._close(row, verdict, NO_CHANGES)
+        self._doubts[operation.id] = (lost_at, since_ns)
+        if len(self._doubts) > _DOUBTS_MAX:
+            del self._doubts[next(iter(self._doubts))]
+        waiting = Unresolved(f"refused, perhaps while it is carried out: {verdict.message}")
+        return await self._postpone(row, waiting, unanswered_at=lost_at)
 
     async def _succeed(self, row: Row[Operation], verdict: Succeeded, also: Changes) -> Operation:
         operation = row.value
@@ -413,6 +421,18 @@ class Operations:
 def _is_due(operation: Operation, now: int) -> bool:
     """A check that is further off than any wait was put off by a clock that has stepped back."""
     return not now < operation.next_check_at <= now + _BACKOFF_MAX_S * NS_PER_S
+
+
+def opens(operation: Operation, now_ns: int, owner: str = "") -> Put:
+    """What opens an operation. Part of another unit it has no owner: recovery carries it out."""
+    row = msgspec.structs.replace(
+        operation,
+        created_at=now_ns,
+        next_check_at=now_ns,
+        deadline_at=now_ns + _DEADLINE_S * NS_PER_S,
+        lease_owner=owner,
+    )
+    return Put(OPERATION, operation.id, row, ABSENT)
 
 
 def closing_unit(operation_id: str) -> str:

@@ -2,11 +2,11 @@
 
 Postings (amounts in msat):
 
-| flow    | opening commit                        | closing commit                               |
-|---------|---------------------------------------|----------------------------------------------|
-| receive | Hold custody → account, what we expect | Post what arrived, or Void                   |
-| receive, amount unknown | -                     | Transfer custody → account what arrived      |
-| refund  | Hold account → custody, the most       | Post what left, fees included, or Void       |
+| flow           | opening commit                         | closing commit                         |
+|----------------|----------------------------------------|----------------------------------------|
+| receive        | Hold custody → account, what we expect | Post what arrived, or Void             |
+| receive, amount unknown | -                             | Transfer custody → account what came   |
+| refund, payout | Hold account → custody, the most       | Post what left, fees included, or Void |
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ from farebox.payments.operations import Operations, closing_unit
 from farebox.payments.registry import PaymentMethods
 from farebox.signer import Signer
 
+#: What an outgoing payment is for: their own money back, or somebody else's to be paid.
+REFUND, PAYOUT = "refund", "payout"
 #: Replanning after another refund took the same proofs.
 _REFUND_TRIES_MAX = 8
 #: How often a credential may be presented anew after rejections for passing reasons.
@@ -125,7 +127,8 @@ class Payments:
         self._signer = signer
         self.methods = methods
         operations.register("receive", _Receive(ledger, methods, signer))
-        operations.register("refund", _Refund(methods, signer))
+        for kind in (REFUND, PAYOUT):
+            operations.register(kind, _Refund(methods, signer))
 
     async def receive(
         self,
@@ -149,7 +152,12 @@ class Payments:
         method = self.methods[credentials.payment_type]
         plan = await method.plan_payment(credentials, reserve)
         if isinstance(plan, Refusal):
-            return plan
+            # It may be refused because the same credential is being taken at this very moment.
+            operation_id, known = await self._last_attempt(credentials)
+            if known is None:
+                return plan
+            done = await self._operations.advance(operation_id)
+            return _received(done, account, fresh=False)
         if plan.amount_msat is not None and plan.amount_msat < minimum_msat:
             return Refusal(
                 "insufficient_payment",
@@ -185,14 +193,25 @@ class Payments:
         metadata: dict[str, str] | None = None,
     ) -> Refunded | Pending | Refusal:
         """Give back up to `amount_msat` from an account, at most once for one `operation_id`."""
-        if await self._operations.get(operation_id) is None:
-            request = RefundRequest(operation_id, amount_msat, destination, metadata or {})
-            opened = await self._open_refund(account, self.methods[method], request)
+        request = RefundRequest(operation_id, amount_msat, destination, metadata or {})
+        return await self.send(account, request, method=method)
+
+    async def send(
+        self, account: str, request: RefundRequest, *, method: str, kind: str = REFUND
+    ) -> Refunded | Pending | Refusal:
+        """Let money leave an account, at most once for the request's `operation_id`.
+
+        `kind` is REFUND or PAYOUT: the same journal, another name for what it was for.
+        """
+        is_fresh = False
+        if await self._operations.get(request.operation_id) is None:
+            opened = await self._open_refund(account, self.methods[method], request, kind)
             if isinstance(opened, Refusal):
                 return opened
-            done = await self._operations.advance(operation_id, fresh=opened)
-        else:
-            done = await self._operations.advance(operation_id)
+            is_fresh = opened
+        done = await self._operations.advance(request.operation_id, fresh=is_fresh)
+        if done.account != account:
+            return Refusal("operation_taken", "this name belongs to another account's payment")
         return self.refunded(done)
 
     # ── opening ──────────────────────────────────────────────────────────────────────────────────
@@ -220,7 +239,7 @@ class Payments:
         return _opened(await self._operations.open(operation, Changes(steps, plan.puts)))
 
     async def _open_refund(
-        self, account: str, method: AbstractPaymentMethod, request: RefundRequest
+        self, account: str, method: AbstractPaymentMethod, request: RefundRequest, kind: str
     ) -> bool | Refusal:
         for _ in range(_REFUND_TRIES_MAX):
             plan = await method.plan_refund(request)
@@ -230,13 +249,15 @@ class Payments:
             stored = _RefundPlan(method.payment_type, plan.payload)
             operation = Operation(
                 id=request.operation_id,
-                kind="refund",
+                kind=kind,
                 account=account,
                 hold=hold_id(request.operation_id, 0),
                 plan=self._signer.seal(msgspec.json.encode(stored), request.operation_id),
             )
-            steps = (Hold(account, plan.custody, plan.amount_msat, "refund"),)
+            steps = (Hold(account, plan.custody, plan.amount_msat, kind),)
             outcome = await self._operations.open(operation, Changes(steps, plan.puts))
+            if isinstance(outcome, Refused) and outcome.code is Code.EXCEEDS_DEBITS:
+                return _NOT_HELD
             if not isinstance(outcome, Stale | Taken) or outcome.kind == "operation":
                 return _opened(outcome)
         return Refusal("busy", "too many refunds at once; try again")
@@ -262,6 +283,9 @@ class Payments:
 
 
 _NOT_COVERED = Refusal("insufficient_balance", "the balance does not cover this amount")
+_NOT_HELD = Refusal(
+    "insufficient_funds", "not so much is held on this way to pay; try less, or another method"
+)
 
 
 class _Receive:
@@ -318,7 +342,9 @@ class _Refund:
             return result
         data = {"method": plan.method, "reference": result.transaction_id}
         event = Event(
-            "refund.completed", operation.account, data | {"amount_msat": result.amount_msat}
+            f"{operation.kind}.completed",
+            operation.account,
+            data | {"amount_msat": result.amount_msat},
         )
         sealed = signer.seal(msgspec.json.encode(result.reply), operation.id)
         return Succeeded(result.amount_msat, sealed, Changes((), result.puts, (event,)))

@@ -222,6 +222,13 @@ def challenge(wanted: Wanted, offer: CashuOffer | None) -> Answer:
 _REFUSALS: Mapping[str, tuple[int, str]] = {
     "insufficient_payment": (402, "Payment too small"),
     "insufficient_balance": (402, "Balance too small"),
+    "deposit_unpaid": (402, "Not paid yet"),
+    "deposit_unknown": (404, "No such deposit"),
+    "claim_secret_required": (403, "Claim secret required"),
+    "claim_refused": (403, "Wrong claim secret"),
+    "not_addressed_to_you": (403, "Another's deposit"),
+    "invoice_used": (409, "Invoice used"),
+    "rail_unavailable": (503, "Payment network unavailable"),
     "key_unknown": (401, "Unknown key"),
     "key_revoked": (401, "Revoked key"),
     "key_expired": (401, "Expired key"),

@@ -142,10 +142,9 @@ class Paywall:
     ) -> Admission | Answer:
         """Hold what the request can cost at most, in one commit, or answer why not.
 
-        `book` has prices of its own, instead of the operator's.
-        `address` is the caller's: worthless credentials are counted by it, for each costs us a
-        look-up or a call to a mint. An Admission must be settled. Raises StoreError when the books
-        cannot be written: nothing was held then.
+        `book` has prices of its own, instead of the operator's. Worthless credentials are counted
+        by the caller's `address`, for each costs us a look-up or a call to a mint. An Admission
+        must be settled. Raises StoreError when the books cannot be written: nothing was held then.
         """
         request_id = new_id("req")
         structlog.contextvars.bind_contextvars(request=request_id)
@@ -154,6 +153,7 @@ class Paywall:
             return answers.unpriced(quote, facts)
         if quote.free or quote.maximum_msat == 0:
             return Admission(request_id, "", quote, request_headers(request_id))
+        await self._processes.ensure_name()
         match presented:
             case NothingPresented():
                 return await self._challenge(facts, quote, "payment_required", answers.asks(quote))

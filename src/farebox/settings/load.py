@@ -9,9 +9,9 @@ from pathlib import Path
 
 from farebox.errors import InvalidSettings
 from farebox.settings.fields import RawTables, Section, Setting, declarations, read_section, unknown
-from farebox.settings.model import MintSettings, Settings, UpstreamSettings
+from farebox.settings.model import LightningSettings, MintSettings, Settings, UpstreamSettings
 from farebox.settings.secrets import read_secret_file
-from farebox.settings.values import DIRECTORY, Kind, Where
+from farebox.settings.values import DIRECTORY, FILE, Kind, Where
 
 PREFIX = "FAREBOX_"
 DEFAULT_FILE = Path("farebox.toml")
@@ -69,6 +69,7 @@ def load_settings(
     tree.setdefault("data_dir", "farebox-data")
     settings = read_section(Settings, tree, Where("", environ, folder))
     _check_unique(settings)
+    _check_lightning(settings.lightning)
     return settings
 
 
@@ -103,6 +104,14 @@ def _refuse_plain_secrets(tree: Mapping[str, object]) -> None:
             "a password in the settings file (hidden)",
             "an address without one; FAREBOX_DATABASE or FAREBOX_DATABASE_FILE may have it",
         )
+    node = tree.get("lightning")
+    for name in ("key", "invoice_key"):
+        if isinstance(node, dict) and isinstance(node.get(name), str):
+            raise InvalidSettings(
+                f"lightning.{name}",
+                "a secret in the settings file (hidden)",
+                '{ env = "NAME" } or { file = "path" }',
+            )
     tables = tree.get("upstream")
     for i, table in enumerate(tables if isinstance(tables, list) else []):
         headers = table.get("headers") if isinstance(table, dict) else None
@@ -166,7 +175,9 @@ def _toml_value(text: str) -> object:
 
 def _from_here(kind: Kind[object] | None, value: object) -> object:
     """Paths that were not written in the file start at the working directory."""
-    return str(Path(value).absolute()) if kind is DIRECTORY and isinstance(value, str) else value
+    if kind in (DIRECTORY, FILE) and isinstance(value, str):
+        return str(Path(value).absolute())
+    return value
 
 
 def _put(tree: dict[str, object], steps: list[str], value: object) -> None:
@@ -192,6 +203,15 @@ def _put_item(items: list[object], steps: list[str], value: object) -> list[obje
         _put(table, rest, value)
     items[int(position) : int(position) + 1] = [table if rest else value]
     return items
+
+
+def _check_lightning(lightning: LightningSettings) -> None:
+    if lightning.url is not None and lightning.key is None:
+        raise InvalidSettings("lightning.key", "nothing", "the key to the node at lightning.url")
+    for what in ("deposit", "payout"):
+        least: int = getattr(lightning, f"{what}_min_msat")
+        if least > getattr(lightning, f"{what}_max_msat"):
+            raise InvalidSettings(f"lightning.{what}_min", f"{least} msat", f"at most {what}_max")
 
 
 def _check_unique(settings: Settings) -> None:

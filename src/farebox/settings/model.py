@@ -22,10 +22,14 @@ from farebox.settings.values import (
     DATABASE,
     DIRECTORY,
     FEED_URL,
+    FILE,
     FLAG,
     HEADERS,
+    MEMO,
+    NAME,
     PATH_PREFIX,
     RATE,
+    SECRET,
     URL,
     Address,
     choice,
@@ -58,6 +62,24 @@ class MintUnit(enum.Enum):
 
     SAT = "sat"
     MSAT = "msat"
+
+
+class LightningNodeKind(enum.Enum):
+    """A kind of Lightning node."""
+
+    LND = "lnd"
+    CLN = "cln"
+    LNBITS = "lnbits"
+
+
+class Network(enum.Enum):
+    """A Bitcoin network; its value is how invoices of it begin, after "ln"."""
+
+    MAINNET = "bc"
+    TESTNET = "tb"
+    SIGNET = "tbs"
+    SIMNET = "sb"
+    REGTEST = "bcrt"
 
 
 class ChangePolicy(enum.Enum):
@@ -245,6 +267,77 @@ class EcashSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LightningSettings:
+    """A Lightning node of yours. Without a `url` there is none."""
+
+    node: LightningNodeKind = setting(
+        choice(LightningNodeKind), "What the node is; each is spoken to over its REST API.", "lnd"
+    )
+    url: str | None = optional(
+        URL, "Where its REST API is. Left out, Lightning is not used.", "https://127.0.0.1:8080"
+    )
+    key: Secret | None = optional(
+        SECRET,
+        "What lets us in: LND's macaroon in hexadecimal (`lncli bakemacaroon info:read "
+        "invoices:read invoices:write offchain:read offchain:write` prints one), Core Lightning's "
+        "rune, or the admin key of a wallet at LNbits.",
+        {"file": "lightning.key"},
+    )
+    invoice_key: Secret | None = optional(
+        SECRET,
+        "LNbits only: the wallet's invoice key, to hear of payments at once instead of asking.",
+        {"env": "LNBITS_INVOICE_KEY"},
+    )
+    certificate: Path | None = optional(
+        FILE,
+        "The node's own TLS certificate, where no authority vouches for it (LND's tls.cert).",
+        "tls.cert",
+    )
+    network: Network = setting(
+        choice(Network), "The network its invoices are of: another one's are refused.", "bc"
+    )
+    name: str = setting(
+        NAME, "What this node is called in the books. A new node gets a new name.", "main"
+    )
+    ceiling_msat: int = setting(
+        AMOUNT_MSAT,
+        "The most we are ready to hold on this node; no deposit is asked for that would exceed it.",
+        "1000000 sat",
+        key="ceiling",
+    )
+    deposit_min_msat: int = setting(
+        AMOUNT_MSAT, "The least a deposit may be.", "1 sat", key="deposit_min"
+    )
+    deposit_max_msat: int = setting(
+        AMOUNT_MSAT, "The most a deposit may be.", "100000 sat", key="deposit_max"
+    )
+    payout_min_msat: int = setting(
+        AMOUNT_MSAT, "The least that is paid out at once.", "1 sat", key="payout_min"
+    )
+    payout_max_msat: int = setting(
+        AMOUNT_MSAT, "The most that is paid out at once.", "100000 sat", key="payout_max"
+    )
+    invoice_expiry_s: int = setting(
+        integer(60, 30 * _DAY_S), "How long an invoice of ours may be paid.", 3600
+    )
+    memo: str = setting(MEMO, "What a payer's wallet shows of an invoice of ours.", "Top-up")
+    fee_base_msat: int = setting(
+        AMOUNT_MSAT, "A payment's fees are at most this much …", "5 sat", key="fee_base"
+    )
+    fee_ppm: int = setting(
+        integer(0, 1_000_000),
+        "… and so many millionths of its amount. The receiver bears them.",
+        5000,
+    )
+    timeout_s: float = setting(
+        seconds(600), "How long the node may take to answer; then the outcome is asked for.", 15
+    )
+    pay_timeout_s: int = setting(
+        integer(1, 600), "How long the node may look for a way to pay before it gives up.", 30
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RatesSettings:
     """What a bitcoin is worth in dollars. Without a rate, prices in USD are refused."""
 
@@ -328,6 +421,9 @@ class Settings:
         MintSettings, "A mint whose eCash is accepted or refused. Repeat it for each.", key="mint"
     )
     ecash: EcashSettings = section(EcashSettings, "How eCash is received and returned.")
+    lightning: LightningSettings = section(
+        LightningSettings, "A Lightning node of yours, to be paid by invoice and to pay with."
+    )
     prices: tuple[Mapping[str, object], ...] = raw_tables(
         "A price. The first rule that matches counts; what none matches is refused, not free. "
         "All that a rule may say is in docs/pricing.md.",

@@ -22,6 +22,7 @@ E = TypeVar("E", bound=enum.Enum)
 
 _FOUND_MAX_CHARS = 80
 _LIST_MAX_ITEMS = 64
+_MEMO_MAX_CHARS = 100
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]{0,8192}")
 _USERINFO = re.compile(r"//[^/@\s]*@")
@@ -185,10 +186,22 @@ def _path_prefix(raw: object, _: Where) -> str:
     return _text(raw)
 
 
-def _directory(raw: object, where: Where) -> Path:
+def _path(raw: object, where: Where) -> Path:
     if not _text(raw) or "\0" in _text(raw):
         raise ValueError
     return where.folder / Path(_text(raw)).expanduser()
+
+
+def _name(raw: object, _: Where) -> str:
+    if not re.fullmatch("[a-z0-9][a-z0-9-]{0,31}", _text(raw)):
+        raise ValueError
+    return _text(raw)
+
+
+def _memo(raw: object, _: Where) -> str:
+    if not _text(raw).isprintable() or len(_text(raw)) > _MEMO_MAX_CHARS:
+        raise ValueError
+    return _text(raw)
 
 
 def _database(raw: object, _: Where) -> Secret:
@@ -251,7 +264,10 @@ ADDRESS = Kind("host:port, with an IPv6 host in [brackets]", _address, textual=T
 URL = Kind("an http:// or https:// URL without credentials, query or fragment", _url, textual=True)
 FEED_URL = Kind("an https:// URL without credentials", _feed_url, textual=True)
 PATH_PREFIX = Kind("a path that begins with /", _path_prefix, textual=True)
-DIRECTORY = Kind("a directory", _directory, textual=True)
+DIRECTORY = Kind("a directory", _path, textual=True)
+FILE = Kind("a file", _path, textual=True)
+NAME = Kind("lower-case letters, digits and hyphens, at most 32", _name, textual=True)
+MEMO = Kind(f"printable text, at most {_MEMO_MAX_CHARS} characters", _memo, textual=True)
 DATABASE = Kind(
     "sqlite:PATH, relative to the data directory, or postgresql://USER@HOST/NAME",
     _database,

@@ -23,19 +23,24 @@ _SIGNATURE_WORDS = 104
 _HASH_WORDS = 52
 _TAG_PAYMENT_HASH = 1
 _TAG_EXPIRY = 6
+_TAG_DESCRIPTION_HASH = 23
 _EXPIRY_WORDS_MAX = 12
 _EXPIRY_S_DEFAULT = 3_600
 
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """`network` is `bc` for the real one. `amount_msat` is None where the payer chooses."""
+    """`network` is `bc` for the real one. `amount_msat` is None where the payer chooses.
+
+    `description_hash` is the SHA-256 of what it is for, where it names that instead of text.
+    """
 
     network: str
     amount_msat: int | None
     payment_hash: bytes
     created_at_s: int
     expiry_s: int
+    description_hash: bytes | None = None
 
     @property
     def expires_at_s(self) -> int:
@@ -59,14 +64,20 @@ def decode_invoice(text: str) -> Invoice:
     if _TAG_PAYMENT_HASH not in fields:
         raise InvalidCredential("the Lightning invoice has no payment hash")
     expiry = fields.get(_TAG_EXPIRY)
+    described = fields.get(_TAG_DESCRIPTION_HASH)
     return Invoice(
         network=prefix[1],
         amount_msat=_amount_msat(prefix[2], prefix[3]),
-        # 52 words are 260 bits: the hash and four bits of padding
-        payment_hash=(bech32.to_number(fields[_TAG_PAYMENT_HASH]) >> 4).to_bytes(32, "big"),
+        payment_hash=_hash(fields[_TAG_PAYMENT_HASH]),
         created_at_s=bech32.to_number(words[:_TIMESTAMP_WORDS]),
         expiry_s=_EXPIRY_S_DEFAULT if expiry is None else bech32.to_number(expiry),
+        description_hash=None if described is None else _hash(described),
     )
+
+
+def _hash(words: tuple[int, ...]) -> bytes:
+    """52 words are 260 bits: the hash and four bits of padding."""
+    return (bech32.to_number(words) >> 4).to_bytes(32, "big")
 
 
 def _amount_msat(digits: str | None, multiplier: str | None) -> int | None:
@@ -81,7 +92,7 @@ def _amount_msat(digits: str | None, multiplier: str | None) -> int | None:
 def _fields(words: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
     """The fields we read, first last, so that in a dict the first of a kind counts.
 
-    A payment hash of another length must be skipped, says BOLT 11.
+    A hash of another length must be skipped, says BOLT 11.
     """
     found: list[tuple[int, tuple[int, ...]]] = []
     at = 0
@@ -92,9 +103,8 @@ def _fields(words: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
         value = words[at + 3 : at + 3 + length]
         if len(value) < length:
             raise InvalidCredential("a field of the Lightning invoice is cut short")
-        if (tag == _TAG_PAYMENT_HASH and length == _HASH_WORDS) or (
-            tag == _TAG_EXPIRY and length <= _EXPIRY_WORDS_MAX
-        ):
+        is_hash = tag in (_TAG_PAYMENT_HASH, _TAG_DESCRIPTION_HASH) and length == _HASH_WORDS
+        if is_hash or (tag == _TAG_EXPIRY and length <= _EXPIRY_WORDS_MAX):
             found.append((tag, value))
         at += 3 + length
     return reversed(found)

@@ -7,5 +7,6 @@ told to; a duty is done by one process for all. Never: a decision of its own; it
 from farebox.worker.duty import DUTY, Duty
 from farebox.worker.expiry import KeyExpiry
 from farebox.worker.loop import Job, Worker
+from farebox.worker.watch import WATCH_CURSOR, RailWatch
 
-__all__ = ["DUTY", "Duty", "Job", "KeyExpiry", "Worker"]
+__all__ = ["DUTY", "WATCH_CURSOR", "Duty", "Job", "KeyExpiry", "RailWatch", "Worker"]

@@ -17,7 +17,7 @@ from farebox.ecash.plan import SwapPlan
 from farebox.ecash.saga import Done, Rejected, Unknown, advance_swap
 from farebox.errors import RailRejected, RailUnavailable
 from farebox.rails.cashu import HttpMint, MintLimits, open_session
-from farebox.rails.cashu.breaker import FAILURES_TO_OPEN, PAUSE_S, Breaker
+from farebox.rails.web.breaker import FAILURES_TO_OPEN, PAUSE_S, Breaker
 from farebox.testing.asgi import serving
 from farebox.testing.mint import (
     AnswersLate,

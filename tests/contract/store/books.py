@@ -129,8 +129,8 @@ class DatabaseClock(ManualClock):
         self._dsn = dsn
         self.tell()
 
-    def advance(self, seconds: float) -> None:
-        super().advance(seconds)
+    def jump(self, seconds: float) -> None:
+        super().jump(seconds)
         self.tell()
 
     def tell(self) -> None:

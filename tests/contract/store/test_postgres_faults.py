@@ -14,6 +14,7 @@ from farebox.ledger.model import Applied, Event, Replayed, Transfer, Unit
 from farebox.ledger.service import Ledger
 from farebox.stores.postgres import PostgresStore, batch, connection, writer
 from farebox.stores.postgres.connection import conninfo, place
+from farebox.tally import Commits
 from tests.contract.store.books import RECORDS, PostgresBook, available, do, fund
 from tests.contract.store.wire import CommitBreaker, Fault
 from tests.peers.postgres import Postgres
@@ -126,7 +127,7 @@ async def test_what_cannot_be_asked_for_is_unknown_until_it_can(
 async def test_while_the_old_backend_holds_the_book_nobody_is_told_that_nothing_was_done(
     store: PostgresStore, breaker: CommitBreaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    impatient = batch.SYNCED.replace("'lock_timeout', '10s'", "'lock_timeout', '200ms'")
+    impatient = batch.SYNCED.replace("'lock_timeout', '5s'", "'lock_timeout', '200ms'")
     monkeypatch.setattr(batch, "SYNCED", impatient)
     breaker.faults = [Fault.STUCK]
     with pytest.raises(OutcomeUnknown):
@@ -286,6 +287,47 @@ async def test_only_a_batch_in_which_nobody_asks_for_it_is_not_synced(
         )
         seen: dict[str, str] = dict(db.execute("SELECT id, synced FROM seen").fetchall())
     assert seen == {"light": "off", "light too": "on", "grave": "on"}
+
+
+async def test_batches_are_counted_by_their_size_and_their_end(
+    book: PostgresBook, breaker: CommitBreaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = Commits()
+    store = await PostgresStore.open(book.dsn_at(breaker.port), RECORDS, commits=commits)
+    await fund(store)
+    with psycopg.connect(book.dsn) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s, 1)", (0x46415245,))
+        first = asyncio.create_task(do(store, "first", PAY, events=(Event("paid", "a"),)))
+        await asyncio.sleep(0.1)
+        waiting = [asyncio.create_task(do(store, f"p:{n}", PAY)) for n in range(30)]
+        await asyncio.sleep(0)
+        assert commits.waiting() == 30
+        other.rollback()
+    await asyncio.gather(first, *waiting)
+    sizes = dict(zip(commits.sizes.bounds, commits.sizes.buckets, strict=False))
+    assert {bound: count for bound, count in sizes.items() if count} == {1: 2, 50: 1}
+    assert commits.sizes.sum == 32
+    assert sum(commits.took.buckets) == 3
+    assert commits.took.sum > 0.1, "a batch takes as long as it waits for the lock"
+    head = await store.outcome("p:29")
+    assert head is not None
+    assert (commits.unit, commits.event, commits.waiting()) == (32, 1, 0)
+    assert commits.at_ns == ManualClock().now_ns() + 2, "the book's own time, which always rises"
+
+    assert isinstance(await do(store, "p:0", PAY), Replayed)
+    with pytest.raises(StoreError):
+        await do(store, "no\0text", PAY)
+    assert (commits.failures, commits.is_failing) == (1, False)
+    monkeypatch.setattr(connection, "PATIENCE_S", 0.2)
+    breaker.open = False
+    await asyncio.to_thread(cut_all, book)
+    with pytest.raises(StoreError):
+        await do(store, "away", PAY)
+    assert (commits.failures, commits.is_failing) == (2, True)
+    breaker.open = True
+    await do(store, "back", PAY)
+    assert (commits.failures, commits.is_failing, commits.unit) == (2, False, 33)
+    await store.close()
 
 
 # ── opening ──────────────────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +16,13 @@ from typing import Any
 
 import pytest
 
+from farebox.clock import running_s
 from farebox.ledger.model import Code, Kind, Open, Transfer
+from farebox.stores.postgres import batch
 from tests.contract.store.books import JOB, PostgresBook, balances, do, fund
 from tests.peers.postgres import Postgres
+
+ROOT = Path(__file__).parents[3]
 
 #: Thirty callers, who all ask for the same things in their own order: ids that every process
 #: uses, rows that must be absent, more money than there is. Prints what each was told.
@@ -24,6 +30,7 @@ CHILD = """
 import asyncio, json, random, sys
 from farebox.ledger.model import *
 from farebox.stores.postgres import PostgresStore
+from farebox.stores.postgres import batch
 from tests.contract.store.books import JOB, RECORDS, Job
 
 async def main(dsn, name, count):
@@ -74,14 +81,13 @@ def book(postgres: Postgres) -> Iterator[PostgresBook]:
 
 def start(book: PostgresBook, names: str) -> list[subprocess.Popen[str]]:
     """Processes that are all ready, and begin at one signal."""
-    root = Path(__file__).parents[3]
     children = [
         subprocess.Popen(
             [sys.executable, "-c", CHILD, book.dsn, name, str(COUNT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=root,
+            cwd=ROOT,
         )
         for name in names
     ]
@@ -161,3 +167,83 @@ async def test_a_process_that_is_killed_takes_nothing_with_it_and_keeps_nobody_w
                 assert row.value.owner == "x"
         # The others finished everything, whatever the victim had begun.
         assert await balances(store, "b") == (2 * COUNT, 0, 0, 8 * COUNT + PURSE)
+
+
+# ── frozen ───────────────────────────────────────────────────────────────────────────────────────
+
+#: Freezes while it holds the book's lock, once, between two trips or within the first; what it is
+#: told when it goes on, it prints.
+FREEZER = """
+import asyncio, json, os, signal, sys
+from farebox.ledger.model import *
+from farebox.stores.postgres import PostgresStore, batch, writer
+from tests.contract.store.books import RECORDS
+
+async def main(dsn, where):
+    store = await PostgresStore.open(dsn, RECORDS)
+    room = writer if where == "write" else batch
+    work = getattr(room, where)
+
+    async def freezes(*what):
+        setattr(room, where, work)
+        if where == "write":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        told = await work(*what)
+        if where != "write":
+            await asyncio.sleep(0.3)  # for the server to have taken the lock
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return told
+
+    setattr(room, where, freezes)
+    told = await store.commit(Unit("frozen", (Transfer("a", "b", 1, "x"),)))
+    print(json.dumps([type(told).__name__]), flush=True)
+    await store.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_a_frozen_process_is_waited_for_no_longer_than_is_promised() -> None:
+    [lock_s] = re.findall(r"'lock_timeout', '(\d+)s'", batch.SYNCED)
+    # Who began to wait before it froze asks twice.
+    assert int(lock_s) + batch.FROZEN_S == 10, "what the documentation says"
+
+
+@pytest.mark.parametrize("where", ["write", "_begin"])
+def test_a_process_that_is_frozen_with_the_books_lock_delays_the_others_and_no_more(
+    book: PostgresBook, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(batch, "FROZEN_S", 0.5)
+    monkeypatch.setattr(batch, "SYNCED", batch.SYNCED.replace("'5s'", "'500ms'"))
+    asyncio.run(make_books(book))
+    command = [sys.executable, "-c", FREEZER, book.dsn, where]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        _, status = os.waitpid(child.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        asyncio.run(others(book))
+        child.send_signal(signal.SIGCONT)
+        # Its transaction is gone; it notices, asks, and does it again.
+        assert answers(child) == [["Applied"]]
+        asyncio.run(paid(book, 6))
+    finally:
+        child.kill()
+        child.wait()
+
+
+async def others(book: PostgresBook) -> None:
+    """Two more processes, which want the lock at the same moment."""
+    async with book.open() as one, book.open() as two:
+        began_s = running_s()
+        pay = Transfer("a", "b", 1, "x")
+        told = await asyncio.gather(
+            *(do(store, f"p:{n}", pay) for n in range(5) for store in (one, two))
+        )
+        assert running_s() - began_s > 0.3, "the lock was held"
+        names = Counter(type(outcome).__name__ for outcome in told)
+        assert names == {"Applied": 5, "Replayed": 5}
+
+
+async def paid(book: PostgresBook, times: int) -> None:
+    async with book.open() as store:
+        assert await balances(store, "b") == (0, 0, 0, times)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from farebox.clock import NS_PER_S, ManualClock
+from farebox.ids import new_id
 from farebox.ledger.model import (
     Applied,
     Balancing,
@@ -142,14 +143,47 @@ async def test_due_holds_of_untouched_accounts_wait_for_the_sweep(
     assert isinstance(await do(store, "p", Post("h/30")), Applied)
 
 
+@pytest.mark.parametrize("ahead_s", [3_600, 400 * 86_400])
+async def test_time_stands_never_still_after_the_clock_was_ahead(
+    store: Store, clock: ManualClock, ahead_s: int
+) -> None:
+    """It runs at half the clock's speed until the two meet: time-outs take twice as long."""
+    clock.jump(ahead_s)
+    await fund(store, 100)
+    clock.jump(-ahead_s)
+    await do(store, "h", hold(80, timeout_s=100), hold(20))
+    for _ in range(19):
+        clock.advance(10)
+        assert await store.expire_due() == 0
+        assert isinstance(await do(store, new_id("still"), SetCeiling("custody", 500)), Applied)
+    assert await available(store, "a") == 0
+    clock.advance(20)
+    assert await store.expire_due() == 1
+    assert await available(store, "a") == 80
+
+
+async def test_time_is_the_clocks_once_the_clock_is_no_more_behind(
+    store: Store, clock: ManualClock
+) -> None:
+    clock.jump(100)
+    await fund(store, 100)
+    clock.jump(-100)
+    await do(store, "one", SetCeiling("custody", 500))
+    for _ in range(5):
+        clock.advance(50)
+        await do(store, new_id("later"), SetCeiling("custody", 500))
+    last = (await store.commit(Unit("last"))).at  # type: ignore[union-attr]
+    assert abs(last - clock.now_ns()) < SECOND
+
+
 async def test_time_never_goes_back_when_the_clock_does(store: Store, clock: ManualClock) -> None:
     await fund(store, 100)
     first = await do(store, "h", hold(10, timeout_s=10))
-    clock.advance(-3_600)
+    clock.jump(-3_600)
     second = await do(store, "i", hold(10, timeout_s=10))
     third = await do(store, "j", hold(10))
     assert first.at < second.at < third.at
-    clock.advance(3_600 + 9)
+    clock.advance(19)
     assert await do(store, "p", Post("h/0")) != Refused(0, Code.PENDING_TRANSFER_EXPIRED)
     clock.advance(2)
     assert await store.expire_due() == 1

@@ -7,10 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import psycopg
 import pytest
 
+from tests.peers import postgres
 from tests.peers.fixtures import missing, pytest_collection_modifyitems
-from tests.peers.install import PeerUnavailable, main, run
+from tests.peers.install import PeerUnavailable, main, packaged_postgres, run
 from tests.peers.process import PeerProcess, free_port
 
 REASON = PeerUnavailable("no network")
@@ -56,3 +58,23 @@ def test_a_test_that_does_not_name_its_peer_is_refused(fixture: str) -> None:
 def test_an_unknown_peer_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["no-such-peer"]) == 2
     assert "nutshell" in capsys.readouterr().err
+
+
+@pytest.mark.peer
+@pytest.mark.slow
+def test_a_machine_without_a_database_server_gets_one_from_a_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    try:
+        programs = packaged_postgres()
+    except PeerUnavailable as reason:
+        missing("the packaged PostgreSQL", reason)
+        raise
+    monkeypatch.setattr(postgres, "postgres_programs", lambda: programs)
+    server = postgres.Postgres()
+    try:
+        server.start()
+        with psycopg.connect(server.dsn) as db:
+            assert db.info.server_version >= 15_00_00
+    finally:
+        server.remove()

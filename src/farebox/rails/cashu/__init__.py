@@ -8,9 +8,7 @@ Never: a second attempt at a call that moves value before the mint was asked; a 
 outside an operation's commits; a secret of a proof in the store.
 """
 
-from farebox.rails.cashu.breaker import Breaker
 from farebox.rails.cashu.config import CashuConfig, MintTerms
-from farebox.rails.cashu.guard import open_guarded_session
 from farebox.rails.cashu.http_mint import HttpMint, MintLimits, open_session
 from farebox.rails.cashu.method import CashuMethod
 from farebox.rails.cashu.reconcile import Reconciled, Reconciling
@@ -20,7 +18,6 @@ from farebox.rails.cashu.upkeep import Upkeep
 
 __all__ = [
     "RECORDS",
-    "Breaker",
     "CashuConfig",
     "CashuMethod",
     "HttpMint",
@@ -30,6 +27,5 @@ __all__ = [
     "Reconciling",
     "Sweep",
     "Upkeep",
-    "open_guarded_session",
     "open_session",
 ]

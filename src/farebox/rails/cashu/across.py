@@ -7,11 +7,13 @@ One operation, two calls that move value, each asked about before it is repeated
 | never sent                        | melt at the foreign mint                                |
 | our quote PAID or ISSUED          | mint here: the money arrived, whatever the other says   |
 | our quote UNPAID, melt not paid   | melt again if nothing happened, else wait               |
+| our quote UNPAID, token spent     | Rejected, once it is so for as long as a call may take  |
 | our quote UNPAID, melt "paid"     | wait: Lightning is not done, or the foreign mint lies   |
 | our quote UNPAID, invoice expired | Rejected: it can never be paid now                      |
 
-What arrives here is credited; what the foreign mint gives back of its fee reserve stays there, in
-rows of ours that no account counts.
+What arrives here is credited, and neither waits for the foreign mint nor for the keyset it was
+planned in. What the foreign mint gives back of its fee reserve stays there, in rows of ours that no
+account counts; where it does not tell at once, it is asked later (`leftover.py`).
 """
 
 from __future__ import annotations
@@ -23,14 +25,17 @@ import msgspec
 
 from farebox.ecash import receive as weighing
 from farebox.ecash import saga
+from farebox.ecash.codes import NutError
 from farebox.ecash.mint import MeltQuote, MintQuote
 from farebox.ecash.plan import MeltPlan, MintPlan
 from farebox.errors import InvalidAmount, InvalidCredential, RailRejected, RailUnavailable
 from farebox.ids import new_id
 from farebox.money import Rounding, divide
 from farebox.payments import PaymentPlan, PaymentResult, Refusal, Rejected, Reserve, Unresolved
+from farebox.rails.cashu.anew import Replanning, Standing
 from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
 from farebox.rails.cashu.inventory import Inventory, added
+from farebox.rails.cashu.leftover import Leftover, change_rows
 from farebox.rails.cashu.mints import MintPlace, Mints
 from farebox.rails.cashu.payloads import ReceiveAcross, to_bytes
 from farebox.rails.cashu.receive import PAYMENT_TYPE, reachable, refused, rejected, use_of
@@ -58,9 +63,13 @@ class _Quoted:
 class Crossing:
     """Plans and carries out receiving across Lightning."""
 
-    def __init__(self, mints: Mints, inventory: Inventory) -> None:
+    def __init__(
+        self, mints: Mints, inventory: Inventory, replanning: Replanning, leftover: Leftover
+    ) -> None:
         self._mints = mints
         self._inventory = inventory
+        self._replanning = replanning
+        self._leftover = leftover
 
     async def plan(
         self, token: Token, reference: str, reserve: Reserve | None
@@ -174,66 +183,76 @@ class Crossing:
         """Make one step, or two, towards the proofs at our mint."""
         if not asked_before:
             return await self._melt_then_mint(job, asked_before=False)
-        minted = await self._mint(job, asked_before=True)
+        standing, minted = await self._mint(job, asked_before=True)
         if isinstance(minted, saga.NotPaid):
             if self._mints.any(job.mint.mint).now_s() >= job.gives_up_at_s:
                 reason = "the token's mint has not paid our invoice in time"
                 return Rejected("not_arrived", reason, again=True)
             return await self._melt_then_mint(job, asked_before=True)
         if isinstance(minted, saga.Done):
-            # The money is here already; what the foreign mint gives back is asked for in passing.
-            melted = await self._melt(job, asked_before=True)
-            change = melted.change if isinstance(melted, saga.Paid) else ()
-            return self._result(job, minted.proofs, change, asked_before=True)
+            # The money is here already: the foreign mint is asked in passing, never sent again.
+            foreign, keys = self._mints.any(job.melt.mint).mint, self._inventory.keys
+            melted = await saga.find_melt(job.melt, foreign, keys)
+            change = melted.change if isinstance(melted, saga.Paid) else None
+            return self._result(job, standing, minted.proofs, change, asked_before=True)
         return _unresolved(minted)
 
     async def _melt_then_mint(
         self, job: ReceiveAcross, *, asked_before: bool
     ) -> PaymentResult | Rejected | Unresolved:
-        melted = await self._melt(job, asked_before=asked_before)
+        foreign, keys = self._mints.any(job.melt.mint).mint, self._inventory.keys
+        melted = await saga.advance_melt(job.melt, foreign, keys, asked_before=asked_before)
         match melted:
             case saga.Rejected():
                 return rejected(melted)
+            case saga.Unknown(_, _, NutError.PROOFS_SPENT) if asked_before:
+                # Spent elsewhere: vague, since a mint may be slow to say that it has paid.
+                return rejected(saga.Rejected(NutError.PROOFS_SPENT, melted.reason, vague=True))
             case saga.Unknown(reason):
                 # No alarm for what a foreign mint says: ours decides, and the invoice expires.
                 return Unresolved(reason)
             case saga.Paid(_, _, change):
-                minted = await self._mint(job, asked_before=asked_before)
+                standing, minted = await self._mint(job, asked_before=asked_before)
                 if isinstance(minted, saga.Done):
-                    return self._result(job, minted.proofs, change, asked_before=asked_before)
+                    proofs = minted.proofs
+                    return self._result(job, standing, proofs, change, asked_before=asked_before)
                 return _unresolved(minted)
-
-    async def _melt(
-        self, job: ReceiveAcross, *, asked_before: bool
-    ) -> saga.Paid | saga.Rejected | saga.Unknown:
-        mint, keys = self._mints.any(job.melt.mint).mint, self._inventory.keys
-        return await saga.advance_melt(job.melt, mint, keys, asked_before=asked_before)
 
     async def _mint(
         self, job: ReceiveAcross, *, asked_before: bool
-    ) -> saga.Done | saga.NotPaid | saga.Rejected | saga.Unknown:
-        mint, keys = self._mints.any(job.mint.mint).mint, self._inventory.keys
-        return await saga.advance_mint(job.mint, mint, keys, asked_before=asked_before)
+    ) -> tuple[Standing[MintPlan], saga.Done | saga.NotPaid | saga.Rejected | saga.Unknown]:
+        place, keys = self._mints.any(job.mint.mint), self._inventory.keys
+
+        async def step(
+            plan: MintPlan, asked: bool
+        ) -> saga.Done | saga.NotPaid | saga.Rejected | saga.Unknown:
+            return await saga.advance_mint(plan, place.mint, keys, asked_before=asked)
+
+        planned = Standing(job.mint, job.fee_ppk)
+        return await self._replanning.advance(
+            job.reference, planned, place, step, asked_before=asked_before
+        )
 
     def _result(
         self,
         job: ReceiveAcross,
+        standing: Standing[MintPlan],
         proofs: Sequence[Proof],
-        change: Sequence[Proof],
+        change: Sequence[Proof] | None,
         *,
         asked_before: bool,
     ) -> PaymentResult:
-        mint, melt = job.mint, job.melt
+        """What is credited; `change` is None where the foreign mint has not told it yet."""
+        mint, fee_ppk = standing.plan, standing.fee_ppk
         use = use_of(job.owner, asked_before)
         puts = [
-            added(mint.mint, mint.unit, counter, proof, job.fee_ppk, use=use, owner=job.owner)
+            added(mint.mint, mint.unit, counter, proof, fee_ppk, use=use, owner=job.owner)
             for counter, proof in enumerate(proofs, mint.first_counter)
         ]
-        counters = self._inventory.counters_of(melt.keyset_id, melt.first_counter, change)
-        puts += [
-            added(melt.mint, melt.unit, counter, proof, job.melt_fee_ppk)
-            for counter, proof in zip(counters, change, strict=True)
-        ]
+        if change is None:
+            puts.append(self._leftover.asked_later(job.melt, job.melt_fee_ppk))
+        else:
+            puts += change_rows(self._inventory, job.melt, change, job.melt_fee_ppk)
         amount = sum(mint.amounts)
         return PaymentResult(
             amount * MSAT_PER_UNIT[mint.unit],
@@ -249,6 +268,8 @@ def _unresolved(minted: saga.NotPaid | saga.Rejected | saga.Unknown) -> Unresolv
     match minted:
         case saga.NotPaid():
             return Unresolved("the payment has not arrived at our mint yet")
+        case saga.Rejected(_, reason, vague=True):
+            return Unresolved(f"our mint was paid and gives no proofs yet: {reason}")
         case saga.Rejected(_, reason):
             return Unresolved(f"our mint was paid and gives no proofs: {reason}", alarm=True)
         case saga.Unknown(reason, alarm):

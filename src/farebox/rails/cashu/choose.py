@@ -58,6 +58,10 @@ async def places(mints: Mints, store: Store, wish: Mapping[str, str]) -> list[Pl
     )
 
 
+#: Fees that proofs chosen to the unit may cost; a set that costs more is not looked for.
+_FEES_TRIED = 8
+
+
 class Claims:
     """Proofs that a plan of this process wants, until its commit says so.
 
@@ -151,6 +155,20 @@ def cover(
     if isinstance(covered, selection.Short) or len(covered) > PROOFS_MAX:
         return None
     return Inputs(tuple(by_key[proof.secret] for proof in covered), input_fee(covered, keysets))
+
+
+def cover_exactly(
+    held: Sequence[Held], amount: int, keysets: Mapping[str, Keyset]
+) -> Inputs | None:
+    """Proofs worth `amount` once the fee for spending them is taken off, with nothing over."""
+    known = [one for one in held if one.stored.keyset_id in keysets]
+    for fee in range(_FEES_TRIED):
+        chosen = exact(known, amount + fee)
+        if chosen is None:
+            continue
+        if input_fee([outline(one) for one in chosen], keysets) == fee:
+            return Inputs(tuple(chosen), fee)
+    return None
 
 
 def worth(held: Sequence[Held], keysets: Mapping[str, Keyset]) -> int:

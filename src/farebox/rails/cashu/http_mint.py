@@ -16,7 +16,6 @@ from farebox.clock import NS_PER_S, Clock
 from farebox.ecash.codes import NutError
 from farebox.ecash.mint import MeltQuote, MintInfo, MintQuote, ProofState
 from farebox.errors import InvalidCredential, RailRejected, RailUnavailable
-from farebox.rails.cashu.breaker import Breaker
 from farebox.rails.cashu.shapes import (
     InfoJson,
     KeysetsJson,
@@ -31,6 +30,7 @@ from farebox.rails.cashu.shapes import (
     signatures_from,
 )
 from farebox.rails.cashu.transport import MintLimits, exchange, open_session
+from farebox.rails.web.breaker import Breaker
 from farebox.tally import Calls
 from farebox.wire.cashu.documents import (
     KeysetJson,

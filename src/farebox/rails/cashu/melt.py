@@ -25,10 +25,10 @@ from farebox.rails.cashu.choose import Inputs, Place, Purse
 from farebox.rails.cashu.config import MSAT_PER_UNIT
 from farebox.rails.cashu.give import amounts_told, freed, reserved
 from farebox.rails.cashu.inventory import Held, Inventory, added
-from farebox.rails.cashu.lnurl import Fixed, Lnurl, PayEndpoint
 from farebox.rails.cashu.mints import Mints
 from farebox.rails.cashu.payloads import Melt, to_bytes
 from farebox.rails.cashu.records import ProofUse
+from farebox.rails.web.lnurl import Fixed, Lnurl, PayEndpoint
 from farebox.wire.cashu.model import Proof
 
 #: The first invoice tells what the mint reserves for fees, the next leaves room for it.
@@ -127,6 +127,8 @@ class Melting:
         need = quote.amount + quote.fee_reserve
         if need > limit:
             return _TooMuch(need - limit)
+        if not await place.mint.gives_change():
+            return await self._price_exactly(place, quote, limit)
         keysets = await place.mint.keysets(place.unit)
         over = need
         async for look in self._purse.looks(place):
@@ -137,6 +139,20 @@ class Melting:
                 return priced if priced.total <= limit else _TooMuch(priced.total - limit)
             over = min(over, max(need - choose.worth(held, keysets), 1))
         return _TooMuch(over)
+
+    async def _price_exactly(self, place: Place, quote: MeltQuote, limit: int) -> _Priced:
+        """Nothing may be over: it would be the mint's. Raises RailRejected, RailUnavailable."""
+        keysets = await place.mint.keysets(place.unit)
+        need = quote.amount + quote.fee_reserve
+        async for look in self._purse.looks(place):
+            held = choose.alive(look, keysets, place.mint.now_s())
+            inputs = choose.cover_exactly(held, need, keysets)
+            if inputs is not None and need + inputs.fee <= limit:
+                return _Priced(quote, inputs)
+        raise RailRejected(
+            "the mint gives no change for a Lightning payment, and no proofs of ours make exactly "
+            "this amount; take a token, or another amount"
+        )
 
     async def _planned(
         self, place: Place, request: RefundRequest, priced: _Priced

@@ -21,15 +21,17 @@ from farebox.payments import (
     Refusal,
     Rejected,
     Reserve,
+    Standing,
     Unresolved,
 )
 from farebox.rails.cashu.across import Crossing
+from farebox.rails.cashu.anew import Replanning
 from farebox.rails.cashu.change import Change
 from farebox.rails.cashu.choose import Claims, Purse, places
 from farebox.rails.cashu.config import CashuConfig
 from farebox.rails.cashu.give import Giving
 from farebox.rails.cashu.inventory import Inventory
-from farebox.rails.cashu.lnurl import Lnurl
+from farebox.rails.cashu.leftover import Leftover
 from farebox.rails.cashu.locked import Locked
 from farebox.rails.cashu.melt import Melting
 from farebox.rails.cashu.mints import Mints
@@ -43,6 +45,7 @@ from farebox.rails.cashu.payloads import (
     from_bytes,
 )
 from farebox.rails.cashu.receive import PAYMENT_TYPE, Receiving
+from farebox.rails.web.lnurl import Lnurl
 from farebox.signer import Signer
 from farebox.wire.cashu.model import SHORT_ID_CHARS, Token
 from farebox.wire.cashu.token import decode_token
@@ -73,8 +76,9 @@ class CashuMethod(AbstractPaymentMethod):
         self.mints = Mints(config, ledger.clock, session, guarded)
         self.inventory = Inventory(ledger, signer.derive("cashu/seed"))
         self.locked = Locked(ledger, signer)
-        self._receiving = Receiving(self.mints, self.inventory, self.locked, ledger, signer)
-        self._crossing = Crossing(self.mints, self.inventory)
+        replanning = Replanning(self.inventory, ledger, signer)
+        self._receiving = Receiving(self.mints, self.inventory, self.locked, replanning)
+        self._crossing = Crossing(self.mints, self.inventory, replanning, Leftover(ledger, signer))
         self._change = Change(self.inventory, config)
         purse = Purse(self.inventory, Claims(ledger.clock))
         lnurl = Lnurl(guarded, allow_plain_http=config.allow_private)
@@ -94,6 +98,12 @@ class CashuMethod(AbstractPaymentMethod):
         token = decode_token(credential)
         metadata = {"mint": token.mint, "unit": token.unit, "amount": token.amount, "token": token}
         return PaymentCredentials(credential, PAYMENT_TYPE, metadata, identity(token))
+
+    def standing(self) -> Standing:
+        """By its trusted mints: one that answers is enough."""
+        if any(not mint.is_left_alone for mint in self.mints.trusted()):
+            return Standing(works=True)
+        return Standing(works=False, reason="no mint that is trusted answers, or none is named")
 
     async def plan_payment(
         self, credentials: PaymentCredentials, reserve: Reserve | None

@@ -15,9 +15,9 @@ from farebox.ids import new_id
 from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Unit
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
-from farebox.rails.cashu.breaker import BreakerState
 from farebox.rails.cashu.config import CashuConfig, MintTerms, custody_account, unswapped_account
 from farebox.rails.cashu.http_mint import HttpMint
+from farebox.rails.web.breaker import BreakerState
 from farebox.wire.cashu.model import Keyset, Token
 from farebox.wire.cashu.token import UnknownKeyset, resolve_keyset_ids
 
@@ -27,6 +27,7 @@ _ACTIVE_MAX = 8
 _FOREIGN_MAX = 64
 #: Spending conditions, P2PK and DLEQ.
 _LOCK_NUTS = frozenset({10, 11, 12})
+_CHANGE_NUT = 8
 _INFO_AGE_MAX_S = 3_600
 
 
@@ -81,15 +82,26 @@ class MintPlace:
         return [keyset.id for keyset in await self.mint.keysets()]
 
     async def enforces_locks(self) -> bool:
-        """Whether the mint says that a locked proof is spent by its key alone; asked once an hour.
+        """Whether the mint says that a locked proof is spent by its key alone.
 
         Raises RailUnavailable, RailRejected.
         """
+        return await self._supported() >= _LOCK_NUTS
+
+    async def gives_change(self) -> bool:
+        """Whether it gives back what a Lightning payment did not need (NUT-08).
+
+        Raises RailUnavailable, RailRejected.
+        """
+        return _CHANGE_NUT in await self._supported()
+
+    async def _supported(self) -> frozenset[int]:
+        """What the mint says that it supports; asked once an hour."""
         nuts, known_until_s = self._nuts
         if not 0 <= known_until_s - self.now_s() <= _INFO_AGE_MAX_S:
             nuts = (await self.mint.info()).nuts
             self._nuts = nuts, self.now_s() + _INFO_AGE_MAX_S
-        return nuts >= _LOCK_NUTS
+        return nuts
 
     def now_s(self) -> int:
         """Unix seconds."""

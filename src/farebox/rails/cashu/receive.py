@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import msgspec
-
 from farebox.ecash import receive as weighing
 from farebox.ecash import saga
 from farebox.ecash.codes import NutError
 from farebox.ecash.plan import SwapPlan
-from farebox.errors import InvalidAmount, InvalidCredential, RailRejected, RailUnavailable
-from farebox.ledger.model import ABSENT, Applied, Put, Unit
-from farebox.ledger.service import Ledger
+from farebox.errors import InvalidCredential, RailRejected, RailUnavailable
+from farebox.ledger.model import Put
 from farebox.money import Rounding, divide
 from farebox.payments import PaymentPlan, PaymentResult, Refusal, Rejected, Reserve, Unresolved
 from farebox.payments.model import Changes
+from farebox.rails.cashu.anew import Replanning, Standing
 from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
 from farebox.rails.cashu.inventory import Inventory, added
 from farebox.rails.cashu.locked import Locked
 from farebox.rails.cashu.mints import MintPlace, Mints
 from farebox.rails.cashu.payloads import ReceiveSwap, to_bytes
-from farebox.rails.cashu.records import REPLAN, LockedUse, ProofUse, Replan
-from farebox.signer import Signer
-from farebox.wire.cashu.amounts import split
+from farebox.rails.cashu.records import LockedUse, ProofUse
 from farebox.wire.cashu.model import Keyset, Proof, Token
 from farebox.wire.cashu.token import UnknownKeyset
 
@@ -48,8 +44,6 @@ _REJECTIONS = {
     NutError.KEYSET_UNKNOWN: ("unknown_keyset", "the mint has no such keyset"),
     NutError.KEYSET_EXPIRED: ("keyset_expired", "the token's keyset has expired"),
 }
-#: How many counters to leave out, try after try, where the mint has signed for ours before.
-_SKIPPED_COUNTERS = (1 << 10, 1 << 14, 1 << 18)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +63,12 @@ class Receiving:
         mints: Mints,
         inventory: Inventory,
         locked: Locked,
-        ledger: Ledger,
-        signer: Signer,
+        replanning: Replanning,
     ) -> None:
         self._mints = mints
         self._inventory = inventory
         self._locked = locked
-        self._ledger = ledger
-        self._signer = signer
+        self._replanning = replanning
 
     async def plan(
         self, token: Token, reference: str, reserve: Reserve | None
@@ -138,23 +130,18 @@ class Receiving:
         self, job: ReceiveSwap, *, asked_before: bool
     ) -> PaymentResult | Rejected | Unresolved:
         """Make one step towards the proofs of the token."""
-        plan = await self._standing(job) if asked_before else job.swap
-        place = self._mints.any(plan.mint)
-        end = await self._advance(place, plan, asked_before=asked_before)
-        for skipped in _SKIPPED_COUNTERS:
-            if not isinstance(end, saga.Rejected) or end.code == NutError.PROOFS_SPENT:
-                break
-            if asked_before and end.vague:
-                break  # the plan may be carried out yet: another one must not take its place
-            anew = await self._plan_anew(job, plan, place, end.code, skipped)
-            if isinstance(anew, Unresolved):
-                return anew
-            if anew is None:
-                break
-            plan, end = anew, await self._advance(place, anew, asked_before=False)
+        place, keys = self._mints.any(job.swap.mint), self._inventory.keys
+
+        async def step(plan: SwapPlan, asked: bool) -> saga.Done | saga.Rejected | saga.Unknown:
+            return await saga.advance_swap(plan, place.mint, keys, asked_before=asked)
+
+        planned = Standing(job.swap, job.fee_ppk)
+        standing, end = await self._replanning.advance(
+            job.reference, planned, place, step, asked_before=asked_before
+        )
         match end:
             case saga.Done(proofs):
-                result = self._result(job, plan, proofs, use_of(job.owner, asked_before))
+                result = self._result(job, standing, proofs, use_of(job.owner, asked_before))
                 return replace(result, puts=(*result.puts, *await self._ends(job, LockedUse.GONE)))
             case saga.Rejected(code=code):
                 spent = code == NutError.PROOFS_SPENT
@@ -168,17 +155,16 @@ class Receiving:
             return ()
         return await self._locked.ends(job.reference, use)
 
-    async def _advance(
-        self, place: MintPlace, plan: SwapPlan, *, asked_before: bool
-    ) -> saga.Done | saga.Rejected | saga.Unknown:
-        keys = self._inventory.keys
-        return await saga.advance_swap(plan, place.mint, keys, asked_before=asked_before)
-
     def _result(
-        self, job: ReceiveSwap, plan: SwapPlan, proofs: tuple[Proof, ...], use: ProofUse
+        self,
+        job: ReceiveSwap,
+        standing: Standing[SwapPlan],
+        proofs: tuple[Proof, ...],
+        use: ProofUse,
     ) -> PaymentResult:
+        plan, fee_ppk = standing.plan, standing.fee_ppk
         rows = (
-            added(plan.mint, plan.unit, counter, proof, job.fee_ppk, use=use, owner=job.owner)
+            added(plan.mint, plan.unit, counter, proof, fee_ppk, use=use, owner=job.owner)
             for counter, proof in enumerate(proofs, plan.first_counter)
         )
         amount = sum(plan.amounts)
@@ -190,58 +176,6 @@ class Receiving:
             amount=amount,
             puts=tuple(rows),
         )
-
-    # ── outputs that the mint will not sign, for reasons that are not the payer's ────────────────
-
-    async def _standing(self, job: ReceiveSwap) -> SwapPlan:
-        """The plan that counts: the job's own, or the one that took its place."""
-        key = _replan_key(job)
-        row = await self._ledger.store.get(REPLAN, key)
-        if row is None:
-            return job.swap
-        return SwapPlan.from_bytes(self._signer.unseal(row.value.sealed, key))
-
-    async def _plan_anew(
-        self, job: ReceiveSwap, plan: SwapPlan, place: MintPlace, code: int | None, skipped: int
-    ) -> SwapPlan | Unresolved | None:
-        """A stored plan with other outputs, or None where the outputs were not the matter.
-
-        The refused outputs can never be signed (any more), since their keyset is out of use or
-        they were signed in an earlier life of this book, so the two plans cannot both happen.
-        Without this a payer could not use a good token here after a mint has rotated its keys.
-        """
-        was_signed = code == NutError.OUTPUTS_SIGNED
-        try:
-            keysets = await place.keysets(plan.unit)
-            before = keysets.get(plan.keyset_id)
-            target = await place.output_keyset(plan.unit)
-        except (RailUnavailable, RailRejected) as error:
-            return Unresolved(str(error))
-        if target is None or (before is not None and before.active and not was_signed):
-            return None
-        if was_signed:
-            await self._inventory.skip_counters(target.id, skipped)
-        try:
-            amounts = tuple(small for part in plan.amounts for small in split(part, target.keys))
-        except InvalidAmount:
-            return None
-        first = await self._inventory.take_counters(target.id, len(amounts))
-        anew = msgspec.structs.replace(
-            plan, keyset_id=target.id, first_counter=first, amounts=tuple(sorted(amounts))
-        )
-        key = _replan_key(job)
-        row = await self._ledger.store.get(REPLAN, key)
-        version = ABSENT if row is None else row.version
-        sealed = Replan(self._signer.seal(anew.to_bytes(), key))
-        unit = Unit(f"{key}:replan:{version}", puts=(Put(REPLAN, key, sealed, version),))
-        outcome = await self._ledger.store.commit(unit)
-        return anew if isinstance(outcome, Applied) else Unresolved("planned anew elsewhere")
-
-
-def _replan_key(job: ReceiveSwap) -> str:
-    """One per operation: a token that was rejected may come again, and is planned anew then. By
-    the plan of a try before, its outputs would never be found."""
-    return f"{job.reference}:{job.swap.keyset_id}:{job.swap.first_counter}"
 
 
 def use_of(owner: str, asked_before: bool) -> ProofUse:

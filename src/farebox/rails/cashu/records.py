@@ -72,9 +72,13 @@ COUNTER = RecordType("cashu.counter", Counter)
 
 
 class Replan(msgspec.Struct, frozen=True):
-    """A sealed plan that takes the place of a planned swap; the key is the planned swap's own."""
+    """A sealed plan that takes the place of another; the key is that other one's own.
+
+    `fee_ppk` is the input fee of its outputs' keyset: None where an earlier version wrote the row.
+    """
 
     sealed: bytes
+    fee_ppk: int | None = None
 
 
 REPLAN = RecordType("cashu.replan", Replan)

@@ -188,7 +188,10 @@ class Sweep:
                 ]
                 return Succeeded(plan.moved_msat, changes=Changes(steps, tuple(puts)))
             case saga.Rejected():
-                return await self._refused(plan, place, batch, end)
+                try:
+                    return await self._refused(plan, place, batch, end)
+                except RailRejected as error:  # a question refused: nobody knows yet what is lost
+                    return Unresolved(str(error))
             case saga.Unknown(reason, alarm):
                 return Unresolved(reason, alarm)
 

@@ -12,12 +12,12 @@ from yarl import URL
 
 from farebox.errors import RailRejected, RailUnavailable
 from farebox.rails.cashu.shapes import ErrorJson
+from farebox.rails.web.bounded import read_bounded
 
 _T = TypeVar("_T")
 
 #: Statuses that put a call off; whatever they come with, they refuse nothing for good.
 _NOT_NOW = frozenset({408, 425, 429})
-_CHUNK_BYTES = 1 << 16
 _CONNECTIONS_MAX = 256
 _CONNECTIONS_PER_MINT_MAX = 32
 #: Uvicorn closes idle connections after 5 s: a pooled one must be younger, or a swap is sent into
@@ -81,7 +81,10 @@ async def exchange(
             timeout=aiohttp.ClientTimeout(total=total_s, sock_connect=limits.connect_s),
             allow_redirects=False,  # what is sent is money; it goes to this mint or nowhere
         ) as response:
-            status, raw = response.status, await _read(response, limits.answer_bytes_max)
+            status, raw = (
+                response.status,
+                await read_bounded(response, limits.answer_bytes_max, "the mint"),
+            )
     except TimeoutError:
         raise RailUnavailable(f"the mint did not answer {url.path_safe} in time") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -92,17 +95,6 @@ async def exchange(
     if 400 <= status < 500 and status not in _NOT_NOW:
         raise _rejection(status, raw)
     raise RailUnavailable(f"the mint answered with status {status}")
-
-
-async def _read(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise RailUnavailable("the mint packed its answer, unasked")
-    raw = bytearray()
-    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-        raw += chunk
-        if len(raw) > bytes_max:
-            raise RailUnavailable("the mint's answer is too long")
-    return bytes(raw)
 
 
 def _decode(raw: bytes, shape: type[_T]) -> _T:

@@ -31,7 +31,7 @@ from farebox.payments.model import (
     Verdict,
 )
 from farebox.payments.operations import Operations
-from farebox.rails.cashu import choose
+from farebox.rails.cashu import choose, leftover
 from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
 from farebox.rails.cashu.give import freed, reserved
 from farebox.rails.cashu.inventory import Held, Inventory, added, outline, total
@@ -81,6 +81,8 @@ class Upkeep:
         self._signer = signer
         self._seen: dict[tuple[str, str, ProofUse], str] = {}
         operations.register(KIND, self)
+        asking = leftover.LeftoverHandler(method.mints, method.inventory, ledger, signer)
+        operations.register(leftover.KIND, asking)
 
     async def run(self) -> Kept:
         """One round: at most one consolidation and some questions for each mint and unit."""

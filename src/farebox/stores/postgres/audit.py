@@ -12,7 +12,7 @@ from farebox.errors import StoreError
 from farebox.ledger.records import RecordType
 from farebox.stores.audit import BookReader
 from farebox.stores.postgres.batch import ACCOUNT, HOLD
-from farebox.stores.postgres.connection import conninfo, place
+from farebox.stores.postgres.connection import BACKEND, conninfo, is_direct, place
 
 _TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
 _FETCH_ROWS = 2_000
@@ -28,11 +28,13 @@ class PostgresAuditReader(BookReader):
     def __init__(self, dsn: str, records: Sequence[RecordType[Any]], *, book: int = 1) -> None:
         """Raises StoreError when there is no book or it cannot be read."""
         try:
-            self._db = psycopg.connect(conninfo(dsn, reads_only=True), prepare_threshold=0)
+            self._db = psycopg.connect(conninfo(dsn, reads_only=True), prepare_threshold=None)
+            self._db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            self._db.read_only = True
+            if is_direct(self._db, self._db.execute(BACKEND).fetchone()):
+                self._db.prepare_threshold = 0
         except psycopg.Error as error:
             raise StoreError(f"cannot read {place(dsn)}: {error}") from error
-        self._db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        self._db.read_only = True
         tables = self._look()
         if "units" not in tables:
             self._db.close()

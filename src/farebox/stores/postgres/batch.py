@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import psycopg
 
+from farebox.errors import StoreRewound
 from farebox.ledger.audit import GENESIS, decode_body, known_from
 from farebox.ledger.batch import EXPIRED_MAX, Head, Names, Staged, names_of
 from farebox.ledger.evaluator import Overlay
@@ -32,13 +33,11 @@ _LOCK_CLASS = 0x46415245
 LOCK = f"SELECT pg_advisory_xact_lock({_LOCK_CLASS}, %s::int4)"
 LOCK_SHARED = f"SELECT pg_advisory_xact_lock_shared({_LOCK_CLASS}, %s::int4)"
 
-# For this transaction alone, so that a pooler may hand the connection on. A process that stops
-# between the two trips must not hold the book; whatever the planner believes of the tables, rows
-# are looked up by their keys. So no plan depends on what is asked for, and none is made twice: that
-# took a third of the server's time.
+# For this transaction alone, so that a pooler may hand the connection on. Whatever the planner
+# believes of the tables, rows are looked up by their keys. So no plan depends on what is asked for,
+# and none is made twice: that took a third of the server's time.
 _SETTINGS = (
-    "SELECT set_config('lock_timeout', '10s', true), set_config('statement_timeout', '20s', true), "
-    "set_config('idle_in_transaction_session_timeout', '10s', true), "
+    "SELECT set_config('lock_timeout', '5s', true), set_config('statement_timeout', '20s', true), "
     "set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true), "
     "set_config('plan_cache_mode', 'force_generic_plan', true), "
     "set_config('synchronous_commit', {commit}, true)"
@@ -50,17 +49,37 @@ SYNCED = _SETTINGS.format(
 )
 UNSYNCED = _SETTINGS.format(commit="'off'")
 
+#: How long a process may leave the server waiting while it holds the book's lock.
+FROZEN_S = 5
+# The server's own idle_in_transaction_session_timeout does not do: a process may be frozen in the
+# middle of a trip, and the driver ends each trip with a Flush, which stops that clock.
+_END_FROZEN = f"""
+SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND classid = {_LOCK_CLASS} AND objid = %s::int4 AND objsubid = 2
+  AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND granted AND wait_event = 'ClientRead' AND state_change < now() - make_interval(secs => %s)
+"""
+
 # The batch's one instant is fixed here, for the statements that follow: the database's clock,
-# except that it always rises.
-_HEAD = """
-SELECT set_config('farebox.at', greatest(
-           (extract(epoch FROM clock_timestamp()) * 1000000)::bigint * 1000,
-           coalesce(last.at, 0) + 1)::text, true)::bigint,
+# except that it always rises. The rest is `farebox.ledger.batch.Pace`: what was seen last is kept
+# with the connection, and forgotten with it.
+_PACE = "'farebox.pace_' || %(book)s::int4"
+_HEAD = f"""
+SELECT (set_config('farebox.at', time.at::text, true) ||
+        left(set_config({_PACE}, time.at || ' ' || machine.clock, false), 0))::bigint,
        last.seq, last.at, last.digest,
-       (SELECT max(number) FROM events WHERE book = %(book)s::int4)
-FROM (VALUES (1)) one LEFT JOIN LATERAL (
+       (SELECT max(number) FROM events WHERE book = %(book)s::int4),
+       (SELECT digest FROM units WHERE book = %(book)s::int4 AND seq = %(seq)s::int8)
+FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint * 1000 AS clock,
+             nullif(current_setting({_PACE}, true), '') AS seen) machine
+LEFT JOIN LATERAL (
     SELECT seq, at, digest FROM units WHERE book = %(book)s::int4 ORDER BY seq DESC LIMIT 1
 ) last ON true
+CROSS JOIN LATERAL (
+    SELECT greatest(
+        machine.clock, coalesce(last.at, 0) + 1, split_part(machine.seen, ' ', 1)::bigint
+            + (machine.clock - split_part(machine.seen, ' ', 2)::bigint) / 2) AS at
+) time
 """
 
 
@@ -129,19 +148,24 @@ class Decided(Generic[R]):
 
     staged: Staged
     told: R
+    synced: bool
 
 
 async def decide(
-    connection: Connection, book: int, units: Sequence[Unit], *, synced: bool
+    connection: Connection, book: int, units: Sequence[Unit], known: Head, *, synced: bool
 ) -> Decided[list[Outcome]]:
-    """Begin the transaction, load what the units name, decide them. Raises psycopg.Error."""
+    """Begin the transaction, load what the units name, decide them.
+
+    `known` is where the book is known to have stood. Raises psycopg.Error, and StoreRewound when
+    the book has no memory of that.
+    """
     names = names_of(units)
     touched = {"book": book, "accounts": texts(names.accounts), "holds": texts(names.holds)}
     versions: dict[RecordType[Any], Cursor] = {}
     with hanging_up(connection):
         async with connection.pipeline():
-            head = await _begin(connection, book, synced)
-            known = await _run(connection, _UNITS, {"book": book, "names": texts(names.units)})
+            head = await _begin(connection, book, known, synced)
+            committed = await _run(connection, _UNITS, {"book": book, "names": texts(names.units)})
             if names.holds:
                 holds = await _run(connection, _HOLDS, {"book": book, "names": touched["holds"]})
             if names.holds or names.accounts:
@@ -151,8 +175,8 @@ async def decide(
                 values = {"book": book, "names": texts(keys)}
                 versions[record] = await _run(connection, _versions(record), values)
         overlay = _named(names)
-        staged = await _staged(book, head, overlay)
-        for unit_id, seq, at, body in await known.fetchall():
+        staged = await _staged(book, head, known, overlay)
+        for unit_id, seq, at, body in await committed.fetchall():
             overlay.units[unit_id] = known_from(seq, at, decode_body(body))
         if names.holds:
             overlay.holds.update((row[0], hold_from(row)) for row in await holds.fetchall())
@@ -163,21 +187,22 @@ async def decide(
             overlay.versions.update(
                 ((record.kind, key), version) for key, version in await found.fetchall()
             )
-    return Decided(staged, staged.decide(units))
+    return Decided(staged, staged.decide(units), synced)
 
 
-async def decide_expiry(connection: Connection, book: int, limit: int) -> Decided[int]:
+async def decide_expiry(connection: Connection, book: int, limit: int, known: Head) -> Decided[int]:
     """Begin the transaction, release up to `limit` holds that are due anywhere in the book.
 
-    Tells how many they are. Raises psycopg.Error.
+    Tells how many they are. Raises as `decide`.
     """
     overlay = Overlay()
     with hanging_up(connection):
         async with connection.pipeline():
-            head = await _begin(connection, book, synced=True)
+            head = await _begin(connection, book, known, synced=True)
             due = await _run(connection, _DUE_ANYWHERE, {"book": book, "limit": limit})
-        staged = await _staged(book, head, overlay)
-        return Decided(staged, await _expire(connection, book, staged, overlay, due))
+        staged = await _staged(book, head, known, overlay)
+        released = await _expire(connection, book, staged, overlay, due)
+        return Decided(staged, released, synced=True)
 
 
 async def write(connection: Connection, book: int, staged: Staged) -> None:
@@ -214,7 +239,8 @@ async def stands(connection: Connection, book: int, head: Head) -> bool:
     """Whether a batch that hoped to bring the book to `head` was committed.
 
     Asked under the book's lock: the backend that held it has ended, and with it the doubt. The
-    digest answers for the whole chain up to there, so nothing else can be in its place.
+    digest answers for the whole chain up to there, so nothing else can be in its place. That
+    backend may have ended while it waited for a standby, so this commit waits for that as well.
     """
     with hanging_up(connection):
         async with connection.pipeline():
@@ -223,9 +249,21 @@ async def stands(connection: Connection, book: int, head: Head) -> bool:
             await _run(connection, LOCK, (book,))
             sql = "SELECT digest FROM units WHERE book = %s::int4 AND seq = %s::int8"
             found = await _run(connection, sql, (book, head.seq))
+            await _run(connection, _NOTHING, ())
             await _plain(connection, "COMMIT")
         row = await found.fetchone()
     return row is not None and row[0] == head.digest
+
+
+async def end_frozen(connection: Connection, book: int) -> bool:
+    """End the backend that holds the book's lock for a process that has gone silent.
+
+    Whether there was one. Its transaction is undone; the process will ask when it goes on.
+    Raises psycopg.Error.
+    """
+    with hanging_up(connection):
+        found = await connection.execute(_END_FROZEN.encode(), (book, FROZEN_S))
+        return bool(await found.fetchall())
 
 
 # ── load ─────────────────────────────────────────────────────────────────────────────────────────
@@ -240,12 +278,12 @@ async def _plain(connection: Connection, command: str) -> None:
     await connection.execute(command.encode(), prepare=False)
 
 
-async def _begin(connection: Connection, book: int, synced: bool) -> Cursor:
+async def _begin(connection: Connection, book: int, known: Head, synced: bool) -> Cursor:
     await _plain(connection, "BEGIN")
     await _run(connection, SYNCED if synced else UNSYNCED, ())
     # A statement of its own: what the next ones see is what the last holder of the lock committed.
     await _run(connection, LOCK, (book,))
-    return await _run(connection, _HEAD, {"book": book})
+    return await _run(connection, _HEAD, {"book": book, "seq": known.seq})
 
 
 def _named(names: Names) -> Overlay:
@@ -253,10 +291,15 @@ def _named(names: Names) -> Overlay:
     return Overlay(dict.fromkeys(names.accounts), dict.fromkeys(names.holds), versions)
 
 
-async def _staged(book: int, cursor: Cursor, overlay: Overlay) -> Staged:
+async def _staged(book: int, cursor: Cursor, known: Head, overlay: Overlay) -> Staged:
     row = await cursor.fetchone()
     assert row is not None
-    now_ns, seq, at, digest, event = row
+    now_ns, seq, at, digest, event, digest_then = row
+    if known.seq and digest_then != known.digest:
+        raise StoreRewound(
+            f"book {book} had acknowledged unit {known.seq} and does not have it: a fail-over or a "
+            "restore has lost its end; this process writes nothing more until it is started anew"
+        )
     head = Head(event=event or 0) if seq is None else Head(seq, at, digest or GENESIS, event or 0)
     return Staged(book, head, now_ns, overlay)
 

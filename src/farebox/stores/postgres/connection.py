@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from farebox.errors import StoreError
+from farebox.errors import StoreError, StoreRewound
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
@@ -26,8 +26,10 @@ _TRIP_MAX_S = 30
 _PAUSE_S = 0.05
 _PAUSE_MAX_S = 1
 
-#: What an operator's connection string may say otherwise. A standby answers reads and takes no
-#: writes, and what it does not know yet may have happened all the same: never ask one.
+#: What `is_direct` must be told.
+BACKEND = "SELECT pg_backend_pid()"
+
+#: What an operator's connection string may say otherwise.
 _DEFAULTS: dict[str, str | int] = {
     "application_name": "farebox",
     "connect_timeout": 5,
@@ -38,6 +40,10 @@ _DEFAULTS: dict[str, str | int] = {
     "tcp_user_timeout": 15_000,  # ms
 }
 
+#: A standby answers reads and takes no writes, and what it does not know yet may have happened all
+#: the same: whoever decides about money never asks one, whatever the connection string says.
+_DECIDES = ("read-write", "primary")
+
 #: Classes of SQLSTATE that hit every unit of a batch alike: the connection, the transaction's
 #: state, resources, locks, the operator, the system. Of any other, one unit is the cause.
 _EVERYBODYS = ("08", "25", "40", "53", "55", "57", "58", "XX")
@@ -46,10 +52,16 @@ _PASSING = ("08", "25006", "57P")
 
 
 def conninfo(dsn: str, *, reads_only: bool = False) -> str:
-    """The connection string with our defaults. Raises StoreError when it cannot be read."""
+    """The connection string with our defaults. Raises StoreError when it cannot be read.
+
+    `reads_only` is for who may be told of a moment ago: then a standby will do, and
+    `target_session_attrs` is the operator's to say.
+    """
     defaults = _DEFAULTS | ({"target_session_attrs": "any"} if reads_only else {})
     try:
         said = conninfo_to_dict(dsn)
+        if not reads_only and said.get("target_session_attrs") not in _DECIDES:
+            said.pop("target_session_attrs", None)
         return make_conninfo(dsn, **{key: defaults[key] for key in defaults.keys() - said.keys()})
     except psycopg.ProgrammingError:
         # Its message quotes the string.
@@ -64,8 +76,41 @@ def place(dsn: str) -> str:
 
 
 async def connect(info: str) -> Connection:
-    """A connection in autocommit mode; transactions are begun by hand. Raises psycopg.Error."""
-    return await psycopg.AsyncConnection.connect(info, autocommit=True, prepare_threshold=0)
+    """A connection in autocommit mode; transactions are begun by hand.
+
+    Raises psycopg.Error, or StoreError for a pooler that cannot hold a transaction.
+    """
+    made = psycopg.AsyncConnection.connect(info, autocommit=True, prepare_threshold=None)
+    connection: Connection = await made
+    try:
+        found = await connection.execute(BACKEND)
+        if is_direct(connection, await found.fetchone()):
+            connection.prepare_threshold = 0
+        else:
+            await connection.execute("BEGIN")
+            await connection.execute("COMMIT")
+    except psycopg.errors.ProtocolViolation as error:
+        await connection.close()
+        raise StoreError(
+            f"the pooler in front of the database takes no transactions ({error}): set its mode "
+            "to transaction or session"
+        ) from error
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+def is_direct(
+    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], backend: object
+) -> bool:
+    """Whether the server itself is at the other end, by its answer to `BACKEND`.
+
+    A pooler introduces itself with a number of its own. What is prepared through one may be gone
+    in the next transaction, or be another process's statement under the same name: behind a
+    pooler nothing is prepared.
+    """
+    return backend == (connection.pgconn.backend_pid,)
 
 
 def lost(connection: Connection, error: Exception) -> bool:
@@ -83,7 +128,7 @@ def passing(error: Exception) -> bool:
 def everybodys(error: Exception) -> bool:
     """Whether a failure hits all units of a batch, whatever they are."""
     if not isinstance(error, psycopg.Error):
-        return False
+        return isinstance(error, StoreRewound)
     if error.sqlstate is None:
         return isinstance(error, psycopg.OperationalError)
     return error.sqlstate.startswith(_EVERYBODYS)

@@ -1,7 +1,8 @@
 """The one task of this process that writes a book: takes what queued up, commits it, tells all.
 
 Other processes write the same book; the book's lock in the database orders the batches. So nothing
-is remembered from one batch to the next but the connection.
+is remembered from one batch to the next but the connection, and where the book was last known to
+stand: the database must still have that, or somebody was told what is true no more.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
+import structlog
 
 from farebox.clock import running_s
-from farebox.errors import StoreBusy, StoreError
+from farebox.errors import StoreBusy, StoreError, StoreRewound
+from farebox.ledger.batch import Head
 from farebox.ledger.model import Outcome, Unit
 from farebox.ledger.store import UNITS_MAX
 from farebox.stores.failure import Failure
-from farebox.stores.postgres.batch import Decided, decide, decide_expiry, stands, write
+from farebox.stores.postgres.batch import Decided, decide, decide_expiry, end_frozen, stands, write
 from farebox.stores.postgres.connection import Connection, Patience, connect, everybodys, lost
 from farebox.tally import Commits
 
+_log = structlog.get_logger("farebox.store")
 R = TypeVar("R")
 
 #: Units that may wait; more are refused before anything is done.
@@ -57,6 +61,9 @@ class Writer:
         self._info = info
         self._book = book
         self._connection: Connection | None = None
+        #: The last batch that was synced and told.
+        self._known = Head()
+        self._rewound: StoreRewound | None = None
         self._commits = commits
         self._queue: deque[_Units | _Expiry] = deque()
         self._queued_units = 0
@@ -128,7 +135,7 @@ class Writer:
 
     async def _expire(self, item: _Expiry) -> None:
         result = await self._transaction(
-            lambda connection: decide_expiry(connection, self._book, item.limit)
+            lambda connection: decide_expiry(connection, self._book, item.limit, self._known)
         )
         _tell(item.answer, result)
 
@@ -137,7 +144,7 @@ class Writer:
         synced = any(item.synced for item in work)
         began_s = running_s()
         result = await self._transaction(
-            lambda connection: decide(connection, self._book, units, synced=synced)
+            lambda connection: decide(connection, self._book, units, self._known, synced=synced)
         )
         if not isinstance(result, _Failure):
             self._commits.add(len(units), running_s() - began_s)
@@ -160,6 +167,8 @@ class Writer:
 
         When the answer to COMMIT was lost, the book is asked before anything is tried again.
         """
+        if self._rewound is not None:
+            return _Failure(self._rewound)
         patience = Patience()
         #: What may have been committed, by a connection that was lost.
         doubt: Decided[R] | None = None
@@ -172,11 +181,19 @@ class Writer:
                 doubt = None
                 decided = await run(connection)
                 await write(connection, self._book, decided.staged)
+            except StoreRewound as error:
+                _log.error("store.rewound", error=str(error))
+                self._rewound = error
+                await self._drop()
+                return _Failure(error)
             except Exception as error:
                 gone = await self._lost(error)
                 if gone and decided is not None and decided.staged.units:
                     doubt = decided
-                if not gone and doubt is None:
+                waited = isinstance(error, psycopg.errors.LockNotAvailable)
+                if waited:
+                    await self._end_frozen()
+                if not gone and not waited and doubt is None:
                     return _Failure(error)  # the server said so, and has rolled back
                 if not await patience.pause():
                     self._give_up(error)
@@ -187,6 +204,8 @@ class Writer:
     def _stood(self, committed: Decided[R]) -> R:
         head = committed.staged.head
         self._commits.stands(head.seq, head.event, head.at)
+        if committed.synced:
+            self._known = head
         return committed.told
 
     async def _connected(self) -> Connection:
@@ -205,6 +224,12 @@ class Writer:
         except psycopg.Error:
             await self._drop()
         return False
+
+    async def _end_frozen(self) -> None:
+        """We waited for the lock: a process that holds it and says nothing shall not keep it."""
+        with contextlib.suppress(psycopg.Error):
+            if self._connection is not None and await end_frozen(self._connection, self._book):
+                _log.error("store.frozen_process_ended", book=self._book)
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None

@@ -14,7 +14,7 @@ import apsw
 from farebox.clock import Clock, running_s
 from farebox.errors import StoreBusy, StoreError
 from farebox.ledger.audit import GENESIS
-from farebox.ledger.batch import Head
+from farebox.ledger.batch import Head, Pace
 from farebox.ledger.model import Outcome, Unit
 from farebox.ledger.store import UNITS_MAX
 from farebox.stores.failure import Failure
@@ -96,6 +96,7 @@ class Writer:
         self._db = db
         self._book = book
         self._clock = clock
+        self._pace = Pace()
         self._disk = disk
         self._commits = commits
         self._loop = asyncio.get_running_loop()
@@ -304,7 +305,7 @@ class Writer:
             return failure
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            now_ns = self._clock.now_ns()
+            now_ns = self._pace.time_ns(self._clock.now_ns(), self._head.at)
             batch = Batch(self._db, self._book, self._head, now_ns, self._known)
             result = run(batch)
         except Exception as error:

@@ -8,7 +8,8 @@ Never: a payment.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Annotated, TypeVar
 
 import aiohttp
@@ -16,13 +17,13 @@ import msgspec
 from yarl import URL
 
 from farebox.errors import InvalidCredential, RailRejected, RailUnavailable
+from farebox.rails.web.bounded import read_bounded
 from farebox.wire import bech32
 from farebox.wire.bolt11 import Invoice, decode_invoice
 
 _TOTAL_S = 10
 _CONNECT_S = 5
 _ANSWER_BYTES_MAX = 1 << 16
-_CHUNK_BYTES = 1 << 14
 _DESTINATION_CHARS_MAX = 8_192
 _LNURL_CHARS_MAX = 2_048
 _REASON_MAX_CHARS = 200
@@ -48,6 +49,7 @@ class PayEndpoint:
     callback: URL
     min_msat: int
     max_msat: int
+    metadata: str = field(default="", repr=False)
 
 
 class _PayJson(msgspec.Struct, frozen=True, rename="camel"):
@@ -55,6 +57,7 @@ class _PayJson(msgspec.Struct, frozen=True, rename="camel"):
     min_sendable: _Msat
     max_sendable: _Msat
     tag: str
+    metadata: str = ""
 
 
 class _InvoiceJson(msgspec.Struct, frozen=True):
@@ -91,10 +94,15 @@ class Lnurl:
         answer = await self._get(self._pay_url(text), _PayJson)
         if answer.tag != "payRequest" or not 0 < answer.min_sendable <= answer.max_sendable:
             raise RailUnavailable("the destination does not offer to be paid")
-        return PayEndpoint(self._url(answer.callback), answer.min_sendable, answer.max_sendable)
+        callback = self._url(answer.callback)
+        return PayEndpoint(callback, answer.min_sendable, answer.max_sendable, answer.metadata)
 
     async def invoice(self, endpoint: PayEndpoint, amount_msat: int) -> str:
-        """An invoice for exactly this amount. Raises RailUnavailable, RailRejected."""
+        """An invoice for exactly this amount, and for what the destination said it is for.
+
+        A hash of its description must be that of the metadata (LUD-06 once demanded that there is
+        one; many receivers leave it out). Raises RailUnavailable, RailRejected.
+        """
         url = endpoint.callback.update_query(amount=str(amount_msat))
         answer = await self._get(url, _InvoiceJson)
         try:
@@ -103,6 +111,9 @@ class Lnurl:
             raise RailUnavailable(f"the destination gave no invoice: {error}") from None
         if invoice.amount_msat != amount_msat:
             raise RailUnavailable("the destination's invoice is for another amount")
+        said = sha256(endpoint.metadata.encode()).digest()
+        if invoice.description_hash not in (None, said):
+            raise RailUnavailable("the destination's invoice is for something else")
         return answer.pr
 
     def _pay_url(self, text: str) -> URL:
@@ -138,7 +149,10 @@ class Lnurl:
                 timeout=aiohttp.ClientTimeout(total=_TOTAL_S, sock_connect=_CONNECT_S),
                 allow_redirects=False,  # where it leads was not checked
             ) as response:
-                status, raw = response.status, await _read(response)
+                status, raw = (
+                    response.status,
+                    await read_bounded(response, _ANSWER_BYTES_MAX, "the destination"),
+                )
         except TimeoutError:
             raise RailUnavailable("the destination did not answer in time") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -155,17 +169,6 @@ class Lnurl:
         except (msgspec.DecodeError, RecursionError, OverflowError, UnicodeError):
             pass
         raise RailUnavailable(f"the destination's answer (status {status}) cannot be read")
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise RailUnavailable("the destination packed its answer, unasked")
-    raw = bytearray()
-    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-        raw += chunk
-        if len(raw) > _ANSWER_BYTES_MAX:
-            raise RailUnavailable("the destination's answer is too long")
-    return bytes(raw)
 
 
 def _fixed(text: str) -> Fixed:

@@ -1,4 +1,4 @@
-"""A circuit breaker: a mint that does not answer is left alone for a while."""
+"""A circuit breaker: a place that does not answer is left alone for a while."""
 
 from __future__ import annotations
 
@@ -24,12 +24,18 @@ class BreakerState(enum.Enum):
 class Breaker:
     """Opens after some failures in a row; after a pause one call may try, and its end decides.
 
-    Only RailUnavailable is a failure: a mint that refuses is well.
+    Only RailUnavailable is a failure: a place that refuses is well.
     """
 
     def __init__(
-        self, clock: Clock, *, failures_to_open: int = FAILURES_TO_OPEN, pause_s: int = PAUSE_S
+        self,
+        clock: Clock,
+        *,
+        who: str = "the mint",
+        failures_to_open: int = FAILURES_TO_OPEN,
+        pause_s: int = PAUSE_S,
     ) -> None:
+        self._who = who
         self._clock = clock
         self._failures_to_open = failures_to_open
         self._pause_ns = pause_s * NS_PER_S
@@ -43,7 +49,7 @@ class Breaker:
         if self._opened_at_ns is None:
             return BreakerState.CLOSED
         waited_ns = self._clock.now_ns() - self._opened_at_ns
-        # A clock that stepped back must not keep a mint shut off for longer than the pause.
+        # A clock that stepped back must not keep a place shut off for longer than the pause.
         is_over = waited_ns >= self._pause_ns or waited_ns < 0
         return BreakerState.HALF_OPEN if is_over and not self._trying else BreakerState.OPEN
 
@@ -51,11 +57,13 @@ class Breaker:
     def attempt(self) -> Iterator[None]:
         """Guard one call and learn from its end. Raises RailUnavailable at once while open.
 
-        A call that ends otherwise, as by cancellation, says nothing about the mint.
+        A call that ends otherwise, as by cancellation, says nothing about the place.
         """
         state = self.state
         if state is BreakerState.OPEN:
-            raise RailUnavailable("the mint did not answer lately; it is left alone for a while")
+            raise RailUnavailable(
+                f"{self._who} did not answer lately; it is left alone for a while"
+            )
         self._trying = state is BreakerState.HALF_OPEN
         try:
             yield

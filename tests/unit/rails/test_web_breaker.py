@@ -8,7 +8,7 @@ import pytest
 
 from farebox.clock import ManualClock
 from farebox.errors import RailRejected, RailUnavailable
-from farebox.rails.cashu.breaker import Breaker, BreakerState
+from farebox.rails.web.breaker import Breaker, BreakerState
 
 
 def breaker(clock: ManualClock) -> Breaker:

@@ -7,7 +7,7 @@ import socket
 import aiohttp
 import pytest
 
-from farebox.rails.cashu.guard import is_public, open_guarded_session
+from farebox.rails.web.guard import is_public, open_guarded_session
 
 PRIVATE = [
     "127.0.0.1",

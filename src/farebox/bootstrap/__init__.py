@@ -17,6 +17,7 @@ import aiohttp
 
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
+from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
 from farebox.gateway import Catalogue, Gateway, Limits, UpstreamConfig, Upstreams
@@ -30,8 +31,11 @@ from farebox.ledger.store import Store
 from farebox.money import BTC
 from farebox.operating import Doors, Metrics, OperatorDoor, Parts, Vitals, ready
 from farebox.operating.root_key import require_root_key
+from farebox.payments.deposits import Deposits
+from farebox.payments.links import WithdrawLinks
 from farebox.payments.operations import Operations
 from farebox.payments.registry import PaymentMethods, plugins
+from farebox.payments.requests import DepositRequests
 from farebox.payments.service import Payments
 from farebox.paywall.model import Answer
 from farebox.paywall.prices import Prices
@@ -52,11 +56,12 @@ from farebox.rails.cashu import (
     Reconciling,
     Sweep,
     Upkeep,
-    open_guarded_session,
     open_session,
 )
 from farebox.rails.cashu.offer import Offers
+from farebox.rails.lightning import LightningMethod, open_node_session
 from farebox.rails.rates.http import HttpRateSource
+from farebox.rails.web import open_guarded_session
 from farebox.settings import (
     ChangePolicy,
     ForeignPolicy,
@@ -69,7 +74,7 @@ from farebox.signer import Signer
 from farebox.stores.sqlite import SqliteStore
 from farebox.tally import Commits, Counts
 from farebox.wire.cashu.model import normalize_mint_url
-from farebox.worker import Duty, Job, Worker
+from farebox.worker import Duty, Job, RailWatch, Worker
 from farebox.worker.expiry import KeyExpiry
 
 if TYPE_CHECKING:
@@ -82,6 +87,11 @@ _KEYS_EVERY_S = 30
 _UPKEEP_EVERY_S = 60
 _SWEEP_EVERY_S = 5
 _PRUNE_EVERY_S = 600
+_POLL_EVERY_S = 2
+_PROBE_EVERY_S = 15
+#: Deposits that one address may ask for within a minute.
+_ASKINGS_MAX = 30
+_ASKINGS_WINDOW_S = 60
 
 
 class Farebox:
@@ -141,18 +151,9 @@ class Farebox:
     async def _open(self) -> None:
         self.store = self._shared or await self._open_store()
         self._open_traces()
-        traced = (self._tracing.calls(),) if self._tracing else ()
-        self.session = await self._closing.enter_async_context(open_session(*traced))
-        guarded = await self._closing.enter_async_context(open_guarded_session())
         await self._enter_book()
         self.operations = Operations(self.ledger, self.processes)
-        self.cashu = CashuMethod(
-            _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
-        )
-        self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
-        self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
-        self.reconciling = Reconciling(self.cashu, self.ledger, self.operations, self._upkeep)
-        self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
+        await self._open_rails()
         self.keys = Keys(self.ledger, keys_max=self.settings.accounts.keys_max)
         accounts = self.settings.accounts
         self._failures = FailureLimit(self.clock, accounts.failures_max, accounts.failures_window_s)
@@ -188,7 +189,7 @@ class Farebox:
         if self._tracing is not None:
             self._tracing.follow(self.app.carrier, self.paywall, self.operations, upstreams)
         await self._open_accounts()
-        await self.cashu.start()
+        await self._start_rails()
         await self._mind_the_doors()
         self._watch(upstreams, context.calls)
         self.worker.start()
@@ -206,6 +207,32 @@ class Farebox:
         # After the processes: whoever moves the book waits for those that are in it.
         self.doors = Doors(self.ledger, self._commits, self.settings.data_dir)
         await self.doors.enter()
+
+    async def _open_rails(self) -> None:
+        traced = (self._tracing.calls(),) if self._tracing else ()
+        self.session = await self._closing.enter_async_context(open_session(*traced))
+        guarded = await self._closing.enter_async_context(open_guarded_session())
+        self.cashu = CashuMethod(
+            _cashu_config(self.settings), self.ledger, self.signer, self.session, guarded
+        )
+        self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
+        self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
+        self.reconciling = Reconciling(self.cashu, self.ledger, self.operations, self._upkeep)
+        self.lightning: LightningMethod | None = None
+        found = self.settings.lightning
+        if found.url is not None:
+            session = await self._closing.enter_async_context(open_node_session())
+            node, breaker = node_of(found, session, self.clock)
+            config = config_of(found)
+            self.lightning = LightningMethod(config, node, breaker, self.ledger, guarded)
+        self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
+        self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), self.payments.methods)
+
+    async def _start_rails(self) -> None:
+        """Put the ceilings into the books."""
+        await self.cashu.start()
+        if self.lightning is not None:
+            await self.lightning.start()
 
     def _open_traces(self) -> None:
         """Opened before everything that is traced, and so closed after it."""
@@ -232,6 +259,7 @@ class Farebox:
             gateway=self.app,
             upstreams=upstreams,
             mints=self.cashu.mints,
+            rails=tuple(self.deposits.rails().values()),
             worker=self.worker,
             wallet_calls=wallet_calls,
             data_dir=self.settings.data_dir,
@@ -281,6 +309,8 @@ class Farebox:
     def _methods(self) -> PaymentMethods:
         methods = PaymentMethods()
         methods.register(self.cashu)
+        if self.lightning is not None:
+            methods.register(self.lightning)
         for plugin in plugins():
             methods.register(plugin)
         return methods
@@ -295,6 +325,10 @@ class Farebox:
             paywall=self.paywall,
             idempotency=self._idempotency,
             failures=self._failures,
+            askings=FailureLimit(self.clock, _ASKINGS_MAX, _ASKINGS_WINDOW_S),
+            deposits=self.deposits,
+            links=WithdrawLinks(self.ledger, self.operations, self.payments),
+            public_url=public_url(self.settings),
             key_expiry_s=accounts.key_expiry_s,
             header_bytes_max=gateway.header_bytes_max,
         )
@@ -322,6 +356,13 @@ class Farebox:
             Job("found", _UPKEEP_EVERY_S, found.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
         ]
+        for rail in self.deposits.rails().values():
+            watch = RailWatch(rail, self.deposits, self.ledger)
+            self._closing.push_async_callback(watch.stop)
+            # One process listens and polls; each knows for itself whether the rail is there.
+            duty = Duty(f"watch:{watch.name}", watch.poll, self.ledger, self.processes)
+            jobs.append(Job(f"watch {watch.name}", _POLL_EVERY_S, duty.run))
+            jobs.append(Job(f"probe {watch.name}", _PROBE_EVERY_S, watch.probe))
         refreshes = [one.models_refresh_s for one in self.settings.upstreams]
         if any(refreshes):
             every_s = min(filter(None, refreshes))

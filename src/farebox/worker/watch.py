@@ -1,0 +1,114 @@
+"""Watching a rail: its subscription with a stored cursor, its poller, its probe.
+
+| what happens                      | then                                                      |
+|-----------------------------------|-----------------------------------------------------------|
+| the subscription tells of a payment | it is credited, then the cursor is stored               |
+| it breaks, or the rail is down    | again after a pause that grows, from the stored cursor    |
+| we were down                      | the cursor brings what the rail has kept; the poller, the |
+|                                   | rest                                                      |
+| several processes                 | one watches and polls (`duty.py`); crediting is once      |
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing, suppress
+
+import msgspec
+import structlog
+
+from farebox.errors import RailError
+from farebox.ledger.model import Put, Unit
+from farebox.ledger.records import RecordType
+from farebox.ledger.service import Ledger, State
+from farebox.payments.rail import DepositMethod
+from farebox.payments.requests import DepositRequests
+
+_log = structlog.get_logger("farebox.watch")
+
+#: Pauses between two tries of a subscription: 1, 2, 4 … up to this.
+_PAUSE_MOST_S = 60
+
+
+class WatchCursor(msgspec.Struct, frozen=True):
+    """How far a rail's subscription has been listened to. The key is the custody it fills."""
+
+    position: str
+
+
+WATCH_CURSOR = RecordType("watch_cursor", WatchCursor)
+
+
+class RailWatch:
+    """One rail, watched by one process."""
+
+    def __init__(self, rail: DepositMethod, requests: DepositRequests, ledger: Ledger) -> None:
+        self._rail = rail
+        self._requests = requests
+        self._ledger = ledger
+        self._listening: asyncio.Task[None] | None = None
+        self._failures = 0
+
+    @property
+    def name(self) -> str:
+        """The rail's name."""
+        return self._rail.payment_type
+
+    async def poll(self) -> None:
+        """One round: keep the subscription up, then ask about every open request that is due."""
+        if self._listening is None or self._listening.done():
+            self._listening = asyncio.create_task(self._listen(), name=f"watch:{self.name}")
+        try:
+            await self._requests.poll(self.name)
+        except RailError as error:
+            _log.warning("watch.not_polled", rail=self.name, reason=str(error))
+
+    async def probe(self) -> None:
+        """Ask the rail whether it is there, for `/v1/methods`."""
+        with suppress(RailError):  # its standing tells
+            await self._rail.probe()
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+            self._listening = None
+
+    async def _listen(self) -> None:
+        """Without end; a rail that cannot be heard is tried again, ever less often."""
+        while True:
+            try:
+                await self.listen_once()
+            except RailError as error:
+                _log.warning("watch.line_broken", rail=self.name, reason=str(error))
+            except Exception:  # a defect here must not end the watch for good
+                _log.exception("watch.failed", rail=self.name)
+            await asyncio.sleep(min(2**self._failures, _PAUSE_MOST_S))
+            self._failures = min(self._failures + 1, 6)
+
+    async def listen_once(self) -> None:
+        """Credit what the subscription tells, until it breaks. Raises RailError."""
+        row = await self._ledger.store.get(WATCH_CURSOR, self._key)
+        told = self._rail.watch("" if row is None else row.value.position)
+        async with aclosing(told):
+            async for watched in told:
+                self._failures = 0
+                await self._requests.seen(self.name, watched.sighting)
+                if watched.cursor:
+                    await self._keep(watched.cursor)
+
+    @property
+    def _key(self) -> str:
+        return self._rail.place
+
+    async def _keep(self, position: str) -> None:
+        def decide(state: State, _: int) -> Unit | None:
+            known = state.row(WATCH_CURSOR, self._key)
+            if known is not None and known.value.position == position:
+                return None
+            version = state.version(WATCH_CURSOR, self._key)
+            put = Put(WATCH_CURSOR, self._key, WatchCursor(position), version)
+            return Unit(f"cursor:{self._key}:{version}:{position}", puts=(put,))
+
+        await self._ledger.transact([(WATCH_CURSOR, self._key)], decide)

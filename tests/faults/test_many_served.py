@@ -1,0 +1,158 @@
+"""Several `farebox serve` on one book in PostgreSQL, of which some are killed under load.
+
+Callers go on at those that are left: each is told in the end what he was charged, the sum of that
+is what was earned, and the mint owes what callers and book together have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from farebox.books import RECORDS
+from farebox.stores.audit import BookReader
+from farebox.stores.postgres.audit import PostgresAuditReader
+from tests.acceptance.world import Mint, farebox
+from tests.faults.served import PRICE_SAT, House, Money, NutshellMoney, PlayMoney
+from tests.faults.test_storm import SEED
+from tests.peers.nutshell import Nutshell
+from tests.peers.pgbouncer import running
+from tests.peers.postgres import Postgres
+
+_SERVERS = 3
+_KILLS = 2
+_CALLERS = 3
+_TOKENS = 24
+#: What a killed process leaves is another's after about ten seconds; more on a busy machine,
+#: and the callers' own pauses.
+_TAKEN_OVER_S = 60
+
+
+class Street(House):
+    """Houses on one book. A caller comes to any that is open, and next time to another."""
+
+    def __init__(
+        self, folder: Path, flags: tuple[str, ...], money: Money, chance: random.Random, dsn: str
+    ) -> None:
+        super().__init__(folder, flags, money)
+        self.chance = chance
+        self.open: list[House] = []
+        self._dsn = dsn
+
+    def open_all(self) -> None:
+        """The first makes the root key, which all have."""
+        for number in range(_SERVERS):
+            house = House(self.folder / str(number), self.flags, self.money)
+            house.folder.mkdir()
+            if number == 0:
+                made = farebox(
+                    "init", *self.flags, cwd=house.folder, env={"FAREBOX_DATABASE": self._dsn}
+                )
+                assert made.code == 0, made.error
+            else:
+                (house.folder / "data").mkdir(mode=0o700)
+                key = Path("data") / "root.key"
+                shutil.copy2(self.folder / "0" / key, house.folder / key)
+            house.start()
+            self.open.append(house)
+
+    @property
+    def url(self) -> str:
+        return self.chance.choice(self.open).url
+
+    def kill_one(self) -> None:
+        """One less from now on."""
+        house = self.open.pop(self.chance.randrange(len(self.open)))
+        house.kill()
+
+    def look(self) -> House:
+        """One that is open, as the operator asks it."""
+        house = self.open[0]
+        house.tokens = self.tokens
+        house.reader = self.reader  # type: ignore[method-assign]
+        return house
+
+    def reader(self) -> BookReader:
+        return PostgresAuditReader(self._dsn, RECORDS)
+
+    def stop(self) -> None:
+        for house in self.open:
+            house.stop()
+
+
+@pytest.mark.slow
+async def test_what_killed_processes_leave_is_taken_over_and_no_unit_is_lost(
+    postgres: Postgres,
+    mint: Mint,
+    upstream: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with postgres.database() as name:
+        dsn = postgres.dsn_at(postgres.port, dbname=name)
+        monkeypatch.setenv("FAREBOX_DATABASE", dsn)
+        await _live(mint.url, partial(PlayMoney, mint), upstream, tmp_path, dsn)
+
+
+@pytest.mark.slow
+@pytest.mark.peer
+async def test_the_same_holds_at_a_real_mint_and_behind_a_pooler(
+    postgres: Postgres,
+    nutshell: Nutshell,
+    upstream: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By transaction, with fewer connections to the server than there are processes' own."""
+    with postgres.database() as name, running(postgres, "transaction", 4) as pooler:
+        dsn = postgres.dsn_at(pooler.port, dbname=name)
+        monkeypatch.setenv("FAREBOX_DATABASE", dsn)
+        await _live(nutshell.url, partial(NutshellMoney, nutshell), upstream, tmp_path, dsn)
+
+
+async def _live(
+    mint_url: str, money_at: Callable[[str], Money], upstream: str, folder: Path, dsn: str
+) -> None:
+    seed = os.environ.get(SEED) or str(random.SystemRandom().randrange(1_000_000))
+    flags = ("--upstream", upstream, "--mint", mint_url, "--price", f"{PRICE_SAT} sat")
+    money = await asyncio.to_thread(money_at, mint_url)
+    street = Street(folder, (*flags, "--data", "data"), money, random.Random(seed), dsn)
+    try:
+        await asyncio.to_thread(street.open_all)
+        tokens = [await asyncio.to_thread(street.token, 64) for _ in range(_TOKENS)]
+        callers = [asyncio.create_task(_caller(street, tokens)) for _ in range(_CALLERS)]
+        for _ in range(_KILLS):
+            await asyncio.sleep(street.chance.uniform(0.3, 1.0))
+            await asyncio.to_thread(street.kill_one)
+        killed_s = time.monotonic()
+        told_msat = sum(await asyncio.gather(*callers))
+        balance = await asyncio.to_thread(street.look().prove)
+        assert time.monotonic() - killed_s < _TAKEN_OVER_S
+        assert balance["revenue_msat"] == told_msat
+        assert told_msat > 0
+    except BaseException as error:
+        error.add_note(f"{SEED}={seed}")
+        raise
+    finally:
+        await asyncio.to_thread(street.stop)
+
+
+async def _caller(street: Street, tokens: list[str]) -> int:
+    """Hands each token in twice at the same moment, mostly at two of them; it pays once."""
+    charged_msat = 0
+    while tokens:
+        token = tokens.pop()
+        one, two = await asyncio.gather(
+            asyncio.to_thread(street.pays, token), asyncio.to_thread(street.pays, token)
+        )
+        assert one == two
+        charged_msat += one
+    return charged_msat
