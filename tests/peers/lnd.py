@@ -289,19 +289,26 @@ class LightningNetwork:
             },
         )
         self.chain.mine(6)
-        _until(lambda: self._is_open(self.payer) and self._is_open(self.house))
+        _until(self._is_open)
 
     def _is_synced(self, node: LndNode) -> bool:
         info = node.get("/v1/getinfo")
         return bool(info["synced_to_chain"]) and info["block_height"] >= self.chain.height()
 
-    def _is_open(self, node: LndNode) -> bool:
-        channels = node.get("/v1/channels")["channels"]
-        return bool(channels) and all(one["active"] for one in channels)
+    def _is_open(self) -> bool:
+        """Whether either can pay the other. A channel is called active a moment before that."""
+        ways = ((self.payer, self.house), (self.house, self.payer))
+        for node, to in ways:
+            channels = node.get("/v1/channels")["channels"]
+            if not channels or not all(one["active"] for one in channels):
+                return False
+            if not node.get(f"/v1/graph/routes/{to.key}/1")["routes"]:
+                return False
+        return True
 
     def reconnected(self) -> None:
         """Wait until the channel can be used again after a restart."""
-        _until(lambda: self._is_open(self.payer) and self._is_open(self.house))
+        _until(self._is_open)
 
     def stop(self) -> None:
         """End all of it."""
