@@ -149,14 +149,15 @@ async def open_door(
             )
             async with serving(gateway) as url:
                 door = Door(house, gateway, behaviour, url)
-                door.account, secret = await _funded_key(house)
+                door.account, secret = await funded_key(house)
                 door.auth = {"Authorization": f"Bearer {secret}"}
                 yield door, caller
                 await gateway.stop()
         await house.store.close()
 
 
-async def _funded_key(house: House) -> tuple[str, str]:
+async def funded_key(house: House) -> tuple[str, str]:
+    """A new account of 1,000,000 msat, and a key to it."""
     account = new_account()
     fund = Unit(
         new_id("fund"),
@@ -172,4 +173,4 @@ async def _funded_key(house: House) -> tuple[str, str]:
     return account, made.secret
 
 
-__all__ = ["Asked", "Behaviour", "Door", "events", "open_door", "parse_price", "say"]
+__all__ = ["Asked", "Behaviour", "Door", "events", "funded_key", "open_door", "parse_price", "say"]

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from farebox.testing.asgi import Send
-from tests.integration.gateway_house import Asked, Behaviour, Door, open_door, say
+from tests.integration.gateway_house import Asked, Behaviour, Door, funded_key, open_door, say
 from tests.integration.test_gateway_requests import receipt_of
 
 DAY_S = 24 * 3_600
@@ -97,6 +97,22 @@ async def test_what_was_charged_nothing_is_carried_out_under_the_same_name(tmp_p
         async with ask(door, caller) as again:
             assert (await again.json())["code"] == "answer_not_stored"
         assert await door.left() == FUNDED_MSAT - PRICE_MSAT
+
+
+async def test_the_service_never_takes_the_names_of_two_accounts_for_one(tmp_path: Path) -> None:
+    """It knows all callers by one credential: it would give one the answer of the other."""
+    async with open_door(tmp_path) as (door, caller):
+        _, secret = await funded_key(door.house)
+        other = {"Authorization": f"Bearer {secret}"}
+        door.upstream.answer = say({}, 503)
+        for auth in (door.auth, other, door.auth):  # charged nothing, so each is carried out
+            named = auth | {"Idempotency-Key": "1"}
+            async with caller.post(door.url + "/a", data=b"{}", headers=named) as answer:
+                assert answer.status == 503
+        mine, others, again = (asked.header("idempotency-key") for asked in door.upstream.asked)
+        assert mine == again != others
+        assert None not in (mine, others)
+        assert "1" not in (mine, others)  # else a caller could say the name that another one has
 
 
 async def test_a_name_is_free_again_after_a_day(tmp_path: Path) -> None:

@@ -108,6 +108,10 @@ class _Bounded(HttpToolsProtocol):
         super().connection_made(_OneWrite(transport, self.loop))
         self._await_head()
 
+    def eof_received(self) -> None:
+        # The loop closes its own transport then, and what is held would be lost.
+        self.transport.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
         super().connection_lost(exc)

@@ -33,6 +33,7 @@ from farebox.gateway.delivery import Call, Supervision
 from farebox.gateway.exchange import Outgoing
 from farebox.gateway.turns import Turns
 from farebox.gateway.upstream import Upstream, Upstreams
+from farebox.ids import derived_id
 from farebox.paywall.model import (
     Admission,
     Answer,
@@ -210,6 +211,7 @@ class Gateway:
         if isinstance(admission, Answer):
             await send_answer(send, admission, method=method)
             return
+        _rename(outgoing.headers, admission.account)
         outgoing.headers.append((b"x-request-id", admission.request_id.encode()))
         await self.carrier.deliver(
             admission, call, lambda: self._upstreams.open(upstream, outgoing), receive, send
@@ -257,6 +259,14 @@ def _named(
     query = scope["query_string"].decode("latin-1")
     name = name_of(raw, scope["method"], f"{target}?{query}", body)
     return name if isinstance(name, Answer) else replace(presented, name=name)
+
+
+def _rename(headers: list[tuple[bytes, bytes]], account: str) -> None:
+    """The service knows all callers by one credential: a name that two of them chose would have it
+    give one the answer of the other."""
+    for at, (header_name, name) in enumerate(headers):
+        if header_name == _NAME:
+            headers[at] = (_NAME, derived_id("named", account, name).encode())
 
 
 def _call(scope: Scope, facts: RequestFacts, body: bytes, upstream: Upstream) -> Call:

@@ -49,8 +49,13 @@ class RecordType(Generic[T]):
 
     def columns_of(self, value: T) -> list[str | int | None]:
         """The indexed fields of a row as a store keeps them, in the order of `columns`."""
-        fields = [column_value(getattr(value, name)) for name in self.columns]
+        fields = self.fields_of(value)
         return fields if self.resting.isdisjoint(fields) else [None] * len(fields)
+
+    def fields_of(self, value: T) -> list[str | int | None]:
+        """The same, whether the row rests or not: so it stands there when it was written before
+        its record type said what rests."""
+        return [column_value(getattr(value, name)) for name in self.columns]
 
     def encode(self, value: T) -> bytes:
         """The stored form of a row."""

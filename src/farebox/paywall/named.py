@@ -10,6 +10,7 @@ The name is written by the very commit that holds the money, so there is no name
 | another request by this name  | 422 `idempotency_key_reused`                                     |
 
 A day after its request began a name is free again. Money inside a request is a name of its own.
+The service is told a name of ours, which no two accounts share.
 """
 
 from __future__ import annotations

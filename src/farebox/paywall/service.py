@@ -36,7 +36,7 @@ from farebox.identity import (
     token_account,
 )
 from farebox.ids import derived_id, new_id
-from farebox.ledger.model import Applied, Outcome, Stale, Taken, Unit, hold_id
+from farebox.ledger.model import Applied, Outcome, Stale, Taken, hold_id
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
 from farebox.payments import PaymentCredentials, PlannedChange, Refusal, Reserve
@@ -67,8 +67,10 @@ from farebox.paywall.settling import (
     Live,
     admission_of,
     admitting,
+    admitting_unit,
     bill_of,
     checkpointing,
+    forgotten,
     free,
     receipt_facts,
     request_headers,
@@ -295,10 +297,9 @@ class Paywall:
         """The commit that admits a request. Live from before it, so that recovery, which may see
         the row before we hear of it, does not take the request for one that crashed."""
         self._live[request_id] = Live(request, 1)
-        changes = admitting(request_id, request)
+        unit = admitting_unit(request_id, request, named)
         outcome: Outcome | None = None
         try:
-            unit = Unit(request_id, steps=changes.steps, puts=changes.puts + named)
             # On an account a loss of power may take it: nothing was metered. Money pays only once.
             outcome = await self._ledger.store.commit(unit, synced=bool(request.credential))
             return outcome
@@ -376,10 +377,16 @@ class Paywall:
         for _ in range(_SETTLE_TRIES_MAX):
             if live is None:
                 row = await self._ledger.store.get(REQUEST, request_id)
-                assert row is not None, "an admission always has a row"
-                if row.value.state is RequestState.SETTLED:
+                if row is None:  # a database that crashed forgets what was not synced
+                    request = self._live[request_id].request
+                    again = admitting_unit(request_id, request)
+                    if not isinstance(await self._ledger.store.commit(again), Applied):
+                        return forgotten(request, bill, self.clock.now_ns())
+                    live = Live(request, 1)
+                elif row.value.state is RequestState.SETTLED:
                     return row.value
-                live = Live(row.value, row.version)
+                else:
+                    live = Live(row.value, row.version)
             request = live.request
             left = await self._left(request, bill)
             change = await self._plan_change(request_id, request, left)
@@ -394,10 +401,8 @@ class Paywall:
 
     async def _left(self, request: Request, bill: Bill) -> int:
         """The change of a request: what is left of the money embedded in it, hold and all."""
-        if not request.credential:
-            return 0
-        available = await self._available(request.account)
-        return available + request.quote.maximum_msat - bill.charged_msat
+        unused = request.quote.maximum_msat - bill.charged_msat
+        return unused + await self._available(request.account) if request.credential else 0
 
     async def _plan_change(
         self, request_id: str, request: Request, left: int

@@ -65,6 +65,12 @@ def admitting(request_id: str, request: Request) -> Changes:
     )
 
 
+def admitting_unit(request_id: str, request: Request, named: tuple[Put, ...] = ()) -> Unit:
+    """The commit that admits a request which money on an account pays for."""
+    changes = admitting(request_id, request)
+    return Unit(request_id, steps=changes.steps, puts=changes.puts + named)
+
+
 def admission_of(request_id: str, request: Request, public_url: str) -> Admission:
     """What lets an admitted request pass, with where its change will be, if money came with it."""
     headers = request_headers(request_id)
@@ -109,6 +115,11 @@ def settled(
         settled_at=now_ns,
         change=change.reference if change and change.amount_msat else b"",
     )
+
+
+def forgotten(request: Request, bill: Bill, now_ns: int) -> Request:
+    """What is told of a request that the books have forgotten and can hold for no more."""
+    return settled(request, Bill(0, bill.ended, NO_USAGE), 0, None, now_ns)
 
 
 def settling_unit(

@@ -179,7 +179,7 @@ class BookReader(ABC):
 
         def read(row: Sequence[Any]) -> StoredRow:
             key, version, seq, raw, *fields = row
-            indexed = record is None or _fields_of(record, raw) == fields
+            indexed = record is None or _is_indexed(record, raw, fields)
             return StoredRow(kind, key, version, seq, value_digest(raw), indexed)
 
         return read
@@ -208,8 +208,9 @@ def _unit_from(row: Sequence[Any]) -> StoredUnit:
     return StoredUnit(*row)
 
 
-def _fields_of(record: RecordType[Any], raw: bytes) -> list[str | int | None] | None:
-    """The index fields as they should be; None when the value cannot be read."""
+def _is_indexed(record: RecordType[Any], raw: bytes, fields: list[str | int | None]) -> bool:
+    """Whether the index fields say what the value says; not when it cannot be read."""
     with contextlib.suppress(msgspec.DecodeError):
-        return record.columns_of(record.decode(raw))
-    return None
+        value = record.decode(raw)
+        return fields in (record.columns_of(value), record.fields_of(value))
+    return False

@@ -102,6 +102,15 @@ def test_an_address_that_is_taken_is_said() -> None:
                 pass
 
 
+async def test_a_caller_that_sends_no_more_has_what_was_answered() -> None:
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
+        writer.write_eof()
+        assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"fine")
+        writer.close()
+
+
 class Sent(asyncio.Transport):
     """Remembers each call to the system that a transport would make."""
 

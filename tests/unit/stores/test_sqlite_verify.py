@@ -480,6 +480,15 @@ def test_a_forgery_with_a_new_chain_breaks_the_rules_all_the_same(book: Path, na
     assert where in result.where
 
 
+def test_rows_that_were_written_before_their_type_said_what_rests_are_whole(book: Path) -> None:
+    rests = RecordType("test.job", Job, JOB.indexes, resting=frozenset({State.DONE.value}))
+    with SqliteAuditReader(book, (rests,)) as reader:
+        assert not isinstance(verify(reader), Broken)
+    edit(book, "UPDATE record_test_job SET f_state = NULL WHERE key = 'j1'")
+    with SqliteAuditReader(book, (rests,)) as reader:  # neither as it was, nor as it should be
+        assert isinstance(verify(reader), Broken)
+
+
 async def test_custody_that_does_not_cover_what_is_owed_is_told(book: Path) -> None:
     """Balanced books can still promise more than is there: a loss must not hide in an expense."""
     loss = (Open("expense", "BTC", Kind.EXPENSE), Transfer("expense", "custody:m", 301, "loss"))
