@@ -96,7 +96,7 @@ async def _through(here: Town, act: Act, client: Run, proxy: FaultProxy, strike:
 @pytest.mark.parametrize(
     ("act", "line"), [(FIXED, "COMMIT"), (REFUND, "COMMIT"), (CREATE, "BEGIN")]
 )
-async def test_no_unit_is_lost_or_made_whatever_breaks_on_the_way_to_the_database(
+async def test_no_unit_is_lost_or_made_whatever_breaks_on_the_way_to_postgres(
     act: Act, line: str, nursery: Nursery, tmp_path: Path, postgres: Postgres
 ) -> None:
     async with town(nursery, tmp_path, postgres) as here:

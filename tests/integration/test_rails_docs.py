@@ -38,7 +38,7 @@ def test_the_settings_can_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.peer
-async def test_the_answers_have_the_members_that_are_shown(
+async def test_the_answers_of_the_lightning_rail_have_the_members_that_are_shown(
     tmp_path: Path, lightning: LightningNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with lightning_house(tmp_path, lightning, monkeypatch) as house:

@@ -21,7 +21,12 @@ from tests.peers.payment_kit import PaymentKit
 from tests.peers.postgres import Postgres
 
 #: Each peer, and the fixtures below that start it.
-PEERS = {"nutshell": {"nutshell", "nutshell_with_fees"}, "postgres": {"postgres"}}
+PEERS = {
+    "lightning": {"lightning"},
+    "lnbits": {"lnbits"},
+    "nutshell": {"nutshell", "nutshell_with_fees"},
+    "postgres": {"postgres"},
+}
 
 
 class _OnePeerOneWorker(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
@@ -38,11 +43,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse a test that takes a peer and doesn't name it. Raises pytest.UsageError."""
-    for item in items:
-        for peer, fixtures in PEERS.items():
-            if fixtures.intersection(getattr(item, "fixturenames", ())) and peer not in item.nodeid:
-                raise pytest.UsageError(f"{item.nodeid} must have the name of its peer, {peer}")
+    """Refuse tests that take a peer and don't name it. Raises pytest.UsageError."""
+    nameless = [
+        f"{item.nodeid} must have the name of its peer, {peer}"
+        for item in items
+        for peer, fixtures in PEERS.items()
+        if fixtures.intersection(getattr(item, "fixturenames", ())) and peer not in item.nodeid
+    ]
+    if nameless:
+        raise pytest.UsageError("\n".join(nameless))
 
 
 def missing(peer: str, reason: PeerUnavailable) -> None:

@@ -104,7 +104,7 @@ async def test_what_killed_processes_leave_is_taken_over_and_no_unit_is_lost(
 
 @pytest.mark.slow
 @pytest.mark.peer
-async def test_the_same_holds_at_a_real_mint_and_behind_a_pooler(
+async def test_the_same_holds_at_a_nutshell_mint_and_behind_a_pooler(
     postgres: Postgres,
     nutshell: Nutshell,
     upstream: str,
