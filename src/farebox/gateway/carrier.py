@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from farebox.clock import running_s
 from farebox.errors import StoreError
 from farebox.gateway import problems
 from farebox.gateway.asgi import Receive, Send
@@ -93,8 +94,7 @@ class Carrier:
             refused = problems.not_open()
             self.tally.answered(refused)
             return refused
-        loop_time = asyncio.get_running_loop().time
-        began_s = loop_time()
+        began_s = running_s()
         answer: Admission | Answer
         try:
             answer = await self.paywall.authorise(presented, facts, address, book)
@@ -104,7 +104,7 @@ class Carrier:
         except Exception:  # a defect: it is told as a problem, and what it left open is recovered
             _log.exception("request.not_authorised")
             answer = problems.failed()
-        self.tally.authorising.add(loop_time() - began_s)
+        self.tally.authorising.add(running_s() - began_s)
         if isinstance(answer, Answer):
             self.tally.answered(answer)
         else:
@@ -120,7 +120,8 @@ class Carrier:
         send: Send,
     ) -> None:
         """Forward an admitted request, settle it, finish its answer."""
-        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
         if task in self._abandoned:
             await self._release(admission)
@@ -130,7 +131,6 @@ class Carrier:
         delivery = Delivery(self.paywall, admission, call, self._counter, supervision, tally, send)
         self._deliveries[task] = delivery
         self._watch.begin(delivery, receive)
-        loop = asyncio.get_running_loop()
         if self._is_cut:  # while it was being authorised, so that nobody else will
             loop.call_soon(delivery.interrupt, Why.STOPPING)
         began_s = loop.time()

@@ -182,7 +182,7 @@ class Delivery:
     async def run(self, opening: Awaitable[Exchange]) -> None:
         """Forward, settle, finish the answer. To be run in a task of its own."""
         self._progress_s = self._loop.time()
-        self._forwarding = asyncio.current_task()
+        self._forwarding = asyncio.current_task(self._loop)
         try:
             outcome = await self._forward(opening)
         except asyncio.CancelledError:

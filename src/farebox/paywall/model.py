@@ -122,7 +122,7 @@ class RequestState(enum.StrEnum):
     SETTLED = "settled"
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One paid request: its hold until settled, then what it came to.
 
     `credential` is the identity of the money embedded in it, "" for a request on an account;
