@@ -145,11 +145,14 @@ class Reconciling:
                 for keyset_id in await self._used_keysets(place):
                     first = await self._next(keyset_id)
                     keyset = await place.mint.keys(keyset_id)
-                    if await self._signed(place, keyset, range(first, first + _LOOKED_AT)):
-                        return (
-                            f"{place.url} has signed for counters that this book calls free: "
-                            "this is an old copy"
-                        )
+                    while await self._signed(place, keyset, range(first, first + _LOOKED_AT)):
+                        known, first = first, await self._next(keyset_id)
+                        if first == known:
+                            return (
+                                f"{place.url} has signed for counters that this book calls free: "
+                                "this is an old copy"
+                            )
+                        # Another process has taken them since they were read: look behind them.
         except (RailUnavailable, RailRejected, TimeoutError) as error:
             _log.warning("cashu.age_unknown", mint=place.url, reason=str(error) or "no answer")
         return ""
