@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -24,9 +25,12 @@ from farebox.identity.keys import (
 )
 from farebox.ledger.records import RecordType, Row
 from farebox.payments.service import Refunded
+from farebox.rails.cashu import Reconciling
 from farebox.rails.cashu.config import unswapped_account
+from farebox.rails.cashu.mints import MintPlace
 from farebox.rails.cashu.records import PROOF, ProofUse
 from farebox.wire.cashu.locks import p2pk_secret
+from farebox.wire.cashu.model import Keyset
 from farebox.wire.cashu.token import decode_token, encode_token
 from tests.integration.processes_world import SHARED, Door, House, Line, World, shared_world
 from tests.integration.whole_house import PRICE_SAT
@@ -277,3 +281,27 @@ async def test_a_locked_proof_in_two_tokens_at_two_processes_is_credited_once(
     unswapped = await world.store.account(unswapped_account(a.mint.url, "sat"))
     assert unswapped is not None
     assert unswapped.held == 0
+
+
+async def test_money_that_one_process_receives_while_another_starts_is_no_sign_of_an_old_copy(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = await world.house()
+    assert (await a.present(Door.CREATE, encode_token(a.money()))).status_code == 200
+    ask = Reconciling._signed
+
+    async def ask_late(
+        self: Reconciling, place: MintPlace, keyset: Keyset, counters: Sequence[int]
+    ) -> list[Any]:
+        monkeypatch.undo()
+        for _ in range(200):  # until a block of counters is used up
+            assert (await a.present(Door.CREATE, encode_token(a.money(127)))).status_code == 200
+            found = await ask(self, place, keyset, counters)
+            if found:
+                return found
+        raise AssertionError("the mint never signed for the counters that were looked at")
+
+    monkeypatch.setattr(Reconciling, "_signed", ask_late)
+    b = await world.house()
+    assert not b.farebox.doors.is_closed
+    assert (await b.present(Door.CREATE, encode_token(b.money()))).status_code == 200
