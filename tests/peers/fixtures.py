@@ -7,7 +7,8 @@ starts it. Who hands tests out to workers sees their ids only: hence each has it
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pytest
 from xdist.remote import Producer
@@ -19,6 +20,8 @@ from tests.peers.lnd import LightningNetwork
 from tests.peers.nutshell import Nutshell
 from tests.peers.payment_kit import PaymentKit
 from tests.peers.postgres import Postgres
+
+P = TypeVar("P", Nutshell, LightningNetwork, LnbitsServer)
 
 #: Each peer, and the fixtures below that start it.
 PEERS = {
@@ -84,14 +87,19 @@ def payment_kit() -> Iterator[PaymentKit]:
 
 
 def _nutshell(factory: pytest.TempPathFactory, fee_ppk: int) -> Iterator[Nutshell]:
+    yield from _started("Nutshell", lambda: Nutshell(factory.mktemp("nutshell"), fee_ppk=fee_ppk))
+
+
+def _started(name: str, make: Callable[[], P]) -> Iterator[P]:
+    """A peer from its start to its stop."""
     try:
-        mint = Nutshell(factory.mktemp("nutshell"), fee_ppk=fee_ppk)
-        mint.start()
+        peer = make()
+        peer.start()
     except PeerUnavailable as reason:
-        missing("Nutshell", reason)
+        missing(name, reason)
         return
-    yield mint
-    mint.stop()
+    yield peer
+    peer.stop()
 
 
 @pytest.fixture(scope="session")
@@ -110,24 +118,10 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def lightning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightningNetwork]:
     """A chain, a payer's LND and one for the house, with a channel between them."""
-    try:
-        network = LightningNetwork(tmp_path_factory.mktemp("lightning"))
-        network.start()
-    except PeerUnavailable as reason:
-        missing("LND", reason)
-        return
-    yield network
-    network.stop()
+    yield from _started("LND", lambda: LightningNetwork(tmp_path_factory.mktemp("lightning")))
 
 
 @pytest.fixture(scope="session")
 def lnbits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LnbitsServer]:
     """LNbits with its fake funding source, the house's wallet and a payer's."""
-    try:
-        server = LnbitsServer(tmp_path_factory.mktemp("lnbits"))
-        server.start()
-    except PeerUnavailable as reason:
-        missing("LNbits", reason)
-        return
-    yield server
-    server.stop()
+    yield from _started("LNbits", lambda: LnbitsServer(tmp_path_factory.mktemp("lnbits")))

@@ -143,19 +143,24 @@ class Reconciling:
         try:
             async with asyncio.timeout(_LOOK_S):
                 for keyset_id in await self._used_keysets(place):
-                    first = await self._next(keyset_id)
-                    keyset = await place.mint.keys(keyset_id)
-                    while await self._signed(place, keyset, range(first, first + _LOOKED_AT)):
-                        known, first = first, await self._next(keyset_id)
-                        if first == known:
-                            return (
-                                f"{place.url} has signed for counters that this book calls free: "
-                                "this is an old copy"
-                            )
-                        # Another process has taken them since they were read: look behind them.
+                    if await self._has_signed_free(place, keyset_id):
+                        return (
+                            f"{place.url} has signed for counters that this book calls free: "
+                            "this is an old copy"
+                        )
         except (RailUnavailable, RailRejected, TimeoutError) as error:
             _log.warning("cashu.age_unknown", mint=place.url, reason=str(error) or "no answer")
         return ""
+
+    async def _has_signed_free(self, place: MintPlace, keyset_id: str) -> bool:
+        first = await self._next(keyset_id)
+        keyset = await place.mint.keys(keyset_id)
+        while await self._signed(place, keyset, range(first, first + _LOOKED_AT)):
+            known, first = first, await self._next(keyset_id)
+            if first == known:
+                return True
+            # Another process has taken them since they were read: look behind them.
+        return False
 
     async def _used_keysets(self, place: MintPlace) -> list[str]:
         ids = [one.id for one in await place.mint.keysets() if one.unit in place.terms.units]

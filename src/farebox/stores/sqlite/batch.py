@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import apsw
 
@@ -31,6 +31,8 @@ from farebox.stores.rows import (
     record_columns,
     table,
 )
+
+R = TypeVar("R")
 
 #: Rows of one sort that are remembered at most.
 _KNOWN_MAX = 50_000
@@ -145,32 +147,30 @@ class Batch:
             self._overlay.units[unit_id] = known_from(seq, at, decode_body(body))
 
     def _load_accounts(self, ids: set[str]) -> None:
-        loaded = self._overlay.accounts
-        missing = []
-        for account in ids:
-            loaded[account] = known = self._known.accounts.get(account)
-            if known is None:
-                missing.append(account)
-        if missing:
-            found = self._db.execute(
-                f"SELECT {ACCOUNT} FROM accounts WHERE book = ? AND id IN carray(?)",
-                (self._book, apsw.carray(tuple(missing))),
-            )
-            loaded.update((row[0], account_from(row)) for row in found)
+        self._load_rows(
+            self._overlay.accounts, ids, self._known.accounts, _ACCOUNTS_NAMED, account_from
+        )
 
     def _load_holds(self, ids: set[str]) -> None:
-        loaded = self._overlay.holds
+        self._load_rows(self._overlay.holds, ids, self._known.holds, _HOLDS_NAMED, hold_from)
+
+    def _load_rows(
+        self,
+        loaded: dict[str, R | None],
+        ids: set[str],
+        known: Mapping[str, R],
+        named: str,
+        read: Callable[[Sequence[Any]], R],
+    ) -> None:
+        """Fill `loaded` with rows by their ids; only what is not known is asked for."""
         missing = []
-        for hold in ids:
-            loaded[hold] = known = self._known.holds.get(hold)
-            if known is None:
-                missing.append(hold)
+        for row_id in ids:
+            loaded[row_id] = row = known.get(row_id)
+            if row is None:
+                missing.append(row_id)
         if missing:
-            found = self._db.execute(
-                f"SELECT {HOLD} FROM holds WHERE book = ? AND id IN carray(?)",
-                (self._book, apsw.carray(tuple(missing))),
-            )
-            loaded.update((row[0], hold_from(row)) for row in found)
+            found = self._db.execute(named, (self._book, apsw.carray(tuple(missing))))
+            loaded.update((row[0], read(row)) for row in found)
 
     def _due_on(self, accounts: set[str]) -> list[HoldRow]:
         """Holds that are due on the accounts this batch touches, oldest first."""
@@ -220,6 +220,8 @@ class Batch:
 
 ACCOUNT = "id, asset, kind, debits_pending, debits_posted, credits_pending, credits_posted, ceiling"
 HOLD = "id, debit, credit, amount, code, expires_at, state"
+_ACCOUNTS_NAMED = f"SELECT {ACCOUNT} FROM accounts WHERE book = ? AND id IN carray(?)"
+_HOLDS_NAMED = f"SELECT {HOLD} FROM holds WHERE book = ? AND id IN carray(?)"
 _ANY_DUE = (
     "SELECT 1 FROM holds INDEXED BY holds_due "
     "WHERE book = ? AND state = 'open' AND expires_at > 0 AND expires_at <= ? LIMIT 1"
