@@ -22,9 +22,9 @@ from farebox.channels import (
 )
 from farebox.channels.processor import Admission
 from farebox.clock import ManualClock
-from farebox.gateway.channel_endpoints import SeenNonces
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
+from farebox.paywall.channel_callers import SeenNonces
 from farebox.testing.channels import RGAS
 from farebox.wire.subrav import rooch
 from farebox.wire.subrav.documents import signed_document, stored_voucher

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from farebox.channels.postings import Draft
 from farebox.channels.weighing import Accepted, Clear, Rejected, Verdict, weigh
 from farebox.errors import StoreError
 from farebox.ids import new_id
-from farebox.ledger.model import ABSENT, Applied, Code, Refused, Replayed, Unit
+from farebox.ledger.model import ABSENT, Applied, Code, Outcome, Refused, Replayed, Unit
 from farebox.ledger.processes import Processes
 from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger, State
@@ -50,11 +50,17 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """What a request may cost, where only serving it tells; `floor` if nobody ever does."""
+    """What a request may cost, where only serving it tells; `floor` if nobody ever does.
+
+    `request` names one whose row `keep` writes with the commit, and which `SubChannels.settle_left`
+    settles should its process end.
+    """
 
     cap: int
     floor: int
     floor_pico_usd: int
+    request: str = ""
+    keep: Callable[[Draft], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,8 @@ class SubChannels:
         self._turns: dict[str, _TurnLock] = {}
         #: What each custody account's ceiling was last set to by this process.
         self._ceilings: dict[str, int] = {}
+        #: Settles a request that is kept elsewhere and that nobody serves any more.
+        self.settle_left: Callable[[str], Awaitable[bool]] = _nothing_is_kept_elsewhere
 
     async def read(self, channel_id: str, fragment: str) -> SubChannel | None:
         """A sub-channel as stored."""
@@ -169,7 +177,11 @@ class SubChannels:
                 if isinstance(ask, Charge):
                     draft.propose(ask.cost, ask.cost_pico_usd, service_tx_ref)
                 else:
-                    draft.begin(self._processes.name, ask.cap, ask.floor, ask.floor_pico_usd)
+                    draft.begin(
+                        self._processes.name, ask.cap, ask.floor, ask.floor_pico_usd, ask.request
+                    )
+                    if ask.keep is not None:
+                        ask.keep(draft)
             return verdict
 
         standing = await self._change(turn, decide)
@@ -204,6 +216,15 @@ class SubChannels:
         self, channel_id: str, fragment: str, decide: Callable[[SubChannel, Draft], None]
     ) -> SubChannel:
         """Change a sub-channel that is there. Raises StoreError."""
+        outcome = await self.try_change(channel_id, fragment, decide)
+        if isinstance(outcome, SubChannel):
+            return outcome
+        raise StoreError(f"a change of a sub-channel was refused: {outcome}")
+
+    async def try_change(
+        self, channel_id: str, fragment: str, decide: Callable[[SubChannel, Draft], None]
+    ) -> SubChannel | Outcome:
+        """The same; the outcome where a row of somebody else's that joins it was in its way."""
         key = sub_channel_key(channel_id, fragment)
 
         unit_id = new_id("subch")
@@ -215,13 +236,14 @@ class SubChannels:
             draft = Draft(unit_id, found.value, found.version, now)
             decide(found.value, draft)
             changed.append(draft.row)
-            return found.value if draft.row is found.value else draft.unit()
+            is_same = draft.row is found.value and not draft.is_joined
+            return found.value if is_same else draft.unit()
 
         changed: list[SubChannel] = []
         outcome = await self.ledger.transact([(SUB_CHANNEL, key)], whole)
         if isinstance(outcome, Applied | Replayed | SubChannel):
             return changed[-1]
-        raise StoreError(f"a change of a sub-channel was refused: {outcome}")
+        return outcome
 
     async def claimed(
         self, row: SubChannel, amount: int, paid_to: PaidTo, ceiling: int
@@ -266,6 +288,8 @@ class SubChannels:
         row = await self.read(channel_id, fragment)
         if row is None or row.serving is None:
             return True
+        if row.serving.request:
+            return await self.settle_left(row.serving.request)
         if row.serving.process in await self._processes.others():
             return False
 
@@ -334,6 +358,10 @@ def _is_behind(row: SubChannel, sub: SubChannelInfo) -> bool:
         or sub.last_claimed_amount > row.paid_amount
         or row.paid_nonce == U64_END - 1
     )
+
+
+async def _nothing_is_kept_elsewhere(_: str) -> bool:
+    return False
 
 
 class _TurnLock(asyncio.Lock):

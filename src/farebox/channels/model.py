@@ -123,13 +123,17 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that is being served. `floor` is charged should its process never say what for."""
+    """A request that is being served. `floor` is charged should its process never say what for.
+
+    `request` names it where somebody else keeps it, who then settles it in any case.
+    """
 
     process: str
     cover: str
     floor: int
     floor_pico_usd: int
     cap: int
+    request: str = ""
 
 
 class SubChannel(msgspec.Struct, frozen=True, kw_only=True):

@@ -106,9 +106,14 @@ class PaymentChannelPayeeClient:
         )
         return balance or 0
 
-    def forget(self, channel: ChannelInfo) -> None:
+    def knows(self, channel_id: str) -> bool:
+        """Whether the chain was asked about a channel before, and had it."""
+        return self._channels.knows(channel_id)
+
+    def forget(self, channel: ChannelInfo, fragment: str = "") -> None:
         """Ask the chain again: something of ours changed there."""
         self._channels.forget(channel.channel_id)
+        self._subs.forget((channel.channel_id, fragment))
         self._balances.forget((channel.backing, channel.asset_id))
 
     # ── what a voucher is worth ──────────────────────────────────────────────────────────────────
@@ -292,6 +297,9 @@ class _Remembered(Generic[_K, _V]):
         if len(self._found) > _REMEMBERED_MAX:
             self._found.popitem(last=False)
         return value
+
+    def knows(self, key: _K) -> bool:
+        return key in self._found
 
     def forget(self, key: _K) -> None:
         self._found.pop(key, None)
