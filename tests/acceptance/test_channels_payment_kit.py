@@ -18,6 +18,7 @@ from farebox.ledger.replay import Broken
 from farebox.settings import load_settings
 from farebox.testing.asgi import serving
 from farebox.wire.subrav.keys import KeyType, SigningKey
+from farebox.wire.subrav.payload import RequestPayload, parse_response_header
 from tests.acceptance.conftest import Serve
 from tests.acceptance.world import Answered, Mint, Server, call
 from tests.integration.channel_house import PRICE_MSAT, PRICES, TOKEN_MSAT, Shop, key_terms
@@ -145,3 +146,87 @@ async def test_paid_free_metered_and_streamed_requests(
     assert spent["balance"] == FUNDS_SAT * 1_000 - COLLATERAL_MSAT
     charged = [line["charged_msat"] for line in history if line["event"] == "payment.completed"]
     assert charged == told
+
+
+async def test_a_payer_that_lost_its_state_is_asked_once_and_retries(
+    serve: Serve, mint: Mint, payment_kit: PaymentKit, tmp_path: Path
+) -> None:
+    async with counter(serve, mint, payment_kit, tmp_path) as house:
+        happened = await house.pays(echo(), {"do": "forget"}, echo(), {"do": "recover"}, echo())
+        assert [happened[at]["status"] for at in (0, 2, 4)] == [200, 200, 200]
+        assert house.shop.served == {"/echo": 3}
+    recovered = happened[3]["recovered"]
+    assert recovered["channel"]["channelId"] == house.channel["channel"]
+    assert recovered["pendingSubRav"]["nonce"] == "2"
+    assert recovered["pendingSubRav"]["accumulatedAmount"] == str(2 * PRICE_MSAT)
+
+
+async def test_keys_pay_at_once_and_closing_gives_back_what_they_did_not_spend(
+    serve: Serve, mint: Mint, payment_kit: PaymentKit, tmp_path: Path
+) -> None:
+    async with counter(serve, mint, payment_kit, tmp_path) as house:
+        at_once = {"parallel": [{"path": "/slow", "client": name} for name in KEYS]}
+        happened = await house.pays(at_once, at_once, at_once)
+        assert [[step["status"] for step in steps] for steps in happened] == [[200] * 3] * 3
+        closing = await house.call("/v1/channels/close", {})
+        assert closing.status == 202
+        shown = closing.json()
+        # The third request of each is not signed for, and was the house's risk.
+        assert [key["claimed_msat"] for key in shown["keys"]] == [2 * PRICE_MSAT] * 3
+        assert shown["collateral_msat"] == COLLATERAL_MSAT - 6 * PRICE_MSAT
+        assert shown["status"] == "closing"
+        refused = await house.pays(echo())
+        assert "CHANNEL_CLOSED" in json.dumps(refused[0])
+
+
+async def test_of_parallel_calls_none_is_served_unpaid(
+    serve: Serve, mint: Mint, payment_kit: PaymentKit, tmp_path: Path
+) -> None:
+    async with counter(serve, mint, payment_kit, tmp_path) as house:
+        happened = await house.pays({"parallel": [{"path": "/slow"}] * 5}, echo())
+        statuses = [step["status"] for step in happened[0]]
+        assert set(statuses) <= {200, 402}
+        assert house.shop.served["/slow"] == statuses.count(200)
+        assert happened[1]["status"] == 200
+        spent = (await house.call("/info")).json()["total_spent"]
+        assert spent == (statuses.count(200) + 1) * PRICE_MSAT
+
+
+async def test_what_is_refused_or_fails_costs_nothing(
+    serve: Serve, mint: Mint, payment_kit: PaymentKit, tmp_path: Path
+) -> None:
+    async with counter(serve, mint, payment_kit, tmp_path) as house:
+        happened = await house.pays(
+            {"path": "/broken"}, {"path": "/dear"}, echo(), maxAmount=str(PRICE_MSAT)
+        )
+        assert happened[0]["status"] == 503
+        assert "BILLING_MAX_AMOUNT_EXCEEDED" in json.dumps(happened[1])
+        assert happened[2]["status"] == 200
+        assert house.shop.served == {"/broken": 1, "/echo": 1}
+        assert (await house.call("/info")).json()["total_spent"] == PRICE_MSAT
+
+
+async def test_the_challenge_names_channels_and_two_payments_are_refused_untouched(
+    serve: Serve, mint: Mint, payment_kit: PaymentKit, tmp_path: Path
+) -> None:
+    async with counter(serve, mint, payment_kit, tmp_path) as house:
+        asked = await house.call("/echo", None, accept="*/*")
+        assert asked.status == 402
+        channels = asked.json()["channels"]
+        assert channels["payee_did"] == house.channel["payee_did"]
+        info = await asyncio.to_thread(call, channels["info"])
+        assert info.json()["serviceDid"] == house.channel["payee_did"]
+        token = await asyncio.to_thread(mint.token, 64)
+        header = {"X-Payment-Channel-Data": RequestPayload(client_tx_ref="tx-1").header()}
+        for other in ({"X-Cashu": token}, dict(house.auth)):
+            both = await house.call("/echo", None, **header, **other)
+            assert (both.status, both.json()["code"]) == (400, "two_payments")
+        stranger = await house.call("/echo", None, **header)
+        assert stranger.status == 402
+        told = parse_response_header(stranger.headers["x-payment-channel-data"])
+        assert told.error is not None
+        assert (told.client_tx_ref, told.error.code) == ("tx-1", "PAYMENT_REQUIRED")
+        assert (await house.call("/info")).json()["total_spent"] == 0
+        paid = await house.call("/echo", None, **{"X-Cashu": token})
+        assert paid.status == 200, "the token was not touched"
+        assert "/echo" in house.shop.served
