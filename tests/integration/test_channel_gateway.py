@@ -8,13 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
+import httpx
 import pytest
 
+from farebox.bootstrap.channels import claiming_of, credit_of
 from farebox.channels.postings import custody_account
+from farebox.cli import checks
+from farebox.cli.desk import Balance, carry_out
 from farebox.clock import ManualClock
-from farebox.errors import StoreBusy
+from farebox.errors import InvalidSettings, StoreBusy
 from farebox.paywall.model import REQUEST
 from farebox.paywall.settler import Settler
+from farebox.settings import load_settings
+from farebox.testing.asgi import serving
 from farebox.wire.subrav.keys import KeyType, SigningKey, sign_sub_rav
 from farebox.wire.subrav.model import SignedSubRAV, SubRAV
 from tests.integration.channel_house import (
@@ -329,6 +335,35 @@ async def _booked(shop: House) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("never claimed")
+
+
+async def test_an_operator_sees_what_channels_owe(tmp_path: Path) -> None:
+    async with house(tmp_path) as shop:
+        await shop.open(COLLATERAL)
+        first = await shop.asks()
+        await shop.asks("/echo", sign(first.proposal))
+        async with serving(shop.farebox.operator) as url, httpx.AsyncClient() as client:
+            told = (await client.get(f"{url}/metrics")).text
+        assert f'farebox_custody{{asset="BTC",place="channels"}} {float(PRICE_MSAT)}' in told
+        assert f'farebox_receivable{{asset="BTC"}} {float(PRICE_MSAT)}' in told
+        finding = checks.channels(shop.farebox.settings)
+        assert "to did:farebox:house" in finding.found
+        facts = await carry_out(shop.farebox, Balance())
+        assert facts["custody"][-1] == {
+            "account": "custody:channels",
+            "held_msat": PRICE_MSAT,
+            "ceiling_msat": None,
+        }
+        assert facts["covered"]
+
+
+def test_what_lets_a_payer_begin_is_worth_a_claim() -> None:
+    asked = {"channels.claim_least": "7 sat", "channels.claim_at": "5 sat"}
+    found = load_settings(None, {}, asked).channels
+    assert credit_of(found).backing_min == claiming_of(found).min_claim_amount == 7_000
+    assert claiming_of(found).threshold == 7_000
+    with pytest.raises(InvalidSettings, match=r"channels\.claim_least"):
+        credit_of(load_settings(None, {}, {"channels.exposure_max": "999 msat"}).channels)
 
 
 async def test_without_channels_the_header_means_nothing(tmp_path: Path) -> None:

@@ -408,6 +408,24 @@ async def test_a_request_that_a_crash_cut_off_is_charged_its_floor_and_blocks_no
         assert told.status == 200
 
 
+async def test_a_price_by_the_request_is_that_of_the_units_known_before(tmp_path: Path) -> None:
+    async with world(tmp_path) as town:
+        await town.open()
+        request = RequestMetadata(
+            operation="echo",
+            channel_id=CHANNEL_ID,
+            vm_id_fragment=FRAGMENT,
+            payer_did=PAYER_DID,
+            facts={"path": "/echo"},
+            usage=3,
+        )
+        admitted = await town.processor.admit(request)
+        assert isinstance(admitted, Admission)
+        assert await town.processor.is_within(admitted, 50)
+        settled = await town.processor.settle(admitted, 50)
+        assert (settled.cost, settled.cost_pico_usd) == (3 * ECHO_COST, 3 * ECHO_COST * 100)
+
+
 async def test_an_expired_proposal_is_written_off_and_still_asked_for(tmp_path: Path) -> None:
     clock = ManualClock()
     async with world(tmp_path, clock=clock) as town:

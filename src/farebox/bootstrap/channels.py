@@ -48,8 +48,8 @@ def channels_of(
         return None
     did = house_did(found)
     contract = LedgerContract(ledger, did, challenge_s=found.challenge_s)
-    payee = PaymentChannelPayeeClient(ledger, processes, contract, did, policy=credit(found))
-    claims = ClaimScheduler(payee, claiming(found))
+    payee = PaymentChannelPayeeClient(ledger, processes, contract, did, policy=credit_of(found))
+    claims = ClaimScheduler(payee, claiming_of(found))
     info = ServiceInfo(
         service_id=found.name, service_did=did, network="farebox", default_asset_id=BTC.code
     )
@@ -66,7 +66,7 @@ def house_did(found: ChannelsSettings) -> str:
     return f"did:farebox:{found.name}"
 
 
-def credit(found: ChannelsSettings) -> CreditPolicy:
+def credit_of(found: ChannelsSettings) -> CreditPolicy:
     """How far a payer is trusted. One limit says what is worth a claim, for a collateral and for
     vouchers: what lets a payer begin can be claimed."""
     if found.claim_least_msat > found.exposure_max_msat:
@@ -80,7 +80,7 @@ def credit(found: ChannelsSettings) -> CreditPolicy:
     )
 
 
-def claiming(found: ChannelsSettings) -> ClaimPolicy:
+def claiming_of(found: ChannelsSettings) -> ClaimPolicy:
     """When vouchers are claimed."""
     return ClaimPolicy(
         min_claim_amount=found.claim_least_msat,

@@ -102,7 +102,9 @@ class ClaimScheduler:
     """
 
     def __init__(self, payee: PaymentChannelPayeeClient, policy: ClaimPolicy | None = None) -> None:
-        self.policy = policy or ClaimPolicy()
+        # What lets a payer begin must be worth a claim.
+        least = min(ClaimPolicy().min_claim_amount, payee.policy.backing_min)
+        self.policy = policy or ClaimPolicy(min_claim_amount=least)
         self.status = ClaimStatus()
         self._payee = payee
         self._clock = payee.sub_channels.ledger.clock

@@ -37,6 +37,7 @@ from farebox.channels.payee import PaymentChannelPayeeClient, payer_key_id
 from farebox.channels.pending import PendingSubRAVStore
 from farebox.channels.weighing import Accepted, Clear, Owing, Rejected, Replayed, is_handshake
 from farebox.ids import new_id
+from farebox.money import Rounding, divide
 from farebox.wire.subrav.model import ErrorCode, SignedSubRAV, SubRAV
 
 _S_PER_MINUTE = 60
@@ -163,15 +164,24 @@ class PaymentProcessor:
     async def settle(self, admission: Admission, usage: int = 0) -> PaymentProcessingResult:
         """Charge a request that was served, and propose what to sign next, before that is told.
 
-        Never more than its payer allowed, and than was covered. Ends the turn. Raises StoreError.
+        Never more than its payer allowed, and than was covered. A price by the request is for the
+        units that were known before it was served: `usage` tells nothing of it. Ends the turn.
+        Raises StoreError.
         """
         if admission.turn is None:
             return admission.result
-        cost = await self._config.billing_engine.calc_cost(admission.context, usage)
+        engine = self._config.billing_engine
+        rule = engine.find_rule(admission.context)
+        known = Cost(admission.result.cost, admission.result.cost_pico_usd)
+        cost: Cost | Unpriced = known
+        if rule is not None and not isinstance(rule.strategy, PerRequest):
+            cost = await engine.calc_cost(admission.context, usage)
         if isinstance(cost, Unpriced):  # it had a price when it began: charge what that said
-            cost = Cost(admission.result.cost, admission.result.cost_pico_usd)
-        charge = Charge(min(cost.amount, admission.cap), cost.pico_usd)
-        return await self._end(admission, charge)
+            cost = known
+        pico_usd = cost.pico_usd
+        if cost.amount > admission.cap:
+            pico_usd = divide(pico_usd * admission.cap, cost.amount, Rounding.UP)
+        return await self._end(admission, Charge(min(cost.amount, admission.cap), pico_usd))
 
     async def release(self, admission: Admission) -> PaymentProcessingResult:
         """End a request that was not served: it costs nothing. Raises StoreError."""
