@@ -28,7 +28,6 @@ from farebox.channels.weighing import (
 )
 from farebox.clock import NS_PER_S, Clock
 from farebox.errors import InvalidInput, RailError, StoreError
-from farebox.ids import new_id
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
 from farebox.wire.subrav.keys import verify_sub_rav
@@ -217,7 +216,7 @@ class PaymentChannelPayeeClient:
         turn = await self.turn(sub_rav.channel_id, sub_rav.vm_id_fragment, signed)
         if isinstance(turn, Rejected):
             return invalid(turn)
-        standing = await self.sub_channels.serve(turn, None, "")
+        standing = await self.sub_channels.serve(turn, None)
         match standing.verdict:
             case Rejected():
                 return invalid(standing.verdict)
@@ -247,8 +246,7 @@ class PaymentChannelPayeeClient:
         async with self.sub_channels.turn(channel_id, vm_id_fragment) as came:
             if not came:
                 raise StoreError("the sub-channel is busy; try again")
-            reference = description or new_id("srv")
-            standing = await self.sub_channels.serve(turn, Charge(amount, 0), reference)
+            standing = await self.sub_channels.serve(turn, Charge(amount, 0), description)
         return _made(standing, self.contract.chain_id)
 
 

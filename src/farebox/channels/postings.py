@@ -83,6 +83,8 @@ class Draft:
         self._receivable = receivable_account(row.channel_id, row.fragment)
         self._id = unit_id
         self._steps: list[Step] = []
+        #: What one event tells of the whole.
+        self._told: dict[str, int] = {}
         self._events: list[Event] = []
         self._puts: tuple[Put, ...] = ()
         if not version:
@@ -93,6 +95,8 @@ class Draft:
         row = msgspec.structs.replace(self.row, last_at=self._now)
         put = Put(SUB_CHANNEL, self._key, row, self._version)
         puts = (put, *self._puts)
+        if self._told:
+            self._events.append(Event("channel.changed", self._key, self._told))
         return Unit(self._id, tuple(self._steps), puts=puts, events=tuple(self._events))
 
     def join(self, put: Put, event: Event | None = None) -> None:
@@ -127,9 +131,7 @@ class Draft:
             pending_at=None,
             unclaimed_since=since if sub_rav.accumulated_amount > self.row.claimed_amount else None,
         )
-        self._events.append(
-            Event("channel.paid", self._key, {"nonce": sub_rav.nonce, "amount": pending.cost})
-        )
+        self._told["paid"] = pending.cost
 
     def begin(
         self, process: str, cap: int, floor: int, floor_pico_usd: int, request: str = ""
@@ -154,14 +156,14 @@ class Draft:
         self._steps.append(Void(self.row.serving.cover))
         self._change(serving=None)
 
-    def propose(self, cost: int, cost_pico_usd: int, service_tx_ref: str) -> None:
+    def propose(self, cost: int, cost_pico_usd: int, service_tx_ref: str = "") -> None:
         """Charge a request and ask for the voucher that pays it."""
         assert self.row.pending is None
         receivable = self._receivable
-        self._steps += [
-            SetCeiling(receivable, cost),
-            Transfer(receivable, revenue_account(self.row.asset_id), cost, "channel_charge"),
-        ]
+        if self.row.owed_max != cost:
+            self._steps.append(SetCeiling(receivable, cost))
+        revenue = revenue_account(self.row.asset_id)
+        self._steps.append(Transfer(receivable, revenue, cost, "channel_charge"))
         custody = custody_account(self.row.backing)
         proposal = Proposal(
             amount=self.row.paid_amount + cost,
@@ -169,12 +171,10 @@ class Draft:
             cost=cost,
             cost_pico_usd=cost_pico_usd,
             hold=self._hold(custody, receivable, cost, "channel_proposal"),
-            service_tx_ref=service_tx_ref,
+            service_tx_ref=service_tx_ref or self._id,
         )
-        self._change(pending=proposal, pending_at=self._now)
-        self._events.append(
-            Event("channel.charged", self._key, {"nonce": proposal.nonce, "amount": cost})
-        )
+        self._change(pending=proposal, pending_at=self._now, owed_max=cost)
+        self._told["charged"] = cost
 
     def write_off(self) -> None:
         """Stop counting the proposal as owed; it is asked for all the same."""
@@ -199,7 +199,7 @@ class Draft:
                 ),
             ]
             self._change(claimed_amount=self.row.claimed_amount + delta)
-            self._events.append(Event("channel.claimed", self._key, {"amount": delta}))
+            self._told["claimed"] = delta
         self._change(unclaimed_since=self._now if self.row.unclaimed_amount else None)
 
     def lost(self) -> None:

@@ -36,7 +36,6 @@ from farebox.channels.model import (
 from farebox.channels.payee import PaymentChannelPayeeClient, payer_key_id
 from farebox.channels.pending import PendingSubRAVStore
 from farebox.channels.weighing import Accepted, Clear, Owing, Rejected, Replayed, is_handshake
-from farebox.ids import new_id
 from farebox.money import Rounding, divide
 from farebox.wire.subrav.model import ErrorCode, SignedSubRAV, SubRAV
 
@@ -115,11 +114,12 @@ class PaymentProcessor:
             return self._counted(self._failed(found, turn))
         sub = self._payee.sub_channels
         channel_id, fragment = turn.channel.channel_id, turn.sub_channel.vm_id_fragment
-        async with sub.turn(channel_id, fragment) as came:
-            if not came:
-                return self._counted(self._failed(found, _BUSY))
-            charge = Charge(cost.amount, cost.pico_usd)
-            standing = await sub.serve(turn, charge, new_id("srv"))
+        if not await sub.take_turn(channel_id, fragment):
+            return self._counted(self._failed(found, _BUSY))
+        try:
+            standing = await sub.serve(turn, Charge(cost.amount, cost.pico_usd))
+        finally:
+            sub.give_turn(channel_id, fragment)
         result = self._told(found, turn, standing.verdict, standing.row)
         return self._counted(self._claimed(result, turn, standing.row))
 
@@ -267,13 +267,13 @@ class PaymentProcessor:
         assert found.turn is not None
         turn = await self._payee.covered(found.turn)
         if isinstance(turn, Rejected) and found.turn.voucher is not None:
-            await self._payee.sub_channels.serve(found.turn, None, "")
+            await self._payee.sub_channels.serve(found.turn, None)
         return turn
 
     async def _free(self, found: _Found) -> PaymentProcessingResult:
         if found.turn is None:
             return PaymentProcessingResult(success=True, asset_id=found.context.asset_id)
-        standing = await self._payee.sub_channels.serve(found.turn, None, "")
+        standing = await self._payee.sub_channels.serve(found.turn, None)
         if isinstance(standing.verdict, Rejected):
             return self._failed(found, standing.verdict, standing.row)
         result = PaymentProcessingResult(
@@ -292,7 +292,7 @@ class PaymentProcessor:
         assert not isinstance(why, Cost)
         row = None
         if found.turn is not None and found.turn.voucher is not None:
-            standing = await self._payee.sub_channels.serve(found.turn, None, "")
+            standing = await self._payee.sub_channels.serve(found.turn, None)
             if isinstance(standing.verdict, Rejected):
                 return self._failed(found, standing.verdict, standing.row)
             row = standing.row
@@ -314,7 +314,7 @@ class PaymentProcessor:
                 # At least 1: where nothing more is covered, nothing may be served for nothing.
                 cap = max(cap, 1, min(allowed, self._payee.policy.request_max, room))
             cover = Cover(cap, floor.amount, floor.pico_usd)
-            standing = await sub.serve(turn, cover, new_id("srv"))
+            standing = await sub.serve(turn, cover)
             keeps_turn = isinstance(standing.verdict, Accepted | Clear)
         finally:
             if not keeps_turn:
@@ -341,7 +341,7 @@ class PaymentProcessor:
         turn = admission.turn
         channel_id, fragment = turn.channel.channel_id, turn.sub_channel.vm_id_fragment
         try:
-            row = await self._payee.sub_channels.settle(channel_id, fragment, charge, new_id("srv"))
+            row = await self._payee.sub_channels.settle(channel_id, fragment, charge)
         finally:
             self._payee.sub_channels.give_turn(channel_id, fragment)
         chain_id = self._payee.contract.chain_id

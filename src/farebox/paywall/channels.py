@@ -228,7 +228,7 @@ class ChannelTill:
         """Take a voucher with no request to serve; the answer says why it is no good."""
         if turn.voucher is None:
             return None
-        standing = await self.payee.sub_channels.serve(turn, None, "")
+        standing = await self.payee.sub_channels.serve(turn, None)
         self._notice(turn, standing)
         if isinstance(standing.verdict, Rejected):
             return self._refused(payment, standing)
