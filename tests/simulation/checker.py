@@ -208,10 +208,15 @@ class Checker:
             for one in self._disk.accounts.values()
             if one.debits_pending or one.credits_pending
         ]
+        locked = self._rows(LOCKED.kind)
+        waiting = [one.amount for _, one in locked if one.use is LockedUse.WAITING]
+        # Worth no more than the fee for swapping them, they wait for others to be swapped with.
+        is_small_change = sum(waiting) <= self._others.mints[HOME].fee_of(len(waiting))
         found += [
             f"locked proof {key} is {one.use}"
-            for key, one in self._rows(LOCKED.kind)
-            if one.use in (*_UNSWAPPED, LockedUse.CLAIMED)
+            for key, one in locked
+            if one.use in (LockedUse.SWAPPING, LockedUse.CLAIMED)
+            or (one.use is LockedUse.WAITING and not is_small_change)
         ]
         return found
 

@@ -107,6 +107,8 @@ class Replanning:
         except (RailUnavailable, RailRejected) as error:
             return saga.Unknown(str(error))
         if target is None or (before is not None and before.active and not was_signed):
+            if code == NutError.KEYSET_INACTIVE and place.mint.doubts_keysets:
+                return saga.Unknown("the mint has put its keys out of use a moment ago")
             return None
         if was_signed:
             await self._inventory.skip_counters(target.id, skipped)
