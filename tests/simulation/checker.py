@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -11,6 +12,7 @@ from farebox.ledger.batch import Staged
 from farebox.ledger.checkpoint import Checkpoint
 from farebox.ledger.invariants import verify
 from farebox.ledger.model import Kind
+from farebox.ledger.processes import PROCESS, ProcessState
 from farebox.ledger.replay import Broken
 from farebox.payments.deposits import DEPOSIT
 from farebox.payments.model import OPERATION, OperationState
@@ -54,8 +56,9 @@ class Checker:
     ) -> None:
         """`broken` is told of the first commit after which something is wrong."""
         self._time_s = time_s
-        #: When each request was admitted.
+        #: When each request was admitted, and when each process was first said to have ended.
         self._admitted_s: dict[str, float] = {}
+        self._ended_s: dict[str, float] = {}
         self._locked: dict[str, LockedProof] = {}
         self._unswapped: Counter[tuple[str, str]] = Counter()
         #: The most that may wait for its swap in one unit.
@@ -78,6 +81,9 @@ class Checker:
         self.checked += 1
         for row in staged.records.get(REQUEST, ()):
             self._admitted_s.setdefault(row[1], self._time_s())
+        for row in staged.records.get(PROCESS, ()):
+            if self._disk.rows[PROCESS.kind][row[1]].value.state is ProcessState.ENDED:
+                self._ended_s.setdefault(row[1], self._time_s())
         self._count_locked([row[1] for row in staged.records.get(LOCKED, ())])
         self._check([row[1] for row in staged.records.get(PROOF, ())])
 
@@ -330,12 +336,14 @@ class Checker:
         return faults
 
     def _crashed(self, stricken: Mapping[str, float]) -> list[str]:
-        """Nobody's request is settled for him unless he was stopped after he had admitted it."""
+        """Nobody's request is settled for him unless he was stopped after he had admitted it, or
+        had begun to admit it under a name that was taken for dead meanwhile."""
         return [
             f"request {key} was settled as crashed, and nothing had happened to {one.owner}"
             for key, one in self._rows(REQUEST.kind)
             if one.ended == "crashed"
             and self._admitted_s[key] > stricken.get(one.owner, -1) + _NOTICES_S
+            and not (one.owner in stricken and self._admitted_s[key] > self._ended_s.get(one.owner, math.inf))
         ]
 
     def _promises(self, callers: Sequence[Caller]) -> list[str]:
