@@ -168,6 +168,10 @@ class World:
         self._check_rest()
         for house in self.houses:
             await house.stop()
+        if self.checker.unfinished():  # begun by the house itself: whoever starts next ends it
+            while not self.houses[0].is_open:
+                await self.houses[0].start()
+            await self._come_to_rest()
         self._check_rest()
 
     def _check_rest(self) -> None:
