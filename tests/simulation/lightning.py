@@ -29,6 +29,8 @@ from farebox.wire.bolt11 import decode_invoice
 Document = dict[str, Any]
 
 NODE: Final = "node.sim"
+#: Where Lightning addresses of those whom the node can pay are looked up.
+PAYEES: Final = "payees.sim"
 _NOT_FOUND, _EXISTS, _UNKNOWN = 5, 6, 2
 _BYTES_MAX = 1 << 16
 #: What the model's channels hold at first, either way.
@@ -66,6 +68,11 @@ class Incoming:
     received_msat: int = 0
     settle_index: int = 0
     settled_at_s: int = 0
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its payment is here and not yet ours."""
+        return self.state == "ACCEPTED"
 
 
 @dataclass
@@ -168,6 +175,15 @@ class ModelLnd:
         text = self.payee_invoice(amount_msat)
         self.payees[decode_invoice(text).payment_hash.hex()].is_dead = True
         return text
+
+    async def address_book(self, scope: Scope, _: Receive, send: Send) -> None:
+        """LNURL-pay for anybody at `PAYEES`."""
+        asked = parse_qs(scope["query_string"].decode())
+        if "amount" in asked:
+            text = self.payee_invoice(int(asked["amount"][0]))
+            return await _tell(send, {"pr": text, "routes": []})
+        offer = {"tag": "payRequest", "callback": f"https://{PAYEES}/pay"}
+        return await _tell(send, offer | {"minSendable": 1_000, "maxSendable": 10**9})
 
     def end_all(self) -> None:
         """Whatever hangs hangs no more, from now on."""
