@@ -14,7 +14,7 @@ from tests.simulation.network import Ask, Reply
 _LIGHTNING = "lightning"
 #: What stays on an account where every way out takes its fee.
 _SMALL_MSAT = 2_000
-_EMPTYINGS_MAX = 24
+_EMPTYINGS_MAX = 60
 
 
 @dataclass
@@ -212,6 +212,7 @@ class Depositor(Caller):
                 return
             else:
                 part *= 2
+                await asyncio.sleep(3)  # what is held may be about to be swapped
         raise AssertionError(f"{self.name} cannot take out what is on {opens[:12]}: {took}")
 
     async def _take_out(self, opens: str, way: str, amount_msat: int) -> Reply:
