@@ -74,8 +74,8 @@ class Depositor(Caller):
 
     def _is_passing(self, reply: Reply) -> bool:
         """That one place does not hold so much is final here: there is another to ask."""
-        if reply.status == 503 and read_json(reply).get("code") == "insufficient_funds":
-            return False
+        if reply.status == 503 and reply.is_whole:
+            return bool(read_json(reply).get("code") != "insufficient_funds")
         return super()._is_passing(reply)
 
     async def _pay_one(self) -> None:
