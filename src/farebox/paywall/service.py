@@ -284,7 +284,7 @@ class Paywall:
             elif isinstance(received, Refusal):
                 answer = await self._refused(received, facts, quote, address)
             else:
-                answer = await self._admit_received(request_id, request, received)
+                answer = await self._admit_received(request_id, request)
             return answer
         finally:
             if not isinstance(answer, Admission):
@@ -308,16 +308,14 @@ class Paywall:
             also=admit,
         )
 
-    async def _admit_received(
-        self, request_id: str, request: Request, received: Received
-    ) -> Admission | Answer:
+    async def _admit_received(self, request_id: str, request: Request) -> Admission | Answer:
         row = await self._ledger.store.get(REQUEST, request_id)
         if row is None:
             # Redeemed before, or by somebody who stopped: the money is on the account.
             request = msgspec.structs.replace(request, hold=hold_id(request_id, 0))
             if isinstance(await self._hold(request_id, request), Applied):
                 return admission_of(request_id, request, self._public_url)
-        elif received.fresh and row.value == self._settler.live[request_id].request:
+        elif row.value == self._settler.live[request_id].request:  # written by this very call
             return admission_of(request_id, row.value, self._public_url)
         return await self._told_again(request_id)
 
