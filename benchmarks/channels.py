@@ -263,8 +263,8 @@ def main() -> None:
         for each, who in ways
     ]
     if asked.json:
-        told = {"vouchers": results, "gateway": gateway}
-        print(json.dumps({name: [asdict(one) for one in these] for name, these in told.items()}))
+        vouchers, paid = [asdict(one) for one in results], [asdict(one) for one in gateway]
+        print(json.dumps({"vouchers": vouchers, "gateway": paid}))
         return
     for result in results:
         print(
