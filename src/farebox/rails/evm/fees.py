@@ -61,7 +61,7 @@ class TooDear:
 def next_base_fee(base: int, used: int, limit: int) -> int:
     """The base fee that follows a block: exact, EIP-1559's own integer arithmetic."""
     target = limit // 2
-    if used == target or target == 0:
+    if target in (0, used):
         return base
     step = base * abs(used - target) // target // BASE_FEE_STEP
     return base + max(step, 1) if used > target else base - step

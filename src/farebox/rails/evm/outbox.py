@@ -3,19 +3,20 @@
     intent   waiting ──► sent ──► done          slot   sent ◄──► mined ──► done
                 └──► cancelled (before a nonce)           └──► lost (a person must look)
 
-| boundary                         | what can fail           | recovery                             |
-|----------------------------------|-------------------------|--------------------------------------|
-| before the nonce commit          | anything                | the intent waits; nothing was signed |
-| nonce commit → broadcast         | we stop                 | the stored raw bytes are broadcast   |
-| broadcast → in a block           | dropped, stuck, dear    | broadcast again; replaced, all hashes|
-|                                  |                         | followed: any of them may win        |
-| in a block → confirmed           | reorganisation          | back to `sent`, broadcast again      |
-| confirmed → done commit          | we stop                 | asked again: receipts stay           |
-| nonce used by none of our hashes | a foreign copy of a key | `lost`: alarm, never a second try    |
+| boundary                         | what can fail           | recovery                            |
+|----------------------------------|-------------------------|-------------------------------------|
+| before the nonce commit          | anything                | the intent waits; nothing is signed |
+| nonce commit → broadcast         | we stop                 | the stored raw bytes are broadcast  |
+| broadcast → in a block           | dropped, stuck, dear    | broadcast again; replaced, and all  |
+|                                  |                         | hashes followed: any may win        |
+| in a block → confirmed           | reorganisation          | back to `sent`, broadcast again     |
+| confirmed → done commit          | we stop                 | asked again: receipts stay          |
+| nonce used by none of our hashes | a foreign copy of a key | `lost`: alarm, never a second try   |
 
 One commit takes the next nonce, stores what was signed under it and marks the intents it serves.
-The commit that finds a slot done books its gas, for whatever it was sent: an expense, whoever
-asked. What it was sent for is booked by the operation of the intent.
+The commit that finds a slot done books its gas, for whatever it was sent: an expense out of the
+operator's float, the coin that senders have beside what customers brought. What it was sent for is
+booked by the operation of the intent. So on each chain our addresses hold custody and float.
 """
 
 from __future__ import annotations
@@ -97,7 +98,6 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     wants_cancel: bool = False
     token: str = ""
     spends: int = 0
-    custody: str = ""  # whose ETH pays the gas
     batch: bool = False
 
     @property
@@ -123,8 +123,9 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_cancelled(self) -> bool:
         """Whether the attempt that won does nothing."""
-        won = self.mined and next(one for one in self.attempts if one.hash == self.mined.hash)
-        return won is not None and won.is_cancel
+        if self.mined is None:
+            return False
+        return any(one.is_cancel for one in self.attempts if one.hash == self.mined.hash)
 
 
 SLOT = RecordType(
