@@ -36,7 +36,7 @@ class Receipt(msgspec.Struct, frozen=True, rename="camel"):
     @property
     def cost(self) -> int:
         """All that it took from its sender, beside its value."""
-        return self.gas_used * self.effective_gas_price + self.l1_fee
+        return int(self.gas_used * self.effective_gas_price + self.l1_fee)
 
 
 class Chain(Protocol):
@@ -104,20 +104,20 @@ class RpcChain:
 
     async def height(self) -> int:
         """The number of the newest block."""
-        return await self._rpc.call(Quantity, "eth_blockNumber")
+        return int(await self._rpc.call(Quantity, "eth_blockNumber"))
 
     async def history(self) -> History:
         """What the last blocks took for gas, and what the next will."""
         asked = (hex(HISTORY_BLOCKS), "latest", list(HISTORY_PERCENTILES))
         told = await self._rpc.call(_FeeHistory, "eth_feeHistory", *asked)
         is_empty = tuple(ratio == 0 for ratio in told.gas_used_ratio)
-        rewards = told.reward or ((),) * len(is_empty)
-        return History(told.base_fee_per_gas, rewards, is_empty)
+        rewards = tuple(tuple(map(int, row)) for row in told.reward) or ((),) * len(is_empty)
+        return History(tuple(map(int, told.base_fee_per_gas)), rewards, is_empty)
 
     async def suggested_tip(self) -> int | None:
         """What the node would offer a block's maker; None where it does not say."""
         try:
-            return await self._rpc.call(Quantity, "eth_maxPriorityFeePerGas")
+            return int(await self._rpc.call(Quantity, "eth_maxPriorityFeePerGas"))
         except RailRejected:
             return None
 
@@ -128,11 +128,11 @@ class RpcChain:
     async def used(self, sender: str, at: int | None = None) -> int:
         """How many nonces of a sender are used in the newest block, or in the one at a height."""
         when = "latest" if at is None else hex(at)
-        return await self._rpc.call(Quantity, "eth_getTransactionCount", sender, when)
+        return int(await self._rpc.call(Quantity, "eth_getTransactionCount", sender, when))
 
     async def pending(self, sender: str) -> int:
         """The same, with what waits at the node."""
-        return await self._rpc.call(Quantity, "eth_getTransactionCount", sender, "pending")
+        return int(await self._rpc.call(Quantity, "eth_getTransactionCount", sender, "pending"))
 
     async def broadcast(self, raw: str) -> None:
         """Hand a signed transaction to the network. Raises RailRejected for what the node says."""
@@ -140,22 +140,22 @@ class RpcChain:
 
     async def balance(self, address: str) -> int:
         """Wei at an address."""
-        return await self._rpc.call(Quantity, "eth_getBalance", address, "latest")
+        return int(await self._rpc.call(Quantity, "eth_getBalance", address, "latest"))
 
     async def code(self, address: str) -> bytes:
         """The contract at an address, empty for none."""
-        return await self._rpc.call(Data, "eth_getCode", address, "latest")
+        return bytes(await self._rpc.call(Data, "eth_getCode", address, "latest"))
 
     async def run(self, sender: str, call: Call, *, code: Mapping[str, str] | None = None) -> bytes:
         """What a call would answer now; `code` puts contracts where there are others or none."""
         asked = _asked(sender, call)
         overrides = {address: {"code": text} for address, text in (code or {}).items()}
         extra: Sequence[object] = (overrides,) if overrides else ()
-        return await self._rpc.call(Data, "eth_call", asked, "latest", *extra)
+        return bytes(await self._rpc.call(Data, "eth_call", asked, "latest", *extra))
 
     async def gas(self, sender: str, call: Call) -> int:
         """The gas that a call would use now."""
-        return await self._rpc.call(Quantity, "eth_estimateGas", _asked(sender, call))
+        return int(await self._rpc.call(Quantity, "eth_estimateGas", _asked(sender, call)))
 
 
 def _asked(sender: str, call: Call) -> dict[str, str]:

@@ -309,7 +309,7 @@ class Sending:
             if receipt is not None:
                 mined = Mined(
                     attempt.hash,
-                    receipt.block_number,
+                    int(receipt.block_number),
                     receipt.block_hash,
                     receipt.status == 1,
                     receipt.cost,
