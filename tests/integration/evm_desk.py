@@ -13,9 +13,13 @@ from farebox.clock import SystemClock
 from farebox.ledger.checkpoint import Checkpoint
 from farebox.ledger.invariants import Verified, verify
 from farebox.ledger.model import ABSENT, Applied, Put, Unit
+from farebox.ledger.processes import PROCESS
+from farebox.ledger.replay import Broken
 from farebox.ledger.service import Ledger
+from farebox.payments.model import OPERATION
 from farebox.rails.evm.keys import Keys
-from farebox.rails.evm.outbox import INTENT, RECORDS, Call, Intent, Slot
+from farebox.rails.evm.outbox import INTENT, Call, Intent, Slot
+from farebox.rails.evm.outbox import RECORDS as EVM_RECORDS
 from farebox.rails.evm.reads import RpcChain
 from farebox.rails.evm.rpc import Rpc, open_rpc_session
 from farebox.rails.evm.sending import Held, Parcel, Sending, SendTerms
@@ -24,6 +28,7 @@ from farebox.stores.sqlite import SqliteStore
 from farebox.stores.sqlite.audit import SqliteAuditReader
 from tests.peers.anvil import CHAIN_ID, Anvil
 
+RECORDS = (*EVM_RECORDS, OPERATION, PROCESS)
 ETHER = 10**18
 CONFIRMATIONS = 3
 
@@ -89,10 +94,11 @@ class Desk:
 
     async def audited(self) -> Verified:
         """The books as an auditor finds them; the gas in them is what the chain took."""
-        found, _ = await asyncio.to_thread(self._verify)
-        return found
+        found = await asyncio.to_thread(self._verify)
+        assert not isinstance(found, Broken), found
+        return found[0]
 
-    def _verify(self) -> tuple[Verified, Checkpoint]:
+    def _verify(self) -> tuple[Verified, Checkpoint] | Broken:
         with closing(SqliteAuditReader(self.path, RECORDS)) as reader:
             return verify(reader)
 

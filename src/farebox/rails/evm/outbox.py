@@ -131,8 +131,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
 SLOT = RecordType(
     "evm_slot",
     Slot,
-    indexes=(("chain", "state"), ("lane", "state")),
-    resting=frozenset({SlotState.DONE.value}),
+    indexes=(("chain", "state"), ("lane", "state"), ("purpose",)),
 )
 
 

@@ -121,6 +121,11 @@ class Sending:
         row = await self._ledger.store.get(SLOT, key)
         return None if row is None else row.value
 
+    async def slot_of(self, purpose: str) -> Slot | None:
+        """The nonce that was last taken for a purpose."""
+        rows = await self._ledger.store.find(SLOT, {"purpose": purpose})
+        return max((row.value for _, row in rows), key=lambda one: one.key, default=None)
+
     async def open_slots(self, sender: str = "") -> list[Slot]:
         """What is on its way, of one sender or of all on this chain."""
         where = {"lane": lane_of(self.terms.chain, sender)} if sender else {}
