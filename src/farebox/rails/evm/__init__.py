@@ -1,7 +1,14 @@
-"""EVM chains: deposits of tokens and ether to addresses of our own, payouts in both.
+"""EVM chains: payouts of tokens and ether, alone and together.
 
-Promises: a transfer credits once, the account its address was made for; one that a reorganisation
-takes back is reversed; chain, token and decimals are those the settings name, or nothing works.
-Never: a credit for naming a public transaction; a key, mnemonic or node's address in an error or a
-log.
+Promises: a nonce is used once, and every transaction is followed to its end; what would cost more
+than the cap waits. Never: a key or a node's address in an error or a log.
 """
+
+import sys
+
+# A library below it lets Python recurse a hundred times deeper for the whole process, and then a
+# stranger's deeply nested JSON overflows the C stack instead of being refused.
+_RECURSION_MAX = sys.getrecursionlimit()
+import eth_account  # noqa: E402, F401
+
+sys.setrecursionlimit(_RECURSION_MAX)
