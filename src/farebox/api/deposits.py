@@ -136,9 +136,7 @@ def _arrived(deposit: Deposit) -> dict[str, object]:
         "index": deposit.index,
         "state": deposit.state.value,
         "asset": deposit.asset,
-        "amount": shown(
-            deposit.credit if deposit.asset == BTC.code else deposit.amount, deposit.asset
-        ),
+        "amount": shown(deposit.arrived, deposit.asset),
         "amount_msat": deposit.amount_msat,
         "at": iso(deposit.at),
     }

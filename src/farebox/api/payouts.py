@@ -182,21 +182,19 @@ class _Way:
 
 
 async def _send(context: ApiContext, caller: Caller, request: RefundRequest, way: _Way) -> Told:
-    ordered: RefundRequest | Refusal = request
-    if way.dry_run or await context.operations.get(request.operation_id) is None:
-        ordered = context.payments.ordered(request, in_msat=way.in_msat)
-    if isinstance(ordered, Refusal):
-        return settled(refused(ordered))
     if way.dry_run:
-        return Told(await _quoted(context, caller, way.method, ordered), final=False)
-    told = await context.payments.send(caller.account, ordered, method=way.method, kind=way.kind)
+        return Told(await _quoted(context, caller, request, way), final=False)
+    told = await context.payments.send(
+        caller.account, request, method=way.method, kind=way.kind, in_msat=way.in_msat
+    )
     return settled(refund_answer(told))
 
 
-async def _quoted(
-    context: ApiContext, caller: Caller, method: str, request: RefundRequest
-) -> Answer:
-    quote = await context.payments.methods[method].quote_refund(request)
+async def _quoted(context: ApiContext, caller: Caller, asked: RefundRequest, way: _Way) -> Answer:
+    request = context.payments.ordered(asked, in_msat=way.in_msat)
+    if isinstance(request, Refusal):
+        return refused(request)
+    quote = await context.payments.methods[way.method].quote_refund(request)
     if isinstance(quote, Refusal):
         return refused(quote)
     asset, most = request.asset, quote.amount + quote.fee_max
@@ -205,7 +203,7 @@ async def _quoted(
     held = await context.ledger.store.account(balance)
     told: dict[str, object] = {
         "dry_run": True,
-        "method": method,
+        "method": way.method,
         "destination": request.destination,
         "asset": asset,
         "amount": shown(quote.amount, asset),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from farebox.ledger.model import Event, Kind, Open, Step, Transfer
+from farebox.ledger.model import Event, Step, Transfer
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
 from farebox.payments.deposits import DEPOSIT, Deposit, credited
@@ -77,16 +77,14 @@ class Receiving:
         if plan.quoted is not None:
             steps = buying(plan.quoted, plan.custody, result.amount, operation.account, "receive")
         elif not operation.hold:
-            balance = Open(deposit.balance, plan.asset, Kind.CUSTOMER)
             steps = (Transfer(plan.custody, deposit.balance, deposit.credit, "receive"),)
-            steps = steps if plan.asset == BTC.code else (balance, *steps)
         put, event = credited(deposit)
         changes = Changes(steps, (put, *result.puts), (event,))
         return Succeeded(deposit.amount_msat, changes=changes)
 
 
 class Sending:
-    """Carries out `refund` operations."""
+    """Carries out `refund` and `payout` operations."""
 
     def __init__(self, methods: PaymentMethods, signer: Signer) -> None:
         self._methods = methods

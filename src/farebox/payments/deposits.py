@@ -63,7 +63,7 @@ _GONE_MAX = 8
 
 
 class DepositState(enum.StrEnum):
-    """How far a deposit has come; it only moves forward."""
+    """How far a deposit has come. It moves forward, and begins anew where it was reversed."""
 
     DETECTED = "detected"
     CONFIRMED = "confirmed"
@@ -108,9 +108,14 @@ class Deposit(msgspec.Struct, frozen=True, kw_only=True):
         return self.account if self.quoted else balance_of(self.account, self.asset)
 
     @property
+    def arrived(self) -> int:
+        """What came, in the asset's own unit: `currency` may count bitcoin in another."""
+        return self.amount_msat if self.asset == BTC.code else self.amount
+
+    @property
     def credit(self) -> int:
         """What is credited there, in that account's asset."""
-        return self.amount_msat if self.quoted or self.asset == BTC.code else self.amount
+        return self.amount_msat if self.quoted else self.arrived
 
 
 DEPOSIT = RecordType("deposit", Deposit, indexes=(("account",), ("state",)))
@@ -199,12 +204,12 @@ class Deposits:
         assert waiting is not None, "only crediting meets a ceiling"
         return waiting
 
-    async def reverse(self, key: str, *, request: str = "") -> Deposit | None:
+    async def reverse(self, key: str) -> Deposit | None:
         """Undo a deposit that was taken back. What the account has spent becomes a receivable."""
         row = await self._ledger.store.get(DEPOSIT, key)
         if row is None:
             return None
-        return await self._move(row.value, DepositState.REVERSED, request)
+        return await self._move(row.value, DepositState.REVERSED, "")
 
     async def _move(self, seen: Deposit, to: DepositState, request_key: str) -> Deposit | None:
         """None: it cannot be credited now because the custody is full."""
@@ -352,7 +357,7 @@ def _counted(request: DepositRequest, deposit: Deposit, sign: int) -> DepositReq
     """The request with a deposit more, or less. Another asset than it asked for pays none of it."""
     credited, msat = request.credited, 0
     if deposit.asset == request.asset:
-        credited += sign * (deposit.amount_msat if deposit.asset == BTC.code else deposit.amount)
+        credited += sign * deposit.arrived
     if deposit.balance == deposit.account:
         msat = sign * deposit.amount_msat
     is_enough = credited > 0 if request.amount is None else credited >= request.amount

@@ -85,8 +85,7 @@ class Exchange:
         of, to = self._rate(asset), self._rate(other)
         if of is None or to is None:
             return None
-        worth = amount * of / to
-        return divide(worth.numerator, worth.denominator, rounding)
+        return _whole(amount * of / to, rounding)
 
     def _rate(self, asset: str) -> Fraction | None:
         return Fraction(1) if asset == BTC.code else self.worths.msat_per_unit(asset)
@@ -112,28 +111,29 @@ class Split:
 def bought(quoted: Quoted, amount: int) -> Split:
     """What `amount` of the asset brings an account, rounded in our favour by less than 1 msat."""
     worth = quoted.rate * amount
-    total = worth.numerator // worth.denominator
-    account = _floor(worth * (_MILLION - quoted.spread_ppm) / _MILLION)
-    spread = _floor(worth * quoted.spread_ppm / _MILLION)
+    total = _whole(worth, Rounding.DOWN)
+    account = _whole(worth * (_MILLION - quoted.spread_ppm) / _MILLION, Rounding.DOWN)
+    spread = _whole(worth * quoted.spread_ppm / _MILLION, Rounding.DOWN)
     return Split(total, account, spread, total - account - spread)
 
 
 def sold(quoted: Quoted, amount: int) -> Split:
     """What `amount` of the asset costs an account, rounded in our favour by less than 1 msat."""
     worth = quoted.rate * amount
-    total = _floor(worth)
-    account = -_floor(-worth * (_MILLION + quoted.spread_ppm) / _MILLION)
-    spread = _floor(worth * quoted.spread_ppm / _MILLION)
+    total = _whole(worth, Rounding.DOWN)
+    account = _whole(worth * (_MILLION + quoted.spread_ppm) / _MILLION, Rounding.UP)
+    spread = _whole(worth * quoted.spread_ppm / _MILLION, Rounding.DOWN)
     return Split(total, account, spread, account - total - spread)
 
 
 def affordable(quoted: Quoted, amount_msat: int) -> int:
     """The most of the asset that costs at most `amount_msat`."""
-    return _floor(amount_msat * _MILLION / (quoted.rate * (_MILLION + quoted.spread_ppm)))
+    cost_of_one = quoted.rate * (_MILLION + quoted.spread_ppm) / _MILLION
+    return _whole(amount_msat / cost_of_one, Rounding.DOWN)
 
 
-def _floor(value: Fraction) -> int:
-    return value.numerator // value.denominator
+def _whole(value: Fraction, rounding: Rounding) -> int:
+    return divide(value.numerator, value.denominator, rounding)
 
 
 def exchange_account(asset: str) -> str:
@@ -155,10 +155,6 @@ def buying(quoted: Quoted, custody: str, amount: int, account: str, code: str) -
         Transfer(exchange_account(BTC.code), account, split.account, code),
         *ours(split),
     )
-
-
-#: How many steps `buying` has.
-BUYING_STEPS = 8
 
 
 def taking_back(

@@ -38,13 +38,13 @@ from farebox.ledger.service import Ledger
 from farebox.money import BTC
 from farebox.payments.carrying import ReceivePlan, Receiving, Sending, SendPlan
 from farebox.payments.exchange import (
-    BUYING_STEPS,
     ONLY_BITCOIN,
     Exchange,
     Quoted,
     affordable,
     balance_of,
     bought,
+    buying,
     exchange_account,
     legs,
     sold,
@@ -181,7 +181,7 @@ class Payments:
         if isinstance(opened, Refusal):
             return opened
         # A crediting commit has one step before `also`, a Post or a Transfer, or a conversion's.
-        before = BUYING_STEPS if quoted else 1
+        before = len(buying(quoted, plan.custody, 0, account, "")) if quoted else 1
         joined = also(hold_id(closing_unit(operation_id), before))
         done = await self._operations.advance(operation_id, fresh=opened, also=joined)
         return _received(done, account)
@@ -239,23 +239,28 @@ class Payments:
             metadata or {},
             asset=self.asset_out(method, (metadata or {}).get("refund_currency", "")),
         )
-        if await self._operations.get(operation_id) is None:
-            ordered = self.ordered(request)
-            if isinstance(ordered, Refusal):
-                return ordered
-            request = ordered
         return await self.send(account, request, method=method)
 
     async def send(
-        self, account: str, request: RefundRequest, *, method: str, kind: str = REFUND
+        self,
+        account: str,
+        request: RefundRequest,
+        *,
+        method: str,
+        kind: str = REFUND,
+        in_msat: bool = True,
     ) -> Refunded | Pending | Refusal:
         """Let money leave an account, at most once for the request's `operation_id`.
 
-        `kind` is REFUND or PAYOUT: the same journal, another name for what it was for.
+        `kind` is REFUND or PAYOUT: the same journal, another name for what it was for. `in_msat` as
+        for `ordered`.
         """
         is_fresh = False
         if await self._operations.get(request.operation_id) is None:
-            opened = await self._open_refund(account, self.methods[method], request, kind)
+            ordered = self.ordered(request, in_msat=in_msat)
+            if isinstance(ordered, Refusal):
+                return ordered
+            opened = await self._open_refund(account, self.methods[method], ordered, kind)
             if isinstance(opened, Refusal):
                 return opened
             is_fresh = opened
@@ -275,9 +280,10 @@ class Payments:
         quoted: Quoted | None,
     ) -> bool | Refusal:
         """True: opened here. False: somebody else opened it a moment ago."""
+        of = BTC.code if quoted else plan.asset
         steps: tuple[Step, ...] = (
             Open(plan.custody, plan.asset, Kind.CUSTODY),
-            Open(account, BTC.code, Kind.CUSTOMER),
+            Open(balance_of(account, of), of, Kind.CUSTOMER),
         )
         hold = ""
         if plan.amount_msat is not None and plan.asset == BTC.code:
