@@ -17,7 +17,7 @@ from farebox.ledger.processes import PROCESS
 from farebox.ledger.replay import Broken
 from farebox.ledger.service import Ledger
 from farebox.payments.model import OPERATION
-from farebox.rails.evm.keys import Keys
+from farebox.rails.evm.keys import Keys, keys_from
 from farebox.rails.evm.outbox import INTENT, Call, Intent, Slot
 from farebox.rails.evm.outbox import RECORDS as EVM_RECORDS
 from farebox.rails.evm.reads import RpcChain
@@ -35,7 +35,7 @@ CONFIRMATIONS = 3
 
 def somebody() -> str:
     """An address that nobody has a key of."""
-    return Keys([]).add(secrets.token_bytes(32))
+    return keys_from(secrets.token_hex(32)).addresses[0]
 
 
 @dataclass
@@ -113,10 +113,8 @@ async def desk_of(anvil: Anvil, folder: Path, **terms: int) -> AsyncIterator[Des
     path = folder / "book.db"
     store = SqliteStore(path, RECORDS, clock=SystemClock())
     ledger = Ledger(store, SystemClock())
-    keys = Keys([])
-    await asyncio.to_thread(
-        anvil.rpc, "anvil_setBalance", keys.add(secrets.token_bytes(32)), hex(100 * ETHER)
-    )
+    keys = keys_from(secrets.token_hex(32))
+    await asyncio.to_thread(anvil.rpc, "anvil_setBalance", keys.addresses[0], hex(100 * ETHER))
     async with open_rpc_session() as session:
         rpc = Rpc(anvil.url, session, Breaker(SystemClock(), who="the node"))
         asked = {"confirmations": CONFIRMATIONS, **terms}

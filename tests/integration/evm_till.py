@@ -7,18 +7,19 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 from farebox.ledger.model import Applied, Hold, Kind, Open, Transfer, Unit, hold_id
 from farebox.ledger.processes import Processes
-from farebox.money import Rounding
-from farebox.payments import Refusal, Rejected, Unresolved
+from farebox.payments import RefundRequest, Refusal, Rejected, Unresolved
+from farebox.payments.exchange import Exchange
 from farebox.payments.model import Changes, Operation, OperationState, Succeeded, Verdict
 from farebox.payments.operations import Operations
+from farebox.payments.rail import Limits
 from farebox.rails.evm.disperse import BATCH, Disperse
 from farebox.rails.evm.payouts import (
-    Payable,
-    PayoutOrder,
+    PaidAsset,
     Payouts,
     PayoutTerms,
     custody_of,
@@ -35,10 +36,10 @@ MOST = 10**19
 class Rates:
     """One wei of gas is one unit of the token."""
 
-    is_known: bool = True
+    are_known: bool = True
 
-    def worth(self, amount: int, asset: str, other: str, rounding: Rounding) -> int | None:
-        return amount if self.is_known else None
+    def msat_per_unit(self, asset: str) -> Fraction | None:
+        return Fraction(1) if self.are_known else None
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Till:
     async def order(self, destination: str, amount: int, asset: str = "ETH", **more: object) -> str:
         """Open a payment; its operation."""
         name = f"pay_{secrets.token_hex(8)}"
-        order = PayoutOrder(name, asset, amount, destination, **more)  # type: ignore[arg-type]
+        order = RefundRequest(name, amount, destination, asset=asset, **more)  # type: ignore[arg-type]
         plan = await self.payouts.plan(order)
         assert not isinstance(plan, Refusal), plan
         operation = Operation(
@@ -90,7 +91,7 @@ class Till:
         self, destination: str, amount: int, asset: str = "ETH", **more: object
     ) -> str:
         """The code that a payment is refused with."""
-        order = PayoutOrder("never", asset, amount, destination, **more)  # type: ignore[arg-type]
+        order = RefundRequest("never", amount, destination, asset=asset, **more)  # type: ignore[arg-type]
         plan = await self.payouts.plan(order)
         assert isinstance(plan, Refusal), plan
         return plan.code
@@ -143,9 +144,10 @@ async def till_of(
         processes = Processes(desk.ledger, alone=True)
         await processes.start()
         operations, rates = Operations(desk.ledger, processes), Rates()
-        assets = (Payable("ETH", "", 1, MOST), Payable("TOK", contract.address, 1, MOST))
+        limits = Limits(1, MOST)
+        assets = (PaidAsset("ETH", "", limits), PaidAsset("TOK", contract.address, limits))
         payout_terms = PayoutTerms(assets=assets, **terms)  # type: ignore[arg-type]
-        payouts = Payouts(payout_terms, desk.sending, desk.ledger, rates)
+        payouts = Payouts(payout_terms, desk.sending, desk.ledger, Exchange(rates))
         disperse = Disperse(desk.sending, desk.ledger)
         operations.register("payout", Carrying(payouts))
         operations.register(BATCH, disperse)

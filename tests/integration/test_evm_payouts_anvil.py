@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from farebox.payments import RefundQuote, RefundRequest, Refusal
 from farebox.payments.model import OperationState
 from farebox.rails.evm.contracts import DEPLOYER
-from farebox.rails.evm.payouts import PayoutOrder, PayoutQuote
 from tests.integration.evm_desk import somebody
 from tests.integration.evm_till import CUSTOMER, FUNDS, Till, till_of
 from tests.peers.anvil import Anvil
@@ -31,8 +31,8 @@ async def test_what_is_to_arrive_arrives_and_the_quoted_fee_is_taken(
     till: Till, asset: str
 ) -> None:
     to = somebody()
-    quote = await till.payouts.quote(PayoutOrder("q", asset, AMOUNT, to, is_exact=True))
-    assert isinstance(quote, PayoutQuote)
+    quote = await till.payouts.quote(RefundRequest("q", AMOUNT, to, is_exact=True, asset=asset))
+    assert isinstance(quote, RefundQuote)
     await till.order(to, AMOUNT, asset, is_exact=True)
     (paid,) = await till.finish()
     assert paid.state is OperationState.SUCCEEDED
@@ -81,7 +81,8 @@ async def test_bad_destinations_are_refused(till: Till) -> None:
     ):
         assert await till.refused(destination, AMOUNT) == code, destination
     fine = f"ethereum:{somebody()}@{till.desk.sending.terms.chain_id}"
-    assert not isinstance(await till.payouts.quote(PayoutOrder("q", "ETH", AMOUNT, fine)), str)
+    quote = await till.payouts.quote(RefundRequest("q", AMOUNT, fine, asset="ETH"))
+    assert not isinstance(quote, Refusal)
 
 
 async def test_limits_allow_list_and_fee_limit_hold(anvil: Anvil, tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ async def test_limits_allow_list_and_fee_limit_hold(anvil: Anvil, tmp_path: Path
         assert await till.refused(friend, 1) == "amount_too_small"
         assert await till.refused(friend, 10**20) == "amount_out_of_bounds"
         assert await till.refused(friend, AMOUNT, "XYZ") == "asset_unknown"
-        till.rates.is_known = False
+        till.rates.are_known = False
         assert await till.refused(friend, AMOUNT, "TOK") == "rate_unavailable"
         await till.order(friend, AMOUNT)
         await till.finish()

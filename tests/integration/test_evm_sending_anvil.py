@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from farebox.ledger.model import ABSENT, Put, Unit
-from farebox.rails.evm.fees import GWEI, can_replace, next_base_fee
+from farebox.rails.evm.fees import GWEI, Fees
 from farebox.rails.evm.outbox import (
     INTENT,
     SENDER,
@@ -273,6 +273,20 @@ async def test_a_nonce_that_was_used_elsewhere_is_not_taken_again(desk: Desk) ->
     assert slot.nonce == 2
     await desk.finish()
     assert desk.anvil.balance(to) == 43
+
+
+def can_replace(old: Fees, new: Fees) -> bool:
+    """Whether nodes would let one take the place of the other: a tenth more in both fields."""
+    return new.max_fee * 10 >= old.max_fee * 11 and new.tip * 10 >= old.tip * 11
+
+
+def next_base_fee(base: int, used: int, limit: int) -> int:
+    """The base fee that follows a block: EIP-1559's own integer arithmetic."""
+    target = limit // 2
+    if target in (0, used):
+        return base
+    step = base * abs(used - target) // target // 8
+    return base + max(step, 1) if used > target else base - step
 
 
 async def test_the_next_base_fee_is_known_exactly(desk: Desk) -> None:

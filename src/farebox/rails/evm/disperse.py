@@ -37,6 +37,7 @@ from farebox.payments.model import (
 from farebox.payments.operations import opens
 from farebox.rails.evm.contracts import DEPLOYER, answered, artifact, calldata
 from farebox.rails.evm.outbox import INTENT, Call, Intent, IntentState, SlotState
+from farebox.rails.evm.reads import held
 from farebox.rails.evm.sending import Held, Parcel, Sending
 
 #: The kind of a batch's operation.
@@ -132,9 +133,7 @@ class Disperse:
 
     async def _weighed(self, key: str, intent: Intent) -> Item:
         if intent.token:
-            data = calldata("balanceOf(address)", intent.to)
-            told = await self._chain.run(intent.to, Call(intent.token, 0, data))
-            return Item(key, intent, answered(("uint256",), told)[0] == 0)
+            return Item(key, intent, await held(self._chain, intent.to, intent.token) == 0)
         is_used = await self._chain.balance(intent.to) or await self._chain.used(intent.to)
         return Item(key, intent, not is_used and not await self._chain.code(intent.to))
 

@@ -15,8 +15,6 @@ GWEI = 10**9
 #: What `eth_feeHistory` is asked for: blocks, and percentiles of the tips paid in each.
 HISTORY_BLOCKS = 20
 HISTORY_PERCENTILES = (10, 50, 90)
-#: A base fee moves by an eighth of itself at most from one block to the next.
-BASE_FEE_STEP = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +56,6 @@ class TooDear:
         return f"held: gas needs an offer of {needed} gwei, the cap is {cap} gwei"
 
 
-def next_base_fee(base: int, used: int, limit: int) -> int:
-    """The base fee that follows a block: exact, EIP-1559's own integer arithmetic."""
-    target = limit // 2
-    if target in (0, used):
-        return base
-    step = base * abs(used - target) // target // BASE_FEE_STEP
-    return base + max(step, 1) if used > target else base - step
-
-
 def median_tip(history: History) -> int | None:
     """The median of the tips that were paid; None where no block with transactions paid any."""
     paid = sorted(
@@ -78,8 +67,8 @@ def median_tip(history: History) -> int | None:
     return paid[len(paid) // 2] if paid else None
 
 
-def fresh_fees(history: History, *, suggested: int | None, floor: int, blocks: int = 0) -> Fees:
-    """What to offer now, to be mined soon, or for `blocks` > 0 within so many blocks.
+def fresh_fees(history: History, *, suggested: int | None, floor: int) -> Fees:
+    """What to offer now, to be mined soon.
 
     `suggested` is what `eth_maxPriorityFeePerGas` says, `floor` the chain's least tip; they
     serve where no tips were paid, the floor always.
@@ -88,11 +77,7 @@ def fresh_fees(history: History, *, suggested: int | None, floor: int, blocks: i
     if tip is None:
         tip = suggested or floor
     tip = max(tip, floor)
-    base = history.base_fee
-    most = base * 2
-    if blocks:
-        most = divide(base * 9**blocks, 8**blocks, Rounding.UP)
-    return Fees(most + tip, tip)
+    return Fees(history.base_fee * 2 + tip, tip)
 
 
 def replacement(old: Fees, fresh: Fees) -> Fees:
@@ -106,11 +91,6 @@ def replacement(old: Fees, fresh: Fees) -> Fees:
 def within(fees: Fees, cap: int) -> Fees | TooDear:
     """The fees, unless they exceed the cap: then nothing is sent, rather than for too little."""
     return fees if fees.max_fee <= cap else TooDear(fees.max_fee, cap)
-
-
-def can_replace(old: Fees, new: Fees) -> bool:
-    """Whether nodes would let `new` take the place of `old`: a tenth more in both fields."""
-    return new.max_fee * 10 >= old.max_fee * 11 and new.tip * 10 >= old.tip * 11
 
 
 def best(offers: Sequence[Fees]) -> Fees:

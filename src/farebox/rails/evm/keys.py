@@ -36,12 +36,6 @@ class Keys:
         """Whose keys these are, with checksums, in the order they were given."""
         return tuple(self._accounts)
 
-    def add(self, key: bytes) -> str:
-        """Take one more key; its address."""
-        account = _account(key)
-        self._accounts[str(account.address)] = account
-        return str(account.address)
-
     def sign(self, sender: str, chain_id: int, nonce: int, call: Call, fees: Fees) -> SignedPair:
         """A signed EIP-1559 transaction: its hash and its raw bytes, both as 0x… text.
 

@@ -18,25 +18,34 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 import msgspec
 from eth_utils.address import is_checksum_address, to_checksum_address
 
 from farebox.clock import NS_PER_S
 from farebox.errors import InvalidCredential, RailRejected
-from farebox.ledger.model import ABSENT, Applied, Kind, Open, Put, Step, Transfer, Unit
+from farebox.ledger.model import ABSENT, Applied, Kind, Open, Put, Transfer, Unit
 from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger, State
 from farebox.money import Rounding, divide
-from farebox.payments import Refusal, Rejected, Unresolved
+from farebox.payments import (
+    RefundPlan,
+    RefundQuote,
+    RefundRequest,
+    RefundResult,
+    Refusal,
+    Rejected,
+    Unresolved,
+)
+from farebox.payments.exchange import REVENUE, Exchange, balance_of
+from farebox.payments.method import no_rate
 from farebox.payments.model import Changes
+from farebox.payments.rail import Limits
 from farebox.rails.evm.contracts import answered, artifact, calldata, topic
 from farebox.rails.evm.fees import Fees
 from farebox.rails.evm.outbox import INTENT, Call, Intent, IntentState, Mined, Slot, SlotState
-from farebox.rails.evm.reads import Receipt
+from farebox.rails.evm.reads import Receipt, held
 from farebox.rails.evm.sending import Held, Parcel, Sending
 
 ZERO_ADDRESS = f"0x{'0' * 40}"
@@ -60,13 +69,12 @@ class L1Fee(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Payable:
+class PaidAsset:
     """An asset that is paid out; `token` is its contract, empty for the chain's coin."""
 
     asset: str
     token: str
-    least: int
-    most: int
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,61 +85,12 @@ class PayoutTerms:
     now. With `batch_wait_s` payments wait for others to be paid together with.
     """
 
-    assets: tuple[Payable, ...]
+    assets: tuple[PaidAsset, ...]
     allowed: frozenset[str] = frozenset()
     pays_contracts: bool = False
     fee_margin_percent: int = 25
     l1: L1Fee = L1Fee.NONE
     batch_wait_s: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PayoutOrder:
-    """Pay `amount`, exactly or with the fee off it; `fee_max` is the payer's own limit."""
-
-    operation_id: str
-    asset: str
-    amount: int
-    destination: str
-    is_exact: bool = False
-    fee_max: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PayoutQuote:
-    """What arrives, and the fee on top, both in the asset that is paid."""
-
-    amount: int
-    fee: int
-
-
-@dataclass(frozen=True, slots=True)
-class PayoutPlan:
-    """What must be stored before: `puts` join the opening commit, with a hold of `amount`."""
-
-    payload: bytes
-    custody: str
-    amount: int
-    puts: tuple[Put, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Paid:
-    """It has left for good. `amount` is taken; `puts` and `steps` join the closing commit."""
-
-    amount: int
-    transaction: str
-    reply: Mapping[str, str]
-    puts: tuple[Put, ...] = ()
-    steps: tuple[Step, ...] = field(default=())
-
-
-class Worth(Protocol):
-    """Converts at the rates of now; None where there is none."""
-
-    def worth(self, amount: int, asset: str, other: str, rounding: Rounding) -> int | None:
-        """What an amount of an asset is in another's smallest unit."""
-        ...
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -177,23 +136,25 @@ def _is_hex(digits: str) -> bool:
 class Payouts:
     """Plans and carries out payments from one chain's senders."""
 
-    def __init__(self, terms: PayoutTerms, sending: Sending, ledger: Ledger, worth: Worth) -> None:
+    def __init__(
+        self, terms: PayoutTerms, sending: Sending, ledger: Ledger, exchange: Exchange
+    ) -> None:
         self.terms = terms
         self._sending = sending
         self._chain = sending.chain
         self._ledger = ledger
-        self._worth = worth
+        self._exchange = exchange
 
     # ── before ───────────────────────────────────────────────────────────────────────────────────
 
-    async def quote(self, order: PayoutOrder) -> PayoutQuote | Refusal:
+    async def quote(self, request: RefundRequest) -> RefundQuote | Refusal:
         """What it would come to; nothing is stored. Raises RailUnavailable, RailRejected."""
-        job = await self._planned(order)
-        return job if isinstance(job, Refusal) else PayoutQuote(job.amount, job.fee)
+        job = await self._planned(request)
+        return job if isinstance(job, Refusal) else RefundQuote(job.amount, job.fee, job.fee)
 
-    async def plan(self, order: PayoutOrder) -> PayoutPlan | Refusal:
+    async def plan(self, request: RefundRequest) -> RefundPlan | Refusal:
         """Check everything, fix amount and fee. Raises RailUnavailable, RailRejected."""
-        job = await self._planned(order)
+        job = await self._planned(request)
         if isinstance(job, Refusal):
             return job
         chain = self._sending.terms.chain
@@ -206,34 +167,32 @@ class Payouts:
         )
         put = Put(INTENT, job.operation_id, intent, ABSENT)
         custody = custody_of(chain, job.asset)
-        return PayoutPlan(msgspec.json.encode(job), custody, job.amount + job.fee, (put,))
+        return RefundPlan(msgspec.json.encode(job), custody, job.amount + job.fee, (put,))
 
-    async def _planned(self, order: PayoutOrder) -> Job | Refusal:
-        of = next((one for one in self.terms.assets if one.asset == order.asset), None)
+    async def _planned(self, request: RefundRequest) -> Job | Refusal:
+        of = next((one for one in self.terms.assets if one.asset == request.asset), None)
         if of is None:
             known = ", ".join(one.asset for one in self.terms.assets)
             return Refusal("asset_unknown", f"paid out here: {known}")
         try:
-            to = read_address(order.destination, self._sending.terms.chain_id)
+            to = read_address(request.destination, self._sending.terms.chain_id)
         except InvalidCredential as error:
             return Refusal("destination_invalid", str(error))
         if no := await self._unfit(to):
             return no
-        fee = await self._fee(of, to, order.amount)
+        fee = await self._fee(of, to, request.amount)
         if isinstance(fee, Refusal):
             return fee
-        if order.fee_max is not None and fee > order.fee_max:
-            return Refusal("fee_over_limit", f"the fee would be {fee}, over your {order.fee_max}")
-        amount = order.amount if order.is_exact else order.amount - fee
+        if request.fee_max is not None and fee > request.fee_max:
+            return Refusal("fee_over_limit", f"the fee would be {fee}, over your {request.fee_max}")
+        amount = request.amount if request.is_exact else request.amount - fee
         if amount <= 0:
             return Refusal("amount_too_small", f"the amount does not cover the fee of {fee}")
-        if not of.least <= amount <= of.most:
-            bounds = {"least": str(of.least), "most": str(of.most)}
-            text = f"a payment out is from {of.least} to {of.most} units of {of.asset} here"
-            return Refusal("amount_out_of_bounds", text, bounds)
-        if no := await self._try(of, to, amount):
+        unit = f"units of {of.asset}"
+        no = of.limits.why_not(amount, "payment out", unit) or await self._try(of, to, amount)
+        if no is not None:
             return no
-        return Job(order.operation_id, of.asset, of.token, to, amount, fee)
+        return Job(request.operation_id, of.asset, of.token, to, amount, fee)
 
     async def _unfit(self, to: str) -> Refusal | None:
         """Why an address is not to be paid."""
@@ -249,14 +208,14 @@ class Payouts:
             return Refusal("destination_is_contract", "a contract is at this address")
         return None
 
-    async def _fee(self, of: Payable, to: str, amount: int) -> int | Refusal:
+    async def _fee(self, of: PaidAsset, to: str, amount: int) -> int | Refusal:
         """What gas costs now and the operator's margin, in the asset that is paid."""
         sender = self._sending.keys.addresses[0]
         call = _call(of.token, to, amount)
         try:
             gas = await self._gas(sender, call)
         except RailRejected as error:
-            if error.code == _REVERTED and await self._held(sender, of.token) >= amount:
+            if error.code == _REVERTED and await held(self._chain, sender, of.token) >= amount:
                 return Refusal("destination_refused", "the token refuses this transfer")
             gas = _PLAIN_GAS if not of.token else 65_000
         history = await self._chain.history()
@@ -268,8 +227,8 @@ class Payouts:
         native = self._sending.terms.native
         if of.asset == native:
             return cost
-        fee = self._worth.worth(cost, native, of.asset, Rounding.UP)
-        return fee if fee is not None else Refusal("rate_unavailable", f"no rate for {native} now")
+        fee = self._exchange.worth(cost, native, of.asset, Rounding.UP)
+        return no_rate(native) if fee is None else fee
 
     async def _gas(self, sender: str, call: Call) -> int:
         gas = await self._chain.gas(sender, call)
@@ -288,7 +247,7 @@ class Payouts:
         data = calldata("getL1Fee(bytes)", bytes.fromhex(raw[2:]))
         return answered(("uint256",), await self._chain.run(sender, Call(_ORACLE, 0, data)))[0]
 
-    async def _try(self, of: Payable, to: str, amount: int) -> Refusal | None:
+    async def _try(self, of: PaidAsset, to: str, amount: int) -> Refusal | None:
         """What a token's transfer would do, run at the node in the place of a sender of ours."""
         if not of.token:
             return None
@@ -307,12 +266,6 @@ class Payouts:
             return Refusal("token_takes_fee", "the token keeps a part of what is transferred")
         return None
 
-    async def _held(self, address: str, token: str) -> int:
-        if not token:
-            return await self._chain.balance(address)
-        data = calldata("balanceOf(address)", address)
-        return answered(("uint256",), await self._chain.run(address, Call(token, 0, data)))[0]
-
     async def _payer(self, token: str, amount: int) -> str | None:
         """The least busy sender that has the amount, beside what it is sending already."""
         senders = []
@@ -323,13 +276,13 @@ class Payouts:
                 for one in slots
                 if one.state is SlotState.SENT and one.token in ("", token)
             )
-            if await self._held(sender, token) - on_its_way >= amount:
+            if await held(self._chain, sender, token) - on_its_way >= amount:
                 senders.append((len(slots), sender))
         return min(senders)[1] if senders else None
 
     # ── carrying it out ──────────────────────────────────────────────────────────────────────────
 
-    async def pay(self, payload: bytes) -> Paid | Rejected | Unresolved:
+    async def pay(self, payload: bytes) -> RefundResult | Rejected | Unresolved:
         """Pay as planned, or find out how far it is. Safe to be called any number of times.
 
         Raises RailUnavailable.
@@ -357,7 +310,7 @@ class Payouts:
             return False
         return (await self._sending.cancel(intent.slot)).is_open
 
-    async def _begin(self, job: Job, intent: Intent) -> Paid | Rejected | Unresolved:
+    async def _begin(self, job: Job, intent: Intent) -> RefundResult | Rejected | Unresolved:
         wait_ns = self.terms.batch_wait_s * NS_PER_S
         if not intent.alone and self._ledger.clock.now_ns() < intent.created_at + wait_ns:
             return Unresolved("waits for others to be paid together with")
@@ -383,7 +336,7 @@ class Payouts:
             return Unresolved(sent.reason)
         return await self._follow(job, await self._intent(job.operation_id))
 
-    async def _follow(self, job: Job, intent: Row[Intent]) -> Paid | Rejected | Unresolved:
+    async def _follow(self, job: Job, intent: Row[Intent]) -> RefundResult | Rejected | Unresolved:
         if not intent.value.slot:
             return Unresolved("it is being sent by another process")
         slot = await self._sending.push(intent.value.slot)
@@ -411,7 +364,7 @@ class Payouts:
             return Unresolved("the token has moved another amount", alarm=True)
         return self._paid(job, slot.mined, puts)
 
-    def _paid(self, job: Job, mined: Mined, puts: tuple[Put, ...]) -> Paid:
+    def _paid(self, job: Job, mined: Mined, puts: tuple[Put, ...]) -> RefundResult:
         terms = self._sending.terms
         reply = {
             "recipient": job.to,
@@ -421,12 +374,12 @@ class Payouts:
             "fee": str(job.fee),
             "transaction": mined.hash,
         }
-        custody, revenue = custody_of(terms.chain, job.asset), f"revenue/{job.asset}"
+        custody, revenue = custody_of(terms.chain, job.asset), balance_of(REVENUE, job.asset)
         steps = (
             Open(revenue, job.asset, Kind.REVENUE),
             Transfer(custody, revenue, job.fee, "fee"),
         )
-        return Paid(job.amount + job.fee, mined.hash, reply, puts, steps)
+        return RefundResult(job.amount + job.fee, mined.hash, reply, puts, steps)
 
     async def _intent(self, operation_id: str) -> Row[Intent]:
         row = await self._ledger.store.get(INTENT, operation_id)

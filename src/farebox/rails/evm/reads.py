@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from farebox.errors import RailRejected
+from farebox.rails.evm.contracts import answered, calldata
 from farebox.rails.evm.fees import HISTORY_BLOCKS, HISTORY_PERCENTILES, History
 from farebox.rails.evm.outbox import Call
 from farebox.rails.evm.rpc import Data, Hash, Quantity, Rpc
@@ -88,6 +89,14 @@ class Chain(Protocol):
     async def gas(self, sender: str, call: Call) -> int:
         """The gas that a call would use now."""
         ...
+
+
+async def held(chain: Chain, address: str, token: str) -> int:
+    """What an address has of a token; of the chain's coin where that is empty."""
+    if not token:
+        return await chain.balance(address)
+    asked = Call(token, 0, calldata("balanceOf(address)", address))
+    return answered(("uint256",), await chain.run(address, asked))[0]
 
 
 class _FeeHistory(msgspec.Struct, frozen=True, rename="camel"):

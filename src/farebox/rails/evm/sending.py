@@ -7,7 +7,6 @@ the versions of the rows, and broadcasting the same bytes twice harms nobody.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -111,8 +110,6 @@ class Sending:
         self.chain = chain
         self.keys = keys
         self._ledger = ledger
-        #: Told of every slot that has come to its end, with the ids of its intents' operations.
-        self.on_done: Callable[[Sequence[str]], Awaitable[object]] | None = None
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
@@ -358,8 +355,6 @@ class Sending:
             _log.error("evm.nonce_lost", lane=slot.lane, nonce=slot.nonce, purpose=slot.purpose)
         stored = await self.slot(slot.key)
         assert stored is not None, "slots are never removed"
-        if not stored.is_open and isinstance(outcome, Applied):
-            await self._tell(stored)
         return stored
 
     def _gas(self, slot: Slot) -> tuple[Step, ...]:
@@ -371,12 +366,6 @@ class Sending:
             Open(terms.gas_float, terms.native, Kind.SUSPENSE),
             Transfer(terms.expense, terms.gas_float, slot.mined.cost, "gas"),
         )
-
-    async def _tell(self, slot: Slot) -> None:
-        if self.on_done is None:
-            return
-        rows = await self._ledger.store.find(INTENT, {"slot": slot.key})
-        await self.on_done([key for key, _ in rows])
 
     async def _urge(self, slot: Slot, height: int) -> Slot:
         """Broadcast what is not in a block, with a better offer where it is time for one."""
