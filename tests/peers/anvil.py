@@ -52,12 +52,12 @@ def compile_contract(source: Path) -> tuple[Abi, str]:
     """
     home = node_packages("evm")
     script = HERE / "evm" / "compile.cjs"
-    digest = hashlib.sha256(script.read_bytes() + source.read_bytes()).hexdigest()
+    beside = sorted(source.parent.glob("*.sol"))  # what it may import
+    digest = hashlib.sha256(b"".join(one.read_bytes() for one in (script, *beside))).hexdigest()
     kept = home / f"{source.stem}-{digest[:32]}.json"
     if not kept.exists():
         ended = subprocess.run(
-            ["node", str(script)],
-            input=source.read_text(),
+            ["node", str(script), str(source)],
             env={"PATH": os.environ.get("PATH", ""), "EVM_HOME": str(home)},
             capture_output=True,
             text=True,
@@ -135,17 +135,7 @@ class Anvil:
         ]
         env = {"PATH": os.environ.get("PATH", ""), "HOME": str(self._directory)}
         self._process = PeerProcess(command, env, self._directory / "anvil.log")
-        ends_at = time.monotonic() + _READY_TIMEOUT_S
-        while time.monotonic() < ends_at:
-            if not self._process.is_running:
-                raise PeerUnavailable(f"anvil has ended: {self._process.said()}")
-            try:
-                self.rpc("eth_chainId")
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(_POLL_S)
-        self.stop()
-        raise PeerUnavailable(f"anvil is not ready after {_READY_TIMEOUT_S} s")
+        self._process.wait_for(lambda: self.rpc("eth_chainId"), _READY_TIMEOUT_S)
 
     def stop(self) -> None:
         """End it. Its chain is gone with it."""

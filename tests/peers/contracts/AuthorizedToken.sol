@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: MIT
 pragma solidity ^0.8.20;
 
+import {Token} from "./Balances.sol";
+
 /// 6 decimals and EIP-3009, as USDC: who signs a transfer needs no gas, anybody may carry it out.
-contract AuthorizedToken {
+contract AuthorizedToken is Token {
     string public name = "USD Coin";
     string public version = "2";
     string public symbol = "USDC";
     uint8 public constant decimals = 6;
-    uint256 public totalSupply;
-    mapping(address => uint256) public balanceOf;
-    mapping(address => mapping(address => uint256)) public allowance;
     /// True once an authorization was used or cancelled.
     mapping(address => mapping(bytes32 => bool)) public authorizationState;
 
@@ -24,33 +23,8 @@ contract AuthorizedToken {
     uint256 private constant HALF_ORDER =
         0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0;
 
-    event Transfer(address indexed from, address indexed to, uint256 value);
-    event Approval(address indexed owner, address indexed spender, uint256 value);
     event AuthorizationUsed(address indexed authorizer, bytes32 indexed nonce);
     event AuthorizationCanceled(address indexed authorizer, bytes32 indexed nonce);
-
-    function mint(address to, uint256 value) external {
-        totalSupply += value;
-        balanceOf[to] += value;
-        emit Transfer(address(0), to, value);
-    }
-
-    function approve(address spender, uint256 value) external returns (bool) {
-        allowance[msg.sender][spender] = value;
-        emit Approval(msg.sender, spender, value);
-        return true;
-    }
-
-    function transfer(address to, uint256 value) external returns (bool) {
-        _move(msg.sender, to, value);
-        return true;
-    }
-
-    function transferFrom(address from, address to, uint256 value) external returns (bool) {
-        allowance[from][msg.sender] -= value;
-        _move(from, to, value);
-        return true;
-    }
 
     function DOMAIN_SEPARATOR() public view returns (bytes32) {
         return keccak256(
@@ -126,11 +100,5 @@ contract AuthorizedToken {
         require(uint256(s) <= HALF_ORDER, "invalid signature");
         address recovered = ecrecover(keccak256(abi.encodePacked("\x19\x01", DOMAIN_SEPARATOR(), message)), v, r, s);
         require(recovered != address(0) && recovered == signer, "invalid signature");
-    }
-
-    function _move(address from, address to, uint256 value) private {
-        balanceOf[from] -= value;
-        balanceOf[to] += value;
-        emit Transfer(from, to, value);
     }
 }
