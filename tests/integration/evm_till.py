@@ -22,7 +22,7 @@ from farebox.rails.evm.payouts import (
     PaidAsset,
     Payouts,
     PayoutTerms,
-    custody_of,
+
 )
 from tests.integration.evm_desk import ETHER, Desk, desk_of
 from tests.peers.anvil import CONTRACTS, Anvil, Contract

@@ -44,7 +44,16 @@ from farebox.payments.model import Changes
 from farebox.payments.rail import Limits
 from farebox.rails.evm.contracts import answered, artifact, calldata, topic
 from farebox.rails.evm.fees import Fees
-from farebox.rails.evm.outbox import INTENT, Call, Intent, IntentState, Mined, Slot, SlotState
+from farebox.rails.evm.outbox import (
+    INTENT,
+    Call,
+    Intent,
+    IntentState,
+    Mined,
+    Slot,
+    SlotState,
+    custody_of,
+)
 from farebox.rails.evm.reads import Receipt, held
 from farebox.rails.evm.sending import Held, Parcel, Sending
 
@@ -56,6 +65,7 @@ _DELEGATED = bytes.fromhex("ef0100")
 _TRANSFER = topic("Transfer(address,address,uint256)")
 _FAILED = topic("Failed(uint256)")
 _PLAIN_GAS = 21_000
+_TOKEN_GAS = 65_000
 _ORACLE = "0x420000000000000000000000000000000000000F"
 _NODE_INTERFACE = "0x00000000000000000000000000000000000000C8"
 
@@ -102,11 +112,6 @@ class Job(msgspec.Struct, frozen=True):
     to: str
     amount: int
     fee: int
-
-
-def custody_of(chain: str, asset: str) -> str:
-    """The ledger account of what a chain's senders hold for customers."""
-    return f"custody:evm:{chain}:{asset}"
 
 
 def read_address(text: str, chain_id: int) -> str:
@@ -208,6 +213,13 @@ class Payouts:
             return Refusal("destination_is_contract", "a contract is at this address")
         return None
 
+    def fee_at_cap(self, asset: str) -> int | None:
+        """The most that the gas of an ordinary payment may cost; None where there is no rate."""
+        terms = self._sending.terms
+        gas = _PLAIN_GAS if asset == terms.native else _TOKEN_GAS
+        cost = gas * terms.fee_cap * (100 + self.terms.fee_margin_percent) // 100
+        return self._exchange.worth(cost, terms.native, asset, Rounding.UP)
+
     async def _fee(self, of: PaidAsset, to: str, amount: int) -> int | Refusal:
         """What gas costs now and the operator's margin, in the asset that is paid."""
         sender = self._sending.keys.addresses[0]
@@ -217,7 +229,7 @@ class Payouts:
         except RailRejected as error:
             if error.code == _REVERTED and await held(self._chain, sender, of.token) >= amount:
                 return Refusal("destination_refused", "the token refuses this transfer")
-            gas = _PLAIN_GAS if not of.token else 65_000
+            gas = _PLAIN_GAS if not of.token else _TOKEN_GAS
         history = await self._chain.history()
         offered = await self._sending.offer()
         tip = offered.tip if isinstance(offered, Fees) else 0
