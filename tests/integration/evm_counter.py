@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from eth_account.hdaccount import Mnemonic
+from eth_account.hdaccount.mnemonic import Mnemonic
 
 from farebox.money import Asset
 from farebox.payments import Refusal
@@ -115,7 +115,10 @@ def _counter(desk: Desk, tokens: Mapping[str, Contract], mnemonic: str) -> Count
     arrivals = Arrivals(terms, RpcScan(rpc), addresses, desk.keys.addresses, ledger)
     exchange = Exchange(held=frozenset(one.asset.code for one in assets))
     payouts = Payouts(
-        PayoutTerms(assets=tuple(one.paid for one in assets)), desk.sending, ledger, exchange
+        PayoutTerms(assets=tuple(paid for one in assets for paid in one.paid)),
+        desk.sending,
+        ledger,
+        exchange,
     )
     method = EvmMethod(config, rpc, arrivals, addresses, payouts, ledger)
     methods = PaymentMethods()

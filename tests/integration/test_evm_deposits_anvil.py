@@ -1,4 +1,4 @@
-"""What arrives on a real chain is credited once to whom it was addressed, whatever the chain does."""
+"""What arrives on a real chain is credited once to its owner, whatever the chain does."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from farebox.payments.model import OPERATION
 from farebox.paywall.model import REQUEST
 from farebox.paywall.named import NAMED
 from farebox.rails.cashu import RECORDS as CASHU_RECORDS
+from farebox.rails.evm.records import RECORDS as EVM_RECORDS
 from farebox.rails.lightning import RECORDS as LIGHTNING_RECORDS
 from farebox.settings import Settings
 from farebox.stores.audit import BookReader
@@ -49,6 +50,7 @@ RECORDS: tuple[RecordType[Any], ...] = (
     *IDENTITY_RECORDS,
     *CASHU_RECORDS,
     *CHANNEL_RECORDS,
+    *EVM_RECORDS,
     *LIGHTNING_RECORDS,
 )
 

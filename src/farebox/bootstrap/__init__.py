@@ -33,7 +33,7 @@ from farebox.money import BTC
 from farebox.operating import Doors, Metrics, OperatorDoor, Parts, Vitals, ready
 from farebox.operating.root_key import require_root_key
 from farebox.payments.deposits import Deposits
-from farebox.payments.exchange import REVENUE
+from farebox.payments.exchange import ONLY_BITCOIN, REVENUE
 from farebox.payments.links import WithdrawLinks
 from farebox.payments.operations import Operations
 from farebox.payments.registry import PaymentMethods, plugins
@@ -79,6 +79,7 @@ from farebox.worker import Duty, Job, RailWatch, Worker
 from farebox.worker.expiry import KeyExpiry
 
 if TYPE_CHECKING:
+    from farebox.bootstrap.evm import EvmRail
     from farebox.operating.traces import Tracing
 
 _RECOVER_EVERY_S = 2
@@ -124,6 +125,7 @@ class Farebox:
         self._rules = parse_rules(settings.prices)
         self.prices = Prices(PriceBook(self._rules))
         self._commits = Commits()
+        self.exchange = ONLY_BITCOIN
         self._probes = {"/healthz": self._health, "/readyz": self._ready}
         self._reconciled = asyncio.Lock()
         self._closing = AsyncExitStack()
@@ -235,14 +237,32 @@ class Farebox:
             node, breaker = node_of(found, session, self.clock)
             config = config_of(found)
             self.lightning = LightningMethod(config, node, breaker, self.ledger, guarded)
-        self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
-        self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), self.payments.methods)
+        self.evm = await self._open_chains()
+        self.payments = Payments(
+            self.ledger, self.operations, self._methods(), self.signer, self.exchange
+        )
+        self.deposits = DepositRequests(
+            self.ledger, Deposits(self.ledger), self.payments.methods, self.exchange
+        )
+
+    async def _open_chains(self) -> tuple[EvmRail, ...]:
+        if not self.settings.evm:
+            return ()
+        try:
+            from farebox.bootstrap.evm import open_chains
+        except ImportError:
+            allowed = "`pip install 'farebox[evm]'` first, or leave it out"
+            raise InvalidSettings("evm", self.settings.evm[0].name, allowed) from None
+        found, book = self.settings.evm, (self.ledger, self.operations, self.processes)
+        return await open_chains(found, *book, self.exchange, self._closing)
 
     async def _start_rails(self) -> None:
         """Put the ceilings into the books."""
         await self.cashu.start()
         if self.lightning is not None:
             await self.lightning.start()
+        for rail in self.evm:
+            await rail.method.start()
 
     def _open_traces(self) -> None:
         """Opened before everything that is traced, and so closed after it."""
@@ -321,6 +341,8 @@ class Farebox:
         methods.register(self.cashu)
         if self.lightning is not None:
             methods.register(self.lightning)
+        for rail in self.evm:
+            methods.register(rail.method)
         for plugin in plugins():
             methods.register(plugin)
         return methods
@@ -367,6 +389,7 @@ class Farebox:
             Job("found", _UPKEEP_EVERY_S, found.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
             *(self.channels.jobs if self.channels else ()),
+            *(job for rail in self.evm for job in rail.jobs),
         ]
         for rail in self.deposits.rails().values():
             watch = RailWatch(rail, self.deposits, self.ledger)

@@ -112,6 +112,15 @@ def _refuse_plain_secrets(tree: Mapping[str, object]) -> None:
                 "a secret in the settings file (hidden)",
                 '{ env = "NAME" } or { file = "path" }',
             )
+    chains = tree.get("evm")
+    for i, chain in enumerate(chains if isinstance(chains, list) else []):
+        for name in ("key", "deposit_key"):
+            if isinstance(chain, dict) and isinstance(chain.get(name), str):
+                raise InvalidSettings(
+                    f"evm[{i}].{name}",
+                    "a secret in the settings file (hidden)",
+                    '{ env = "NAME" } or { file = "path" }',
+                )
     tables = tree.get("upstream")
     for i, table in enumerate(tables if isinstance(tables, list) else []):
         headers = table.get("headers") if isinstance(table, dict) else None
@@ -226,3 +235,6 @@ def _check_unique(settings: Settings) -> None:
     mints: tuple[MintSettings, ...] = settings.mints
     check("upstream.path", (upstream.path for upstream in upstreams))
     check("mint.url", (mint.url for mint in mints))
+    check("evm.name", (chain.name for chain in settings.evm))
+    for chain in settings.evm:
+        check(f"evm.{chain.name}.asset", (one.asset for one in chain.assets))

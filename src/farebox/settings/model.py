@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farebox.settings.channels import ChannelsSettings
+from farebox.settings.evm import EvmSettings
 from farebox.settings.fields import (
     optional,
     raw_tables,
@@ -424,6 +425,11 @@ class Settings:
     ecash: EcashSettings = section(EcashSettings, "How eCash is received and returned.")
     lightning: LightningSettings = section(
         LightningSettings, "A Lightning node of yours, to be paid by invoice and to pay with."
+    )
+    evm: tuple[EvmSettings, ...] = sections(
+        EvmSettings,
+        "An EVM chain, to be paid in its coin and tokens and to pay in them. Repeat it for each.",
+        key="evm",
     )
     channels: ChannelsSettings = section(
         ChannelsSettings, "Payment channels: one signed voucher pays for each request."

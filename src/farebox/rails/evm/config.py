@@ -28,7 +28,7 @@ class EvmAsset:
     asset: Asset
     token: str
     deposits: Limits
-    payouts: Limits
+    payouts: Limits | None
     depths: tuple[Depth, ...]
     ceiling: int | None = None
     keeps_part: bool = False
@@ -40,9 +40,11 @@ class EvmAsset:
         return TakenAsset(self.asset.code, self.token, self.depths, self.keeps_part)
 
     @property
-    def paid(self) -> PaidAsset:
-        """As it is paid out."""
-        return PaidAsset(self.asset.code, self.token, self.payouts)
+    def paid(self) -> tuple[PaidAsset, ...]:
+        """As it is paid out; () where it is not."""
+        if self.payouts is None:
+            return ()
+        return (PaidAsset(self.asset.code, self.token, self.payouts),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

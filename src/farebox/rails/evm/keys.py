@@ -89,14 +89,17 @@ class Keys:
 SignedPair = tuple[str, str]
 
 
-def keys_from(text: str, count: int = 1) -> Keys:
+def keys_from(text: str, count: int = 1, deposits: str = "") -> Keys:
     """The keys of a secret's text: a BIP-39 mnemonic, of which `count` addresses are used
-    (m/44'/60'/0'/0/0 …), or private keys as hexadecimal digits, one or more. Raises SignerError.
+    (m/44'/60'/0'/0/0 …), or private keys as hexadecimal digits, one or more; and those of the
+    deposit addresses, from what `deposit_key` reads. Raises SignerError.
     """
-    words = text.split()
+    words, tree = text.split(), deposit_key(deposits) if deposits else None
     if len(words) >= 12 and all(word.isalpha() for word in words):
-        return Keys(_from_mnemonic(" ".join(words), count))
-    return Keys([_account(_key_bytes(word)) for word in words])
+        return Keys(_from_mnemonic(" ".join(words), count), tree)
+    if not words:
+        raise SignerError("a private key is needed, or a mnemonic")
+    return Keys([_account(_key_bytes(word)) for word in words], tree)
 
 
 def deposit_key(text: str) -> ExtendedKey:
