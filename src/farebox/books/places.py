@@ -16,6 +16,7 @@ from farebox.ledger.records import RecordType
 from farebox.ledger.standing import BOOK
 from farebox.ledger.store import Store
 from farebox.operating.root_key import ROOT_SEAL
+from farebox.payments.conversions import CONVERSION
 from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST
 from farebox.payments.links import WITHDRAW_LINK
 from farebox.payments.model import OPERATION
@@ -35,6 +36,7 @@ from farebox.worker import DUTY, WATCH_CURSOR
 #: Every kind of row a book holds beside the money.
 RECORDS: tuple[RecordType[Any], ...] = (
     BOOK,
+    CONVERSION,
     DEPOSIT,
     DEPOSIT_REQUEST,
     DUTY,
