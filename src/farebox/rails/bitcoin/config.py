@@ -22,12 +22,14 @@ class BitcoinConfig:
 
     `name` tells this wallet's money in the books from another's. `network` is bitcoin, testnet,
     testnet4, signet or regtest. `depths` rise by value; the first begins at 0. Fee rates are in
-    satoshi per 1,000 virtual bytes. Payouts wait `batch_window_s` for others, or until
+    satoshi per 1,000 virtual bytes. `start_height` is where the wallet began; None: now. Payouts
+    wait `batch_window_s` for others, or until
     `batch_most` of them do. Below `dust_sat` an output is neither asked for nor paid.
     """
 
     name: str
     network: str = "bitcoin"
+    start_height: int | None = None
     ceiling_msat: int | None = None
     deposits: Limits
     payouts: Limits
