@@ -17,6 +17,7 @@ import aiohttp
 
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
+from farebox.bootstrap.bitcoin import open_bitcoin
 from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
@@ -225,6 +226,9 @@ class Farebox:
             node, breaker = node_of(found, session, self.clock)
             config = config_of(found)
             self.lightning = LightningMethod(config, node, breaker, self.ledger, guarded)
+        self.bitcoin = open_bitcoin(
+            self.settings, self.ledger, self.operations, self._closing.push_async_callback
+        )
         self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
         self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), self.payments.methods)
 
@@ -233,6 +237,8 @@ class Farebox:
         await self.cashu.start()
         if self.lightning is not None:
             await self.lightning.start()
+        if self.bitcoin is not None:
+            await self.bitcoin.start()
 
     def _open_traces(self) -> None:
         """Opened before everything that is traced, and so closed after it."""
@@ -311,6 +317,8 @@ class Farebox:
         methods.register(self.cashu)
         if self.lightning is not None:
             methods.register(self.lightning)
+        if self.bitcoin is not None:
+            methods.register(self.bitcoin)
         for plugin in plugins():
             methods.register(plugin)
         return methods

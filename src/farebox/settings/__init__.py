@@ -6,6 +6,7 @@ Never: a secret among the defaults, in a repr or in an error; a setting read by 
 `bootstrap` and `cli`.
 """
 
+from farebox.settings.bitcoin import BitcoinNetwork, BitcoinSettings, BitcoinSource
 from farebox.settings.load import find_settings, load_settings
 from farebox.settings.model import (
     AccountsSettings,
@@ -35,6 +36,9 @@ from farebox.settings.values import Address
 __all__ = [
     "AccountsSettings",
     "Address",
+    "BitcoinNetwork",
+    "BitcoinSettings",
+    "BitcoinSource",
     "ChangePolicy",
     "DatabaseSettings",
     "EcashSettings",

@@ -4,12 +4,12 @@
          │               └── its block left the chain ──► taken back, and anew if it comes again
          └── replaced, or spent otherwise ──► gone
 
-| boundary                         | what can fail | recovery                                       |
-|----------------------------------|---------------|------------------------------------------------|
-| in a block → we look             | we are down   | the wallet as a whole is compared at each look |
-| row of the arrival → told        | we stop       | not in the books: told again                   |
-| told → credited                  | we stop       | told again, credited once by its outpoint      |
-| a reorganisation, then we look   | we are down   | young rows that the chain no longer has        |
+| boundary                       | what can fail | recovery                                       |
+|--------------------------------|---------------|------------------------------------------------|
+| in a block → we look           | we are down   | the wallet as a whole is compared at each look |
+| row of the arrival → told      | we stop       | not in the books: told again                   |
+| told → credited                | we stop       | told again, credited once by its outpoint      |
+| a reorganisation, then we look | we are down   | young rows that the chain no longer has        |
 
 What was credited is read off the book's own deposit, never kept twice.
 """

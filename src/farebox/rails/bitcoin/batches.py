@@ -14,7 +14,7 @@
 |------------------------|------------------------------|------------------------------------------|
 | signed → stored        | we stop                      | nothing left; the payouts still wait     |
 | stored → broadcast     | we stop, the answer is lost  | broadcast again: the same bytes          |
-| in the pool            | dropped, or too low a fee    | broadcast again; replaced at a higher one |
+| in the pool            | dropped, or too low a fee    | broadcast again; replaced, dearer        |
 | in a block             | the block leaves the chain   | broadcast again, until deep enough       |
 | deep enough → closed   | we stop                      | looked at again, closed once             |
 | any of its tries wins  | an earlier one does          | all are looked for; its fee is booked    |
@@ -253,8 +253,9 @@ class Batches:
         return False
 
     async def _dead(self, row: Row[Batch], key: str) -> Rejected:
-        puts = [Put(BATCH, key, msgspec.structs.replace(row.value, state=BatchState.DEAD),
-                    row.version)]
+        puts = [
+            Put(BATCH, key, msgspec.structs.replace(row.value, state=BatchState.DEAD), row.version)
+        ]
         for payout_id, one in await self._payouts(row.value):
             again = msgspec.structs.replace(
                 one.value, state=PayoutState.WAITING, batch="", fee_sat=0
@@ -304,9 +305,7 @@ class Batches:
         if state is BatchState.UNSIGNED:
             return row  # who signs elsewhere replaces it there
         puts = (Put(BATCH, key, bumped, row.version), *await self._reserved(added, key))
-        await self._ledger.store.commit(
-            Unit(derived_id("bump", key, str(row.version)), puts=puts)
-        )
+        await self._ledger.store.commit(Unit(derived_id("bump", key, str(row.version)), puts=puts))
         fresh = await self._ledger.store.get(BATCH, key)
         assert fresh is not None, "batches are never removed"
         return fresh

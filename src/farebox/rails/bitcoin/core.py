@@ -22,6 +22,7 @@ import msgspec
 
 from farebox.errors import InvalidInput, RailRejected, RailUnavailable
 from farebox.rails.bitcoin.chain import Block, ChainInfo
+from farebox.rails.bitcoin.keys import WalletKeys
 from farebox.wire.bitcoin import BitcoinTx, read_block, read_tx
 
 _SAT = 100_000_000
@@ -61,7 +62,7 @@ class Scan(msgspec.Struct):
 
 
 class Core:
-    """A node that speaks Bitcoin Core's RPC. `descriptors` are those of the wallet."""
+    """A node that speaks Bitcoin Core's RPC. `keys` are the wallet's."""
 
     kind = "core"
 
@@ -69,8 +70,7 @@ class Core:
         self,
         url: str,
         credentials: str,
-        descriptors: tuple[bdk.Descriptor, bdk.Descriptor],
-        network: bdk.Network,
+        keys: WalletKeys,
         *,
         file: Path | None,
         tls: ssl.SSLContext | None = None,
@@ -81,8 +81,7 @@ class Core:
         self._path = where.path or "/"
         self._token = base64.b64encode(credentials.encode()).decode()
         self._tls = tls
-        self._network = network
-        self._descriptors = descriptors
+        self._keys = keys
         self._file = file
         self._scan = Scan("", 0)
         self._scripts: dict[bytes, tuple[bool, int]] = {}
@@ -247,7 +246,7 @@ class Core:
 
     def _wallet(self, given: int, pool: dict[str, BitcoinTx]) -> bdk.Wallet:
         """A wallet of what was found."""
-        external, change = self._descriptors
+        external, change = self._keys.external, self._keys.change
         blocks = {0: bdk.ChainChange(height=0, hash=_hash(str(self._call("getblockhash", 0))))}
         anchors, txs = [], []
         for one in self._scan.found.values():
@@ -272,7 +271,7 @@ class Core:
         whole = bdk.ChangeSet.from_aggregate(
             external,
             change,
-            self._network,
+            self._keys.network,
             bdk.LocalChainChangeSet(changes=[blocks[height] for height in sorted(blocks)]),
             bdk.TxGraphChangeSet(
                 txs=txs, txouts={}, anchors=anchors, last_seen=seen, first_seen={}, last_evicted={}
@@ -284,7 +283,7 @@ class Core:
     # ── the file ─────────────────────────────────────────────────────────────────────────────────
 
     def _load(self, since: int) -> Scan:
-        checksum = str(self._descriptors[0].descriptor_id())
+        checksum = self._keys.checksum
         fresh = Scan(checksum, since)
         if self._file is None:
             return fresh

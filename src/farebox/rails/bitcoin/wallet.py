@@ -111,7 +111,10 @@ class Wallet:
         """
         async with self._syncing:
             tip = await self._call(lambda source: source.tip())
-            count, since = await given()  # whoever pays an address in a block up to the tip got it before
+            (
+                count,
+                since,
+            ) = await given()  # whoever pays an address in a block up to the tip got it before
 
             def work(source: ChainSource) -> View:
                 if count:
@@ -136,9 +139,7 @@ class Wallet:
         def work() -> Draft:
             wallet = self._bdk
             rest = [
-                one.outpoint
-                for one in wallet.list_unspent()
-                if _named(one.outpoint) not in allowed
+                one.outpoint for one in wallet.list_unspent() if _named(one.outpoint) not in allowed
             ]
             builder = bdk.TxBuilder().unspendable(rest).fee_rate(_rate(rate))
             for address, amount_sat in outputs:
