@@ -78,7 +78,7 @@ def settings(found: Settings, rules: Sequence[Rule]) -> list[Finding]:
         (
             "mint",
             ways,
-            "name a mint you trust with --mint or [[mint]], a node in [lightning], a wallet in [bitcoin]",
+            "name a mint you trust with --mint or [[mint]], or fill in [lightning] or [bitcoin]",
         ),
         ("price", len(rules), "name a price with --price or [[price]]: what has none is refused"),
     )
