@@ -32,9 +32,6 @@ class BitcoinSource(enum.Enum):
     """Where the chain is asked."""
 
     CORE = "core"
-    ELECTRUM = "electrum"
-    ESPLORA = "esplora"
-    FILTERS = "filters"
 
 
 class BitcoinNetwork(enum.Enum):
@@ -50,7 +47,7 @@ class BitcoinNetwork(enum.Enum):
 def _url(raw: object, _: Where) -> str:
     if not isinstance(raw, str) or len(raw) > _URL_MAX_CHARS:
         raise TypeError
-    if not re.fullmatch(r"(https?|tcp|ssl|p2p)://[^\s@?#]+", raw):
+    if not re.fullmatch(r"https?://[^\s@?#]+", raw):
         raise ValueError
     return raw
 
@@ -63,7 +60,7 @@ def _depth(raw: object, _: Where) -> tuple[int, int]:
 
 
 _SOURCE_URL = Kind(
-    "an http://, https://, tcp://, ssl:// or p2p:// address without credentials",
+    "an http:// or https:// address without credentials",
     _url,
     textual=True,
 )
@@ -76,13 +73,12 @@ class BitcoinSettings:
 
     source: BitcoinSource = setting(
         choice(BitcoinSource),
-        "Where the chain is asked: a node over Bitcoin Core's RPC, an Electrum server, an Esplora "
-        "server, or a node that serves compact block filters.",
+        "Where the chain is asked: a node (Bitcoin Core or btcd) over Bitcoin Core's RPC.",
         "core",
     )
     url: str | None = optional(
         _SOURCE_URL,
-        "Its address; tcp:// or ssl:// for Electrum, p2p:// for filters. Left out, the chain is "
+        "Its address. Left out, the chain is "
         "not used. Needs `pip install 'farebox[bitcoin]'`.",
         "http://127.0.0.1:8332",
     )
@@ -101,7 +97,7 @@ class BitcoinSettings:
     watch: str | None = optional(
         Kind("an extended public key or a descriptor", lambda raw, _: _public(raw), textual=True),
         "The wallet, so that you sign elsewhere: an extended public key, or a descriptor that ends "
-        "in /<0;1>/*. Payments out then wait for `farebox bitcoin psbt`.",
+        "in /<0;1>/*. Payments out then wait for your signature.",
         "wpkh([d34db33f/84h/0h/0h]xpub…/<0;1>/*)",
     )
     network: BitcoinNetwork = setting(

@@ -1,6 +1,6 @@
 """The source port: where the chain is asked, and what of it concerns the wallet.
 
-`core.py`, `electrum.py`, `esplora.py` and `filters.py` do it. Calls block: they all run in the one
+`core.py` does it. Calls block: they all run in the one
 thread of `wallet.py`. Each raises RailUnavailable when nobody knows, RailRejected for a definite
 no.
 """
@@ -67,7 +67,7 @@ class View:
 class ChainSource(Protocol):
     """One place that knows the chain."""
 
-    #: What it is, in settings and documents: core, electrum, esplora, filters.
+    #: What it is, in settings and documents.
     kind: str
 
     def info(self) -> ChainInfo:
