@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from farebox.ecash import saga
 from farebox.ecash.codes import NutError
+from farebox.ecash.plan import SwapPlan
 from farebox.errors import InvalidCredential
 from farebox.payments import Refusal
 from farebox.payments.service import Pending, Received, Refunded
 from farebox.rails.cashu import MintTerms
+from farebox.rails.cashu.anew import Replanning, Standing
 from farebox.signer import Signer
 from farebox.testing.asgi import serving
 from farebox.testing.mint import (
@@ -381,6 +384,45 @@ async def test_a_swap_planned_anew_survives_a_lost_answer_too(tmp_path: Path, fa
 
         assert await house.balance_sat() == 108
         await house.assert_whole(mint)
+
+
+async def test_of_two_processes_that_plan_anew_at_once_the_first_plan_stands(
+    tmp_path: Path,
+) -> None:
+    mint = PlayMint()
+    async with house_of(tmp_path, mint) as house:
+        place = house.method.mints.trusted()[0]
+        before = await place.output_keyset("sat")
+        assert before is not None
+        swap = SwapPlan(
+            mint=place.url,
+            unit="sat",
+            keyset_id=before.id,
+            first_counter=0,
+            inputs=(),
+            amounts=(8,),
+        )
+        house.clock.advance(2)
+        mint.rotate()
+        replanning = Replanning(house.method.inventory, house.ledger, house.signer)
+        refused = saga.Rejected(NutError.KEYSET_INACTIVE, "inactive")
+        sent: list[SwapPlan] = []
+
+        async def quick(plan: SwapPlan, _: bool) -> saga.Done | saga.Rejected:
+            sent.append(plan)
+            return refused if plan == swap else saga.Done(())
+
+        async def slow(plan: SwapPlan, _: bool) -> saga.Done | saga.Rejected:
+            assert plan == swap
+            place.mint._keysets_doubted = True  # as a refusal of its own would have it
+            await replanning.advance("r", Standing(swap, 0), place, quick, asked_before=True)
+            return refused
+
+        first = Standing(swap, 0)
+        _, end = await replanning.advance("r", first, place, slow, asked_before=True)
+        assert isinstance(end, saga.Unknown), "its outputs are in nobody's plan"
+        standing, _ = await replanning.advance("r", first, place, quick, asked_before=True)
+        assert standing.plan == sent[1] == sent[2]
 
 
 async def test_a_token_of_a_keyset_that_was_rotated_out_is_taken(tmp_path: Path) -> None:

@@ -90,11 +90,11 @@ def recovery_settles_what_still_runs() -> AbstractContextManager[object]:
     honest = Paywall.recover
 
     async def recover(self: Paywall) -> int:
-        live, self._live = self._live, {}
+        live, self._settler.live = self._settler.live, {}
         try:
             return await honest(self)
         finally:
-            self._live = live
+            self._settler.live = live
 
     return patch.object(Paywall, "recover", recover)
 

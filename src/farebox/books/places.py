@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from farebox.api.totals import TOTALS
+from farebox.channels import RECORDS as CHANNEL_RECORDS
 from farebox.clock import Clock
 from farebox.errors import InvalidSettings
 from farebox.identity import RECORDS as IDENTITY_RECORDS
@@ -49,6 +50,7 @@ RECORDS: tuple[RecordType[Any], ...] = (
     *IDENTITY_RECORDS,
     *BITCOIN_RECORDS,
     *CASHU_RECORDS,
+    *CHANNEL_RECORDS,
     *LIGHTNING_RECORDS,
 )
 

@@ -18,6 +18,7 @@ import aiohttp
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
 from farebox.bootstrap.bitcoin import open_bitcoin
+from farebox.bootstrap.channels import channels_of
 from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
@@ -158,6 +159,13 @@ class Farebox:
         self.keys = Keys(self.ledger, keys_max=self.settings.accounts.keys_max)
         accounts = self.settings.accounts
         self._failures = FailureLimit(self.clock, accounts.failures_max, accounts.failures_window_s)
+        self.channels = channels_of(
+            self.settings.channels,
+            self.ledger,
+            self.processes,
+            self._failures,
+            public_url(self.settings),
+        )
         self.paywall = Paywall(
             self.ledger,
             self.payments,
@@ -169,6 +177,7 @@ class Farebox:
             processes=self.processes,
             public_url=public_url(self.settings),
             change_as_credit=_changes_as_credit(self.settings.ecash.change),
+            till=self.channels.till if self.channels else None,
         )
         self._idempotency = Idempotency(self.ledger, self.signer, self.processes)
         context = self._api_context()
@@ -184,6 +193,7 @@ class Farebox:
             _limits(self.settings.gateway),
             api=cast("App", self.api),
             owns_path=owns_path,
+            channels=self.channels.service if self.channels else None,
             probes=self._probes,
             catalogue=self._catalogue,
         )
@@ -338,6 +348,7 @@ class Farebox:
             links=WithdrawLinks(self.ledger, self.operations, self.payments),
             public_url=public_url(self.settings),
             key_expiry_s=accounts.key_expiry_s,
+            channels=self.channels.desk if self.channels else None,
             header_bytes_max=gateway.header_bytes_max,
         )
 
@@ -363,6 +374,7 @@ class Farebox:
             Job("sweep", _SWEEP_EVERY_S, sweep.run),
             Job("found", _UPKEEP_EVERY_S, found.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
+            *(self.channels.jobs if self.channels else ()),
         ]
         for rail in self.deposits.rails().values():
             watch = RailWatch(rail, self.deposits, self.ledger)

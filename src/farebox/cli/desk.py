@@ -199,6 +199,11 @@ async def _balance(ledger: Ledger) -> Facts:
                 _count(account, totals, custody)
         after = accounts[-1].id
         await asyncio.sleep(0)  # a long book must not keep a server's callers waiting
+    if "channels_msat" in totals:  # an account each, and thousands of them
+        held_msat = totals["channels_msat"]
+        custody.append(
+            {"account": "custody:channels", "held_msat": held_msat, "ceiling_msat": None}
+        )
     liabilities_msat = totals["customers_msat"] + totals["revenue_msat"] + totals["others_msat"]
     return {
         "custody_msat": totals["custody_msat"],
@@ -219,6 +224,9 @@ def _count(account: Account, totals: Counter[str], custody: list[Facts]) -> None
     match account.kind:
         case Kind.CUSTODY:
             totals["custody_msat"] += account.held
+            if account.id.startswith("custody:channel:"):
+                totals["channels_msat"] += account.held
+                return
             totals["arriving_msat"] += account.debits_pending
             custody.append(
                 {"account": account.id, "held_msat": account.held, "ceiling_msat": account.ceiling}

@@ -137,8 +137,11 @@ class _Visit:
         self._carrier = carrier
         self._scope = scope
         self._is_asked = False
-        path = scope.get("raw_path") or scope["path"].encode()
-        self.facts: RequestFacts = read_request(scope["method"], path.decode("latin-1"), None)
+        raw = scope.get("raw_path") or scope["path"].encode()
+        path = raw.decode("latin-1")
+        query = scope.get("query_string", b"").decode("latin-1")
+        self._target = f"{path}?{query}" if query else path
+        self.facts: RequestFacts = read_request(scope["method"], path, None)
         self.decided: asyncio.Future[Admission | Answer | None] = (
             asyncio.get_running_loop().create_future()
         )
@@ -148,7 +151,8 @@ class _Visit:
         if self._is_asked or self.decided.done():
             raise FareboxError("a request is paid for once, before it is answered")
         self._is_asked = True
-        presented = self._carrier.paywall.read(self._scope["headers"])
+        scope = self._scope
+        presented = self._carrier.paywall.read(scope["headers"], scope["method"], self._target)
         answer: Admission | Answer
         if isinstance(presented, Answer):
             self._carrier.tally.answered(presented)

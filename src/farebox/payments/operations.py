@@ -25,6 +25,8 @@ with the next wait. It lasts while its process runs (`ledger.processes`): nothin
 | it is killed                       | another takes the lease and asks before it repeats          |
 | it is paused, ended, and goes on   | its close is Stale: it writes nothing, and hears what is so |
 | its call leaves after it was ended | a call whose answer was lost: vague refusals count later    |
+| its close is in doubt: a no that   | it takes the lease anew first, which expects the version;   |
+| may be stored or not               | nothing is repeated while a no of its own may yet be stored |
 | a clock jumps, forwards or back    | what waits for a late call is measured by what has passed   |
 | it succeeds, the other rejected it | `operation.contradicted`: a person must look                |
 """
@@ -147,11 +149,12 @@ class Operations:
         lock.users += 1
         try:
             async with lock:
-                row = await self._leased(operation_id)
+                # Somebody who waited for the same operation may have been quicker than its opener.
+                is_first = fresh and not lock.begun
+                row = await self._leased(operation_id, is_first=is_first)
                 if isinstance(row, Operation):
                     return row
-                # Somebody who waited for the same operation may have been quicker than its opener.
-                asked_before = not fresh or lock.begun or row.value.unanswered_at > 0
+                asked_before = not is_first or row.value.unanswered_at > 0
                 lock.begun = True  # for the next one, should this attempt be cancelled half-way
                 verdict = await self._attempt(row.value, asked_before=asked_before)
                 if asked_before and isinstance(verdict, Rejected) and verdict.vague:
@@ -239,8 +242,13 @@ class Operations:
             found.extend(row.value for _, row in rows)
         return found
 
-    async def _leased(self, operation_id: str) -> Row[Operation] | Operation:
-        """The row with our name in its lease, or how the operation stands where that cannot be."""
+    async def _leased(self, operation_id: str, *, is_first: bool) -> Row[Operation] | Operation:
+        """The row with our name in its lease, or how the operation stands where that cannot be.
+
+        The lease is taken again before every attempt but the first: a close of ours whose commit
+        is in doubt has then happened, and is found, or it never will.
+        """
+        is_taken = False
         for _ in range(_LEASE_TRIES_MAX):
             row = await self._ledger.store.get(OPERATION, operation_id)
             if row is None:
@@ -248,7 +256,7 @@ class Operations:
             operation, name = row.value, self._processes.name
             if operation.state not in (OperationState.OPEN, OperationState.QUEUED):
                 return operation
-            if operation.lease_owner == name:
+            if operation.lease_owner == name and (is_first or is_taken):
                 return row
             if operation.lease_owner in await self._processes.others():
                 return operation
@@ -259,7 +267,8 @@ class Operations:
             put = Put(OPERATION, operation_id, taken, row.version)
             # The name is in the id: else of two who take it at once the second is "replayed".
             unit = Unit(f"{operation_id}:lease:{row.version}:{name}", puts=(put,))
-            await self._ledger.store.commit(unit)  # read again: it says whose it is
+            is_taken = isinstance(await self._ledger.store.commit(unit), Applied)
+            # Read again: the row says whose it is.
         return operation
 
     async def _attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:

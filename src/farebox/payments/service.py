@@ -69,11 +69,10 @@ _RECEIVE_ATTEMPTS_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """The money is on the account. `fresh` is False when it had arrived before."""
+    """The money is on the account, since now or since long ago."""
 
     operation_id: str
     amount_msat: int
-    fresh: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +147,7 @@ class Payments:
         operation_id, known = await self._last_attempt(credentials)
         if known is not None:
             done = await self._operations.advance(operation_id)
-            return _received(done, account, fresh=False)
+            return _received(done, account)
         method = self.methods[credentials.payment_type]
         plan = await method.plan_payment(credentials, reserve)
         if isinstance(plan, Refusal):
@@ -157,7 +156,7 @@ class Payments:
             if known is None:
                 return plan
             done = await self._operations.advance(operation_id)
-            return _received(done, account, fresh=False)
+            return _received(done, account)
         if plan.amount_msat is not None and plan.amount_msat < minimum_msat:
             return Refusal(
                 "insufficient_payment",
@@ -171,7 +170,7 @@ class Payments:
         # Every crediting commit has exactly one step before `also`: a Post, or a Transfer.
         joined = also(hold_id(closing_unit(operation_id), 1))
         done = await self._operations.advance(operation_id, fresh=opened, also=joined)
-        return _received(done, account, fresh=opened)
+        return _received(done, account)
 
     async def _last_attempt(self, credentials: PaymentCredentials) -> tuple[str, Operation | None]:
         """The operation that counts for a credential: its last, or the next that may be opened."""
@@ -366,10 +365,10 @@ def _opened(outcome: object) -> bool | Refusal:
             return Refusal("busy", "the same money is being moved by another request; try again")
 
 
-def _received(done: Operation, account: str, *, fresh: bool) -> Received | Pending | Refusal:
+def _received(done: Operation, account: str) -> Received | Pending | Refusal:
     match done.state:
         case OperationState.SUCCEEDED if done.account == account:
-            return Received(done.id, done.amount, fresh)
+            return Received(done.id, done.amount)
         case OperationState.SUCCEEDED:
             return Refusal("already_credited", "this payment was credited to another account")
         case OperationState.REJECTED | OperationState.CANCELLED:

@@ -7,6 +7,7 @@ Never: a secret among the defaults, in a repr or in an error; a setting read by 
 """
 
 from farebox.settings.bitcoin import BitcoinNetwork, BitcoinSettings, BitcoinSource
+from farebox.settings.channels import ChannelChain, ChannelsSettings
 from farebox.settings.load import find_settings, load_settings
 from farebox.settings.model import (
     AccountsSettings,
@@ -40,6 +41,8 @@ __all__ = [
     "BitcoinSettings",
     "BitcoinSource",
     "ChangePolicy",
+    "ChannelChain",
+    "ChannelsSettings",
     "DatabaseSettings",
     "EcashSettings",
     "ForeignPolicy",

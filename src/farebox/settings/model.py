@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farebox.settings.bitcoin import BitcoinSettings
+from farebox.settings.channels import ChannelsSettings
 from farebox.settings.fields import (
     optional,
     raw_tables,
@@ -427,6 +428,9 @@ class Settings:
     )
     bitcoin: BitcoinSettings = section(
         BitcoinSettings, "A Bitcoin wallet of yours, to be paid on the chain and to pay with."
+    )
+    channels: ChannelsSettings = section(
+        ChannelsSettings, "Payment channels: one signed voucher pays for each request."
     )
     prices: tuple[Mapping[str, object], ...] = raw_tables(
         "A price. The first rule that matches counts; what none matches is refused, not free. "
