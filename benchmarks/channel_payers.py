@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -61,10 +62,26 @@ class Payer:
         ).header()
 
 
+@dataclass
+class KeyHolder:
+    """One account key, for as many accounts as there are sub-channels."""
+
+    port: int
+    secret: str
+
+    def request(self) -> bytes:
+        """The same request again."""
+        headers = b"authorization: Bearer %s\r\n" % self.secret.encode()
+        return chat_request(self.port, stream=False, headers=headers)
+
+    def hears(self, answer: bytes) -> None:
+        """There is nothing to be learnt from it."""
+
+
 class _Paying(_Caller):
     """A connection of one payer."""
 
-    def __init__(self, round_: _Round, payer: Payer) -> None:
+    def __init__(self, round_: _Round, payer: Payer | KeyHolder) -> None:
         super().__init__(round_)
         self._payer = payer
 
@@ -81,7 +98,9 @@ class _Paying(_Caller):
         self._payer.hears(answer)
 
 
-async def drive_payers(port: int, payers: list[Payer], count: int) -> Load:
+async def drive_payers(
+    port: int, payers: Sequence[Payer] | Sequence[KeyHolder], count: int
+) -> Load:
     """Ask `count` times, each payer on a connection of its own."""
     round_ = _Round(b"", count)
     loop = asyncio.get_running_loop()

@@ -9,8 +9,8 @@ side by side, as payers do, so that their commits share the disk. Each is given 
 which tells more where others use the machine.
 
 Requests per second through the gateway, paid by voucher (and by voucher with an authorization each,
-as payment-kit sends it), beside the same paid by account key: one gateway, 64 connections, rounds
-that take turns, the median of each.
+as payment-kit sends it), beside the same paid by account key: one gateway, 64 payers, each with an
+account or a channel of its own, rounds that take turns, the median of each.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.channel_payers import Payer, drive_payers, open_channel
-from benchmarks.load import chat_request, drive
+from benchmarks.channel_payers import KeyHolder, Payer, drive_payers, open_channel
 from benchmarks.servers import Server, stopping
 from farebox.channels import (
     RECORDS,
@@ -216,17 +215,12 @@ async def served(key_type: KeyType, *, says_who: bool, requests: int, rounds: in
         key, port = SigningKey(key_type, b"\x01" * 32), gateway.port
         dids = [open_channel(port, secret, "bench", key, 10**13) for secret in keys]
         payers = [Payer(port, did, "bench", key, says_who) for did in dids]
-        by_key = chat_request(
-            port, stream=False, headers=b"authorization: Bearer %s\r\n" % keys[0].encode()
-        )
+        holders = [KeyHolder(port, secret) for secret in keys]
         lanes: tuple[list[Rate], list[Rate]] = ([], [])
         for number in range(rounds + 1):
             for at, lane in enumerate(lanes):
                 used = gateway.cpu_s()
-                if at:
-                    load = await drive(port, by_key, connections=_CONNECTIONS, count=requests)
-                else:
-                    load = await drive_payers(port, payers, requests)
+                load = await drive_payers(port, holders if at else payers, requests)
                 if number:
                     lane.append(Rate(load.per_s, (gateway.cpu_s() - used) / requests * 1e6))
         vouchers, accounts = (
@@ -257,14 +251,15 @@ def main() -> None:
         os.sched_setaffinity(0, {min(cores)})
         results = [measure(each, asked.seconds, Path(directory)) for each in KeyType]
         os.sched_setaffinity(0, {max(cores)})  # the gateway has the first to itself
-    ways = [*((each, False) for each in KeyType), (KeyType.ED25519, True)]
+    ways: list[tuple[KeyType, bool]] = [(each, False) for each in KeyType]
+    ways.append((KeyType.ED25519, True))
     gateway = [
         asyncio.run(served(each, says_who=who, requests=asked.requests, rounds=asked.rounds))
         for each, who in ways
     ]
     if asked.json:
-        told = {"vouchers": results, "gateway": gateway}
-        print(json.dumps({name: [asdict(one) for one in these] for name, these in told.items()}))
+        vouchers, paid = [asdict(one) for one in results], [asdict(one) for one in gateway]
+        print(json.dumps({"vouchers": vouchers, "gateway": paid}))
         return
     for result in results:
         print(

@@ -26,6 +26,7 @@ from farebox.wire.subrav.payload import (
     ResponsePayload,
     parse_response_header,
 )
+from tests.crash.exploring import rehearse
 from tests.crash.points import Kind, Point, points
 from tests.crash.scenarios import patiently
 from tests.crash.world import MSAT, Lost, Nursery, Outside, Reply, Run, new_run
@@ -201,19 +202,6 @@ def story(nursery: Nursery, around: Outside, path: Path) -> Story:
     return Story(new_run(nursery, around, path))
 
 
-async def rehearse(one: Story, prepare: Act, act: Act) -> list[Point]:
-    """Live it through undisturbed; every point that it passes."""
-    assert await one.run.start()
-    await prepare(one)
-    await one.run.arm(None)
-    await act(one)
-    passed = await one.run.passed()
-    await one.assert_right()
-    await one.run.kill()
-    counts: dict[Kind, int] = {kind: len(labels) for kind, labels in passed.items()}
-    return list(points(counts))
-
-
 async def die_at(one: Story, prepare: Act, act: Act, point: Point) -> bool:
     """Live it through with a death at the point; returns whether it came to that."""
     assert await one.run.start()
@@ -247,7 +235,8 @@ async def test_no_death_loses_or_doubles_a_voucher_or_a_charge(
     name: str, nursery: Nursery, around: Outside, tmp_path: Path
 ) -> None:
     prepare, act = ACTS[name]
-    where = await rehearse(story(nursery, around, tmp_path), prepare, act)
+    passed = await rehearse(story(nursery, around, tmp_path), prepare, act)
+    where = list(points(passed))
     assert {point.kind for point in where} == {Kind.COMMIT, Kind.ANSWER}
     deaths = [
         point

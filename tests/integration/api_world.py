@@ -98,9 +98,9 @@ class PlayMoney(AbstractPaymentMethod):
     async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
         if request.destination == "nobody@example.com":
             raise InvalidCredential("nobody can be paid there")
-        token = f"play:{new_id('out')}:{request.amount_msat}"
-        out = _Out(token, request.amount_msat, request.destination)
-        return RefundPlan(msgspec.json.encode(out), "custody:play", request.amount_msat)
+        token = f"play:{new_id('out')}:{request.amount}"
+        out = _Out(token, request.amount, request.destination)
+        return RefundPlan(msgspec.json.encode(out), "custody:play", request.amount)
 
     async def refund_payment(
         self, payload: bytes, *, asked_before: bool

@@ -34,6 +34,7 @@ from farebox.wire.subrav.payload import (
     ResponsePayload,
     parse_response_header,
 )
+from tests.integration.channel_world import OfPayment
 
 PRICE_MSAT = 10_000
 TOKEN_MSAT = 1_000
@@ -89,24 +90,13 @@ def key_terms(fragment: str, key: SigningKey, amount_msat: int) -> dict[str, Any
 
 
 @dataclass
-class Told:
+class Told(OfPayment):
     """An answer, and what it says of its payment, in its header or in its last frame."""
 
     status: int
     body: bytes
     payment: ResponsePayload | None
     headers: Mapping[str, str]
-
-    @property
-    def code(self) -> str | None:
-        error = None if self.payment is None else self.payment.error
-        return None if error is None else error.code
-
-    @property
-    def proposal(self) -> SubRAV:
-        assert self.payment is not None, self.body
-        assert self.payment.sub_rav is not None, self.payment
-        return self.payment.sub_rav
 
 
 @dataclass

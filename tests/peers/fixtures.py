@@ -14,6 +14,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.peers.anvil import Anvil
 from tests.peers.bitcoin import BitcoinChain
 from tests.peers.install import PeerUnavailable
 from tests.peers.lnbits import LnbitsServer
@@ -22,10 +23,11 @@ from tests.peers.nutshell import Nutshell
 from tests.peers.payment_kit import PaymentKit
 from tests.peers.postgres import Postgres
 
-P = TypeVar("P", BitcoinChain, Nutshell, LightningNetwork, LnbitsServer)
+P = TypeVar("P", Anvil, BitcoinChain, Nutshell, LightningNetwork, LnbitsServer)
 
 #: Each peer, and the fixtures below that start it.
 PEERS = {
+    "anvil": {"anvil"},
     "bitcoin": {"bitcoin"},
     "lightning": {"lightning"},
     "lnbits": {"lnbits"},
@@ -133,3 +135,9 @@ def bitcoin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BitcoinChain]:
 def lnbits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LnbitsServer]:
     """LNbits with its fake funding source, the house's wallet and a payer's."""
     yield from _started("LNbits", lambda: LnbitsServer(tmp_path_factory.mktemp("lnbits")))
+
+
+@pytest.fixture(scope="session")
+def anvil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Anvil]:
+    """A development chain that makes a block per transaction. Whoever pauses it unpauses it."""
+    yield from _started("anvil", lambda: Anvil(tmp_path_factory.mktemp("anvil")))

@@ -352,7 +352,10 @@ class Checker:
             for key, one in self._rows(REQUEST.kind)
             if one.ended == "crashed"
             and self._admitted_s[key] > stricken.get(one.owner, -1) + _NOTICES_S
-            and not (one.owner in stricken and self._admitted_s[key] > self._ended_s.get(one.owner, math.inf))
+            and not (
+                one.owner in stricken
+                and self._admitted_s[key] > self._ended_s.get(one.owner, math.inf)
+            )
         ]
 
     def _promises(self, callers: Sequence[Caller]) -> list[str]:

@@ -162,7 +162,7 @@ class Depositor(Caller):
         return None
 
     async def _draw(self) -> None:
-        """Take money out by a withdraw link, as a wallet does that scans it; twice, now and then."""
+        """Take money out by a withdraw link, as a wallet does that scans it; or twice."""
         if not self.keys:
             return await self._create()
         body = {"method": _LIGHTNING, "lnurl": True, "amount_msat": 30_000}
@@ -184,7 +184,7 @@ class Depositor(Caller):
 
     async def collect(self) -> None:
         """Ask for everything that is one's own."""
-        while any(one.is_paying for one in self.asked.values()):
+        while any(one.is_paying for one in self.asked.values()):  # noqa: ASYNC110 - in simulated time
             await asyncio.sleep(5)
         self._is_calm = True
         for ask in list(self._unanswered):
@@ -222,4 +222,3 @@ class Depositor(Caller):
         if way == _LIGHTNING:
             body["destination"] = f"{self.name}@{PAYEES}"
         return await self._named(post("/v1/refunds", body, bearer(opens), self._name()))
-

@@ -169,7 +169,8 @@ class Line(Connection):
         if self.is_gone or self._is_dead:
             return
         if network._happens(network.weather.loses_answer):
-            return self.lose("line")
+            self.lose("line")
+            return
         if message["type"] == "http.response.start":
             self.status = message["status"]
             return

@@ -110,9 +110,7 @@ class World:
             self._add_node(weather.node, clock, seeded(seed, "node"))
 
     def _add_node(self, drawn: NodeWeather, clock: WorldClock, chance: Random) -> None:
-        moods = Moods(
-            chance, drawn.fails, drawn.hangs, drawn.hangs_s, drawn.costs, drawn.held_in
-        )
+        moods = Moods(chance, drawn.fails, drawn.hangs, drawn.hangs_s, drawn.costs, drawn.held_in)
         self.node = ModelLnd(clock, moods, self.outside.spawn, macaroon=MACAROON)
         self.network.hosts |= {NODE: self.node, PAYEES: self.node.address_book}
         self.checker.node = NodeChecker(self.disk, self.node)

@@ -34,6 +34,7 @@ from farebox.money import BTC
 from farebox.operating import Doors, Metrics, OperatorDoor, Parts, Vitals, ready
 from farebox.operating.root_key import require_root_key
 from farebox.payments.deposits import Deposits
+from farebox.payments.exchange import REVENUE
 from farebox.payments.links import WithdrawLinks
 from farebox.payments.operations import Operations
 from farebox.payments.registry import PaymentMethods, plugins
@@ -43,7 +44,6 @@ from farebox.paywall.model import Answer
 from farebox.paywall.prices import Prices
 from farebox.paywall.receipts import Receipts
 from farebox.paywall.service import Paywall
-from farebox.paywall.settling import REVENUE
 from farebox.pricing.book import PriceBook
 from farebox.pricing.model import Currency
 from farebox.pricing.parse import parse_rules

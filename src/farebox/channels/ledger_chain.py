@@ -82,14 +82,16 @@ def account_did(account: str) -> str:
 
 def did_account(did: str) -> str:
     """Undo `account_did`. Raises InvalidCredential."""
-    if not did.startswith(_DID_PREFIX) or len(did) == len(_DID_PREFIX):
+    account = account_of(did)
+    if not account:
         raise InvalidCredential("the DID names no account of this ledger: did:farebox:…")
-    return f"customer:{did.removeprefix(_DID_PREFIX)}"
+    return account
 
 
 def account_of(did: str) -> str:
     """The account of this ledger that a DID names; "" where it is of elsewhere."""
-    return f"customer:{did.removeprefix(_DID_PREFIX)}" if did.startswith(_DID_PREFIX) else ""
+    name = did.removeprefix(_DID_PREFIX)
+    return f"customer:{name}" if name and name != did else ""
 
 
 def ledger_channel_id(payer_did: str, payee_did: str, asset_id: str) -> str:
@@ -125,8 +127,8 @@ class LedgerContract:
 
     async def channel(self, channel_id: str) -> ChannelInfo | None:
         """A channel as it stands."""
-        row = await self._ledger.store.get(LEDGER_CHANNEL, channel_id)
-        return None if row is None else _info(channel_id, row.value)
+        found = await self.stored(channel_id)
+        return None if found is None else channel_info(channel_id, found)
 
     async def stored(self, channel_id: str) -> LedgerChannel | None:
         """A channel as the ledger keeps it."""
@@ -352,7 +354,7 @@ class LedgerContract:
         outcome = await self._ledger.transact([(LEDGER_CHANNEL, channel_id)], whole)
         match outcome:
             case None | Applied() | Replayed(Applied()):
-                return _info(channel_id, changed[0])
+                return channel_info(channel_id, changed[0])
             case Refused() | Replayed(Refused()):
                 raise RailRejected("the account or the collateral does not hold so much")
         raise StoreError(f"the channel cannot be changed: {outcome}")
@@ -362,7 +364,8 @@ class LedgerContract:
 _ALL = 2**126
 
 
-def _info(channel_id: str, channel: LedgerChannel) -> ChannelInfo:
+def channel_info(channel_id: str, channel: LedgerChannel) -> ChannelInfo:
+    """What anybody may know of a channel, out of its row."""
     return ChannelInfo(
         channel_id=channel_id,
         payer_did=channel.payer,

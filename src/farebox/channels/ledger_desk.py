@@ -18,6 +18,7 @@ from farebox.channels.ledger_chain import (
     LedgerChannel,
     LedgerContract,
     account_did,
+    channel_info,
     ledger_channel_id,
 )
 from farebox.channels.payee import PaymentChannelPayeeClient
@@ -57,9 +58,9 @@ class LedgerDesk:
         """An account's channel with us."""
         channel_id = self._channel_id(account)
         channel = await self._contract.stored(channel_id)
-        info = await self._contract.channel(channel_id)
-        if channel is None or info is None:
+        if channel is None:
             return None
+        info = channel_info(channel_id, channel)
         return OwnChannel(info, channel, await self._contract.balance(info.backing, info.asset_id))
 
     async def fund(

@@ -241,8 +241,8 @@ async def lightning(found: LightningSettings) -> list[Finding]:
         return [Finding(Verdict.FAILURE, check, fault, advice)]
     findings = [fine(check, f"{found.node.value} {info.version}, on ln{info.network}…")]
     room = (
-        ("receive", info.receive_msat, config.deposits.most_msat, "deposits that large fail"),
-        ("send", info.send_msat, config.payouts.most_msat, "payments out that large fail"),
+        ("receive", info.receive_msat, config.deposits.most, "deposits that large fail"),
+        ("send", info.send_msat, config.payouts.most, "payments out that large fail"),
     )
     for what, has_msat, most_msat, harm in room:
         if has_msat is not None and has_msat < most_msat:

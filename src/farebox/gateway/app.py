@@ -25,6 +25,7 @@ from farebox.gateway.asgi import (
     read_body,
     replayed,
     send_answer,
+    with_query,
 )
 from farebox.gateway.carrier import Carrier
 from farebox.gateway.catalogue import Catalogue
@@ -196,8 +197,7 @@ class Gateway:
         target = scope.get("raw_path", scope["path"].encode()).decode("latin-1")
         facts, is_metered = self._read(method, target, body)
         upstream = self._upstreams.find(facts.path)
-        query = scope["query_string"]
-        asked = f"{target}?{query.decode('latin-1')}" if query else target
+        asked = with_query(target, scope)
         presented = _named(self._paywall.read(scope["headers"], method, asked), scope, asked, body)
         if isinstance(presented, Answer):
             refused: Answer | None = presented

@@ -15,7 +15,16 @@ from farebox.channels.payee import PaymentChannelPayeeClient
 from farebox.channels.processor import PaymentProcessor
 from farebox.clock import Clock, SystemClock, iso
 from farebox.errors import InvalidCredential, RailError, StoreError
-from farebox.gateway.asgi import BodyTooLarge, CallerLeft, Receive, Scope, Send, header, read_body
+from farebox.gateway.asgi import (
+    BodyTooLarge,
+    CallerLeft,
+    Receive,
+    Scope,
+    Send,
+    header,
+    read_body,
+    with_query,
+)
 from farebox.paywall.channel_callers import Caller, Callers, Refused, SeenNonces
 from farebox.wire.subrav import didauth, documents, multibase
 from farebox.wire.subrav.keys import VerificationKey
@@ -85,9 +94,8 @@ async def authenticate(service: ChannelService, scope: Scope) -> Caller | Refuse
     except InvalidCredential as error:
         return Refused(ErrorCode.AUTH_INVALID, str(error))
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
-    query = scope.get("query_string", b"")
-    target = raw.partition(b"?")[0] + (b"?" + query if query else b"")
-    return await service.callers.identify(auth, scope["method"], target.decode("latin-1"))
+    target = with_query(raw.partition(b"?")[0].decode("latin-1"), scope)
+    return await service.callers.identify(auth, scope["method"], target)
 
 
 async def send_endpoint(

@@ -23,7 +23,16 @@ from typing import Any, Final, Protocol, TypeVar
 
 from farebox.errors import FareboxError, InvalidSettings
 from farebox.gateway.app import Gateway
-from farebox.gateway.asgi import App, Receive, Scope, Send, client_address, header, send_answer
+from farebox.gateway.asgi import (
+    App,
+    Receive,
+    Scope,
+    Send,
+    client_address,
+    header,
+    send_answer,
+    with_query,
+)
 from farebox.gateway.carrier import Carrier
 from farebox.gateway.delivery import Call
 from farebox.gateway.exchange import Patience
@@ -139,8 +148,7 @@ class _Visit:
         self._is_asked = False
         raw = scope.get("raw_path") or scope["path"].encode()
         path = raw.decode("latin-1")
-        query = scope.get("query_string", b"").decode("latin-1")
-        self._target = f"{path}?{query}" if query else path
+        self._target = with_query(path, scope)
         self.facts: RequestFacts = read_request(scope["method"], path, None)
         self.decided: asyncio.Future[Admission | Answer | None] = (
             asyncio.get_running_loop().create_future()

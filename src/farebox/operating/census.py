@@ -18,6 +18,7 @@ from farebox.errors import StoreError
 from farebox.identity import CUSTOMER_PREFIX
 from farebox.ledger.model import Account, Kind
 from farebox.ledger.store import PAGE_MAX, Store
+from farebox.money import BTC
 from farebox.operating.vitals import Parts
 from farebox.payments.model import Operation
 from farebox.paywall.model import REQUEST, RequestState
@@ -75,7 +76,7 @@ class CensusTaker:
         accounts = await _without_customers(store)
         owed: Counter[tuple[str, str]] = Counter()
         reserved: Counter[str] = Counter()
-        receivable: Counter[str] = Counter()
+        receivable: Counter[str] = Counter({BTC.code: 0})
         for one in accounts:
             owed[one.asset, "customers"] += one.held
             if one.kind not in _DEBIT_NORMAL:

@@ -58,6 +58,7 @@ from farebox.ledger.model import (
 from farebox.ledger.processes import Processes
 from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger
+from farebox.money import BTC
 from farebox.payments.model import (
     NO_CHANGES,
     OPERATION,
@@ -299,7 +300,8 @@ class Operations:
                     lease_owner="",
                     plan=b"",
                 )
-                steps: tuple[Step, ...] = (Void(operation.hold),) if operation.hold else ()
+                holds = filter(None, (operation.hold, operation.far_hold))
+                steps: tuple[Step, ...] = tuple(Void(hold) for hold in holds)
                 event = _event("operation.rejected", closed)
                 return await self._store(row, closed, verdict.changes, steps, event)
             case Unresolved():
@@ -336,6 +338,8 @@ class Operations:
             error="",
         )
         steps: tuple[Step, ...] = (Post(operation.hold, verdict.amount),) if operation.hold else ()
+        if operation.far_hold:
+            steps = (*steps, Post(operation.far_hold, verdict.far_amount))
         event = _event("operation.succeeded", closed)
         if also != NO_CHANGES:
             both = Changes(
@@ -452,5 +456,7 @@ def closing_unit(operation_id: str) -> str:
 def _event(name: str, operation: Operation) -> Event:
     data = {"operation": operation.id, "kind": operation.kind, "state": operation.state.value}
     if operation.state is OperationState.SUCCEEDED:
-        return Event(name, operation.account, data | {"amount_msat": operation.amount})
+        if operation.asset == BTC.code:
+            return Event(name, operation.account, data | {"amount_msat": operation.amount})
+        data |= {"asset": operation.asset, "amount": str(operation.amount)}
     return Event(name, operation.account, data)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from farebox.errors import InvalidCredential
 from farebox.ids import new_id
-from farebox.paywall.dialects import Problem, problem
+from farebox.paywall.dialects import CHANNEL_HEADER, Problem, problem, sentence
 from farebox.paywall.model import Answer, ChannelPresented, Headers
-from farebox.wire.subrav.didauth import SCHEME, parse_did_auth
+from farebox.wire.subrav.didauth import parse_did_auth
 from farebox.wire.subrav.model import ErrorCode, SubRAV, http_status
 from farebox.wire.subrav.payload import (
     HEADER_NAME,
@@ -17,8 +17,6 @@ from farebox.wire.subrav.payload import (
     parse_request_header,
 )
 
-HEADER = HEADER_NAME.lower().encode()
-DID_AUTH = SCHEME.encode() + b" "
 _EXPOSED: tuple[bytes, bytes] = (b"access-control-expose-headers", HEADER_NAME.encode())
 
 
@@ -35,7 +33,7 @@ def read(
     except InvalidCredential as error:
         code = ErrorCode.AUTH_INVALID if payload or not payments else ErrorCode.INVALID_PAYMENT
         reference = "" if payload is None else payload.client_tx_ref
-        return refusal(code, f"{str(error)[:1].upper()}{str(error)[1:]}.", reference)
+        return refusal(code, sentence(str(error)), reference)
     return ChannelPresented(payload, auth, method, target)
 
 
@@ -54,7 +52,7 @@ def proposal(
 
 def headers(value: str) -> Headers:
     """A payee's part as headers, which scripts in a browser may read."""
-    return ((HEADER, value.encode()), _EXPOSED)
+    return ((CHANNEL_HEADER, value.encode()), _EXPOSED)
 
 
 def refusal(

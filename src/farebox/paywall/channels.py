@@ -29,14 +29,12 @@ from farebox.identity import FailureLimit
 from farebox.ids import new_id
 from farebox.ledger.model import ABSENT, Event, Put
 from farebox.money import BTC, Rounding, divide
+from farebox.payments.exchange import ONLY_BITCOIN, Exchange
 from farebox.paywall import answers, channel_dialect
 from farebox.paywall.channel_callers import Caller, Callers
 from farebox.paywall.model import REQUEST, Answer, ChannelPresented, Request
 from farebox.pricing.book import Quote
 from farebox.wire.subrav.model import ErrorCode, SubRAV
-
-#: What an amount of msat is worth in a channel's asset, rounded up; None: there is no rate now.
-Worth = Callable[[int, str], int | None]
 
 _BUSY = Rejected(
     ErrorCode.RAV_CONFLICT, "Another request of this sub-channel is being served; try later."
@@ -51,11 +49,6 @@ _WORTHLESS = frozenset(
         ErrorCode.TAMPERED_SUBRAV,
     }
 )
-
-
-def worth_in_btc(amount_msat: int, asset_id: str) -> int | None:
-    """The `Worth` of who sells through channels in bitcoin alone."""
-    return amount_msat if asset_id == BTC.code else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +70,7 @@ class ChannelTill:
         callers: Callers,
         failures: FailureLimit,
         claims: ClaimScheduler,
-        worth: Worth = worth_in_btc,
+        exchange: Exchange = ONLY_BITCOIN,
         *,
         terms: dict[str, object],
     ) -> None:
@@ -87,7 +80,7 @@ class ChannelTill:
         self._callers = callers
         self._failures = failures
         self._claims = claims
-        self._worth = worth
+        self._exchange = exchange
         self._turns: dict[str, tuple[str, str]] = {}
 
     # ── before ───────────────────────────────────────────────────────────────────────────────────
@@ -121,7 +114,8 @@ class ChannelTill:
         covered = await self.payee.covered(turn)
         if isinstance(covered, Rejected):
             return await self._unserved(payment, turn, covered)
-        cap = self._worth(quote.maximum_msat, turn.channel.asset_id)
+        asset = turn.channel.asset_id
+        cap = self._exchange.worth(quote.maximum_msat, BTC.code, asset, Rounding.UP)
         why = _NO_RATE if cap is None else self._too_dear(payment, cap)
         if cap is None or why is not None:
             return await self._unserved(payment, turn, why or _NO_RATE)

@@ -23,11 +23,13 @@ from farebox.paywall.model import (
     Presented,
 )
 from farebox.wire.cashu.request import LockOption, PaymentRequest, encode_request
+from farebox.wire.subrav.didauth import SCHEME
+from farebox.wire.subrav.payload import HEADER_NAME
 
 _KEY_PREFIX = "sk-"
-_CHANNEL = b"x-payment-channel-data"
-_DID_AUTH = b"didauthv1 "
-_READ = frozenset({b"x-cashu", b"authorization", b"x-farebox-change", _CHANNEL})
+CHANNEL_HEADER = HEADER_NAME.lower().encode()
+_DID_AUTH = f"{SCHEME.lower()} ".encode()
+_READ = frozenset({b"x-cashu", b"authorization", b"x-farebox-change", CHANNEL_HEADER})
 _NO_WISH = ChangeWish()
 #: A credential longer than this is refused before anything reads it.
 CREDENTIAL_MAX_CHARS = 65_536
@@ -119,11 +121,11 @@ def read(
             embedded.append(value)
         elif name == b"x-farebox-change":
             wish = _wish(value)
-        elif name == _CHANNEL:
+        elif name == CHANNEL_HEADER:
             channel.append(value)
         elif value[:7].lower() == b"bearer ":
             bearer.append(value[7:].strip())
-        elif value[:10].lower() == _DID_AUTH:
+        elif value[: len(_DID_AUTH)].lower() == _DID_AUTH:
             auths.append(value)
     if len(embedded) + len(bearer) + max(len(channel), len(auths)) > 1:
         return problem(

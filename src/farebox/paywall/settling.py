@@ -22,6 +22,7 @@ from farebox.ledger.model import (
 )
 from farebox.money import BTC
 from farebox.payments import PlannedChange
+from farebox.payments.exchange import REVENUE
 from farebox.payments.model import Changes
 from farebox.paywall import channel_dialect, dialects
 from farebox.paywall.model import (
@@ -36,7 +37,6 @@ from farebox.paywall.model import (
 from farebox.pricing.book import Quote, charge
 from farebox.pricing.usage import Usage
 
-REVENUE = "revenue"
 NO_USAGE = Usage()
 
 
