@@ -59,7 +59,6 @@ class BitcoinHouse(LightningHouse):
     async def until(self, asked: Mapping[str, Any], state: str) -> dict[str, Any]:
         """Wait until a deposit stands so, by what the house sees by itself."""
 
-
         def holds(told: Mapping[str, Any]) -> bool:
             # Its request may have been read a moment before its deposits.
             return bool(told["state"] == state and (state != "credited" or told["credited_msat"]))
@@ -95,9 +94,7 @@ class BitcoinHouse(LightningHouse):
         return account.held if account else 0
 
 
-async def eventually(
-    ask: Callable[[], Awaitable[Any]], holds: Callable[[Any], bool] = bool
-) -> Any:
+async def eventually(ask: Callable[[], Awaitable[Any]], holds: Callable[[Any], bool] = bool) -> Any:
     """Ask until the answer is so."""
     found = None
     for _ in range(WAIT_S * 20):

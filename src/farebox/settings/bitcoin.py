@@ -78,8 +78,7 @@ class BitcoinSettings:
     )
     url: str | None = optional(
         _SOURCE_URL,
-        "Its address. Left out, the chain is "
-        "not used. Needs `pip install 'farebox[bitcoin]'`.",
+        "Its address. Left out, the chain is not used. Needs `pip install 'farebox[bitcoin]'`.",
         "http://127.0.0.1:8332",
     )
     login: Secret | None = optional(

@@ -26,9 +26,9 @@ from farebox.ids import derived_id
 from farebox.ledger.model import ABSENT, Put, Unit
 from farebox.ledger.service import Ledger
 from farebox.money import MSAT_PER_SAT
-from farebox.payments.deposits import DEPOSIT, DepositState
+from farebox.payments.deposits import DEPOSIT, Deposit, DepositState
 from farebox.payments.rail import Sighting
-from farebox.rails.bitcoin.chain import Coin, View
+from farebox.rails.bitcoin.chain import Block, Coin, View
 from farebox.rails.bitcoin.config import BitcoinConfig
 from farebox.rails.bitcoin.keys import WalletKeys
 from farebox.rails.bitcoin.records import ADDRESS, ARRIVAL, Arrival, Young
@@ -77,35 +77,28 @@ class Arrivals:
         known = await self._known(coin)
         if known is None:
             return None  # an address that was given to nobody: the operator's own
-        arrival = known.arrival
-        state = await self._booked(coin.outpoint, arrival)
+        booked = await self._booked(coin.outpoint)
+        state = None if booked is None else booked.state
         depth = view.confirmations(coin.block)
-        if state is DepositState.REVERSED:  # it is back
-            arrival = msgspec.structs.replace(
-                arrival, times=arrival.times + 1, block="", young=Young.YES
-            )
-            known, state = await self._keep(coin.outpoint, known, arrival), None
-        told = judged(state, depth, self._config.confirmations(coin.amount_sat))
-        block = coin.block.hash if coin.block else ""
         is_over = depth >= _SAFE_DEPTH and state is DepositState.CREDITED
-        young = Young.NO if is_over else Young.YES
-        fresh = msgspec.structs.replace(known.arrival, block=block, young=young)
-        if fresh != known.arrival or known.version == ABSENT:
-            await self._keep(coin.outpoint, known, fresh)
+        if known.version == ABSENT or is_over != (known.arrival.young is Young.NO):
+            young = Young.NO if is_over else Young.YES
+            await self._keep(coin.outpoint, known, young)
         if is_over and len(self._over) < _REMEMBERED_MAX:
             self._over.add(coin.outpoint)
+        told = judged(state, depth, self._config.confirmations(coin.amount_sat))
         if told is None:
             return None
-        time_s = coin.block.time_s if coin.block else 0
-        return _sighting(coin.outpoint, fresh, told, time_s * NS_PER_S)
+        seen_in = where(booked, coin.block, told)
+        at = coin.block.time_s * NS_PER_S if coin.block else 0
+        return _sighting(coin.outpoint, known.arrival, told, seen_in, at)
 
     async def _gone(self, outpoint: str, known: _Known) -> Sighting | None:
-        state = await self._booked(outpoint, known.arrival)
-        if state in (None, DepositState.REVERSED):
-            fresh = msgspec.structs.replace(known.arrival, block="", young=Young.NO)
-            await self._keep(outpoint, known, fresh)
+        booked = await self._booked(outpoint)
+        if booked is None or booked.state is DepositState.REVERSED:
+            await self._keep(outpoint, known, Young.NO)
             return None
-        return _sighting(outpoint, known.arrival, DepositState.REVERSED, 0)
+        return _sighting(outpoint, known.arrival, DepositState.REVERSED, booked.seen_in, 0)
 
     async def _known(self, coin: Coin) -> _Known | None:
         row = await self._ledger.store.get(ARRIVAL, coin.outpoint)
@@ -116,18 +109,15 @@ class Arrivals:
             return None
         return _Known(Arrival(address, coin.amount_sat), ABSENT)
 
-    async def _booked(self, outpoint: str, arrival: Arrival) -> DepositState | None:
-        external, index = _name(outpoint, arrival)
-        row = await self._ledger.store.get(DEPOSIT, f"bitcoin:{external}:{index}")
-        return None if row is None else row.value.state
+    async def _booked(self, outpoint: str) -> Deposit | None:
+        row = await self._ledger.store.get(DEPOSIT, f"bitcoin:{outpoint}")
+        return None if row is None else row.value
 
-    async def _keep(self, outpoint: str, known: _Known, fresh: Arrival) -> _Known:
+    async def _keep(self, outpoint: str, known: _Known, young: Young) -> None:
+        fresh = msgspec.structs.replace(known.arrival, young=young)
         put = Put(ARRIVAL, outpoint, fresh, known.version)
         unit = Unit(derived_id("arrival", outpoint, str(known.version)), puts=(put,))
-        await self._ledger.store.commit(unit)
-        row = await self._ledger.store.get(ARRIVAL, outpoint)
-        assert row is not None, "it was just stored, here or by another"
-        return _Known(row.value, row.version)
+        await self._ledger.store.commit(unit)  # refused: another was quicker, and will look again
 
     async def _young(self) -> AsyncGenerator[tuple[str, _Known], None]:
         after = ""
@@ -143,30 +133,41 @@ def judged(booked: DepositState | None, depth: int, needed: int) -> DepositState
     """What is to be told of an output that is there; None: nothing new.
 
     `booked` is how its deposit stands, `depth` its confirmations. A credited one that lost some of
-    its confirmations stays credited while it is in a block at all.
+    its confirmations stays credited while it is in a block at all; one that was taken back counts
+    only in a block.
     """
     if booked is DepositState.CREDITED:
         return None if depth else DepositState.REVERSED
     if depth >= max(1, needed):
         return DepositState.CONFIRMED
-    return DepositState.DETECTED if booked is None else None
+    is_new = booked is None or (booked is DepositState.REVERSED and depth > 0)
+    return DepositState.DETECTED if is_new else None
 
 
-def _name(outpoint: str, arrival: Arrival) -> tuple[str, int]:
-    """What a deposit is called: its outpoint, and how often that was taken back before."""
+def where(booked: Deposit | None, block: Block | None, told: DepositState) -> str:
+    """Where a sighting of `told` was seen: its block, "" for the pool.
+
+    What is taken back was where the books say. A block that the chain left and came back to is
+    another place each time, or what is in it would never count again.
+    """
+    if booked is not None and told is DepositState.REVERSED:
+        return booked.seen_in
+    if block is None:
+        return ""
+    has_left = booked is not None and block.hash in booked.gone_from
+    return f"{block.hash}~{booked.turn + 1}" if booked and has_left else block.hash
+
+
+def _sighting(
+    outpoint: str, arrival: Arrival, state: DepositState, seen_in: str, at: int
+) -> Sighting:
     txid, _, index = outpoint.partition(":")
-    return (f"{txid}~{arrival.times}" if arrival.times else txid), int(index)
-
-
-def _sighting(outpoint: str, arrival: Arrival, state: DepositState, at: int) -> Sighting:
-    external, index = _name(outpoint, arrival)
-    amount_msat = arrival.amount_sat * MSAT_PER_SAT
     return Sighting(
         reference=arrival.address,
-        external=external,
-        amount=amount_msat,
-        amount_msat=amount_msat,
+        external=txid,
+        amount=arrival.amount_sat * MSAT_PER_SAT,
         state=state,
-        index=index,
+        index=int(index),
         at=at,
+        seen_in=seen_in,
     )

@@ -26,7 +26,15 @@ from farebox.payments import (
     Unresolved,
 )
 from farebox.payments.operations import Operations
-from farebox.payments.rail import DepositMethod, DepositOrder, Payable, Sighting, Terms, Watched
+from farebox.payments.rail import (
+    AssetTerms,
+    DepositMethod,
+    DepositOrder,
+    Payable,
+    Sighting,
+    Terms,
+    Watched,
+)
 from farebox.rails.bitcoin.addresses import Addresses
 from farebox.rails.bitcoin.arrivals import Arrivals
 from farebox.rails.bitcoin.batches import Batches
@@ -139,7 +147,7 @@ class BitcoinMethod(DepositMethod):
             text=address,
             uri=uri_of(address, amount_msat),
             custody=config.custody,
-            amount_msat=amount_msat,
+            amount=amount_msat,
             expires_at=now + config.deposit_expiry_s * NS_PER_S,
         )
 
@@ -168,7 +176,7 @@ class BitcoinMethod(DepositMethod):
         """Amount, most fee, and what the chain would take now."""
         return await self._paying.quote(request)
 
-    def fee_max_msat(self, amount_msat: int) -> int:
+    def fee_max(self, amount: int, asset: str) -> int:
         """What a payment out may cost: by its bytes, not by its amount."""
         return self._paying.fee_max_msat()
 
@@ -202,9 +210,7 @@ class BitcoinMethod(DepositMethod):
         """The operator's limits, and what the chain takes."""
         config = self.config
         return Terms(
-            assets=(BTC.code,),
-            deposits=config.deposits,
-            payouts=config.payouts,
+            assets=(AssetTerms(BTC, config.deposits, config.payouts),),
             fees=(
                 "in: none; out: a share of the transaction's fee, at most "
                 f"{self._paying.fee_max_msat()} msat now"

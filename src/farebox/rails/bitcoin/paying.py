@@ -118,15 +118,15 @@ class Paying:
         estimate_msat = config.fee_msat(rate, _AROUND_VBYTES + script_bytes)
         limit_msat = _MARGIN * estimate_msat
         fee_max_msat = limit_msat
-        if request.fee_max_msat is not None:
-            fee_max_msat = min(limit_msat, request.fee_max_msat)
+        if request.fee_max is not None:
+            fee_max_msat = min(limit_msat, request.fee_max)
         fee_max_msat -= fee_max_msat % MSAT_PER_SAT
         if fee_max_msat < estimate_msat:
             return Refusal(
                 "fee_over_limit",
                 f"the chain takes about {estimate_msat} msat now, over the limit of {fee_max_msat}",
             )
-        amount_msat = request.amount_msat
+        amount_msat = request.amount
         if request.is_exact and amount_msat % MSAT_PER_SAT:
             return Refusal("amount_out_of_bounds", "the chain knows whole satoshi only")
         if not request.is_exact:

@@ -40,17 +40,10 @@ class Young(enum.StrEnum):
 
 
 class Arrival(msgspec.Struct, frozen=True):
-    """An output paid to a given address. The key is its outpoint, `txid:index`.
-
-    `block` is where it was last seen confirmed, "" for nowhere. `times` counts how often it was
-    taken back: an output that a reorganisation took and another block brings again is credited
-    anew, under a name of its own.
-    """
+    """An output paid to a given address. The key is its outpoint, `txid:index`."""
 
     address: str
     amount_sat: int
-    block: str = ""
-    times: int = 0
     young: Young = Young.YES
 
 
