@@ -22,6 +22,7 @@ from farebox.payments.links import WITHDRAW_LINK
 from farebox.payments.model import OPERATION
 from farebox.paywall.model import REQUEST
 from farebox.paywall.named import NAMED
+from farebox.rails.bitcoin import RECORDS as BITCOIN_RECORDS
 from farebox.rails.cashu import RECORDS as CASHU_RECORDS
 from farebox.rails.lightning import RECORDS as LIGHTNING_RECORDS
 from farebox.settings import Settings
@@ -49,6 +50,7 @@ RECORDS: tuple[RecordType[Any], ...] = (
     WATCH_CURSOR,
     WITHDRAW_LINK,
     *IDENTITY_RECORDS,
+    *BITCOIN_RECORDS,
     *CASHU_RECORDS,
     *CHANNEL_RECORDS,
     *LIGHTNING_RECORDS,

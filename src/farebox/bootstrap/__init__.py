@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
+from farebox.bootstrap.bitcoin import open_bitcoin
 from farebox.bootstrap.channels import channels_of
 from farebox.bootstrap.lightning import config_of, node_of
 from farebox.bootstrap.rates import RateRefresh, exchange_of, rate_feeds
@@ -232,6 +233,9 @@ class Farebox:
             node, breaker = node_of(found, session, self.clock)
             config = config_of(found)
             self.lightning = LightningMethod(config, node, breaker, self.ledger, guarded)
+        self.bitcoin = open_bitcoin(
+            self.settings, self.ledger, self.operations, self._closing.push_async_callback
+        )
         self._feeds = rate_feeds(self.settings, self.session, self.clock)
         methods = self._methods()
         exchange, rates = exchange_of(self.settings, self._feeds, methods, self.clock)
@@ -245,6 +249,8 @@ class Farebox:
         await self.cashu.start()
         if self.lightning is not None:
             await self.lightning.start()
+        if self.bitcoin is not None:
+            await self.bitcoin.start()
 
     def _open_traces(self) -> None:
         """Opened before everything that is traced, and so closed after it."""
@@ -323,6 +329,8 @@ class Farebox:
         methods.register(self.cashu)
         if self.lightning is not None:
             methods.register(self.lightning)
+        if self.bitcoin is not None:
+            methods.register(self.bitcoin)
         for plugin in plugins():
             methods.register(plugin)
         return methods

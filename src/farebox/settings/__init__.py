@@ -6,6 +6,7 @@ Never: a secret among the defaults, in a repr or in an error; a setting read by 
 `bootstrap` and `cli`.
 """
 
+from farebox.settings.bitcoin import BitcoinNetwork, BitcoinSettings, BitcoinSource
 from farebox.settings.channels import ChannelChain, ChannelsSettings
 from farebox.settings.load import find_settings, load_settings
 from farebox.settings.model import (
@@ -37,6 +38,9 @@ __all__ = [
     "AccountsSettings",
     "Address",
     "AssetRateSettings",
+    "BitcoinNetwork",
+    "BitcoinSettings",
+    "BitcoinSource",
     "ChangePolicy",
     "ChannelChain",
     "ChannelsSettings",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from farebox.settings.bitcoin import BitcoinSettings
 from farebox.settings.channels import ChannelsSettings
 from farebox.settings.fields import (
     optional,
@@ -408,6 +409,9 @@ class Settings:
     ecash: EcashSettings = section(EcashSettings, "How eCash is received and returned.")
     lightning: LightningSettings = section(
         LightningSettings, "A Lightning node of yours, to be paid by invoice and to pay with."
+    )
+    bitcoin: BitcoinSettings = section(
+        BitcoinSettings, "A Bitcoin wallet of yours, to be paid on the chain and to pay with."
     )
     channels: ChannelsSettings = section(
         ChannelsSettings, "Payment channels: one signed voucher pays for each request."
