@@ -111,8 +111,8 @@ def _counter(desk: Desk, tokens: Mapping[str, Contract], mnemonic: str) -> Count
         assets=tuple(one.taken for one in assets),
         settled_blocks=SETTLED_BLOCKS,
     )
-    rpc = desk.rpc
-    arrivals = Arrivals(terms, RpcScan(rpc), addresses, desk.keys.addresses, ledger)
+    scan = RpcScan(desk.rpc)
+    arrivals = Arrivals(terms, scan, addresses, desk.keys.addresses, ledger)
     exchange = Exchange(held=frozenset(one.asset.code for one in assets))
     payouts = Payouts(
         PayoutTerms(assets=tuple(paid for one in assets for paid in one.paid)),
@@ -120,7 +120,7 @@ def _counter(desk: Desk, tokens: Mapping[str, Contract], mnemonic: str) -> Count
         ledger,
         exchange,
     )
-    method = EvmMethod(config, rpc, arrivals, addresses, payouts, ledger)
+    method = EvmMethod(config, desk.rpc, scan, arrivals, addresses, payouts, ledger)
     methods = PaymentMethods()
     methods.register(method)
     requests = DepositRequests(ledger, Deposits(ledger), methods, exchange)

@@ -8,20 +8,22 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from farebox.errors import InvalidCredential, InvalidSettings, SignerError
+from farebox.clock import Clock, SystemClock
+from farebox.errors import InvalidCredential, InvalidSettings, RailRejected, SignerError
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
 from farebox.money import Asset, parse_decimal
-from farebox.payments.exchange import Exchange
 from farebox.payments.operations import Operations
 from farebox.payments.rail import Limits
 from farebox.rails.evm.addresses import Addresses, DepositTree
 from farebox.rails.evm.arrivals import FINALIZED, Arrivals, Depth, WatchTerms
 from farebox.rails.evm.config import PRESETS, Domain, EvmAsset, EvmConfig, Preset
+from farebox.rails.evm.contracts import answered, calldata
 from farebox.rails.evm.disperse import Disperse
 from farebox.rails.evm.fees import GWEI
 from farebox.rails.evm.keys import Keys, deposit_key, keys_from
-from farebox.rails.evm.method import EvmMethod
+from farebox.rails.evm.method import EvmMethod, fault_of
+from farebox.rails.evm.outbox import Call
 from farebox.rails.evm.payouts import L1Fee, Payouts, PayoutTerms, read_address
 from farebox.rails.evm.reads import RpcChain
 from farebox.rails.evm.rpc import Rpc, open_rpc_session
@@ -54,17 +56,15 @@ async def open_chains(
     ledger: Ledger,
     operations: Operations,
     processes: Processes,
-    exchange: Exchange,
     closing: AsyncExitStack,
 ) -> tuple[EvmRail, ...]:
     """Every chain of the settings; `closing` ends what they need. Raises InvalidSettings."""
     if not found:
         return ()
     session = await closing.enter_async_context(open_rpc_session())
-    _check_scales(found)
     rails = []
     for one in found:
-        rail, disperse = rail_of(one, session, ledger, processes, exchange)
+        rail, disperse = rail_of(one, session, ledger, processes)
         operations.register(disperse.kind, disperse)
         rails.append(rail)
     return tuple(rails)
@@ -75,11 +75,10 @@ def rail_of(
     session: aiohttp.ClientSession,
     ledger: Ledger,
     processes: Processes,
-    exchange: Exchange,
 ) -> tuple[EvmRail, Disperse]:
     """One chain, put together. Raises InvalidSettings."""
     config, preset, keys = config_of(found), preset_of(found), keys_of(found)
-    rpc = rpc_of(found, session, ledger)
+    rpc = rpc_of(found, session, ledger.clock)
     send_terms = SendTerms(
         chain=found.name,
         chain_id=config.chain_id,
@@ -96,29 +95,30 @@ def rail_of(
         l1=preset.l1,
         batch_wait_s=found.batch_wait_s,
     )
-    payouts = Payouts(pay_terms, sending, ledger, exchange)
+    payouts = Payouts(pay_terms, sending, ledger)
     addresses = Addresses(found.name, tree_of(found), ledger, watch_days=found.watch_days)
     watch_terms = WatchTerms(
         chain=found.name,
         assets=tuple(one.taken for one in config.assets),
         settled_blocks=preset.settled_blocks,
     )
-    arrivals = Arrivals(watch_terms, RpcScan(rpc), addresses, keys.addresses, ledger)
+    scan = RpcScan(rpc)
+    arrivals = Arrivals(watch_terms, scan, addresses, keys.addresses, ledger)
     disperse = Disperse(sending, ledger)
     upkeep = Upkeep(sending, disperse if found.batch_wait_s else None)
     duty = Duty(f"evm:{found.name}", upkeep.run, ledger, processes)
     jobs = (Job(f"evm {found.name}", _UPKEEP_EVERY_S, duty.run),)
-    method = EvmMethod(config, rpc, arrivals, addresses, payouts, ledger)
+    method = EvmMethod(config, rpc, scan, arrivals, addresses, payouts, ledger)
     return EvmRail(method, sending, payouts, jobs), disperse
 
 
-def rpc_of(found: EvmSettings, session: aiohttp.ClientSession, ledger: Ledger) -> Rpc:
+def rpc_of(found: EvmSettings, session: aiohttp.ClientSession, clock: Clock) -> Rpc:
     """The way to the chain's node. Raises InvalidSettings."""
     url = found.url.reveal().strip()
     if not url.startswith(("http://", "https://")) or not url.isascii() or not url.isprintable():
         allowed = "an http:// or https:// URL"
         raise InvalidSettings(f"evm.{found.name}.url", "a text (hidden)", allowed)
-    return Rpc(url, session, Breaker(ledger.clock, who=f"the node of {found.name}"))
+    return Rpc(url, session, Breaker(clock, who=f"the node of {found.name}"))
 
 
 def keys_of(found: EvmSettings) -> Keys:
@@ -224,20 +224,56 @@ def _depths(where: str, told: Sequence[str], asset: Asset, usual: int) -> tuple[
         return (Depth(0, usual),)
     found = []
     for text in told:
-        amount, _, blocks = text.partition(":")
-        needs = FINALIZED if blocks.strip() == "finalized" else int(blocks)
+        blocks, _, amount = text.partition(" from ")
+        needs = FINALIZED if blocks == "finalized" else int(blocks)
         found.append(Depth(parse_decimal(amount, asset.scale), needs))
     if min(one.least for one in found) > 0:
-        raise InvalidSettings(f"{where}.confirmations", told[0], 'one for "0: …" as well')
+        raise InvalidSettings(f"{where}.confirmations", told[0], 'one that says "… from 0"')
     return tuple(found)
 
 
-def _check_scales(found: Sequence[EvmSettings]) -> None:
-    """An asset is the same on every chain, or the books could not tell what it is."""
-    scales: dict[str, int] = {}
-    for chain in found:
-        for one in config_of(chain).assets:
-            if scales.setdefault(one.asset.code, one.asset.scale) != one.asset.scale:
-                where = f"evm.{chain.name}.asset.{one.asset.code}.scale"
-                allowed = f"{scales[one.asset.code]} as elsewhere, or another code for it"
-                raise InvalidSettings(where, one.asset.scale, allowed)
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A chain as `farebox doctor` found it: a fault or none, what it told, and doubts about it:
+    what, what was found, what to do."""
+
+    fault: str
+    told: str
+    doubts: tuple[tuple[str, str, str], ...]
+
+
+async def examine_chain(found: EvmSettings) -> Examined:
+    """Ask the chain's node. Raises InvalidSettings, RailError."""
+    config, keys, clock = config_of(found), keys_of(found), SystemClock()
+    tree_of(found)
+    async with open_rpc_session() as session:
+        rpc = rpc_of(found, session, clock)
+        scan, chain = RpcScan(rpc), RpcChain(rpc)
+        fault = await fault_of(config, rpc, scan, clock)
+        if fault:
+            return Examined(fault, "", ())
+        doubts = []
+        for one in config.assets:
+            if one.token and not await chain.code(one.token):
+                advice = "correct its contract: what is paid to it is lost"
+                doubts.append((one.asset.code, "there is no contract at its address", advice))
+            elif one.token and (decimals := await _decimals(chain, one.token)) != one.asset.scale:
+                told = f"its contract says {decimals} decimals, not {one.asset.scale}"
+                doubts.append((one.asset.code, told, "correct its scale before anything arrives"))
+        for sender in keys.addresses:
+            if not await chain.balance(sender):
+                doubts.append(("gas", f"{sender} has no coin", "send it some: it pays for gas"))
+        if not keys.can_sweep:
+            advice = "sweep them where the private key is"
+            doubts.append(("sweeping", "only the public key of the deposits is here", advice))
+        head = await chain.height()
+    codes = ", ".join(one.asset.code for one in config.assets)
+    return Examined("", f"chain {config.chain_id}, block {head}, takes {codes}", tuple(doubts))
+
+
+async def _decimals(chain: RpcChain, token: str) -> int | None:
+    try:
+        told = await chain.run(token, Call(token, 0, calldata("decimals()")))
+        return answered(("uint256",), told)[0]
+    except (RailRejected, ValueError):
+        return None

@@ -13,7 +13,7 @@ from farebox.settings.values import FLAG, MEMO, NAME, SECRET, Kind, Where, choic
 _DAY_S = 86_400
 _CODE = re.compile("[A-Z][A-Z0-9.]{0,15}")
 _DECIMAL = re.compile(r"(0|[1-9][0-9]{0,30})(\.[0-9]{1,18})?")
-_DEPTH = re.compile(rf"({_DECIMAL.pattern}): *([1-9][0-9]{{0,4}}|finalized)")
+_DEPTH = re.compile(rf"([1-9][0-9]{{0,4}}|finalized) from ({_DECIMAL.pattern})")
 
 
 class EvmChain(enum.Enum):
@@ -39,7 +39,7 @@ def _matching(pattern: re.Pattern[str], allowed: str) -> Kind[str]:
 ASSET_CODE = _matching(_CODE, "capital letters and digits, at most 16")
 AMOUNT = _matching(_DECIMAL, 'an amount of the asset as text, such as "2.50"')
 EVM_ADDRESS = _matching(re.compile("0x[0-9a-fA-F]{40}"), "0x and 40 hexadecimal digits")
-DEPTH = _matching(_DEPTH, '"AMOUNT: BLOCKS", or "AMOUNT: finalized"')
+DEPTH = _matching(_DEPTH, '"BLOCKS from AMOUNT", or "finalized from AMOUNT"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +74,9 @@ class EvmAssetSettings:
     )
     confirmations: tuple[str, ...] = setting(
         many(DEPTH),
-        "How many blocks an arrival waits for, by its amount: from each amount on so many. What "
-        "begins with 0 comes first. Left empty, the chain's usual number counts for all. Example: "
-        '["0: 6", "1000: 20", "20000: finalized"].',
+        "How many blocks an arrival waits for, by its amount, such as "
+        '["6 from 0", "20 from 1000", "finalized from 20000"]. Left empty, the chain\'s usual '
+        "number counts for all.",
         [],
     )
     keeps_part: bool = setting(

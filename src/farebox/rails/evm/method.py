@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator
 
-from farebox.clock import NS_PER_S
+from farebox.clock import NS_PER_S, Clock
 from farebox.errors import InvalidCredential, RailError, RailUnavailable, StoreError
 from farebox.ids import derived_id, new_id
 from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Step, Unit
@@ -40,6 +40,7 @@ from farebox.rails.evm.outbox import custody_of
 from farebox.rails.evm.payouts import Payouts, read_address
 from farebox.rails.evm.records import ARRIVAL
 from farebox.rails.evm.rpc import Quantity, Rpc
+from farebox.rails.evm.scan import Scan
 from farebox.rails.web.breaker import BreakerState
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
@@ -51,15 +52,13 @@ _ALIASES = {"tether": "USDT"}
 
 
 class EvmMethod(DepositMethod):
-    """Paid to addresses of ours on one chain, pays from its senders.
-
-    Without `addresses` nothing can be deposited; without `payouts` nothing is paid.
-    """
+    """Paid to addresses of ours on one chain, pays from its senders."""
 
     def __init__(
         self,
         config: EvmConfig,
         rpc: Rpc,
+        scan: Scan,
         arrivals: Arrivals,
         addresses: Addresses,
         payouts: Payouts,
@@ -69,6 +68,7 @@ class EvmMethod(DepositMethod):
         self.payment_type = config.name
         self.credential_hint = f"a deposit's address or transaction on {config.name} (0x…)"
         self._rpc = rpc
+        self._scan = scan
         self._arrivals = arrivals
         self._addresses = addresses
         self._payouts = payouts
@@ -213,21 +213,10 @@ class EvmMethod(DepositMethod):
         Raises RailUnavailable.
         """
         try:
-            self._fault = await self.fault()
+            self._fault = await fault_of(self.config, self._rpc, self._scan, self._ledger.clock)
         except RailError as error:
             self._fault = str(error)
             raise
-
-    async def fault(self) -> str:
-        """What is wrong with a node that answers; empty when nothing is."""
-        chain_id = int(await self._rpc.call(Quantity, "eth_chainId"))
-        if chain_id != self.config.chain_id:
-            return f"the node is on chain {chain_id}, the settings say {self.config.chain_id}"
-        head = await self._arrivals.newest()
-        age_s = self._ledger.clock.now_ns() // NS_PER_S - int(head.timestamp)
-        if age_s > self.config.stale_after_s:
-            return f"the newest block is {age_s} s old: chain or node stand still"
-        return ""
 
     def standing(self) -> Standing:
         """By the last probe and by how calls have fared since."""
@@ -245,6 +234,20 @@ class EvmMethod(DepositMethod):
             expected_s=self.config.expected_s,
             destinations=(f"an address on {self.config.name} (chain {self.config.chain_id})",),
         )
+
+
+async def fault_of(config: EvmConfig, rpc: Rpc, scan: Scan, clock: Clock) -> str:
+    """What is wrong with a node that answers; empty when nothing is. Raises RailError."""
+    chain_id = int(await rpc.call(Quantity, "eth_chainId"))
+    if chain_id != config.chain_id:
+        return f"the node is on chain {chain_id}, the settings say {config.chain_id}"
+    head = await scan.header("latest")
+    if head is None:
+        return "the node has no block yet"
+    age_s = clock.now_ns() // NS_PER_S - int(head.timestamp)
+    if age_s > config.stale_after_s:
+        return f"the newest block is {age_s} s old: chain or node stand still"
+    return ""
 
 
 def payment_uri(of: EvmAsset, chain_id: int, address: str, amount: int | None) -> str:

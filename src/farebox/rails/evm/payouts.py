@@ -38,7 +38,7 @@ from farebox.payments import (
     Rejected,
     Unresolved,
 )
-from farebox.payments.exchange import REVENUE, Exchange, balance_of
+from farebox.payments.exchange import ONLY_BITCOIN, REVENUE, Exchange, balance_of
 from farebox.payments.method import no_rate
 from farebox.payments.model import Changes
 from farebox.payments.rail import Limits
@@ -142,13 +142,18 @@ class Payouts:
     """Plans and carries out payments from one chain's senders."""
 
     def __init__(
-        self, terms: PayoutTerms, sending: Sending, ledger: Ledger, exchange: Exchange
+        self,
+        terms: PayoutTerms,
+        sending: Sending,
+        ledger: Ledger,
+        exchange: Exchange = ONLY_BITCOIN,
     ) -> None:
         self.terms = terms
         self._sending = sending
         self._chain = sending.chain
         self._ledger = ledger
-        self._exchange = exchange
+        #: At what rates gas is charged; set before anything is planned.
+        self.exchange = exchange
 
     # ── before ───────────────────────────────────────────────────────────────────────────────────
 
@@ -218,7 +223,7 @@ class Payouts:
         terms = self._sending.terms
         gas = _PLAIN_GAS if asset == terms.native else _TOKEN_GAS
         cost = gas * terms.fee_cap * (100 + self.terms.fee_margin_percent) // 100
-        return self._exchange.worth(cost, terms.native, asset, Rounding.UP)
+        return self.exchange.worth(cost, terms.native, asset, Rounding.UP)
 
     async def _fee(self, of: PaidAsset, to: str, amount: int) -> int | Refusal:
         """What gas costs now and the operator's margin, in the asset that is paid."""
@@ -239,7 +244,7 @@ class Payouts:
         native = self._sending.terms.native
         if of.asset == native:
             return cost
-        fee = self._exchange.worth(cost, native, of.asset, Rounding.UP)
+        fee = self.exchange.worth(cost, native, of.asset, Rounding.UP)
         return no_rate(native) if fee is None else fee
 
     async def _gas(self, sender: str, call: Call) -> int:
