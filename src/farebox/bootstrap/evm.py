@@ -260,9 +260,8 @@ async def examine_chain(found: EvmSettings) -> Examined:
             elif one.token and (decimals := await _decimals(chain, one.token)) != one.asset.scale:
                 told = f"its contract says {decimals} decimals, not {one.asset.scale}"
                 doubts.append((one.asset.code, told, "correct its scale before anything arrives"))
-        for sender in keys.addresses:
-            if not await chain.balance(sender):
-                doubts.append(("gas", f"{sender} has no coin", "send it some: it pays for gas"))
+        poor = [one for one in keys.addresses if not await chain.balance(one)]
+        doubts += [("gas", f"{one} has no coin", "send it some, to pay for gas") for one in poor]
         if not keys.can_sweep:
             advice = "sweep them where the private key is"
             doubts.append(("sweeping", "only the public key of the deposits is here", advice))

@@ -90,7 +90,8 @@ def settings(found: Settings, rules: Sequence[Rule]) -> list[Finding]:
         (
             "mint",
             ways,
-            "name a mint you trust with --mint or [[mint]], or fill in [lightning], [bitcoin] or [[evm]]",
+            "name a mint you trust with --mint or [[mint]], or fill in [lightning], [bitcoin] or "
+            "[[evm]]",
         ),
         ("price", len(rules), "name a price with --price or [[price]]: what has none is refused"),
     )
