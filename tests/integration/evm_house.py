@@ -146,6 +146,15 @@ class EvmHouse:
         assert made.status_code == 200, made.text
         return str(made.json()["api_key"])
 
+    async def until_swept(self, address: str) -> None:
+        """Wait until the treasury has what lay at an address; blocks are made meanwhile."""
+        for _ in range(WAIT_S * 5):
+            if self.usdc.call("balanceOf", address) == 0:
+                return
+            await self.mine(1)
+            await asyncio.sleep(0.2)
+        raise AssertionError("it was never swept")
+
     async def paid_out(self, path: str, body: object, bearer: str, name: str) -> dict[str, Any]:
         """Ask for money until it has left; blocks are made meanwhile."""
         for _ in range(WAIT_S * 5):
@@ -233,7 +242,7 @@ async def house_on(
 async def evm_house(data_dir: Path, anvil: Anvil, **terms: object) -> AsyncIterator[EvmHouse]:
     """A new house on the chain, with a USDC of its own and coin for gas."""
     usdc = await asyncio.to_thread(anvil.deploy, CONTRACTS / "AuthorizedToken.sol")
-    data_dir.mkdir()
+    await asyncio.to_thread(data_dir.mkdir)
     mnemonic = Mnemonic().generate(12)
     sender = keys_from(mnemonic).addresses[0]
     await asyncio.to_thread(anvil.rpc, "anvil_setBalance", sender, hex(FLOAT_WEI))

@@ -7,14 +7,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from eth_utils.address import to_checksum_address
 
 from tests.integration.evm_house import PRICE_MSAT, EvmHouse, evm_house, somebody
 from tests.peers.anvil import CHAIN_ID, Anvil
 
 pytestmark = pytest.mark.peer
-DEPOSIT = 5_000_000  # five dollars
+DEPOSIT = 500_000_000  # dollars, in millionths
 #: Less one percent of spread; 1 msat for each unit.
-CREDITED_MSAT = 4_950_000
+CREDITED_MSAT = 495_000_000
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ async def house(anvil: Anvil, tmp_path: Path) -> AsyncIterator[EvmHouse]:
 async def test_dollars_come_in_are_spent_go_back_and_go_out(house: EvmHouse) -> None:
     asked = await house.asked("USDC", DEPOSIT)
     assert asked["uri"] == (
-        f"ethereum:{house.usdc.address}@{CHAIN_ID}/transfer"
+        f"ethereum:{to_checksum_address(house.usdc.address)}@{CHAIN_ID}/transfer"
         f"?address={asked['pay']}&uint256={DEPOSIT}"
     )
     assert asked["amount_msat"] == CREDITED_MSAT
@@ -38,10 +39,11 @@ async def test_dollars_come_in_are_spent_go_back_and_go_out(house: EvmHouse) -> 
     key = str((await house.post("/create", body)).json()["api_key"])
     assert await house.balance_msat(key) == CREDITED_MSAT
 
-    served = await house.post("/v1/anything", {}, key)
+    served = await house.http.get("/echo", headers={"Authorization": f"Bearer {key}"})
     assert served.status_code == 200, served.text
     assert await house.balance_msat(key) == CREDITED_MSAT - PRICE_MSAT
 
+    await house.until_swept(asked["pay"])
     back, friend = somebody(), somebody()
     order: dict[str, object] = {"method": "anvil", "asset": "USDC", "destination": back}
     quote = await house.post(

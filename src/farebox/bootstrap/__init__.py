@@ -243,7 +243,7 @@ class Farebox:
         exchange, rates = exchange_of(self.settings, self._feeds, methods, self.clock)
         self._rates = RateRefresh(rates, self.prices)
         for rail in self.evm:
-            rail.payouts.exchange = exchange
+            rail.convert(exchange)
         self.payments = Payments(self.ledger, self.operations, methods, self.signer, exchange)
         self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), methods, exchange)
 

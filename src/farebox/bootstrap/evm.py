@@ -13,6 +13,7 @@ from farebox.errors import InvalidCredential, InvalidSettings, RailRejected, Sig
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
 from farebox.money import Asset, parse_decimal
+from farebox.payments.exchange import Exchange
 from farebox.payments.operations import Operations
 from farebox.payments.rail import Limits
 from farebox.rails.evm.addresses import Addresses, DepositTree
@@ -21,14 +22,16 @@ from farebox.rails.evm.config import PRESETS, Domain, EvmAsset, EvmConfig, Prese
 from farebox.rails.evm.contracts import answered, calldata
 from farebox.rails.evm.disperse import Disperse
 from farebox.rails.evm.fees import GWEI
+from farebox.rails.evm.gas import Gas, L1Fee
 from farebox.rails.evm.keys import Keys, deposit_key, keys_from
 from farebox.rails.evm.method import EvmMethod, fault_of
 from farebox.rails.evm.outbox import Call
-from farebox.rails.evm.payouts import L1Fee, Payouts, PayoutTerms, read_address
+from farebox.rails.evm.payouts import Payouts, PayoutTerms, read_address
 from farebox.rails.evm.reads import RpcChain
 from farebox.rails.evm.rpc import Rpc, open_rpc_session
 from farebox.rails.evm.scan import RpcScan
 from farebox.rails.evm.sending import Sending, SendTerms
+from farebox.rails.evm.sweeping import Sweeping, SweepTerms
 from farebox.rails.evm.upkeep import Upkeep
 from farebox.rails.web import Breaker
 from farebox.settings import EvmAssetSettings, EvmChain, EvmSettings
@@ -48,7 +51,12 @@ class EvmRail:
     method: EvmMethod
     sending: Sending
     payouts: Payouts
+    sweeping: Sweeping
     jobs: tuple[Job, ...]
+
+    def convert(self, exchange: Exchange) -> None:
+        """Charge and weigh gas at these rates."""
+        self.payouts.exchange = self.sweeping.exchange = exchange
 
 
 async def open_chains(
@@ -105,11 +113,17 @@ def rail_of(
     scan = RpcScan(rpc)
     arrivals = Arrivals(watch_terms, scan, addresses, keys.addresses, ledger)
     disperse = Disperse(sending, ledger)
-    upkeep = Upkeep(sending, disperse if found.batch_wait_s else None)
+    sweep_terms = SweepTerms(
+        assets={one.asset.code: one.token for one in config.assets},
+        treasury=read_address(found.treasury or keys.addresses[0], config.chain_id),
+        gas_percent=found.sweep_gas_percent,
+    )
+    sweeping = Sweeping(sweep_terms, sending, Gas(sending, preset.l1), arrivals, ledger)
+    upkeep = Upkeep(sending, sweeping, disperse if found.batch_wait_s else None)
     duty = Duty(f"evm:{found.name}", upkeep.run, ledger, processes)
     jobs = (Job(f"evm {found.name}", _UPKEEP_EVERY_S, duty.run),)
     method = EvmMethod(config, rpc, scan, arrivals, addresses, payouts, ledger)
-    return EvmRail(method, sending, payouts, jobs), disperse
+    return EvmRail(method, sending, payouts, sweeping, jobs), disperse
 
 
 def rpc_of(found: EvmSettings, session: aiohttp.ClientSession, clock: Clock) -> Rpc:

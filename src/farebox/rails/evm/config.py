@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from farebox.money import Asset
 from farebox.payments.rail import Limits
 from farebox.rails.evm.arrivals import Depth, TakenAsset
-from farebox.rails.evm.payouts import L1Fee, PaidAsset
+from farebox.rails.evm.gas import L1Fee
+from farebox.rails.evm.payouts import PaidAsset
 
 
 @dataclass(frozen=True, slots=True)
