@@ -1,10 +1,16 @@
-"""Vouchers per second through `process_payment`, beside the bare verification of their signatures.
+"""What paying by channel costs: the books beside the signature, the gateway beside a key.
 
-    python -m benchmarks.channels [--json] [--seconds 5]
+    python -m benchmarks.channels [--json] [--seconds 5] [--requests 3000] [--rounds 3]
 
-Both run in one process with the same library; the first also weighs each voucher, charges the
-request, proposes the next, and has all of it committed and synced. Sub-channels pay side by side,
-as payers do, so that their commits share the disk.
+Vouchers per second through `process_payment`, beside the bare verification of their signatures:
+both in one process pinned to one core, with the same library; the first also weighs each voucher,
+charges the request, proposes the next, and has all of it committed and synced. Sub-channels pay
+side by side, as payers do, so that their commits share the disk. Each is given in CPU time as well,
+which tells more where others use the machine.
+
+Requests per second through the gateway, paid by voucher (and by voucher with an authorization each,
+as payment-kit sends it), beside the same paid by account key: one gateway, 64 payers, each with an
+account or a channel of its own, rounds that take turns, the median of each.
 """
 
 from __future__ import annotations
@@ -12,11 +18,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
+from benchmarks.channel_payers import KeyHolder, Payer, drive_payers, open_channel
+from benchmarks.servers import Server, stopping
 from farebox.channels import (
     RECORDS,
     BillingEngine,
@@ -42,6 +52,7 @@ from farebox.wire.subrav.model import SignedSubRAV, SubRAV
 
 HOUSE = "did:farebox:house"
 PAYERS = 200
+_CONNECTIONS = 64
 
 
 @dataclass(frozen=True)
@@ -52,10 +63,21 @@ class Measured:
     bare_verifications_per_s: int
     vouchers_per_s: int
     ratio: float
+    bare_cpu_us: float
+    voucher_cpu_us: float
+    cpu_ratio: float
 
 
-def bare(key: SigningKey, seconds: float) -> int:
-    """Signatures verified per second, and nothing else."""
+@dataclass(frozen=True)
+class Rate:
+    """How fast something goes, and what it takes of a processor."""
+
+    per_s: float
+    cpu_us: float
+
+
+def bare(key: SigningKey, seconds: float) -> Rate:
+    """Signatures verified, and nothing else."""
     sub_rav = SubRAV(
         chain_id=402,
         channel_id="0x" + "ab" * 32,
@@ -65,30 +87,32 @@ def bare(key: SigningKey, seconds: float) -> int:
         nonce=1,
     )
     signed, public = sign_sub_rav(sub_rav, key), key.public
-    done, began = 0, time.perf_counter()
+    done, began, used = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:
         for _ in range(100):
             assert verify_sub_rav(signed, public)
         done += 100
-    return round(done / (time.perf_counter() - began))
+    cpu_s = time.process_time() - used
+    return Rate(done / (time.perf_counter() - began), cpu_s / done * 1e6)
 
 
-async def processed(key: SigningKey, seconds: float, directory: Path) -> int:
+async def processed(key: SigningKey, seconds: float, directory: Path) -> Rate:
     """Vouchers taken per second. Signing is the payers' work, and is not counted."""
     store = SqliteStore(directory / f"{key.type}.db", [*RECORDS, PROCESS])
     try:
         processor, channels = await shop(Ledger(store, SystemClock()), key)
-        spent_s = taken = 0.0
+        spent_s = used_s = taken = 0.0
         proposals = [await paid(processor, channel, None) for channel in channels]
         while spent_s < seconds:
             vouchers = [sign_sub_rav(proposal, key) for proposal in proposals]
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             proposals = await asyncio.gather(
                 *(paid(processor, each.sub_rav.channel_id, each) for each in vouchers)
             )
             spent_s += time.perf_counter() - began
+            used_s += time.process_time() - used
             taken += len(vouchers)
-        return round(taken / spent_s)
+        return Rate(taken / spent_s, used_s / taken * 1e6)
     finally:
         await store.close()
 
@@ -156,7 +180,61 @@ def measure(key_type: KeyType, seconds: float, directory: Path) -> Measured:
     key = SigningKey(key_type, b"\x01" * 32)
     alone = bare(key, seconds)
     together = asyncio.run(processed(key, seconds, directory))
-    return Measured(key_type.value, alone, together, round(together / alone, 3))
+    return Measured(
+        key_type.value,
+        round(alone.per_s),
+        round(together.per_s),
+        round(together.per_s / alone.per_s, 3),
+        round(alone.cpu_us, 1),
+        round(together.cpu_us, 1),
+        round(alone.cpu_us / together.cpu_us, 3),
+    )
+
+
+@dataclass(frozen=True)
+class Served:
+    """One way to pay the gateway, beside an account key in the same run."""
+
+    paid_by: str
+    per_s: int
+    key_per_s: int
+    ratio: float
+    cpu_us: int
+    key_cpu_us: int
+
+
+async def served(key_type: KeyType, *, says_who: bool, requests: int, rounds: int) -> Served:
+    """Requests through a gateway, by voucher and by key in turns."""
+    with stopping() as these:
+        upstream = these.started(Server("load", None, "PORT", "0"))
+        book, url = these.folder(Path()), f"http://127.0.0.1:{upstream.port}"
+        gateway = these.started(Server("paid_gateway", 0, url, "PORT", book, "10 sat"))
+        keys = [await asyncio.to_thread(gateway.line, "sk-") for _ in range(_CONNECTIONS)]
+        for server in (upstream, gateway):
+            await server.ready()
+        key, port = SigningKey(key_type, b"\x01" * 32), gateway.port
+        dids = [open_channel(port, secret, "bench", key, 10**13) for secret in keys]
+        payers = [Payer(port, did, "bench", key, says_who) for did in dids]
+        holders = [KeyHolder(port, secret) for secret in keys]
+        lanes: tuple[list[Rate], list[Rate]] = ([], [])
+        for number in range(rounds + 1):
+            for at, lane in enumerate(lanes):
+                used = gateway.cpu_s()
+                load = await drive_payers(port, holders if at else payers, requests)
+                if number:
+                    lane.append(Rate(load.per_s, (gateway.cpu_s() - used) / requests * 1e6))
+        vouchers, accounts = (
+            Rate(median(one.per_s for one in lane), median(one.cpu_us for one in lane))
+            for lane in lanes
+        )
+    return Served(
+        f"{key_type.value}{', authorized' if says_who else ''}",
+        round(vouchers.per_s),
+        round(accounts.per_s),
+        round(vouchers.per_s / accounts.per_s, 3),
+        round(vouchers.cpu_us),
+        round(accounts.cpu_us),
+    )
 
 
 def main() -> None:
@@ -164,17 +242,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--requests", type=int, default=3_000, help="requests in a round")
+    parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
+    cores = os.sched_getaffinity(0)
     quieten_collector()  # as `farebox serve` does
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=".") as directory:
+        os.sched_setaffinity(0, {min(cores)})
         results = [measure(each, asked.seconds, Path(directory)) for each in KeyType]
+        os.sched_setaffinity(0, {max(cores)})  # the gateway has the first to itself
+    ways: list[tuple[KeyType, bool]] = [(each, False) for each in KeyType]
+    ways.append((KeyType.ED25519, True))
+    gateway = [
+        asyncio.run(served(each, says_who=who, requests=asked.requests, rounds=asked.rounds))
+        for each, who in ways
+    ]
     if asked.json:
-        print(json.dumps([asdict(result) for result in results]))
+        vouchers, paid = [asdict(one) for one in results], [asdict(one) for one in gateway]
+        print(json.dumps({"vouchers": vouchers, "gateway": paid}))
         return
     for result in results:
         print(
             f"{result.key_type:36} {result.bare_verifications_per_s:>7} verified/s alone, "
-            f"{result.vouchers_per_s:>6} vouchers/s committed, ratio {result.ratio}"
+            f"{result.vouchers_per_s:>6} vouchers/s committed, ratio {result.ratio}; "
+            f"CPU {result.bare_cpu_us} and {result.voucher_cpu_us} µs, ratio {result.cpu_ratio}"
+        )
+    for one in gateway:
+        print(
+            f"gateway, {one.paid_by:46} {one.per_s:>5}/s, by key {one.key_per_s:>5}/s, "
+            f"ratio {one.ratio}; CPU {one.cpu_us} and {one.key_cpu_us} µs"
         )
 
 

@@ -124,9 +124,13 @@ class _Caller(asyncio.Protocol):
         if not self._answer.startswith(b"HTTP/1.1 200 "):
             self._round.fail(RuntimeError(f"answered {self._answer[:600]!r}"))
             return
-        self._answer = b""
         self._round.done(time.perf_counter() - self._asked_at)
+        self.heard(self._answer)
+        self._answer = b""
         self._ask()
+
+    def heard(self, answer: bytes) -> None:
+        """A whole answer, for who makes the next request out of it."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._answer:

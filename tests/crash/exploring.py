@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from tests.crash.points import Kind, Point, points, read_point
 from tests.crash.scenarios import Facts, Scenario, drain
@@ -38,6 +39,35 @@ class Undisturbed:
         """What happens at a point."""
         labels = self.passed.get(point.kind, [])
         return labels[point.number - 1] if point.number <= len(labels) else "?"
+
+
+class Lived(Protocol):
+    """What is lived through by one house."""
+
+    run: Run
+
+    async def assert_right(self) -> None:
+        """What must be so at the end."""
+        ...
+
+
+S = TypeVar("S", bound=Lived)
+
+
+async def rehearse(
+    one: S,
+    prepare: Callable[[S], Awaitable[object]],
+    act: Callable[[S], Awaitable[object]],
+) -> dict[Kind, int]:
+    """Live it through undisturbed; how many points of each kind it passes."""
+    assert await one.run.start()
+    await prepare(one)
+    await one.run.arm(None)
+    await act(one)
+    passed = await one.run.passed()
+    await one.assert_right()
+    await one.run.kill()
+    return {kind: len(labels) for kind, labels in passed.items()}
 
 
 @dataclass(frozen=True, slots=True)

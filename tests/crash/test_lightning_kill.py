@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.exploring import rehearse
 from tests.crash.points import Kind, Point, points
 from tests.crash.scenarios import patiently
 from tests.crash.world import Lost, Nursery, Outside, Run, new_run
@@ -119,20 +120,6 @@ ACTS: dict[str, tuple[Act, Act]] = {
 }
 
 
-async def rehearse(one: Story, prepare: Act, act: Act) -> list[Point]:
-    """Live it through undisturbed; every point that it passes."""
-    assert await one.run.start()
-    await prepare(one)
-    await one.run.arm(None)
-    await act(one)
-    passed = await one.run.passed()
-    await one.assert_right()
-    await one.run.kill()
-    counts: dict[Kind, int] = {kind: len(labels) for kind, labels in passed.items()}
-    counts.pop(Kind.ANSWER, None)  # what an answer's loss does, other crash tests show
-    return list(points(counts))
-
-
 async def die_at(one: Story, prepare: Act, act: Act, point: Point) -> bool:
     """Live it through with a death at the point; returns whether it came to that."""
     assert await one.run.start()
@@ -168,7 +155,9 @@ async def test_no_death_loses_or_doubles_a_unit(
     def fresh() -> Story:
         return story(nursery, around, tmp_path, lightning, macaroon)
 
-    where = await rehearse(fresh(), prepare, act)
+    passed = await rehearse(fresh(), prepare, act)
+    passed.pop(Kind.ANSWER, None)  # what an answer's loss does, other crash tests show
+    where = list(points(passed))
     kinds = {point.kind for point in where}
     assert Kind.COMMIT in kinds
     assert (Kind.NODE in kinds) == (name != "pay-in")

@@ -40,7 +40,7 @@ from farebox.payments.operations import Operations
 from farebox.payments.requests import DepositRequests
 from farebox.payments.service import Payments
 from farebox.paywall import dialects
-from farebox.paywall.model import Answer, Presented
+from farebox.paywall.model import Answer, NothingPresented, Presented
 from farebox.signer import Signer
 from farebox.stores.sqlite import SqliteStore
 
@@ -98,9 +98,9 @@ class PlayMoney(AbstractPaymentMethod):
     async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
         if request.destination == "nobody@example.com":
             raise InvalidCredential("nobody can be paid there")
-        token = f"play:{new_id('out')}:{request.amount_msat}"
-        out = _Out(token, request.amount_msat, request.destination)
-        return RefundPlan(msgspec.json.encode(out), "custody:play", request.amount_msat)
+        token = f"play:{new_id('out')}:{request.amount}"
+        out = _Out(token, request.amount, request.destination)
+        return RefundPlan(msgspec.json.encode(out), "custody:play", request.amount)
 
     async def refund_payment(
         self, payload: bytes, *, asked_before: bool
@@ -130,7 +130,8 @@ class Desk:
         self._methods = methods
 
     def read(self, headers: Iterable[tuple[bytes, bytes]]) -> Presented | Answer:
-        return dialects.read(headers, self._methods.accepted)
+        found = dialects.read(headers, self._methods.accepted)
+        return NothingPresented() if isinstance(found, dialects.ChannelFound) else found
 
     async def change(self, request_id: str, presented: Presented) -> Answer:
         body = msgspec.json.encode({"request_id": request_id, "by": type(presented).__name__})

@@ -80,16 +80,10 @@ rules:
 ECHO_COST = 10_000_000
 
 
-@dataclass(frozen=True)
-class Told:
-    """An answer, and what it says of its payment."""
+class OfPayment:
+    """What an answer says of its payment."""
 
-    answer: httpx.Response
     payment: ResponsePayload | None
-
-    @property
-    def status(self) -> int:
-        return self.answer.status_code
 
     @property
     def code(self) -> str | None:
@@ -98,9 +92,21 @@ class Told:
 
     @property
     def proposal(self) -> SubRAV:
-        assert self.payment is not None
-        assert self.payment.sub_rav is not None
+        assert self.payment is not None, self
+        assert self.payment.sub_rav is not None, self.payment
         return self.payment.sub_rav
+
+
+@dataclass(frozen=True)
+class Told(OfPayment):
+    """An answer, and what it says of its payment."""
+
+    answer: httpx.Response
+    payment: ResponsePayload | None
+
+    @property
+    def status(self) -> int:
+        return self.answer.status_code
 
 
 @dataclass

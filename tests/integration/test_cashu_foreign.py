@@ -10,6 +10,7 @@ import pytest
 
 from farebox.ecash.mint import MeltQuoteState
 from farebox.payments import Refusal
+from farebox.payments.model import OperationState
 from farebox.payments.service import Pending, Received
 from farebox.rails.cashu import MintTerms
 from farebox.rails.cashu.records import PROOF, ProofUse
@@ -210,6 +211,26 @@ async def test_our_mint_may_rotate_its_keys_while_a_foreign_token_is_on_its_way(
         assert home.audit().outstanding["sat"] == await house.custody_sat(home) == 98
         fees = {row.value.fee_ppk for _, row in await house.store.find(PROOF, {"mint": home.url})}
         assert fees == {100}, "the rows know what spending them costs"
+        await house.assert_whole(home)
+
+
+async def test_our_mint_may_rotate_its_keys_right_after_we_have_read_them(tmp_path: Path) -> None:
+    async with two_mints(tmp_path) as (house, home, foreign):
+        foreign.faults.next("melt", StaysPending())
+        token = issue(foreign, 100)
+        assert isinstance(await house.receive(token), Pending)
+        for quote in _hanging(foreign):
+            foreign.settle(quote)
+        house.clock.advance(400)
+        await house.method.mints.trusted()[0].keysets("sat")
+        home.rotate(fee_ppk=100)
+
+        await house.operations.recover()
+        (waits,) = await house.operations.unfinished()
+        assert waits.state is OperationState.OPEN, "nobody has to look at it"
+
+        await house.recover()
+        assert isinstance(await house.receive(token), Received)
         await house.assert_whole(home)
 
 

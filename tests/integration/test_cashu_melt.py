@@ -97,7 +97,7 @@ async def test_an_invoice_is_paid_and_only_what_left_is_taken(tmp_path: Path, fe
         assert isinstance(refunded, Refunded)
         assert refunded.reply["recipient"] == request
         assert (refunded.reply["sats"], refunded.reply["msats"]) == ("50", "50000")
-        taken = refunded.amount_msat // 1_000
+        taken = refunded.amount // 1_000
         assert 51 <= taken <= 51 + 8 * fee_ppk // 1_000 + 1  # the play mint keeps 1 sat
         assert await house.balance_sat() == before - taken
         assert mint.audit().outstanding["sat"] == await house.custody_sat(mint)
@@ -115,9 +115,9 @@ async def test_a_lightning_address_gets_all_but_the_fees(tmp_path: Path, fee_ppk
         assert isinstance(refunded, Refunded)
         assert refunded.reply["recipient"] == payee.address
         assert int(refunded.reply["sats"]) >= before - 2 - 9 * fee_ppk // 1_000 - 1
-        assert refunded.amount_msat <= before * 1_000
+        assert refunded.amount <= before * 1_000
         assert len(payee.asked_msat) <= 3
-        assert await house.balance_sat() == before - refunded.amount_msat // 1_000
+        assert await house.balance_sat() == before - refunded.amount // 1_000
         await house.assert_whole(mint)
 
 
@@ -223,7 +223,7 @@ async def test_a_lost_answer_to_a_payment_is_asked_about(
 
         refunded = await house.refund(60, "ref_1", destination=payee.address)
         assert isinstance(refunded, Refunded)
-        assert await house.balance_sat() == before - refunded.amount_msat // 1_000
+        assert await house.balance_sat() == before - refunded.amount // 1_000
         assert mint.audit().outstanding["sat"] == await house.custody_sat(mint)
         await house.assert_whole(mint)
 
@@ -238,7 +238,7 @@ async def test_no_error_code_loses_or_doubles_a_payment(tmp_path: Path, code: in
         await house.recover()
 
         ended = await house.refund(60, "ref_1", destination=payee.address)
-        taken = ended.amount_msat // 1_000 if isinstance(ended, Refunded) else 0
+        taken = ended.amount // 1_000 if isinstance(ended, Refunded) else 0
         assert isinstance(ended, Refunded | Refusal)
         assert await house.balance_sat() == 200 - taken
         assert mint.audit().outstanding["sat"] == await house.custody_sat(mint)
@@ -284,7 +284,7 @@ async def test_a_power_cut_at_any_commit_of_a_payment_loses_nothing(
         refunded = await house.refund(60, "ref_1", destination=payee.address)
 
         assert isinstance(refunded, Refunded)
-        assert await house.balance_sat() == 200 - refunded.amount_msat // 1_000
+        assert await house.balance_sat() == 200 - refunded.amount // 1_000
         assert mint.audit().outstanding["sat"] == await house.custody_sat(mint)
         await house.assert_whole(mint)
 
@@ -331,5 +331,5 @@ async def test_a_mint_that_gives_no_change_is_paid_to_the_unit_or_not_at_all(
         paid = await house.refund(100, "ref_2", destination=invoice(50))
 
         assert isinstance(paid, Refunded)
-        assert paid.amount_msat == 52_000, "the payer bears the whole reserve"
+        assert paid.amount == 52_000, "the payer bears the whole reserve"
         await house.assert_whole(mint)

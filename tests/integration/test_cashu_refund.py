@@ -40,7 +40,7 @@ async def test_exact_proofs_are_given_without_a_call(tmp_path: Path) -> None:
 
         assert isinstance(refunded, Refunded)
         assert token_sat(mint, refunded) == 68
-        assert refunded.amount_msat == 68_000
+        assert refunded.amount == 68_000
         assert not mint.calls
         assert await house.balance_sat() == 32
         await house.assert_whole(mint)
@@ -60,7 +60,7 @@ async def test_a_swap_makes_what_is_not_at_hand_and_its_fee_comes_off_the_token(
         refunded = await house.refund(amount, "ref_1")
 
         assert isinstance(refunded, Refunded)
-        assert refunded.amount_msat == amount * 1_000
+        assert refunded.amount == amount * 1_000
         given = token_sat(mint, refunded)
         assert amount - 6 * fee <= given <= amount - (fee if mint.calls["swap"] > 1 else 0)
         assert await house.balance_sat() == 3

@@ -22,6 +22,7 @@ from farebox.wire.subrav.documents import ServiceInfo
 from farebox.wire.subrav.keys import KeyType, SigningKey
 from farebox.wire.subrav.model import ErrorCode, http_status
 from farebox.wire.subrav.payload import ResponsePayload
+from tests.integration.channel_house import house
 
 PAGE = (Path(__file__).parents[2] / "docs" / "channels.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -69,6 +70,17 @@ async def test_payee_and_payer_of_the_page_trade(
     assert names["response"].sub_rav.nonce == 3
     assert earned.available == 3 * 50
     assert isinstance(names["app"], ChannelPaywall)
+
+
+async def test_the_channel_of_the_page_is_opened_and_pays(tmp_path: Path) -> None:
+    (body,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    async with house(tmp_path) as shop:
+        headers = shop.auth | {"Idempotency-Key": "mine"}
+        opened = await shop.http.post("/v1/channels", content=body, headers=headers)
+        assert opened.status_code == 201
+        told = set(opened.json())
+        assert {"channel", "payer_did", "payee_did", "chain_id", "asset"} <= told
+        assert (await shop.asks()).status == 200
 
 
 def test_the_page_tells_the_status_of_each_code() -> None:

@@ -22,9 +22,9 @@ from farebox.channels import (
 )
 from farebox.channels.processor import Admission
 from farebox.clock import ManualClock
-from farebox.gateway.channel_endpoints import SeenNonces
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
+from farebox.paywall.channel_callers import SeenNonces
 from farebox.testing.channels import RGAS
 from farebox.wire.subrav import rooch
 from farebox.wire.subrav.documents import signed_document, stored_voucher
@@ -406,6 +406,24 @@ async def test_a_request_that_a_crash_cut_off_is_charged_its_floor_and_blocks_no
         assert told.proposal.accumulated_amount == 200_000  # one token
         told = await town.asks(voucher=sign_sub_rav(told.proposal, KEY))
         assert told.status == 200
+
+
+async def test_a_price_by_the_request_is_that_of_the_units_known_before(tmp_path: Path) -> None:
+    async with world(tmp_path) as town:
+        await town.open()
+        request = RequestMetadata(
+            operation="echo",
+            channel_id=CHANNEL_ID,
+            vm_id_fragment=FRAGMENT,
+            payer_did=PAYER_DID,
+            facts={"path": "/echo"},
+            usage=3,
+        )
+        admitted = await town.processor.admit(request)
+        assert isinstance(admitted, Admission)
+        assert await town.processor.is_within(admitted, 50)
+        settled = await town.processor.settle(admitted, 50)
+        assert (settled.cost, settled.cost_pico_usd) == (3 * ECHO_COST, 3 * ECHO_COST * 100)
 
 
 async def test_an_expired_proposal_is_written_off_and_still_asked_for(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ async def test_a_deposit_is_credited_spent_refunded_and_paid_out(
 
     back = await asyncio.to_thread(lightning.payer.invoice, 30_000)
     quote = (await house.post("/v1/refunds", {"destination": back, "dry_run": True}, key)).json()
-    assert (quote["amount_msat"], quote["fee_estimate_msat"]) == (30_000, 0)
+    assert (quote["amount"], quote["fee_estimate"]) == (30_000, 0)
     refunded = await house.post("/v1/refunds", {"destination": back}, key, "refund")
     assert refunded.json()["amount_msat"] == 30_000, refunded.text
     again = await house.post("/v1/refunds", {"destination": back}, key, "refund")
@@ -294,7 +294,7 @@ async def test_a_lightning_address_gets_what_is_left_after_the_fee_limit(
         refunded = await house.post("/v1/refunds", body, key)
     assert lied.json()["code"] == "destination_unavailable"
     assert refunded.status_code == 200, refunded.text
-    assert int(refunded.json()["msats"]) == quote["amount_msat"] == 24_000
+    assert int(refunded.json()["msats"]) == quote["amount"] == 24_000
     assert await house.balance_msat(key) == 26_000  # the direct channel takes no fee
 
 

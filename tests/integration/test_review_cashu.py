@@ -168,5 +168,5 @@ async def test_a_lightning_payment_that_goes_out_late_is_not_given_back(tmp_path
         await late(house, mint)
         paid = await house.refund(100, "ref_1")
         assert isinstance(paid, Refunded)
-        assert await house.balance_sat() == 200 - paid.amount_msat // 1_000
+        assert await house.balance_sat() == 200 - paid.amount // 1_000
         await house.assert_whole(mint)

@@ -10,7 +10,7 @@ import pytest
 from farebox.identity import token_account
 from farebox.identity.keys import KeyTerms, NewKey, new_account
 from farebox.ledger.model import Applied, Kind, Open, Outcome, Transfer, Unit
-from farebox.payments import PlannedChange
+from farebox.payments import PaymentCredentials, PaymentPlan, PlannedChange, Refusal, Reserve
 from farebox.paywall.model import (
     Admission,
     Answer,
@@ -169,3 +169,23 @@ async def test_change_makes_no_answer_too_large_to_be_read(
         assert all(len(value) < 8_192 for _, value in headers)
     assert document(told)["token"] == "c" * chars
     assert b"link" in dict(admitted.headers)
+
+
+async def test_a_request_whose_money_another_call_has_begun_to_take_is_served(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coin, plan = "coin:a:25000", house.coins.plan_payment
+
+    async def overtaken(
+        credentials: PaymentCredentials, reserve: Reserve | None
+    ) -> PaymentPlan | Refusal:
+        monkeypatch.setattr(house.coins, "plan_payment", plan)
+        house.coins.silent = True
+        assert (await house.refused(BearerMoney(coin)))["status"] == 503
+        return await plan(credentials, reserve)
+
+    monkeypatch.setattr(house.coins, "plan_payment", overtaken)
+    admission = await house.admit(EmbeddedMoney(coin))
+    await house.paywall.recover()
+    settled = await house.paywall.settle(admission, Usage(), Ended.COMPLETE)
+    assert (settled.charged_msat, settled.returned_msat) == (10_000, 15_000)

@@ -14,6 +14,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.peers.anvil import Anvil
 from tests.peers.install import PeerUnavailable
 from tests.peers.lnbits import LnbitsServer
 from tests.peers.lnd import LightningNetwork
@@ -22,10 +23,11 @@ from tests.peers.payment_kit import PaymentKit
 from tests.peers.postgres import Postgres
 from tests.peers.stripe import Localstripe, StripeMock
 
-P = TypeVar("P", Nutshell, LightningNetwork, LnbitsServer, Localstripe, StripeMock)
+P = TypeVar("P", Anvil, Nutshell, LightningNetwork, LnbitsServer, Localstripe, StripeMock)
 
 #: Each peer, and the fixtures below that start it.
 PEERS = {
+    "anvil": {"anvil"},
     "lightning": {"lightning"},
     "lnbits": {"lnbits"},
     "localstripe": {"localstripe"},
@@ -140,3 +142,9 @@ def localstripe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Localstrip
 def stripe_mock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StripeMock]:
     """stripe-mock: Stripe's own check of requests against its OpenAPI; it keeps nothing."""
     yield from _started("stripe-mock", lambda: StripeMock(tmp_path_factory.mktemp("stripe_mock")))
+
+
+@pytest.fixture(scope="session")
+def anvil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Anvil]:
+    """A development chain that makes a block per transaction. Whoever pauses it unpauses it."""
+    yield from _started("anvil", lambda: Anvil(tmp_path_factory.mktemp("anvil")))

@@ -27,7 +27,7 @@ PEERS = HERE.parent.parent / ".peers"
 #: The peers that are Python packages; each has a lock file of the same name beside this one.
 PYTHON_PEERS = ("nutshell", "lnbits", "localstripe")
 #: The peers that are npm packages; each has a directory of the same name beside this file.
-NODE_PEERS = ("payment-kit",)
+NODE_PEERS = ("evm", "payment-kit")
 _INSTALL_TIMEOUT_S = 600
 _BUILD_TIMEOUT_S = 3_000
 #: Parts of LND that its own releases have too; without `invoicesrpc` it cannot cancel an invoice.

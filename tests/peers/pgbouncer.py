@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +14,6 @@ from tests.peers.postgres import OWNER, PASSWORD, Postgres
 from tests.peers.process import PeerProcess, free_port
 
 _READY_S = 20
-_POLL_S = 0.05
 
 
 class PgBouncer:
@@ -60,14 +58,9 @@ class PgBouncer:
         env = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
         command = unprivileged([str(self._program), str(self._settings)])
         self._process = PeerProcess(command, env, self._folder / "log")
-        ends_at = time.monotonic() + _READY_S
-        while time.monotonic() < ends_at:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                time.sleep(_POLL_S)
-        raise PeerUnavailable(f"pgbouncer does not listen: {self._process.said()}")
+        self._process.wait_for(
+            lambda: socket.create_connection(("127.0.0.1", self.port), 1).close(), _READY_S
+        )
 
     def kill(self) -> None:
         """SIGKILL: every connection through it is gone."""

@@ -7,15 +7,14 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.peers.install import PeerUnavailable
 
 _STOP_TIMEOUT_S = 10
-_POLL_S = 0.1
+_POLL_S = 0.05
 _SAID_MAX_CHARS = 2_000
 
 
@@ -45,15 +44,20 @@ class PeerProcess:
 
     def wait_ready(self, url: str, timeout_s: float) -> None:
         """Until `url` answers 200. Raises PeerUnavailable with the last output."""
+        self.wait_for(lambda: urllib.request.urlopen(url, timeout=2).close(), timeout_s)
+
+    def wait_for(self, ask: Callable[[], object], timeout_s: float) -> None:
+        """Until asking raises no OSError. Raises PeerUnavailable with the last output."""
         ends_at = time.monotonic() + timeout_s
         while time.monotonic() < ends_at:
             if self._process.poll() is not None:
                 raise PeerUnavailable(f"it ended with {self._process.returncode}: {self.said()}")
             try:
-                with urllib.request.urlopen(url, timeout=2):
-                    return
-            except (urllib.error.URLError, OSError):
+                ask()
+            except OSError:  # urllib's own errors are such
                 time.sleep(_POLL_S)
+            else:
+                return
         self.kill()
         raise PeerUnavailable(f"not ready after {timeout_s} s: {self.said()}")
 

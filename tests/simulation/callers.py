@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
@@ -30,6 +30,7 @@ _PAUSE_MAX_S: Final = 240
 _NOT_YET: Final = frozenset({"request_in_progress", "call_in_progress"})
 
 Asking = Callable[[Ask], Awaitable[Reply]]
+Act = Callable[[], Coroutine[Any, Any, None]]
 
 
 @dataclass
@@ -70,9 +71,9 @@ class Caller:
 
     # ── in the storm ─────────────────────────────────────────────────────────────────────────────
 
-    async def live(self, until: Callable[[], bool]) -> None:
-        """Do one thing after another, some of them at once."""
-        acts = (
+    def _acts(self) -> tuple[Act, ...]:
+        """What this one does, the more often the more often it is named."""
+        return (
             self._pay_inside,
             self._pay_inside,
             self._pay_by_key,
@@ -84,6 +85,10 @@ class Caller:
             self._ask_for_change,
             self._spend_elsewhere,
         )
+
+    async def live(self, until: Callable[[], bool]) -> None:
+        """Do one thing after another, some of them at once."""
+        acts = self._acts()
         while not until():
             act = self._chance.choice(acts)
             try:
@@ -120,12 +125,12 @@ class Caller:
             return await self._create()
         key = self._chance.choice(self.keys)
         # A request on a key has no name: to ask again would be to pay again.
-        self._note(await self._ask(self._request(_bearer(key))))
+        self._note(await self._ask(self._request(bearer(key))))
         return None
 
     async def _pay_as_bearer(self) -> None:
         token = self._old_or_new()
-        self._note(await self._ask(self._request(_bearer(token))))
+        self._note(await self._ask(self._request(bearer(token))))
 
     async def _create(self) -> None:
         token = self._money()
@@ -135,15 +140,15 @@ class Caller:
             body["refund_address"] = f"{self.name}@{WALLET}"
         if self._chance.random() < 0.3:
             body["key_expiry_time"] = self._others.now_s() + self._chance.randint(1, 200)
-        reply = await self._patiently(_post("/create", body))
+        reply = await self._patiently(post("/create", body))
         if reply.status in (200, 202):
-            self.keys.append(_json(reply)["api_key"])
+            self.keys.append(read_json(reply)["api_key"])
 
     async def _top_up(self) -> None:
         opens = self._chance.choice([*self.keys, self._old_or_new()])
         token = self._money()
         self.bearers.append(token)
-        await self._named(_post("/topup", {"cashu_token": token}, _bearer(opens), self._name()))
+        await self._named(post("/topup", {"cashu_token": token}, bearer(opens), self._name()))
 
     async def _refund(self) -> None:
         opens = self._chance.choice([*self.keys, self._old_or_new()])
@@ -155,7 +160,7 @@ class Caller:
         await self._refunded(opens, body)
 
     async def _refunded(self, opens: str, body: dict[str, object]) -> Reply:
-        return await self._named(_post("/refund", body, _bearer(opens), self._name()))
+        return await self._named(post("/refund", body, bearer(opens), self._name()))
 
     async def _named(self, ask: Ask) -> Reply:
         """A call that may be repeated: it has a name, and one answer for ever."""
@@ -170,7 +175,7 @@ class Caller:
     async def _hear(self, ask: Ask) -> Reply:
         reply = await self._patiently(ask)
         if reply.status == 200 and ask.target == "/refund":
-            told = _json(reply)
+            told = read_json(reply)
             self.told.refunds[told["operation"]] = told["amount_msat"]
             self._keep(told.get("token", ""))
         return reply
@@ -219,14 +224,14 @@ class Caller:
 
     async def _empty(self, opens: str) -> None:
         for _ in range(8):
-            told = await self._patiently(Ask("GET", "/info", (_bearer(opens),)))
+            told = await self._patiently(Ask("GET", "/info", (bearer(opens),)))
             if told.status != 200 and opens not in self.keys:
                 return  # a token that was refused, or was spent elsewhere, opens nothing
-            if told.status == 200 and _json(told)["balance"] < 1_000:
+            if told.status == 200 and read_json(told)["balance"] < 1_000:
                 return
             reply = await self._refunded(opens, {})
             # A mint that has put its keys out of use a moment ago refuses once.
-            if reply.status in (400, 402) and _json(reply)["code"] != "mint_refused":
+            if reply.status in (400, 402) and read_json(reply)["code"] != "mint_refused":
                 return
         raise AssertionError(f"{self.name} cannot take out what is on {opens[:12]}: {reply}")
 
@@ -242,13 +247,17 @@ class Caller:
                 last = await self._ask(ask)
             except Lost:
                 last = None
-            if last is not None and not _is_passing(last):
+            if last is not None and not self._is_passing(last):
                 return last
             pause_s = min(pause_s * 1.5, _PAUSE_MAX_S)
             await asyncio.sleep(pause_s if self._is_calm else self._chance.uniform(0, 8))
         if self._is_calm:
             raise AssertionError(f"{self.name} is never told for good: {ask.target}: {last}")
         raise Lost
+
+    def _is_passing(self, reply: Reply) -> bool:
+        """Whether it says: ask again."""
+        return _is_passing(reply)
 
     def _request(self, pays: tuple[bytes, bytes]) -> Ask:
         if self._chance.random() < 0.4:
@@ -284,7 +293,7 @@ class Caller:
         if b": farebox receipt=" in reply.body:
             receipt = reply.body.partition(b": farebox receipt=")[2].split()[0].decode()
         if reply.header("content-type").startswith("application/") and reply.is_whole:
-            told = _json(reply) if reply.body[:1] == b"{" else {}
+            told = read_json(reply) if reply.body[:1] == b"{" else {}
             if "request_id" in told:
                 request = told["request_id"]
                 self._keep(told.get("token") or "")
@@ -342,16 +351,16 @@ class Caller:
         return (b"idempotency-key", f"{self.name}-{self._names}".encode())
 
 
-def _bearer(secret: str) -> tuple[bytes, bytes]:
+def bearer(secret: str) -> tuple[bytes, bytes]:
     return (b"authorization", b"Bearer " + secret.encode())
 
 
-def _post(target: str, body: object, *headers: tuple[bytes, bytes]) -> Ask:
+def post(target: str, body: object, *headers: tuple[bytes, bytes]) -> Ask:
     json = (b"content-type", b"application/json")
     return Ask("POST", target, (json, *headers), msgspec.json.encode(body))
 
 
-def _json(reply: Reply) -> dict[str, Any]:
+def read_json(reply: Reply) -> dict[str, Any]:
     found: dict[str, Any] = msgspec.json.decode(reply.body)
     return found
 
@@ -359,7 +368,7 @@ def _json(reply: Reply) -> dict[str, Any]:
 def _is_passing(reply: Reply) -> bool:
     if not reply.is_whole or reply.status in (202, 429, 500, 502, 503, 504):
         return True
-    return reply.status == 409 and _json(reply).get("code") in _NOT_YET
+    return reply.status == 409 and read_json(reply).get("code") in _NOT_YET
 
 
 def _read_receipt(text: str) -> dict[str, Any]:

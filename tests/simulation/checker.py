@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -11,6 +12,7 @@ from farebox.ledger.batch import Staged
 from farebox.ledger.checkpoint import Checkpoint
 from farebox.ledger.invariants import verify
 from farebox.ledger.model import Kind
+from farebox.ledger.processes import PROCESS, ProcessState
 from farebox.ledger.replay import Broken
 from farebox.payments.deposits import DEPOSIT
 from farebox.payments.model import OPERATION, OperationState
@@ -29,9 +31,12 @@ from farebox.wire.cashu import crypto
 from tests.simulation.callers import Caller
 from tests.simulation.disk import Disk, DiskReader
 from tests.simulation.mint import HOME, Mint, Others
+from tests.simulation.node_checker import NodeChecker
 
 #: What the mint's fee for a swap may eat up.
 _TOO_LITTLE_MSAT = 2_000
+#: The same where a part of it is at the mint, and a part on a node that takes its fee too.
+_TOO_LITTLE_BY_NODE_MSAT = 4_000
 #: Within this time one that stood still finds out that it was taken for dead: its next beat.
 _NOTICES_S = 3
 _UNSWAPPED = (LockedUse.WAITING, LockedUse.SWAPPING)
@@ -54,12 +59,14 @@ class Checker:
     ) -> None:
         """`broken` is told of the first commit after which something is wrong."""
         self._time_s = time_s
-        #: When each request was admitted.
+        #: When each request was admitted, and when each process was first said to have ended.
         self._admitted_s: dict[str, float] = {}
+        self._ended_s: dict[str, float] = {}
         self._locked: dict[str, LockedProof] = {}
         self._unswapped: Counter[tuple[str, str]] = Counter()
         #: The most that may wait for its swap in one unit.
         self.offline_msat = 0
+        self.node: NodeChecker | None = None
         self._disk = disk
         self._broken = broken
         self._others = others
@@ -78,6 +85,11 @@ class Checker:
         self.checked += 1
         for row in staged.records.get(REQUEST, ()):
             self._admitted_s.setdefault(row[1], self._time_s())
+        for row in staged.records.get(PROCESS, ()):
+            if self._disk.rows[PROCESS.kind][row[1]].value.state is ProcessState.ENDED:
+                self._ended_s.setdefault(row[1], self._time_s())
+        for fault in self.node.after_commit(staged) if self.node else ():
+            self._broken(PromiseBroken(fault))
         self._count_locked([row[1] for row in staged.records.get(LOCKED, ())])
         self._check([row[1] for row in staged.records.get(PROOF, ())])
 
@@ -183,6 +195,7 @@ class Checker:
             *self._losses(),
             *self._promises(callers),
             *(self._crashed(stricken) if is_calm else ()),
+            *(self.node.at_rest(callers) if self.node else ()),
         ]
         if faults:
             raise PromiseBroken("; ".join(faults))
@@ -192,8 +205,9 @@ class Checker:
         return self._unfinished()
 
     def _unfinished(self) -> list[str]:
+        found = self.node.unfinished() if self.node else []
         over = (OperationState.SUCCEEDED, OperationState.REJECTED, OperationState.CANCELLED)
-        found = [
+        found += [
             f"operation {key} is {one.state}: {one.error}"
             for key, one in self._rows(OPERATION.kind)
             if one.state not in over
@@ -208,10 +222,15 @@ class Checker:
             for one in self._disk.accounts.values()
             if one.debits_pending or one.credits_pending
         ]
+        locked = self._rows(LOCKED.kind)
+        waiting = [one.amount for _, one in locked if one.use is LockedUse.WAITING]
+        # Worth no more than the fee for swapping them, they wait for others to be swapped with.
+        is_small_change = sum(waiting) <= self._others.mints[HOME].fee_of(len(waiting))
         found += [
             f"locked proof {key} is {one.use}"
-            for key, one in self._rows(LOCKED.kind)
-            if one.use in (*_UNSWAPPED, LockedUse.CLAIMED)
+            for key, one in locked
+            if one.use in (LockedUse.SWAPPING, LockedUse.CLAIMED)
+            or (one.use is LockedUse.WAITING and not is_small_change)
         ]
         return found
 
@@ -251,10 +270,11 @@ class Checker:
 
     def _left_over(self) -> list[str]:
         """A caller who asked for everything has everything, but for what buys no token."""
+        too_little_msat = _TOO_LITTLE_BY_NODE_MSAT if self.node else _TOO_LITTLE_MSAT
         return [
             f"{one.available} msat are left on {one.id}"
             for one in self._disk.accounts.values()
-            if one.kind is Kind.CUSTOMER and one.available > _TOO_LITTLE_MSAT
+            if one.kind is Kind.CUSTOMER and one.available > too_little_msat
         ]
 
     def _deposits(self, callers: Sequence[Caller]) -> list[str]:
@@ -325,12 +345,17 @@ class Checker:
         return faults
 
     def _crashed(self, stricken: Mapping[str, float]) -> list[str]:
-        """Nobody's request is settled for him unless he was stopped after he had admitted it."""
+        """Nobody's request is settled for him unless he was stopped after he had admitted it, or
+        had begun to admit it under a name that was taken for dead meanwhile."""
         return [
             f"request {key} was settled as crashed, and nothing had happened to {one.owner}"
             for key, one in self._rows(REQUEST.kind)
             if one.ended == "crashed"
             and self._admitted_s[key] > stricken.get(one.owner, -1) + _NOTICES_S
+            and not (
+                one.owner in stricken
+                and self._admitted_s[key] > self._ended_s.get(one.owner, math.inf)
+            )
         ]
 
     def _promises(self, callers: Sequence[Caller]) -> list[str]:

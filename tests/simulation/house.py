@@ -27,7 +27,15 @@ from farebox.testing.asgi import App
 from tests.simulation.disk import Disk
 from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.nature import WorldClock
-from tests.simulation.network import Ask, Connection, Network, Session, SimulatedUpstreams, served
+from tests.simulation.network import (
+    Ask,
+    Connection,
+    Network,
+    NodeSession,
+    Session,
+    SimulatedUpstreams,
+    served,
+)
 from tests.simulation.store import SimulatedStore
 from tests.simulation.weather import DiskWeather
 
@@ -183,6 +191,7 @@ def outside_replaced(
             Upstreams=upstreams,
             open_session=session,
             open_guarded_session=session,
+            open_node_session=lambda: NodeSession(network),
         ),
     ):
         yield

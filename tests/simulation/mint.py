@@ -120,6 +120,11 @@ class Mint:
         keysets = [self.bank.keyring.get(proof.keyset_id) for proof in token.proofs]
         return -(-sum(one.public.input_fee_ppk for one in keysets if one) // 1_000)
 
+    def fee_of(self, count: int) -> int:
+        """The most that it takes for spending so many proofs, whichever of its keys they are of."""
+        ppk = max(row.input_fee_ppk for row in self.books.keysets)
+        return -(-count * ppk // 1_000)
+
     def is_spent(self, proof: Proof) -> bool:
         """Whether it has taken a proof back."""
         return crypto.hash_to_curve(proof.secret) in self.books.spent

@@ -7,11 +7,13 @@ not whatever becomes of its sender.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from random import Random
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 from yarl import URL
@@ -23,6 +25,7 @@ from farebox.testing.asgi import App, Message
 from tests.simulation.loop import Gate, Process
 from tests.simulation.weather import NetworkWeather
 
+T = TypeVar("T")
 Headers = tuple[tuple[bytes, bytes], ...]
 #: The longest that a call may be on its way, by what the house assumes, with something to spare.
 _DELAY_MAX_S = 240
@@ -143,6 +146,69 @@ async def served(app: App, connection: Connection, ask: Ask) -> None:
         connection.broke()
 
 
+class Line(Connection):
+    """A call whose answer comes piece by piece, and may never end: a node's subscription.
+
+    The one end is its machine's, the other its caller's; the wire between them may break, or go
+    dead without a word, while the call goes on.
+    """
+
+    def __init__(self, ask: Ask, network: Network) -> None:
+        super().__init__(ask)
+        self._network = network
+        self._target = ask.target
+        self._came = Gate()
+        self._pieces: deque[bytes] = deque()
+        self._is_dead = self._is_over = self._is_cut = False
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        """A piece of the answer."""
+        network = self._network
+        await asyncio.sleep(network.weather.pause_s(network._chance))
+        if self.is_gone or self._is_dead:
+            return
+        if network._happens(network.weather.loses_answer):
+            self.lose("line")
+            return
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            return
+        if message.get("body"):
+            self._pieces.append(bytes(message["body"]))
+        self._is_over = not message.get("more_body")
+        self._came.open()
+
+    def lose(self, what: str) -> None:
+        """Let no more of it arrive, and let that be known, or not."""
+        self._network._trace(f"network loses the {what}: {self._target}")
+        self._is_dead = True
+        self._is_cut = self._network._chance.random() < 0.5
+        self._came.open()
+
+    def broke(self) -> None:
+        """The machine that serves it says no more."""
+        if not self._is_dead:
+            self._is_cut = not self._is_over
+            self._came.open()
+
+    async def head(self) -> int:
+        """Its status. Raises OSError."""
+        await self._something()
+        return self.status
+
+    async def piece(self) -> bytes:
+        """What came next; b"" is the end. Raises OSError."""
+        await self._something()
+        return self._pieces.popleft() if self._pieces else b""
+
+    async def _something(self) -> None:
+        while not self._pieces and not self._is_over:
+            if self._is_cut:
+                raise ConnectionResetError("lost on the way")
+            await self._came
+
+
 class Network:
     """The wires between the house and the machines it calls."""
 
@@ -158,6 +224,26 @@ class Network:
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._outside.spawn(self._carry(host, ask, answer))
         return await answer
+
+    def open(self, host: str, ask: Ask) -> Line:
+        """Call another machine, and hear its answer as it comes."""
+        line = Line(ask, self)
+        self._outside.spawn(self._pour(host, ask, line))
+        return line
+
+    async def _pour(self, host: str, ask: Ask, line: Line) -> None:
+        weather = self.weather
+        await asyncio.sleep(weather.pause_s(self._chance))
+        if self._happens(weather.loses_call) or host not in self.hosts:
+            return line.lose("call")
+        if self._happens(weather.delays_call):
+            self._trace(f"network delays {ask.method} {ask.target}")
+            await asyncio.sleep(self._chance.uniform(1, _DELAY_MAX_S))
+        if self._happens(weather.repeats_call):
+            self._trace(f"network repeats {ask.method} {ask.target}")
+            self._outside.spawn(served(self.hosts[host], Connection(ask), ask))
+            await asyncio.sleep(weather.pause_s(self._chance))
+        return await served(self.hosts[host], line, ask)
 
     async def _carry(self, host: str, ask: Ask, answer: asyncio.Future[Reply]) -> None:
         weather = self.weather
@@ -265,6 +351,55 @@ class _Response:
     async def iter_chunked(self, _: int) -> Any:
         """The whole body at once."""
         yield self._body
+
+
+# ── the house's own client of its node ───────────────────────────────────────────────────────────
+
+
+class NodeSession(Session):
+    """The same for what a node is asked: answers that come line by line."""
+
+    def request(  # type: ignore[override]
+        self, method: str, url: URL, *, data: bytes | None = None, **how: Any
+    ) -> _Listening:
+        """One call; it may be listened to for ever."""
+        headers = tuple((key.lower().encode(), one.encode()) for key, one in how["headers"].items())
+        ask = Ask(method, url.raw_path_qs, headers, data or b"")
+        return _Listening(self._network.open(url.host or "", ask), how["timeout"])
+
+
+class _Listening:
+    def __init__(self, line: Line, timeout: aiohttp.ClientTimeout) -> None:
+        self._line = line
+        self._timeout = timeout
+        self._end_s: float | None = None
+        self.status = 0
+        self.headers: Mapping[str, str] = {}
+        self.content = self
+
+    async def __aenter__(self) -> Self:
+        if self._timeout.total:
+            self._end_s = asyncio.get_running_loop().time() + self._timeout.total
+        self.status = await self._in_time(self._line.head())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._line.left()
+
+    async def iter_any(self) -> AsyncGenerator[bytes, None]:
+        """Pieces as they come."""
+        while piece := await self._in_time(self._line.piece()):
+            yield piece
+
+    async def iter_chunked(self, _: int) -> AsyncGenerator[bytes, None]:
+        """The same."""
+        async with aclosing(self.iter_any()) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _in_time(self, coming: Coroutine[Any, Any, T]) -> T:
+        async with asyncio.timeout_at(self._end_s), asyncio.timeout(self._timeout.sock_read):
+            return await coming
 
 
 # ── the house's own client of what it sells ──────────────────────────────────────────────────────

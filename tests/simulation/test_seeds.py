@@ -25,7 +25,7 @@ from farebox.rails.cashu.locked import Locked
 from farebox.rails.cashu.records import LOCKED
 from farebox.rails.cashu.sweep import Sweep
 from farebox.wire.cashu import crypto
-from tests.simulation import callers
+from tests.simulation import callers, planted_rails
 from tests.simulation.disk import Disk
 from tests.simulation.world import run
 
@@ -90,11 +90,11 @@ def recovery_settles_what_still_runs() -> AbstractContextManager[object]:
     honest = Paywall.recover
 
     async def recover(self: Paywall) -> int:
-        live, self._live = self._live, {}
+        live, self._settler.live = self._settler.live, {}
         try:
             return await honest(self)
         finally:
-            self._live = live
+            self._settler.live = live
 
     return patch.object(Paywall, "recover", recover)
 
@@ -173,6 +173,9 @@ def counters_are_kept_in_memory() -> AbstractContextManager[object]:
         (a_locked_proof_may_be_claimed_again, (10, 26)),
         (nothing_limits_what_waits_for_its_swap, (10, 11)),
         (what_a_broken_lock_costs_is_not_booked, (29, 72)),
+        (planted_rails.every_sighting_is_a_deposit_of_its_own, (2, 3)),
+        (planted_rails.whoever_hands_in_an_invoice_has_its_money, (2, 28)),
+        (planted_rails.nobody_asks_about_open_deposits, (28,)),
     ],
 )
 def test_a_planted_defect_is_found(

@@ -55,6 +55,19 @@ class NetworkWeather:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeWeather:
+    """How a Lightning node and the network beyond it behave; see `lightning.Moods`."""
+
+    fails: float = 0
+    hangs: float = 0
+    hangs_s: float = 0
+    costs: float = 0
+    held_in: float = 0
+    #: Whether the node is away for a while, now and then.
+    goes_down: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Weather:
     """One seed's world."""
 
@@ -82,6 +95,8 @@ class Weather:
     #: others spend those.
     offline_sat: int = 0
     breaks_locks: bool = False
+    #: A Lightning node, in those worlds that have one.
+    node: NodeWeather | None = None
 
     def calm(self) -> Weather:
         """The same world once every fault has stopped."""
@@ -96,8 +111,8 @@ class Weather:
         )
 
 
-def forecast(chance: Random, more: Random) -> Weather:
-    """Draw a world; what came later to the simulation draws from `more`."""
+def forecast(chance: Random, more: Random, rails: Random) -> Weather:
+    """Draw a world; what came later to the simulation draws from `more` and from `rails`."""
     drawn = _forecast(chance)
     houses = more.choice((1, 1, 2, 3))
     offline_sat = more.choice((0, 0, 100, 400, 2_000))
@@ -112,6 +127,7 @@ def forecast(chance: Random, more: Random) -> Weather:
         freezes=houses > 1 and more.random() < 0.6,
         offline_sat=offline_sat,
         breaks_locks=offline_sat > 0 and not drawn.rotates_keys and more.random() < 0.5,
+        node=_node(rails) if rails.random() < 0.5 else None,
     )
 
 
@@ -154,6 +170,17 @@ def _network(chance: Random) -> NetworkWeather:
         delays_call=_seldom(chance),
         breaks_answer=_seldom(chance),
         latency_s=chance.choice((0.001, 0.03, 0.4)),
+    )
+
+
+def _node(chance: Random) -> NodeWeather:
+    return NodeWeather(
+        fails=_often(chance),
+        hangs=_often(chance),
+        hangs_s=chance.choice((5, 60, 900)),
+        costs=chance.choice((0, 0.3, 1)),
+        held_in=_often(chance),
+        goes_down=chance.random() < 0.3,
     )
 
 

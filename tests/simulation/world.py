@@ -21,14 +21,17 @@ from farebox.signer import Signer
 from farebox.wire.cashu import crypto
 from tests.simulation.callers import Caller
 from tests.simulation.checker import Checker, PromiseBroken
+from tests.simulation.depositors import Depositor
 from tests.simulation.disk import Disk
 from tests.simulation.house import ROOT_KEY, House, outside_replaced
+from tests.simulation.lightning import NODE, PAYEES, ModelLnd, Moods
 from tests.simulation.loop import NothingLeft, SimulatedLoop, seeded
 from tests.simulation.mint import HOME, WALLET, Others
 from tests.simulation.nature import WorldClock, nature
 from tests.simulation.network import Ask, Connection, Lost, Network, Reply
+from tests.simulation.node_checker import NodeChecker
 from tests.simulation.store import SimulatedStore
-from tests.simulation.weather import DiskWeather, Weather, forecast
+from tests.simulation.weather import DiskWeather, NodeWeather, Weather, forecast
 
 #: How long the calm may take until nothing is open, and how often to look.
 _CALM_S = 4_000
@@ -36,6 +39,7 @@ _LOOK_EVERY_S = 30
 #: What a seed may take in all; none of them comes near it.
 _STEPS_MAX = 3_000_000
 _CLOCK_JUMP_S = 600
+MACAROON = "0201036c6e64" * 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ class World:
         self.disk = Disk(RECORDS, seeded(seed, "disk"))
         self.checker = Checker(self.disk, self.others, self._break, loop.time)
         self.checker.offline_msat = weather.offline_sat * 1_000
-        terms = settings(chance, weather.offline_sat)
+        terms = settings(chance, weather.offline_sat, has_node=weather.node is not None)
         self._may_cross = terms["ecash.foreign"] == "swap"
         #: Each house's machine has a clock of its own, which may jump; so has the database's.
         self.clocks = [WorldClock(loop) for _ in range(weather.houses)]
@@ -96,10 +100,24 @@ class World:
             House(loop, self.disk, own, terms, self.trace, name=f"house-{n}", shares=shares)
             for n, own in enumerate(self.clocks)
         ]
+        kind = Caller if weather.node is None else Depositor
         self.callers = [
-            Caller(f"caller-{n}", self.ask, self.others, seeded(seed, f"caller-{n}"), self.trace)
+            kind(f"caller-{n}", self.ask, self.others, seeded(seed, f"caller-{n}"), self.trace)
             for n in range(weather.callers)
         ]
+        self.node: ModelLnd | None = None
+        if weather.node is not None:
+            self._add_node(weather.node, clock, seeded(seed, "node"))
+
+    def _add_node(self, drawn: NodeWeather, clock: WorldClock, chance: Random) -> None:
+        moods = Moods(chance, drawn.fails, drawn.hangs, drawn.hangs_s, drawn.costs, drawn.held_in)
+        self.node = ModelLnd(clock, moods, self.outside.spawn, macaroon=MACAROON)
+        self.network.hosts |= {NODE: self.node, PAYEES: self.node.address_book}
+        self.checker.node = NodeChecker(self.disk, self.node)
+        market: dict[str, str] = {}
+        for caller in self.callers:
+            if isinstance(caller, Depositor):
+                caller.live_with(self.node, market)
 
     def _share(self) -> SimulatedStore:
         def weather() -> DiskWeather:
@@ -142,6 +160,7 @@ class World:
         storms += [self.outside.spawn(self._jump(clock)) for clock in self.clocks]
         storms += [self.outside.spawn(self._freeze(house)) for house in self.houses]
         storms.append(self.outside.spawn(self._break_locks()))
+        storms.append(self.outside.spawn(self._take_node_down()))
         for caller in self.callers:
             caller.fails = self._storm.upstream_fails
             caller.may_cross = self._may_cross
@@ -159,6 +178,8 @@ class World:
                 await house.start()
         for mint in self.others.mints.values():
             mint.settle_melts(lambda: True)
+        if self.node is not None:
+            self.node.end_all()
         await asyncio.gather(*(self.outside.spawn(one.collect()) for one in self.callers))
         await self._come_to_rest()
         # A top-up that nobody waited for, of a key that has expired meanwhile, may come last.
@@ -168,6 +189,10 @@ class World:
         self._check_rest()
         for house in self.houses:
             await house.stop()
+        if self.checker.unfinished():  # begun by the house itself: whoever starts next ends it
+            while not self.houses[0].is_open:
+                await self.houses[0].start()
+            await self._come_to_rest()
         self._check_rest()
 
     def _check_rest(self) -> None:
@@ -221,6 +246,16 @@ class World:
             await asyncio.sleep(self._chance.expovariate(1 / 20))
             await house.freeze(self._chance.choice((0.5, 9, 12, 30)) * self._chance.random())
 
+    async def _take_node_down(self) -> None:
+        while self.node is not None and self._storm.node and self._storm.node.goes_down:
+            chance = self.node.moods.chance
+            await asyncio.sleep(chance.expovariate(1 / 40))
+            self.trace("the node goes down")
+            self.node.moods.is_down = True
+            await asyncio.sleep(chance.uniform(0, 60))
+            self.trace("the node is up again")
+            self.node.moods.is_down = False
+
     async def _break_locks(self) -> None:
         """The mint lets others spend what is locked to us, as much as the house can bear."""
         mint, broken_msat = self.others.mints[HOME], 0
@@ -265,7 +300,7 @@ class World:
         return reply
 
 
-def settings(chance: Random, offline_sat: int) -> dict[str, object]:
+def settings(chance: Random, offline_sat: int, *, has_node: bool = False) -> dict[str, object]:
     """How the operator has set up this house."""
     mint: dict[str, object] = {"url": f"https://{HOME}"}
     if offline_sat:
@@ -281,12 +316,20 @@ def settings(chance: Random, offline_sat: int) -> dict[str, object]:
         "ecash.foreign": chance.choice(("refuse", "swap")),
         "ecash.consolidate_proofs": chance.choice((3, 16, 64)),
     }
+    if has_node:
+        chosen |= {
+            "lightning.url": f"https://{NODE}",
+            "lightning.key": MACAROON,
+            "lightning.network": "bcrt",
+            "lightning.fee_base": "1 sat",
+            "lightning.fee_ppm": 0,
+        }
     return chosen
 
 
 def run(seed: int, tell: Telling = lambda _: None) -> Story:
     """Live through one seed. What is wrong is told in the story's `fault`."""
-    weather = forecast(seeded(seed, "weather"), seeded(seed, "houses"))
+    weather = forecast(seeded(seed, "weather"), seeded(seed, "houses"), seeded(seed, "rails"))
     loop = SimulatedLoop(seeded(seed, "loop"), is_shuffled=weather.is_shuffled)
     clock = WorldClock(loop)
     asyncio.set_event_loop(loop)

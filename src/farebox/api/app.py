@@ -11,7 +11,17 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from farebox.api import account, change, deposits, history, lnurl, methods, payouts, wallet
+from farebox.api import (
+    account,
+    change,
+    channels,
+    deposits,
+    history,
+    lnurl,
+    methods,
+    payouts,
+    wallet,
+)
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, Streamed
 from farebox.api.problems import from_exception, headers_too_large
@@ -40,6 +50,9 @@ _OTHER: dict[str, tuple[str, str, Endpoint]] = {
     "refunds out": ("POST", "/v1/refunds", payouts.refund),
     "payouts": ("POST", "/v1/payouts", payouts.payout),
     "methods": ("GET", "/v1/methods", methods.methods),
+    "channel": ("GET", "/v1/channels", channels.show),
+    "channel funding": ("POST", "/v1/channels", channels.fund),
+    "channel closing": ("POST", "/v1/channels/close", channels.close),
     "withdraw": ("GET", lnurl.PATH, lnurl.withdraw),
 }
 _OWNED = frozenset(

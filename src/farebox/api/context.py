@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from farebox.channels.ledger_desk import LedgerDesk
 from farebox.identity import FailureLimit, Idempotency, Keys
 from farebox.ledger.service import Ledger
 from farebox.payments.links import WithdrawLinks
@@ -48,6 +49,7 @@ class ApiContext:
     links: WithdrawLinks
     public_url: str
     key_expiry_s: int = 0
+    channels: LedgerDesk | None = None
     body_bytes_max: int = 256 * 1024
     header_bytes_max: int = 64 * 1024
     #: "refund 200": an endpoint and the status of its answer.

@@ -8,30 +8,32 @@ import io
 import msgspec
 import segno
 
+from farebox.api.amounts import shown, whole
 from farebox.api.caller import Caller, identify
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, document, read_json
 from farebox.api.once import Told, once, settled
-from farebox.api.problems import bad_request, not_found, unauthorised
+from farebox.api.problems import not_found, unauthorised
 from farebox.clock import iso
 from farebox.errors import RailError
 from farebox.identity import new_account
+from farebox.money import BTC
 from farebox.payments import Refusal
 from farebox.payments.deposits import Deposit, DepositRequest
+from farebox.payments.exchange import Quoted, bought
 from farebox.paywall.answers import refused, too_many_failures
 from farebox.paywall.model import Answer, BearerMoney, KeyPresented, NothingPresented
 
-_AMOUNT_END = 2**63
 _QR_BORDER = 2
 
 
 class DepositBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is to be paid in; `amount` is in the asset's own unit (BTC: msat), none is the payer's
-    choice."""
+    """What is to be paid in; `amount` is in the asset's smallest unit (BTC: msat), as a number or
+    its decimal text; none is the payer's choice."""
 
     method: str
     asset: str = "BTC"
-    amount: int | None = None
+    amount: int | str | None = None
 
 
 async def ask(context: ApiContext, incoming: Incoming) -> Answer:
@@ -42,8 +44,9 @@ async def ask(context: ApiContext, incoming: Incoming) -> Answer:
     asked = read_json(incoming, DepositBody)
     if isinstance(asked, Answer):
         return asked
-    if asked.amount is not None and not 0 < asked.amount < _AMOUNT_END:
-        return bad_request("amount_invalid", "amount is a positive whole number.")
+    amount = whole(asked.amount)
+    if isinstance(amount, Answer):
+        return amount
     # Whoever asks makes the rail keep something: so many at a time from one address.
     wait_s = context.askings.wait_s(incoming.address)
     if wait_s:
@@ -54,7 +57,7 @@ async def ask(context: ApiContext, incoming: Incoming) -> Answer:
         made = await context.deposits.ask(
             asked.method,
             asked.asset,
-            asked.amount,
+            amount,
             caller.account if caller else new_account(),
             opens_account=caller is None,
         )
@@ -112,8 +115,9 @@ async def _document(context: ApiContext, request: DepositRequest) -> dict[str, o
         "deposit": request.id,
         "method": request.method,
         "asset": request.asset,
-        "amount": request.amount_msat,
-        "amount_msat": request.amount_msat,
+        "amount": shown(request.amount, request.asset),
+        "amount_msat": _worth(request),
+        "rate": _rate(request.quoted),
         "pay": request.text,
         "uri": request.uri,
         "qr_svg": qr_svg(request.uri),
@@ -131,9 +135,24 @@ def _arrived(deposit: Deposit) -> dict[str, object]:
         "reference": deposit.reference,
         "index": deposit.index,
         "state": deposit.state.value,
+        "asset": deposit.asset,
+        "amount": shown(deposit.arrived, deposit.asset),
         "amount_msat": deposit.amount_msat,
         "at": iso(deposit.at),
     }
+
+
+def _worth(request: DepositRequest) -> int | None:
+    """What the amount that was asked for will bring, in msat."""
+    if request.amount is None or request.asset == BTC.code:
+        return request.amount
+    return bought(request.quoted, request.amount).account if request.quoted else None
+
+
+def _rate(quoted: Quoted | None) -> dict[str, object] | None:
+    if quoted is None:
+        return None
+    return {"msat_per_unit": quoted.msat, "spread_ppm": quoted.spread_ppm}
 
 
 def qr_svg(uri: str) -> str:

@@ -88,7 +88,7 @@ def _entry(event: StoredEvent) -> Entry:
     moved_msat = int(data.get("amount_msat", 0))
     received = event.name == "deposit.credited"
     returned = event.name in _RETURNS
-    names = ("request_id", "reference", "operation", "deposit", "key")
+    names = ("request_id", "reference", "operation", "deposit", "key", "channel")
     return Entry(
         cursor=event.number,
         at=iso(event.at),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, document
-from farebox.money import MSAT_PER_SAT
+from farebox.money import BTC, MSAT_PER_SAT
 from farebox.payments import Refusal
 from farebox.paywall.dialects import sentence
 from farebox.paywall.model import Answer
@@ -36,7 +36,7 @@ async def withdraw(context: ApiContext, incoming: Incoming) -> Answer:
         told = await context.links.draw(link, invoice)
         return _error(told) if isinstance(told, Refusal) else document({"status": "OK"})
     drawable_msat = await context.links.drawable_msat(link)
-    fee_msat = context.deposits.rails()[link.method].fee_max_msat(drawable_msat)
+    fee_msat = context.deposits.rails()[link.method].fee_max(drawable_msat, BTC.code)
     most_msat = (drawable_msat - fee_msat) // MSAT_PER_SAT * MSAT_PER_SAT
     if most_msat <= 0:
         return _error(Refusal("link_used_up", "there is nothing left to withdraw by this link"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, document
 from farebox.payments import AbstractPaymentMethod
-from farebox.payments.rail import DepositMethod, Limits
+from farebox.payments.rail import AssetTerms, DepositMethod, Limits
 from farebox.paywall.model import Answer
 
 
@@ -26,16 +26,23 @@ def _method(method: AbstractPaymentMethod) -> dict[str, object]:
         return shown
     terms = method.terms()
     return shown | {
-        "assets": list(terms.assets),
-        "deposits": _limits(terms.deposits),
-        "payouts": _limits(terms.payouts),
+        "assets": [_asset(one) for one in terms.assets],
         "destinations": list(terms.destinations),
         "fees": terms.fees,
         "expected_s": terms.expected_s,
     }
 
 
-def _limits(limits: Limits | None) -> dict[str, int] | None:
+def _asset(terms: AssetTerms) -> dict[str, object]:
+    return {
+        "asset": terms.asset.code,
+        "scale": terms.asset.scale,
+        "deposits": _limits(terms.deposits),
+        "payouts": _limits(terms.payouts),
+    }
+
+
+def _limits(limits: Limits | None) -> dict[str, str] | None:
     if limits is None:
         return None
-    return {"least_msat": limits.least_msat, "most_msat": limits.most_msat}
+    return {"least": str(limits.least), "most": str(limits.most)}

@@ -12,6 +12,7 @@ from farebox.api.once import Told, once, once_named, settled
 from farebox.api.problems import bad_request, conflict, keys_exhausted
 from farebox.clock import NS_PER_S
 from farebox.identity import KeysExhausted, KeyTerms, token_account
+from farebox.money import BTC
 from farebox.payments import PaymentCredentials, Refusal
 from farebox.payments.service import Pending, Refunded
 from farebox.paywall.answers import refused
@@ -275,6 +276,8 @@ def refund_answer(told: Refunded | Pending | Refusal) -> Answer:
 def refund_document(told: Refunded) -> dict[str, object]:
     """The method's own words, and what was taken from the account in all."""
     body: dict[str, object] = dict(told.reply)
-    if "sats" not in body and "msats" not in body:
-        body["msats"] = str(told.amount_msat)
-    return body | {"amount_msat": told.amount_msat, "operation": told.operation_id}
+    if told.asset == BTC.code and "sats" not in body and "msats" not in body:
+        body["msats"] = str(told.amount)
+    if told.asset == BTC.code:
+        body["amount_msat"] = told.amount
+    return body | {"operation": told.operation_id}

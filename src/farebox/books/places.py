@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from farebox.api.totals import TOTALS
+from farebox.channels import RECORDS as CHANNEL_RECORDS
 from farebox.clock import Clock
 from farebox.errors import InvalidSettings
 from farebox.identity import RECORDS as IDENTITY_RECORDS
@@ -47,6 +48,7 @@ RECORDS: tuple[RecordType[Any], ...] = (
     WITHDRAW_LINK,
     *IDENTITY_RECORDS,
     *CASHU_RECORDS,
+    *CHANNEL_RECORDS,
     *LIGHTNING_RECORDS,
 )
 

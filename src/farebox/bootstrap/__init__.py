@@ -17,6 +17,7 @@ import aiohttp
 
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
+from farebox.bootstrap.channels import channels_of
 from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
@@ -32,6 +33,7 @@ from farebox.money import BTC
 from farebox.operating import Doors, Metrics, OperatorDoor, Parts, Vitals, ready
 from farebox.operating.root_key import require_root_key
 from farebox.payments.deposits import Deposits
+from farebox.payments.exchange import REVENUE
 from farebox.payments.links import WithdrawLinks
 from farebox.payments.operations import Operations
 from farebox.payments.registry import PaymentMethods, plugins
@@ -41,7 +43,6 @@ from farebox.paywall.model import Answer
 from farebox.paywall.prices import Prices
 from farebox.paywall.receipts import Receipts
 from farebox.paywall.service import Paywall
-from farebox.paywall.settling import REVENUE
 from farebox.pricing.book import PriceBook
 from farebox.pricing.model import Currency
 from farebox.pricing.parse import parse_rules
@@ -157,6 +158,13 @@ class Farebox:
         self.keys = Keys(self.ledger, keys_max=self.settings.accounts.keys_max)
         accounts = self.settings.accounts
         self._failures = FailureLimit(self.clock, accounts.failures_max, accounts.failures_window_s)
+        self.channels = channels_of(
+            self.settings.channels,
+            self.ledger,
+            self.processes,
+            self._failures,
+            public_url(self.settings),
+        )
         self.paywall = Paywall(
             self.ledger,
             self.payments,
@@ -168,6 +176,7 @@ class Farebox:
             processes=self.processes,
             public_url=public_url(self.settings),
             change_as_credit=_changes_as_credit(self.settings.ecash.change),
+            till=self.channels.till if self.channels else None,
         )
         self._idempotency = Idempotency(self.ledger, self.signer, self.processes)
         context = self._api_context()
@@ -183,6 +192,7 @@ class Farebox:
             _limits(self.settings.gateway),
             api=cast("App", self.api),
             owns_path=owns_path,
+            channels=self.channels.service if self.channels else None,
             probes=self._probes,
             catalogue=self._catalogue,
         )
@@ -330,6 +340,7 @@ class Farebox:
             links=WithdrawLinks(self.ledger, self.operations, self.payments),
             public_url=public_url(self.settings),
             key_expiry_s=accounts.key_expiry_s,
+            channels=self.channels.desk if self.channels else None,
             header_bytes_max=gateway.header_bytes_max,
         )
 
@@ -355,6 +366,7 @@ class Farebox:
             Job("sweep", _SWEEP_EVERY_S, sweep.run),
             Job("found", _UPKEEP_EVERY_S, found.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
+            *(self.channels.jobs if self.channels else ()),
         ]
         for rail in self.deposits.rails().values():
             watch = RailWatch(rail, self.deposits, self.ledger)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,13 +15,14 @@ from farebox.channels.model import (
     sub_channel_key,
 )
 from farebox.channels.postings import Draft
+from farebox.channels.rows import SubChannelRows
 from farebox.channels.weighing import Accepted, Clear, Rejected, Verdict, weigh
 from farebox.errors import StoreError
 from farebox.ids import new_id
-from farebox.ledger.model import ABSENT, Applied, Code, Refused, Replayed, Unit
+from farebox.ledger.model import ABSENT, Applied, Code, Outcome, Refused, Replayed, Unit
 from farebox.ledger.processes import Processes
 from farebox.ledger.records import Row
-from farebox.ledger.service import Ledger, State
+from farebox.ledger.service import Ledger
 from farebox.ledger.store import PAGE_MAX
 from farebox.wire.subrav.model import U64_END, ErrorCode, SignedSubRAV, SubRAV
 
@@ -50,11 +51,17 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """What a request may cost, where only serving it tells; `floor` if nobody ever does."""
+    """What a request may cost, where only serving it tells; `floor` if nobody ever does.
+
+    `request` names one whose row `keep` writes with the commit, and which `SubChannels.settle_left`
+    settles should its process end.
+    """
 
     cap: int
     floor: int
     floor_pico_usd: int
+    request: str = ""
+    keep: Callable[[Draft], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +80,15 @@ class SubChannels:
     ) -> None:
         """`wait_s`: how long a request waits for the one before it on its sub-channel."""
         self.ledger = ledger
+        self._rows = SubChannelRows(ledger)
         self.chain_id = chain_id
         self._processes = processes
         self._wait_s = wait_s
         self._turns: dict[str, _TurnLock] = {}
         #: What each custody account's ceiling was last set to by this process.
         self._ceilings: dict[str, int] = {}
+        #: Settles a request that is kept elsewhere and that nobody serves any more.
+        self.settle_left: Callable[[str], Awaitable[bool]] = _nothing_is_kept_elsewhere
 
     async def read(self, channel_id: str, fragment: str) -> SubChannel | None:
         """A sub-channel as stored."""
@@ -112,7 +122,9 @@ class SubChannels:
     async def take_turn(self, channel_id: str, fragment: str) -> bool:
         """Wait for the turn. `give_turn` must follow when it came."""
         key = sub_channel_key(channel_id, fragment)
-        lock = self._turns.setdefault(key, _TurnLock())
+        lock = self._turns.get(key)
+        if lock is None:
+            lock = self._turns[key] = _TurnLock()
         if lock.users > _WAITING_MAX:
             return False
         lock.users += 1
@@ -143,9 +155,12 @@ class SubChannels:
 
     # ── changes ──────────────────────────────────────────────────────────────────────────────────
 
-    async def serve(self, turn: Turn, ask: Charge | Cover | None, service_tx_ref: str) -> Standing:
+    async def serve(
+        self, turn: Turn, ask: Charge | Cover | None, service_tx_ref: str = ""
+    ) -> Standing:
         """Weigh the voucher, take it, and charge or cover the request: all in one commit.
 
+        A charge without a reference has the commit's own.
         With nothing to ask for, or where the verdict lets nothing be served, a good voucher is
         still taken. A request that the collateral doesn't cover is `Rejected`, its voucher taken.
         """
@@ -169,7 +184,11 @@ class SubChannels:
                 if isinstance(ask, Charge):
                     draft.propose(ask.cost, ask.cost_pico_usd, service_tx_ref)
                 else:
-                    draft.begin(self._processes.name, ask.cap, ask.floor, ask.floor_pico_usd)
+                    draft.begin(
+                        self._processes.name, ask.cap, ask.floor, ask.floor_pico_usd, ask.request
+                    )
+                    if ask.keep is not None:
+                        ask.keep(draft)
             return verdict
 
         standing = await self._change(turn, decide)
@@ -183,20 +202,18 @@ class SubChannels:
         if standing.code is not Code.EXCEEDS_CEILING:
             raise StoreError(f"a sub-channel cannot be charged: {standing.code}")
         if ask is not None and turn.voucher is not None:
-            await self.serve(turn, None, service_tx_ref)
+            await self.serve(turn, None)
         row = await self.read(turn.channel.channel_id, turn.sub_channel.vm_id_fragment)
         return Standing(_uncovered(turn), row)
 
-    async def settle(
-        self, channel_id: str, fragment: str, charge: Charge | None, service_tx_ref: str
-    ) -> SubChannel:
+    async def settle(self, channel_id: str, fragment: str, charge: Charge | None) -> SubChannel:
         """End the request that is being served, charged or for nothing. Its turn is held."""
 
         def decide(row: SubChannel, draft: Draft) -> None:
             if row.serving is not None and row.serving.process == self._processes.name:
                 draft.end()
                 if charge is not None:
-                    draft.propose(charge.cost, charge.cost_pico_usd, service_tx_ref)
+                    draft.propose(charge.cost, charge.cost_pico_usd)
 
         return await self.change(channel_id, fragment, decide)
 
@@ -204,24 +221,33 @@ class SubChannels:
         self, channel_id: str, fragment: str, decide: Callable[[SubChannel, Draft], None]
     ) -> SubChannel:
         """Change a sub-channel that is there. Raises StoreError."""
+        outcome = await self.try_change(channel_id, fragment, decide)
+        if isinstance(outcome, SubChannel):
+            return outcome
+        raise StoreError(f"a change of a sub-channel was refused: {outcome}")
+
+    async def try_change(
+        self, channel_id: str, fragment: str, decide: Callable[[SubChannel, Draft], None]
+    ) -> SubChannel | Outcome:
+        """The same; the outcome where a row of somebody else's that joins it was in its way."""
         key = sub_channel_key(channel_id, fragment)
 
-        unit_id = new_id("subch")
+        unit_id = new_id("srv")
 
-        def whole(state: State, now: int) -> Unit | SubChannel:
-            found = state.row(SUB_CHANNEL, key)
+        def whole(found: Row[SubChannel] | None, now: int) -> Unit | SubChannel:
             if found is None:
                 raise StoreError(f"there is no sub-channel {key}")
             draft = Draft(unit_id, found.value, found.version, now)
             decide(found.value, draft)
             changed.append(draft.row)
-            return found.value if draft.row is found.value else draft.unit()
+            is_same = draft.row is found.value and not draft.is_joined
+            return found.value if is_same else draft.unit()
 
         changed: list[SubChannel] = []
-        outcome = await self.ledger.transact([(SUB_CHANNEL, key)], whole)
+        outcome = await self._rows.decide(key, whole)
         if isinstance(outcome, Applied | Replayed | SubChannel):
             return changed[-1]
-        raise StoreError(f"a change of a sub-channel was refused: {outcome}")
+        return outcome
 
     async def claimed(
         self, row: SubChannel, amount: int, paid_to: PaidTo, ceiling: int
@@ -266,13 +292,15 @@ class SubChannels:
         row = await self.read(channel_id, fragment)
         if row is None or row.serving is None:
             return True
+        if row.serving.request:
+            return await self.settle_left(row.serving.request)
         if row.serving.process in await self._processes.others():
             return False
 
         def decide(now: SubChannel, draft: Draft) -> None:
             if row.serving is not None and now.serving == row.serving:
                 draft.end()
-                draft.propose(row.serving.floor, row.serving.floor_pico_usd, new_id("srv"))
+                draft.propose(row.serving.floor, row.serving.floor_pico_usd)
 
         await self.change(channel_id, fragment, decide)
         return True
@@ -283,10 +311,9 @@ class SubChannels:
         fragment = turn.sub_channel.vm_id_fragment
         key = sub_channel_key(turn.channel.channel_id, fragment)
         made: list[Standing] = []
-        unit_id = new_id("subch")  # of this call alone: a reference may come twice
+        unit_id = new_id("srv")  # of this call alone: a reference may come twice
 
-        def whole(state: State, now: int) -> Unit | Standing:
-            found = state.row(SUB_CHANNEL, key)
+        def whole(found: Row[SubChannel] | None, now: int) -> Unit | Standing:
             if found is not None and found.value.epoch > turn.channel.epoch:
                 return Standing(_OLD_EPOCH, found.value)
             draft = _draft(unit_id, turn, found, now)
@@ -297,7 +324,7 @@ class SubChannels:
             made.append(Standing(verdict, draft.row))
             return draft.unit()
 
-        outcome = await self.ledger.transact([(SUB_CHANNEL, key)], whole)
+        outcome = await self._rows.decide(key, whole)
         match outcome:
             case Standing():
                 return outcome
@@ -334,6 +361,10 @@ def _is_behind(row: SubChannel, sub: SubChannelInfo) -> bool:
         or sub.last_claimed_amount > row.paid_amount
         or row.paid_nonce == U64_END - 1
     )
+
+
+async def _nothing_is_kept_elsewhere(_: str) -> bool:
+    return False
 
 
 class _TurnLock(asyncio.Lock):

@@ -102,7 +102,9 @@ class ClaimScheduler:
     """
 
     def __init__(self, payee: PaymentChannelPayeeClient, policy: ClaimPolicy | None = None) -> None:
-        self.policy = policy or ClaimPolicy()
+        # What lets a payer begin must be worth a claim.
+        least = min(ClaimPolicy().min_claim_amount, payee.policy.backing_min)
+        self.policy = policy or ClaimPolicy(min_claim_amount=least)
         self.status = ClaimStatus()
         self._payee = payee
         self._clock = payee.sub_channels.ledger.clock
@@ -117,13 +119,18 @@ class ClaimScheduler:
             self._noticed[sub_channel_key(row.channel_id, row.fragment)] = row
         return due
 
+    async def run_noticed(self) -> int:
+        """Claim what this process has noticed; returns how many claims were paid. Where several
+        share a book, one of them has `run_once`, and the others this."""
+        noticed, self._noticed = self._noticed, {}
+        return await self._claim_all(noticed)
+
     async def run_once(self) -> int:
         """Claim whatever is due; returns how many claims were paid. Call it every few seconds.
 
         What was noticed comes first; then what age or idleness made due, also after a restart.
         """
-        noticed, self._noticed = self._noticed, {}
-        done = await self._claim_all(noticed)
+        done = await self.run_noticed()
         # A sub-channel that is idle for so long has had something to claim for as long.
         quiet_s = min(self.policy.age_s, self.policy.idle_s)
         now = self._clock.now_ns()

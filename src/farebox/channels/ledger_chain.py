@@ -68,7 +68,11 @@ class LedgerChannel(msgspec.Struct, frozen=True, kw_only=True):
     sub_channels: dict[str, LedgerSubChannel] = {}
 
 
-LEDGER_CHANNEL = RecordType("ledger_channel", LedgerChannel, indexes=(("payer",), ("payee",)))
+LEDGER_CHANNEL = RecordType(
+    "ledger_channel",
+    LedgerChannel,
+    indexes=(("payer",), ("payee",), ("status", "closes_at")),
+)
 
 
 def account_did(account: str) -> str:
@@ -78,9 +82,16 @@ def account_did(account: str) -> str:
 
 def did_account(did: str) -> str:
     """Undo `account_did`. Raises InvalidCredential."""
-    if not did.startswith(_DID_PREFIX) or len(did) == len(_DID_PREFIX):
+    account = account_of(did)
+    if not account:
         raise InvalidCredential("the DID names no account of this ledger: did:farebox:…")
-    return f"customer:{did.removeprefix(_DID_PREFIX)}"
+    return account
+
+
+def account_of(did: str) -> str:
+    """The account of this ledger that a DID names; "" where it is of elsewhere."""
+    name = did.removeprefix(_DID_PREFIX)
+    return f"customer:{name}" if name and name != did else ""
 
 
 def ledger_channel_id(payer_did: str, payee_did: str, asset_id: str) -> str:
@@ -116,8 +127,22 @@ class LedgerContract:
 
     async def channel(self, channel_id: str) -> ChannelInfo | None:
         """A channel as it stands."""
+        found = await self.stored(channel_id)
+        return None if found is None else channel_info(channel_id, found)
+
+    async def stored(self, channel_id: str) -> LedgerChannel | None:
+        """A channel as the ledger keeps it."""
         row = await self._ledger.store.get(LEDGER_CHANNEL, channel_id)
-        return None if row is None else _info(channel_id, row.value)
+        return None if row is None else row.value
+
+    async def due(self) -> list[str]:
+        """Channels whose challenge period is over, at most 1,000."""
+        found = await self._ledger.store.find(
+            LEDGER_CHANNEL,
+            {"status": ChannelStatus.CLOSING},
+            at_most=("closes_at", self._ledger.clock.now_ns()),
+        )
+        return [channel_id for channel_id, _ in found]
 
     async def sub_channel(self, channel_id: str, fragment: str) -> SubChannelInfo | None:
         """A sub-channel as it stands."""
@@ -154,10 +179,12 @@ class LedgerContract:
         collateral: int,
         fragment: str,
         key: VerificationKey,
+        operation_id: str = "",
     ) -> ChannelInfo:
         """Lock collateral from the payer's account; an open channel takes it as a top-up.
 
-        A closed one opens again in a new epoch, where nothing signed before is worth anything.
+        The same `operation_id` again locks nothing more. A closed one opens again in a new epoch,
+        where nothing signed before is worth anything.
         Raises RailRejected: the account does not hold so much, or the channel is closing.
         """
         payer, fragment = did_account(payer_did), check_fragment(fragment)
@@ -176,7 +203,7 @@ class LedgerContract:
             ]
             return _with_key(found, fragment, key), steps
 
-        return await self._change(channel_id, "channel.opened", decide)
+        return await self._change(channel_id, "channel.opened", decide, operation_id)
 
     async def authorize_sub_channel(
         self, channel_id: str, fragment: str, key: VerificationKey
@@ -304,9 +331,11 @@ class LedgerContract:
         channel_id: str,
         event: str,
         decide: Callable[[LedgerChannel | None, int], tuple[LedgerChannel, list[Step]]],
+        operation_id: str = "",
     ) -> ChannelInfo:
         changed: list[LedgerChannel] = []
-        unit_id = new_id("lch")  # of this call alone: another's change of one version is not ours
+        # Of this call alone: another's change of one version is not ours.
+        unit_id = f"lch_{operation_id}" if operation_id else new_id("lch")
 
         def whole(state: State, now: int) -> Unit | None:
             row = state.row(LEDGER_CHANNEL, channel_id)
@@ -319,13 +348,13 @@ class LedgerContract:
                 unit_id,
                 tuple(steps),
                 puts=(Put(LEDGER_CHANNEL, channel_id, channel, version),),
-                events=(Event(event, channel_id),),
+                events=(_event(event, channel_id, channel, steps),),
             )
 
         outcome = await self._ledger.transact([(LEDGER_CHANNEL, channel_id)], whole)
         match outcome:
             case None | Applied() | Replayed(Applied()):
-                return _info(channel_id, changed[0])
+                return channel_info(channel_id, changed[0])
             case Refused() | Replayed(Refused()):
                 raise RailRejected("the account or the collateral does not hold so much")
         raise StoreError(f"the channel cannot be changed: {outcome}")
@@ -335,7 +364,8 @@ class LedgerContract:
 _ALL = 2**126
 
 
-def _info(channel_id: str, channel: LedgerChannel) -> ChannelInfo:
+def channel_info(channel_id: str, channel: LedgerChannel) -> ChannelInfo:
+    """What anybody may know of a channel, out of its row."""
     return ChannelInfo(
         channel_id=channel_id,
         payer_did=channel.payer,
@@ -345,6 +375,12 @@ def _info(channel_id: str, channel: LedgerChannel) -> ChannelInfo:
         status=channel.status,
         backing=channel_id,
     )
+
+
+def _event(name: str, channel_id: str, channel: LedgerChannel, steps: Sequence[Step]) -> Event:
+    """What happened, for the history of the payer's account; with what it moved last."""
+    amounts = {"amount": len(steps) - 1} if steps else {}
+    return Event(name, did_account(channel.payer), {"channel": channel_id}, amounts)
 
 
 def _paid_to(asset: str) -> PaidTo:

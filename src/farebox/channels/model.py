@@ -14,7 +14,7 @@ import msgspec
 
 from farebox.channels.chain import ChannelInfo
 from farebox.ledger.records import RecordType
-from farebox.wire.subrav.model import ErrorCode, SignedSubRAV, SubRAV
+from farebox.wire.subrav.model import VERSION, ErrorCode, SignedSubRAV, SubRAV
 
 PaymentErrorCode = ErrorCode
 
@@ -123,13 +123,17 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that is being served. `floor` is charged should its process never say what for."""
+    """A request that is being served. `floor` is charged should its process never say what for.
+
+    `request` names it where somebody else keeps it, who then settles it in any case.
+    """
 
     process: str
     cover: str
     floor: int
     floor_pico_usd: int
     cap: int
+    request: str = ""
 
 
 class SubChannel(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,6 +156,8 @@ class SubChannel(msgspec.Struct, frozen=True, kw_only=True):
     pending: Proposal | None = None
     serving: Serving | None = None
     claimed_amount: int = 0
+    #: The ceiling of the receivable, as it was set last.
+    owed_max: int | None = None
     pending_at: int | None = None
     unclaimed_since: int | None = None
     last_at: int = 0
@@ -182,6 +188,21 @@ SUB_CHANNEL = RecordType(
 def sub_channel_key(channel_id: str, fragment: str) -> str:
     """The key of a sub-channel's row."""
     return f"{channel_id}#{fragment}"
+
+
+def is_voucher_of(
+    sub_rav: SubRAV, row: SubChannel, part: Proposal | Voucher | None, chain_id: int
+) -> bool:
+    """Whether a SubRAV is in every field what was proposed on a sub-channel, or accepted."""
+    return part is not None and (
+        sub_rav.nonce == part.nonce
+        and sub_rav.accumulated_amount == part.amount
+        and sub_rav.channel_epoch == row.epoch
+        and sub_rav.chain_id == chain_id
+        and sub_rav.channel_id == row.channel_id
+        and sub_rav.vm_id_fragment == row.fragment
+        and sub_rav.version == VERSION
+    )
 
 
 def proposed(row: SubChannel, chain_id: int) -> SubRAV | None:

@@ -28,7 +28,6 @@ from farebox.channels.weighing import (
 )
 from farebox.clock import NS_PER_S, Clock
 from farebox.errors import InvalidInput, RailError, StoreError
-from farebox.ids import new_id
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
 from farebox.wire.subrav.keys import verify_sub_rav
@@ -106,9 +105,14 @@ class PaymentChannelPayeeClient:
         )
         return balance or 0
 
-    def forget(self, channel: ChannelInfo) -> None:
+    def knows(self, channel_id: str) -> bool:
+        """Whether the chain was asked about a channel before, and had it."""
+        return self._channels.knows(channel_id)
+
+    def forget(self, channel: ChannelInfo, fragment: str = "") -> None:
         """Ask the chain again: something of ours changed there."""
         self._channels.forget(channel.channel_id)
+        self._subs.forget((channel.channel_id, fragment))
         self._balances.forget((channel.backing, channel.asset_id))
 
     # ── what a voucher is worth ──────────────────────────────────────────────────────────────────
@@ -212,7 +216,7 @@ class PaymentChannelPayeeClient:
         turn = await self.turn(sub_rav.channel_id, sub_rav.vm_id_fragment, signed)
         if isinstance(turn, Rejected):
             return invalid(turn)
-        standing = await self.sub_channels.serve(turn, None, "")
+        standing = await self.sub_channels.serve(turn, None)
         match standing.verdict:
             case Rejected():
                 return invalid(standing.verdict)
@@ -242,8 +246,7 @@ class PaymentChannelPayeeClient:
         async with self.sub_channels.turn(channel_id, vm_id_fragment) as came:
             if not came:
                 raise StoreError("the sub-channel is busy; try again")
-            reference = description or new_id("srv")
-            standing = await self.sub_channels.serve(turn, Charge(amount, 0), reference)
+            standing = await self.sub_channels.serve(turn, Charge(amount, 0), description)
         return _made(standing, self.contract.chain_id)
 
 
@@ -292,6 +295,9 @@ class _Remembered(Generic[_K, _V]):
         if len(self._found) > _REMEMBERED_MAX:
             self._found.popitem(last=False)
         return value
+
+    def knows(self, key: _K) -> bool:
+        return key in self._found
 
     def forget(self, key: _K) -> None:
         self._found.pop(key, None)

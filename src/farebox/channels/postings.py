@@ -56,9 +56,9 @@ def custody_account(backing: str) -> str:
     return f"custody:channel:{backing}"
 
 
-def receivable_account(row: SubChannel) -> str:
-    """The cost of the one request that is not signed for."""
-    return f"receivable:channel:{sub_channel_key(row.channel_id, row.fragment)}"
+def receivable_account(channel_id: str, fragment: str) -> str:
+    """The cost of the one request of a sub-channel that is not signed for."""
+    return f"receivable:channel:{sub_channel_key(channel_id, fragment)}"
 
 
 def revenue_account(asset_id: str) -> str:
@@ -80,9 +80,13 @@ class Draft:
         self._version = version
         self._now = now
         self._key = sub_channel_key(row.channel_id, row.fragment)
+        self._receivable = receivable_account(row.channel_id, row.fragment)
         self._id = unit_id
         self._steps: list[Step] = []
+        #: What one event tells of the whole.
+        self._told: dict[str, int] = {}
         self._events: list[Event] = []
+        self._puts: tuple[Put, ...] = ()
         if not version:
             self._open()
 
@@ -90,7 +94,21 @@ class Draft:
         """All of it."""
         row = msgspec.structs.replace(self.row, last_at=self._now)
         put = Put(SUB_CHANNEL, self._key, row, self._version)
-        return Unit(self._id, tuple(self._steps), puts=(put,), events=tuple(self._events))
+        puts = (put, *self._puts)
+        if self._told:
+            self._events.append(Event("channel.changed", self._key, self._told))
+        return Unit(self._id, tuple(self._steps), puts=puts, events=tuple(self._events))
+
+    def join(self, put: Put, event: Event | None = None) -> None:
+        """Write a row of somebody else's with it."""
+        self._puts += (put,)
+        if event is not None:
+            self._events.append(event)
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether somebody else's row is written with it."""
+        return bool(self._puts)
 
     def limit(self, ceiling: int) -> None:
         """Let the ledger know what the collateral covers."""
@@ -113,17 +131,22 @@ class Draft:
             pending_at=None,
             unclaimed_since=since if sub_rav.accumulated_amount > self.row.claimed_amount else None,
         )
-        self._events.append(
-            Event("channel.paid", self._key, {"nonce": sub_rav.nonce, "amount": pending.cost})
-        )
+        self._told["paid"] = pending.cost
 
-    def begin(self, process: str, cap: int, floor: int, floor_pico_usd: int) -> None:
+    def begin(
+        self, process: str, cap: int, floor: int, floor_pico_usd: int, request: str = ""
+    ) -> None:
         """Serve a request that costs `cap` at most, `floor` if nobody ever says what."""
         revenue = revenue_account(self.row.asset_id)
         cover = self._hold(custody_account(self.row.backing), revenue, cap, "channel_cover")
         self._change(
             serving=Serving(
-                process=process, cover=cover, floor=floor, floor_pico_usd=floor_pico_usd, cap=cap
+                process=process,
+                cover=cover,
+                floor=floor,
+                floor_pico_usd=floor_pico_usd,
+                cap=cap,
+                request=request,
             )
         )
 
@@ -133,14 +156,14 @@ class Draft:
         self._steps.append(Void(self.row.serving.cover))
         self._change(serving=None)
 
-    def propose(self, cost: int, cost_pico_usd: int, service_tx_ref: str) -> None:
+    def propose(self, cost: int, cost_pico_usd: int, service_tx_ref: str = "") -> None:
         """Charge a request and ask for the voucher that pays it."""
         assert self.row.pending is None
-        receivable = receivable_account(self.row)
-        self._steps += [
-            SetCeiling(receivable, cost),
-            Transfer(receivable, revenue_account(self.row.asset_id), cost, "channel_charge"),
-        ]
+        receivable = self._receivable
+        if self.row.owed_max != cost:
+            self._steps.append(SetCeiling(receivable, cost))
+        revenue = revenue_account(self.row.asset_id)
+        self._steps.append(Transfer(receivable, revenue, cost, "channel_charge"))
         custody = custody_account(self.row.backing)
         proposal = Proposal(
             amount=self.row.paid_amount + cost,
@@ -148,19 +171,17 @@ class Draft:
             cost=cost,
             cost_pico_usd=cost_pico_usd,
             hold=self._hold(custody, receivable, cost, "channel_proposal"),
-            service_tx_ref=service_tx_ref,
+            service_tx_ref=service_tx_ref or self._id,
         )
-        self._change(pending=proposal, pending_at=self._now)
-        self._events.append(
-            Event("channel.charged", self._key, {"nonce": proposal.nonce, "amount": cost})
-        )
+        self._change(pending=proposal, pending_at=self._now, owed_max=cost)
+        self._told["charged"] = cost
 
     def write_off(self) -> None:
         """Stop counting the proposal as owed; it is asked for all the same."""
         pending = self.row.pending
         assert pending is not None
         if not pending.is_written_off:
-            loss, owed = loss_account(self.row.asset_id), receivable_account(self.row)
+            loss, owed = loss_account(self.row.asset_id), self._receivable
             self._steps += [
                 Void(pending.hold),
                 Transfer(loss, owed, pending.cost, "channel_unpaid"),
@@ -178,7 +199,7 @@ class Draft:
                 ),
             ]
             self._change(claimed_amount=self.row.claimed_amount + delta)
-            self._events.append(Event("channel.claimed", self._key, {"amount": delta}))
+            self._told["claimed"] = delta
         self._change(unclaimed_since=self._now if self.row.unclaimed_amount else None)
 
     def lost(self) -> None:
@@ -206,7 +227,7 @@ class Draft:
         asset = self.row.asset_id
         self._steps += [
             Open(custody_account(self.row.backing), asset, Kind.CUSTODY),
-            Open(receivable_account(self.row), asset, Kind.RECEIVABLE),
+            Open(self._receivable, asset, Kind.RECEIVABLE),
             Open(revenue_account(asset), asset, Kind.REVENUE),
             Open(loss_account(asset), asset, Kind.EXPENSE),
         ]

@@ -36,7 +36,7 @@ from farebox.channels.model import (
 from farebox.channels.payee import PaymentChannelPayeeClient, payer_key_id
 from farebox.channels.pending import PendingSubRAVStore
 from farebox.channels.weighing import Accepted, Clear, Owing, Rejected, Replayed, is_handshake
-from farebox.ids import new_id
+from farebox.money import Rounding, divide
 from farebox.wire.subrav.model import ErrorCode, SignedSubRAV, SubRAV
 
 _S_PER_MINUTE = 60
@@ -114,11 +114,12 @@ class PaymentProcessor:
             return self._counted(self._failed(found, turn))
         sub = self._payee.sub_channels
         channel_id, fragment = turn.channel.channel_id, turn.sub_channel.vm_id_fragment
-        async with sub.turn(channel_id, fragment) as came:
-            if not came:
-                return self._counted(self._failed(found, _BUSY))
-            charge = Charge(cost.amount, cost.pico_usd)
-            standing = await sub.serve(turn, charge, new_id("srv"))
+        if not await sub.take_turn(channel_id, fragment):
+            return self._counted(self._failed(found, _BUSY))
+        try:
+            standing = await sub.serve(turn, Charge(cost.amount, cost.pico_usd))
+        finally:
+            sub.give_turn(channel_id, fragment)
         result = self._told(found, turn, standing.verdict, standing.row)
         return self._counted(self._claimed(result, turn, standing.row))
 
@@ -163,15 +164,24 @@ class PaymentProcessor:
     async def settle(self, admission: Admission, usage: int = 0) -> PaymentProcessingResult:
         """Charge a request that was served, and propose what to sign next, before that is told.
 
-        Never more than its payer allowed, and than was covered. Ends the turn. Raises StoreError.
+        Never more than its payer allowed, and than was covered. A price by the request is for the
+        units that were known before it was served: `usage` tells nothing of it. Ends the turn.
+        Raises StoreError.
         """
         if admission.turn is None:
             return admission.result
-        cost = await self._config.billing_engine.calc_cost(admission.context, usage)
+        engine = self._config.billing_engine
+        rule = engine.find_rule(admission.context)
+        known = Cost(admission.result.cost, admission.result.cost_pico_usd)
+        cost: Cost | Unpriced = known
+        if rule is not None and not isinstance(rule.strategy, PerRequest):
+            cost = await engine.calc_cost(admission.context, usage)
         if isinstance(cost, Unpriced):  # it had a price when it began: charge what that said
-            cost = Cost(admission.result.cost, admission.result.cost_pico_usd)
-        charge = Charge(min(cost.amount, admission.cap), cost.pico_usd)
-        return await self._end(admission, charge)
+            cost = known
+        pico_usd = cost.pico_usd
+        if cost.amount > admission.cap:
+            pico_usd = divide(pico_usd * admission.cap, cost.amount, Rounding.UP)
+        return await self._end(admission, Charge(min(cost.amount, admission.cap), pico_usd))
 
     async def release(self, admission: Admission) -> PaymentProcessingResult:
         """End a request that was not served: it costs nothing. Raises StoreError."""
@@ -257,13 +267,13 @@ class PaymentProcessor:
         assert found.turn is not None
         turn = await self._payee.covered(found.turn)
         if isinstance(turn, Rejected) and found.turn.voucher is not None:
-            await self._payee.sub_channels.serve(found.turn, None, "")
+            await self._payee.sub_channels.serve(found.turn, None)
         return turn
 
     async def _free(self, found: _Found) -> PaymentProcessingResult:
         if found.turn is None:
             return PaymentProcessingResult(success=True, asset_id=found.context.asset_id)
-        standing = await self._payee.sub_channels.serve(found.turn, None, "")
+        standing = await self._payee.sub_channels.serve(found.turn, None)
         if isinstance(standing.verdict, Rejected):
             return self._failed(found, standing.verdict, standing.row)
         result = PaymentProcessingResult(
@@ -282,7 +292,7 @@ class PaymentProcessor:
         assert not isinstance(why, Cost)
         row = None
         if found.turn is not None and found.turn.voucher is not None:
-            standing = await self._payee.sub_channels.serve(found.turn, None, "")
+            standing = await self._payee.sub_channels.serve(found.turn, None)
             if isinstance(standing.verdict, Rejected):
                 return self._failed(found, standing.verdict, standing.row)
             row = standing.row
@@ -304,7 +314,7 @@ class PaymentProcessor:
                 # At least 1: where nothing more is covered, nothing may be served for nothing.
                 cap = max(cap, 1, min(allowed, self._payee.policy.request_max, room))
             cover = Cover(cap, floor.amount, floor.pico_usd)
-            standing = await sub.serve(turn, cover, new_id("srv"))
+            standing = await sub.serve(turn, cover)
             keeps_turn = isinstance(standing.verdict, Accepted | Clear)
         finally:
             if not keeps_turn:
@@ -331,7 +341,7 @@ class PaymentProcessor:
         turn = admission.turn
         channel_id, fragment = turn.channel.channel_id, turn.sub_channel.vm_id_fragment
         try:
-            row = await self._payee.sub_channels.settle(channel_id, fragment, charge, new_id("srv"))
+            row = await self._payee.sub_channels.settle(channel_id, fragment, charge)
         finally:
             self._payee.sub_channels.give_turn(channel_id, fragment)
         chain_id = self._payee.contract.chain_id

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from farebox.channels.chain import ChannelInfo, ChannelStatus
-from farebox.channels.model import SubChannel, accepted_voucher, proposed
+from farebox.channels.model import SubChannel, is_voucher_of
 from farebox.wire.subrav.model import VERSION, ErrorCode, SubRAV
 
 
@@ -83,15 +83,15 @@ def check_terms(sub_rav: SubRAV, channel: ChannelInfo, chain_id: int) -> Rejecte
 
 def weigh(row: SubChannel | None, voucher: SubRAV | None, chain_id: int) -> Verdict:
     """What a voucher whose signature and terms are good does to a sub-channel, or its absence."""
-    pending = None if row is None else proposed(row, chain_id)
+    pending = None if row is None else row.pending
     if voucher is None or is_handshake(voucher):
         return Clear() if pending is None else Owing()
-    if pending is not None and voucher == pending:
+    if row is not None and is_voucher_of(voucher, row, pending, chain_id):
         return Accepted()
-    last = None if row is None else accepted_voucher(row, chain_id)
-    if last is not None and voucher == last.sub_rav:
+    last = None if row is None else row.accepted
+    if row is not None and is_voucher_of(voucher, row, last, chain_id):
         return Clear() if pending is None else Replayed()
-    known = {each.nonce for each in (pending, None if last is None else last.sub_rav) if each}
+    known = {each.nonce for each in (pending, last) if each}
     if voucher.nonce in known:
         return Rejected(
             ErrorCode.TAMPERED_SUBRAV, "The voucher differs from what was proposed; sign that."

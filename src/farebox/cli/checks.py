@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from farebox.books import book_place, open_audit
+from farebox.bootstrap.channels import credit_of, house_did
 from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import NS_PER_S, SystemClock
 from farebox.errors import InvalidSettings, RailError, StoreError
@@ -22,7 +23,14 @@ from farebox.pricing.parse import parse_rules
 from farebox.pricing.tokens import local_tokenizer
 from farebox.rails.cashu import HttpMint, MintLimits, open_session
 from farebox.rails.lightning import fault_of, open_node_session
-from farebox.settings import LightningSettings, MintPolicy, MintSettings, Settings, read_root_key
+from farebox.settings import (
+    ChannelChain,
+    LightningSettings,
+    MintPolicy,
+    MintSettings,
+    Settings,
+    read_root_key,
+)
 from farebox.signer import Signer
 
 _SKEW_MAX_S = 30
@@ -83,7 +91,21 @@ def settings(found: Settings, rules: Sequence[Rule]) -> list[Finding]:
     if in_dollars and not (found.rates.btc_usd or found.rates.sources):
         advice = "set rates.sources or rates.btc_usd: without a rate those requests are refused"
         findings.append(Finding(Verdict.FAILURE, "settings: rates", "prices in USD", advice))
+    findings.append(channels(found))
     return findings
+
+
+def channels(found: Settings) -> Finding:
+    """How channels pay, and whether what is asked of them can be."""
+    told = found.channels
+    if told.chain is ChannelChain.NONE:
+        return fine("channels", "none pays")
+    try:
+        credit = credit_of(told)
+    except InvalidSettings as error:
+        return Finding(Verdict.FAILURE, "channels", str(error), "correct it in [channels]")
+    exposure = f"at most {credit.exposure_max // 1000} sat of one payer unclaimed"
+    return fine("channels", f"on the {told.chain.value}, to {house_did(told)}, {exposure}")
 
 
 def data_directory(path: Path) -> Finding:
@@ -210,8 +232,8 @@ async def lightning(found: LightningSettings) -> list[Finding]:
         return [Finding(Verdict.FAILURE, check, fault, advice)]
     findings = [fine(check, f"{found.node.value} {info.version}, on ln{info.network}…")]
     room = (
-        ("receive", info.receive_msat, config.deposits.most_msat, "deposits that large fail"),
-        ("send", info.send_msat, config.payouts.most_msat, "payments out that large fail"),
+        ("receive", info.receive_msat, config.deposits.most, "deposits that large fail"),
+        ("send", info.send_msat, config.payouts.most, "payments out that large fail"),
     )
     for what, has_msat, most_msat, harm in room:
         if has_msat is not None and has_msat < most_msat:

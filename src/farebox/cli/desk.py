@@ -25,9 +25,9 @@ from farebox.ledger.service import Ledger
 from farebox.money import BTC
 from farebox.operating import Finding, Verdict
 from farebox.payments import Refusal
+from farebox.payments.exchange import REVENUE
 from farebox.payments.model import Operation, OperationState, Rejected, Succeeded
 from farebox.payments.service import PAYOUT, REFUND, Pending, Refunded
-from farebox.paywall.settling import REVENUE
 from farebox.rails.cashu.reconcile import SUSPENSE, Reconciled
 from farebox.wire.cashu.model import normalize_mint_url
 
@@ -192,13 +192,21 @@ def examination(findings: Sequence[Finding]) -> Facts:
 async def _balance(ledger: Ledger) -> Facts:
     custody: list[Facts] = []
     totals: Counter[str] = Counter()
+    others: dict[str, Counter[str]] = {}
     after = ""
     while accounts := await ledger.store.accounts(after):
         for account in accounts:
             if account.asset == BTC.code:
                 _count(account, totals, custody)
+            else:
+                _count_other(account, others.setdefault(account.asset, Counter()))
         after = accounts[-1].id
         await asyncio.sleep(0)  # a long book must not keep a server's callers waiting
+    if "channels_msat" in totals:  # an account each, and thousands of them
+        held_msat = totals["channels_msat"]
+        custody.append(
+            {"account": "custody:channels", "held_msat": held_msat, "ceiling_msat": None}
+        )
     liabilities_msat = totals["customers_msat"] + totals["revenue_msat"] + totals["others_msat"]
     return {
         "custody_msat": totals["custody_msat"],
@@ -209,9 +217,24 @@ async def _balance(ledger: Ledger) -> Facts:
         "withdrawable_msat": totals["withdrawable_msat"],
         "held_msat": totals["held_msat"],
         "arriving_msat": totals["arriving_msat"],
-        "covered": totals["custody_msat"] >= liabilities_msat,
+        "exchanged_msat": totals["exchanged_msat"],
+        "covered": totals["custody_msat"] + totals["exchanged_msat"] >= liabilities_msat,
         "custody": custody,
+        "other_assets": {
+            asset: {what: str(counts[what]) for what in ("custody", "owed", "exchanged")}
+            for asset, counts in sorted(others.items())
+        },
     }
+
+
+def _count_other(account: Account, counts: Counter[str]) -> None:
+    match account.kind:
+        case Kind.CUSTODY:
+            counts["custody"] += account.held
+        case Kind.EXCHANGE:
+            counts["exchanged"] += account.held
+        case Kind.CUSTOMER | Kind.IMMATURE | Kind.ESCROW:
+            counts["owed"] -= account.held
 
 
 def _count(account: Account, totals: Counter[str], custody: list[Facts]) -> None:
@@ -219,6 +242,9 @@ def _count(account: Account, totals: Counter[str], custody: list[Facts]) -> None
     match account.kind:
         case Kind.CUSTODY:
             totals["custody_msat"] += account.held
+            if account.id.startswith("custody:channel:"):
+                totals["channels_msat"] += account.held
+                return
             totals["arriving_msat"] += account.debits_pending
             custody.append(
                 {"account": account.id, "held_msat": account.held, "ceiling_msat": account.ceiling}
@@ -230,6 +256,8 @@ def _count(account: Account, totals: Counter[str], custody: list[Facts]) -> None
         case Kind.REVENUE:
             totals["revenue_msat"] += owed_msat
             totals["withdrawable_msat"] += account.available
+        case Kind.EXCHANGE:
+            totals["exchanged_msat"] -= owed_msat
         case _:
             totals["others_msat"] += owed_msat
 
@@ -254,7 +282,7 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
     )
     match left:
         case Refunded():
-            return {"id": wanted.id, "amount_msat": left.amount_msat, **left.reply}
+            return {"id": wanted.id, "amount_msat": left.amount, **left.reply}
         case Pending():
             return {"id": wanted.id, "state": "pending"}
         case Refusal(message=message):

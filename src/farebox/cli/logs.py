@@ -7,10 +7,12 @@ may quote what it choked on, so what looks like a secret is taken out of every l
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import re
 import sys
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -37,7 +39,7 @@ def write_logs(level: LogLevel, form: LogFormat) -> None:
     structlog.configure(
         processors=[*_COMMON, *_rendering(form)],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        logger_factory=lambda *_: structlog.PrintLogger(cast("TextIO", _Spared(sys.stderr))),
         cache_logger_on_first_use=False,
     )
 
@@ -57,6 +59,22 @@ def write_library_logs(form: LogFormat) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # It warns of every malformed request, which anybody can send.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
+
+
+class _Spared(io.TextIOBase):
+    """Standard error that may be full: a line that cannot be written must fail no request."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, line: str) -> int:
+        with contextlib.suppress(OSError):
+            return self._stream.write(line)
+        return len(line)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def _rendering(form: LogFormat) -> list[structlog.typing.Processor]:

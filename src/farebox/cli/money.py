@@ -33,6 +33,12 @@ def _balance_text(facts: Facts) -> str:
         ("  reserved by requests", sat(facts["held_msat"]), ""),
         ("earned", sat(facts["revenue_msat"]), "`farebox withdraw` takes it out"),
     ]
+    if facts["exchanged_msat"]:
+        rows.append(("owed for other assets", sat(facts["exchanged_msat"]), "at the rates then"))
+    rows += [
+        (f"  {asset}", counts["custody"], f"{counts['owed']} of it owed, in its smallest unit")
+        for asset, counts in facts["other_assets"].items()
+    ]
     if facts["arriving_msat"]:
         rows.append(("on its way in", sat(facts["arriving_msat"]), "unfinished payments"))
     verdict = "custody covers every liability" if facts["covered"] else "NOT COVERED: run verify"

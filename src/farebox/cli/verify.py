@@ -103,7 +103,11 @@ def _facts(verified: Verified) -> dict[str, object]:
         "open_holds": verified.open_holds,
         "digest": verified.digest.hex(),
         "cover": {
-            asset: {"custody": str(cover.custody), "owed": str(cover.owed)}
+            asset: {
+                "custody": str(cover.custody),
+                "owed": str(cover.owed),
+                "exchanged": str(cover.exchanged),
+            }
             for asset, cover in verified.cover.items()
         },
     }
@@ -128,5 +132,8 @@ def _text(verified: Verified) -> str:
     ]
     for asset, cover in verified.cover.items():
         shown = sat if asset == BTC.code else str
-        rows.append((asset, f"{shown(cover.custody)} in custody, {shown(cover.owed)} owed"))
+        held = f"{shown(cover.custody)} in custody, {shown(cover.owed)} owed"
+        if cover.exchanged:
+            held += f", {cover.exchanged} given for other assets"
+        rows.append((asset, held))
     return f"{columns(rows)}\ndigest {verified.digest.hex()}\nthe books balance"

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from farebox.gateway.app import Gateway, Limits
 from farebox.gateway.catalogue import Catalogue
+from farebox.gateway.channel_endpoints import ChannelService
 from farebox.gateway.delivery import Supervision
 from farebox.gateway.middleware import Paywall, price
 from farebox.gateway.upstream import UpstreamConfig, Upstreams
 
 __all__ = [
     "Catalogue",
+    "ChannelService",
     "Gateway",
     "Limits",
     "Paywall",

@@ -25,9 +25,11 @@ from farebox.gateway.asgi import (
     read_body,
     replayed,
     send_answer,
+    with_query,
 )
 from farebox.gateway.carrier import Carrier
 from farebox.gateway.catalogue import Catalogue
+from farebox.gateway.channel_endpoints import ChannelService, send_endpoint
 from farebox.gateway.deadlines import Deadlines
 from farebox.gateway.delivery import Call, Supervision
 from farebox.gateway.exchange import Outgoing
@@ -70,8 +72,9 @@ class Limits:
 class Gateway:
     """Dispatches the wallet API's paths to it, and everything else through the paywall.
 
-    `api` may be left out; `owns_path` says which paths are its. What stands in `probes`, by path,
-    is answered also when every turn is taken and while it stops; it must cost nothing.
+    `api` may be left out; `owns_path` says which paths are its. Where channels pay, `channels` has
+    endpoints of its own. What stands in `probes`, by path, is answered also when every turn is
+    taken and while it stops; it must cost nothing.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Gateway:
         *,
         api: App | None = None,
         owns_path: Callable[[str], bool] = lambda _: False,
+        channels: ChannelService | None = None,
         probes: Mapping[str, Callable[[], Answer]] | None = None,
         catalogue: Catalogue | None = None,
         supervision: Supervision | None = None,
@@ -92,6 +96,7 @@ class Gateway:
         self._limits = limits
         self._api = api
         self._owns_path = owns_path
+        self._channels = channels
         self._probes = probes or {}
         self._catalogue = catalogue
         self.carrier = Carrier(paywall, counter, supervision)
@@ -109,7 +114,9 @@ class Gateway:
 
     def owns(self, path: str) -> bool:
         """Whether a path is the wallet API's, or a probe's."""
-        return path in self._probes or (self._api is not None and self._owns_path(path))
+        if path in self._probes or (self._api is not None and self._owns_path(path)):
+            return True
+        return self._channels is not None and self._channels.owns(path)
 
     @property
     def running(self) -> int:
@@ -143,6 +150,8 @@ class Gateway:
                 await self._answer(send, body, scope)
             elif self._api is not None and self._owns_path(scope["path"]):
                 await self._api(scope, replayed(body, receive), send)
+            elif self._channels is not None and self._channels.owns(scope["path"]):
+                await send_endpoint(self._channels, scope, replayed(body, receive), send)
             else:
                 await self.carrier.carry(self._carry(scope, body, receive, send))
         except CallerLeft:
@@ -188,7 +197,8 @@ class Gateway:
         target = scope.get("raw_path", scope["path"].encode()).decode("latin-1")
         facts, is_metered = self._read(method, target, body)
         upstream = self._upstreams.find(facts.path)
-        presented = _named(self._paywall.read(scope["headers"]), scope, target, body)
+        asked = with_query(target, scope)
+        presented = _named(self._paywall.read(scope["headers"], method, asked), scope, asked, body)
         if isinstance(presented, Answer):
             refused: Answer | None = presented
         elif upstream is None:
@@ -206,7 +216,7 @@ class Gateway:
             authorising = asyncio.ensure_future(authorising)
             await asyncio.sleep(0)
         call = _call(scope, facts, body, upstream)
-        outgoing = _outgoing(scope, target, upstream, call, is_metered=is_metered)
+        outgoing = _outgoing(scope, asked, upstream, call, is_metered=is_metered)
         admission = await authorising
         if isinstance(admission, Answer):
             await send_answer(send, admission, method=method)
@@ -248,7 +258,7 @@ def _facts_of(method: str, path: str) -> RequestFacts:
 
 
 def _named(
-    presented: Presented | Answer, scope: Scope, target: str, body: bytes
+    presented: Presented | Answer, scope: Scope, asked: str, body: bytes
 ) -> Presented | Answer:
     """With the caller's name for the request, where an account pays and there is one."""
     if not isinstance(presented, KeyPresented | BearerMoney):
@@ -256,8 +266,9 @@ def _named(
     raw = header(scope["headers"], _NAME)
     if not raw:
         return presented
-    query = scope["query_string"].decode("latin-1")
-    name = name_of(raw, scope["method"], f"{target}?{query}", body)
+    # A name told before had the "?" of an empty query in it, too.
+    target = asked if scope["query_string"] else f"{asked}?"
+    name = name_of(raw, scope["method"], target, body)
     return name if isinstance(name, Answer) else replace(presented, name=name)
 
 
@@ -283,10 +294,8 @@ def _call(scope: Scope, facts: RequestFacts, body: bytes, upstream: Upstream) ->
 
 
 def _outgoing(
-    scope: Scope, path: str, upstream: Upstream, call: Call, *, is_metered: bool
+    scope: Scope, target: str, upstream: Upstream, call: Call, *, is_metered: bool
 ) -> Outgoing:
-    query = scope["query_string"]
-    target = f"{path}?{query.decode('latin-1')}" if query else path
     headers = upstream.headers(scope["headers"], is_metered=is_metered)
     return Outgoing(call.method, target, headers, call.upstream_body)
 

@@ -65,6 +65,12 @@ def header(headers: RawHeaders, name: bytes) -> bytes:
     return b""
 
 
+def with_query(path: str, scope: Scope) -> str:
+    """A request's path and query, as they were sent."""
+    query = scope.get("query_string", b"")
+    return f"{path}?{query.decode('latin-1')}" if query else path
+
+
 def client_address(scope: Scope) -> str:
     """The caller's network address; empty where the server does not know it."""
     client = scope.get("client")

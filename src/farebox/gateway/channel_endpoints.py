@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
+
+import msgspec
 
 from farebox.channels.claims import ClaimScheduler
 from farebox.channels.model import accepted_voucher
 from farebox.channels.payee import PaymentChannelPayeeClient
 from farebox.channels.processor import PaymentProcessor
-from farebox.clock import NS_PER_S, Clock, SystemClock, iso
-from farebox.errors import InvalidCredential, RailError
-from farebox.gateway.asgi import BodyTooLarge, CallerLeft, Receive, Scope, header, read_body
+from farebox.clock import Clock, SystemClock, iso
+from farebox.errors import InvalidCredential, RailError, StoreError
+from farebox.gateway.asgi import (
+    BodyTooLarge,
+    CallerLeft,
+    Receive,
+    Scope,
+    Send,
+    header,
+    read_body,
+    with_query,
+)
+from farebox.paywall.channel_callers import Caller, Callers, Refused, SeenNonces
 from farebox.wire.subrav import didauth, documents, multibase
 from farebox.wire.subrav.keys import VerificationKey
 from farebox.wire.subrav.model import ErrorCode, http_status
+from farebox.wire.subrav.payload import HEADER_NAME
 
 _BODY_MAX_BYTES: Final = 16_384
-#: Some 3,000 requests a second, for as long as an authorization is good.
-_NONCES_MAX: Final = 1_000_000
-_S_PER_MINUTE: Final = 60
 _NOT_FOUND: Final = 404
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks, by a signature of its sub-channel's key."""
-
-    did: str
-    fragment: str
-    channel_id: str
-    is_admin: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Who asks is not who it says, or may not."""
-
-    code: ErrorCode
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,49 +44,44 @@ class EndpointAnswer:
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
-class SeenNonces:
-    """Nonces of authorizations, each good once. Of this process alone: two of them that share a
-    book take one twice, which is worth one request on credit to whoever copied the header."""
-
-    def __init__(self) -> None:
-        #: Digests by the minute in which their authorizations end.
-        self._ending: dict[int, set[bytes]] = {}
-
-    def take(self, did: str, nonce: str, timestamp_s: int, now_s: int) -> bool:
-        """Whether the nonce is fresh. Where no more can be remembered, none is."""
-        for minute in [each for each in self._ending if each < now_s // _S_PER_MINUTE]:
-            del self._ending[minute]
-        digest = hashlib.blake2b(f"{did} {nonce}".encode(), digest_size=16).digest()
-        if any(digest in ending for ending in self._ending.values()):
-            return False
-        if sum(map(len, self._ending.values())) >= _NONCES_MAX:
-            return False
-        ends_s = timestamp_s + didauth.WINDOW_S
-        self._ending.setdefault(ends_s // _S_PER_MINUTE, set()).add(digest)
-        return True
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelService:
     """Everything the door needs.
 
     `channel_id` names the channel of (payer DID, payee DID, asset): `rooch.channel_id` or
-    `ledger_channel_id`. `admins` are the keys, by DID URL, that may see and trigger claims.
+    `ledger_channel_id`. `admins` are the keys, by DID URL, that may see and trigger claims. The
+    gateway's own paywall has no `processor`.
     """
 
-    processor: PaymentProcessor
     payee: PaymentChannelPayeeClient
     info: documents.ServiceInfo
     channel_id: Callable[[str, str, str], str]
+    processor: PaymentProcessor | None = None
     claims: ClaimScheduler | None = None
     admins: Mapping[str, VerificationKey] = field(default_factory=dict)
     clock: Clock = field(default_factory=SystemClock)
     nonces: SeenNonces = field(default_factory=SeenNonces)
+    callers: Callers = field(init=False)
+
+    def __post_init__(self) -> None:
+        callers = Callers(
+            payee=self.payee,
+            asset_id=self.info.default_asset_id,
+            channel_id=self.channel_id,
+            clock=self.clock,
+            admins=self.admins,
+            nonces=self.nonces,
+        )
+        object.__setattr__(self, "callers", callers)
 
     @property
     def now(self) -> str:
         """The time, as documents have it."""
         return iso(self.clock.now_ns())
+
+    def owns(self, path: str) -> bool:
+        """Whether a path is an endpoint's, also one that is not there."""
+        return path == documents.WELL_KNOWN_PATH or path.startswith(f"{self.info.base_path}/")
 
 
 async def authenticate(service: ChannelService, scope: Scope) -> Caller | Refused | None:
@@ -105,56 +91,33 @@ async def authenticate(service: ChannelService, scope: Scope) -> Caller | Refuse
         return None
     try:
         auth = didauth.parse_did_auth(text)
-        admin = service.admins.get(auth.key_id)
-        if admin is not None:
-            refused = _judge(service, scope, auth, admin)
-            return refused or Caller(auth.signer_did, auth.fragment, "", is_admin=True)
-        channel_id = service.channel_id(
-            auth.signer_did, service.info.service_did, service.info.default_asset_id
-        )
-        sub_channel = await service.payee.sub_channel_info(channel_id, auth.fragment)
     except InvalidCredential as error:
         return Refused(ErrorCode.AUTH_INVALID, str(error))
-    except RailError:
-        return Refused(ErrorCode.DID_RESOLVE_FAILED, "The chain cannot be asked; try later.")
-    if sub_channel is None:
-        return Refused(
-            ErrorCode.SUBCHANNEL_NOT_AUTHORIZED, f"{auth.key_id} has no channel with us; open one."
-        )
-    return _judge(service, scope, auth, sub_channel.key) or Caller(
-        auth.signer_did, auth.fragment, channel_id
-    )
-
-
-def _judge(
-    service: ChannelService, scope: Scope, auth: didauth.DidAuth, key: VerificationKey
-) -> Refused | None:
-    """Why an authorization is not good. What it says of the request is compared with it, though
-    the wire leaves that unsigned: it keeps honest mistakes out, and nobody else."""
-    now_s = service.clock.now_ns() // NS_PER_S
-    try:
-        target = urlsplit(str(auth.params.get("uri", "")))
-    except ValueError:
-        return Refused(ErrorCode.AUTH_INVALID, "The authorization's URI cannot be read.")
-    query = scope.get("query_string", b"").decode("latin-1")
-    if not auth.verifies(key):
-        why = "The authorization is not signed by its key."
-    elif abs(now_s - auth.timestamp_s) > didauth.WINDOW_S:
-        why = f"The authorization's time is more than {didauth.WINDOW_S} s off."
-    elif auth.operation != didauth.HTTP_OPERATION or auth.params.get("method") != scope["method"]:
-        why = "The authorization is for another operation."
-    elif (target.path or "/", target.query) != (_raw_path(scope), query):
-        why = "The authorization is for another URI."
-    elif not service.nonces.take(auth.signer_did, auth.nonce, auth.timestamp_s, now_s):
-        why = "The authorization was used before; sign a new one."
-    else:
-        return None
-    return Refused(ErrorCode.AUTH_INVALID, why)
-
-
-def _raw_path(scope: Scope) -> str:
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
-    return raw.partition(b"?")[0].decode("latin-1")
+    target = with_query(raw.partition(b"?")[0].decode("latin-1"), scope)
+    return await service.callers.identify(auth, scope["method"], target)
+
+
+async def send_endpoint(
+    service: ChannelService, scope: Scope, receive: Receive, send: Send
+) -> bool:
+    """Answer a request for one of the payee's own endpoints; False: it is for another path."""
+    try:
+        answer = await endpoint(service, scope, receive)
+    except (StoreError, RailError):
+        answer = _failure(service, Refused(ErrorCode.INTERNAL_SERVER_ERROR, "Try again later."))
+    if answer is None:
+        return False
+    body = msgspec.json.encode(answer.document)
+    told = [
+        (b"content-type", b"application/json; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        (b"access-control-expose-headers", HEADER_NAME.encode()),
+        *answer.headers,
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": told})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+    return True
 
 
 async def endpoint(
@@ -258,7 +221,7 @@ async def _commit(
         caller.fragment,
     ):
         return _failure(service, Refused(ErrorCode.AUTH_INVALID, "The voucher is another's."))
-    confirmed = await service.processor.confirm_deferred_payment(signed)
+    confirmed = await service.payee.confirm_signed_proposal(signed)
     if confirmed.is_valid:
         return _success(service, {"success": True})
     assert confirmed.error_code is not None
@@ -270,7 +233,8 @@ async def _status(
 ) -> EndpointAnswer:
     claims = service.claims
     told = None if claims is None else asdict(claims.status) | {"policy": asdict(claims.policy)}
-    stats = asdict(service.processor.get_processing_stats())
+    processor = service.processor
+    stats = None if processor is None else asdict(processor.get_processing_stats())
     document = {"claims": told, "processor": stats, "timestamp": service.now}
     return _success(service, document)
 

@@ -18,17 +18,12 @@ from typing import Any
 import msgspec
 
 from farebox.channels.model import PaymentProcessingResult, RequestMetadata
-from farebox.channels.processor import Admission
+from farebox.channels.processor import Admission, PaymentProcessor
 from farebox.errors import InvalidCredential, RailError, StoreError
 from farebox.gateway.asgi import App, Message, Receive, Scope, Send
-from farebox.gateway.channel_endpoints import (
-    Caller,
-    ChannelService,
-    Refused,
-    authenticate,
-    endpoint,
-)
+from farebox.gateway.channel_endpoints import ChannelService, authenticate, send_endpoint
 from farebox.ids import new_id
+from farebox.paywall.channel_callers import Caller, Refused
 from farebox.wire.subrav.documents import failure
 from farebox.wire.subrav.frames import StreamFormat, payment_frame, stream_format
 from farebox.wire.subrav.model import ErrorCode, http_status
@@ -57,25 +52,18 @@ class ChannelPaywall:
     """ASGI middleware that is paid for through channels. Everything but HTTP passes untouched."""
 
     def __init__(self, app: App, service: ChannelService) -> None:
+        assert service.processor is not None, "a service with rules of its own has a processor"
         self._app = app
         self._service = service
+        self._processor = service.processor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, its payment first."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        try:
-            answered = await endpoint(self._service, scope, receive)
-        except (StoreError, RailError):
-            code = ErrorCode.INTERNAL_SERVER_ERROR
-            status = http_status(code)
-            await _answer(send, status, failure(code, "Try again later.", status), [])
-            return
-        if answered is not None:
-            await _answer(send, answered.status, answered.document, answered.headers)
-            return
-        await self._sell(scope, receive, send)
+        if not await send_endpoint(self._service, scope, receive, send):
+            await self._sell(scope, receive, send)
 
     async def _sell(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -93,7 +81,7 @@ class ChannelPaywall:
         signed = None if payload is None else payload.signed_sub_rav
         request = _metadata(scope, payload, caller, reference)
         try:
-            admitted = await self._service.processor.admit(request, signed)
+            admitted = await self._processor.admit(request, signed)
         except (StoreError, RailError):
             why = PaymentError(
                 ErrorCode.INTERNAL_SERVER_ERROR, "The payment could not be processed; try again."
@@ -105,7 +93,7 @@ class ChannelPaywall:
             await _refuse(send, why, told)
             return
         scope[_USAGE] = [0]
-        sale = _Sale(self._service, admitted, scope[_USAGE], reference, send)
+        sale = _Sale(self._processor, admitted, scope[_USAGE], reference, send)
         try:
             await self._app(scope, receive, sale.send)
         finally:
@@ -117,7 +105,7 @@ class ChannelPaywall:
 class _Sale:
     """An admitted request's answer on its way out."""
 
-    service: ChannelService
+    processor: PaymentProcessor
     admission: Admission
     usage: list[int]
     reference: str
@@ -186,13 +174,13 @@ class _Sale:
         await _refuse(self.out, why, ResponsePayload(client_tx_ref=self.reference, error=why))
 
     async def _is_within(self) -> bool:
-        return await self.service.processor.is_within(self.admission, self.usage[0])
+        return await self.processor.is_within(self.admission, self.usage[0])
 
     async def _settle(self, usage: int) -> str | None:
         """Commit the charge; the header that tells it. Once: later calls have nothing to tell."""
         if self.admission.is_over:
             return None
-        result = await self.service.processor.settle(self.admission, usage)
+        result = await self.processor.settle(self.admission, usage)
         if result.unsigned_sub_rav is None:
             return None
         return ResponsePayload(
@@ -204,7 +192,7 @@ class _Sale:
         ).header()
 
     async def _release(self) -> None:
-        await self.service.processor.release(self.admission)
+        await self.processor.release(self.admission)
 
 
 def _payment(scope: Scope) -> RequestPayload | None:

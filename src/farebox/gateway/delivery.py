@@ -41,6 +41,7 @@ from farebox.paywall.service import Paywall
 from farebox.pricing.book import charge
 from farebox.pricing.request import ApiProtocol, RequestFacts
 from farebox.pricing.tokens import TokenCounter
+from farebox.wire.subrav.frames import StreamFormat, payment_frame, stream_format
 
 _log = structlog.get_logger("farebox.gateway")
 
@@ -146,6 +147,8 @@ class Delivery:
         self._meter = AnswerMeter(admission.quote, call.facts, call.body, counter, self._loop.time)
         self._exchange: Exchange | None = None
         self._is_stream = False
+        #: The stream that ends with what a channel is to sign next.
+        self._frames: StreamFormat | None = None
         self._head_sent = False
         self._ends_event = True
         self._why: Why | None = None
@@ -217,6 +220,8 @@ class Delivery:
         kind = header(exchange.headers, b"content-type")
         self._is_stream = kind[:17].lower() == b"text/event-stream"
         fine = exchange.status < 400
+        if self._admission.client_tx_ref and fine:
+            self._frames = stream_format(kind.decode("latin-1"))
         if fine and self._meter.must_read and not _is_plain(exchange.headers):
             return Refused(
                 problems.upstream_unreadable(
@@ -242,7 +247,7 @@ class Delivery:
 
     def _is_whole(self, exchange: Exchange, kind: bytes) -> bool:
         """Whether an answer is one document that may be completed before it is sent on."""
-        if self._is_stream:
+        if self._is_stream or self._frames is not None:
             return False
         if header(exchange.headers, b"content-length"):
             return declared_length(exchange.headers) <= ANSWER_MAX_BYTES
@@ -376,6 +381,8 @@ class Delivery:
                 if is_clean and self._is_stream and self._call.stream_receipt and settlement:
                     gap = b"" if (rest or b"\n\n").endswith(b"\n\n") else b"\n\n"
                     rest += gap + settlement.comment
+                if is_clean and self._frames is not None and settlement and settlement.proposal:
+                    rest += payment_frame(self._frames, settlement.proposal)
                 message = {"type": "http.response.body", "body": rest, "more_body": not is_clean}
                 await self._send(message)
             case Gone(ended):
@@ -421,7 +428,8 @@ class Delivery:
     def _stream_length(self, exchange: Exchange) -> Headers:
         """A length that was announced holds as long as we neither add nor take anything."""
         told = header(exchange.headers, b"content-length")
-        return ((b"content-length", told),) if told and not self._is_stream else ()
+        grows = self._is_stream or self._frames is not None
+        return ((b"content-length", told),) if told and not grows else ()
 
 
 _USED_UP: Final = "The amount held for this request is used up; the stream ends here."

@@ -32,6 +32,7 @@ _MONEY: Final = frozenset(
         b"x-api-key",
         b"x-cashu",
         b"x-payment",
+        b"x-payment-channel-data",
         b"payment",
         b"payment-signature",
         b"payment-required",

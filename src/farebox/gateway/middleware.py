@@ -23,7 +23,16 @@ from typing import Any, Final, Protocol, TypeVar
 
 from farebox.errors import FareboxError, InvalidSettings
 from farebox.gateway.app import Gateway
-from farebox.gateway.asgi import App, Receive, Scope, Send, client_address, header, send_answer
+from farebox.gateway.asgi import (
+    App,
+    Receive,
+    Scope,
+    Send,
+    client_address,
+    header,
+    send_answer,
+    with_query,
+)
 from farebox.gateway.carrier import Carrier
 from farebox.gateway.delivery import Call
 from farebox.gateway.exchange import Patience
@@ -137,8 +146,10 @@ class _Visit:
         self._carrier = carrier
         self._scope = scope
         self._is_asked = False
-        path = scope.get("raw_path") or scope["path"].encode()
-        self.facts: RequestFacts = read_request(scope["method"], path.decode("latin-1"), None)
+        raw = scope.get("raw_path") or scope["path"].encode()
+        path = raw.decode("latin-1")
+        self._target = with_query(path, scope)
+        self.facts: RequestFacts = read_request(scope["method"], path, None)
         self.decided: asyncio.Future[Admission | Answer | None] = (
             asyncio.get_running_loop().create_future()
         )
@@ -148,7 +159,8 @@ class _Visit:
         if self._is_asked or self.decided.done():
             raise FareboxError("a request is paid for once, before it is answered")
         self._is_asked = True
-        presented = self._carrier.paywall.read(self._scope["headers"])
+        scope = self._scope
+        presented = self._carrier.paywall.read(scope["headers"], scope["method"], self._target)
         answer: Admission | Answer
         if isinstance(presented, Answer):
             self._carrier.tally.answered(presented)

@@ -100,10 +100,14 @@ class AuditReader(Protocol):
 
 
 class Cover(msgspec.Struct, frozen=True):
-    """For one asset: what custody holds, and what customers, immature money and escrow are owed."""
+    """For one asset: what custody holds, and what customers, immature money and escrow are owed.
+
+    `exchanged` is what was given for other assets that we hold instead, less what was taken.
+    """
 
     custody: int
     owed: int
+    exchanged: int = 0
 
 
 class Verified(msgspec.Struct, frozen=True):
@@ -317,18 +321,22 @@ class _Audit:
         """What held; refuses at last when custody does not cover what is owed."""
         custody: Counter[str] = Counter()
         owed: Counter[str] = Counter()
+        exchanged: Counter[str] = Counter()
         for balance in self.books.accounts.values():
             net = balance.debits_posted - balance.credits_posted
             if balance.kind is Kind.CUSTODY:
                 custody[balance.asset] += net
             elif balance.kind in _OWED:
                 owed[balance.asset] -= net
-        assets = sorted(custody.keys() | owed.keys())
-        cover = {asset: Cover(custody[asset], owed[asset]) for asset in assets}
+            elif balance.kind is Kind.EXCHANGE:
+                exchanged[balance.asset] += net
+        assets = sorted(custody.keys() | owed.keys() | exchanged.keys())
+        cover = {one: Cover(custody[one], owed[one], exchanged[one]) for one in assets}
         for asset, side in cover.items():
-            if side.custody < side.owed and not may_lack_cover:
+            if side.custody + side.exchanged < side.owed and not may_lack_cover:
+                least = side.owed - side.exchanged
                 raise BrokenError(
-                    Invariant.COVER, f"custody of {asset}", f"at least {side.owed}", side.custody
+                    Invariant.COVER, f"custody of {asset}", f"at least {least}", side.custody
                 )
         checkpoint = checkpoint_of(
             self.books, self.seq, self.at, self.digest, self.event, dict(self.rows_made)

@@ -11,11 +11,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from farebox.clock import NS_PER_S, running_s
 from farebox.errors import StoreError
 from farebox.identity import CUSTOMER_PREFIX
 from farebox.ledger.model import Account, Kind
 from farebox.ledger.store import PAGE_MAX, Store
+from farebox.money import BTC
 from farebox.operating.vitals import Parts
 from farebox.payments.model import Operation
 from farebox.paywall.model import REQUEST, RequestState
@@ -23,8 +26,11 @@ from farebox.paywall.model import REQUEST, RequestState
 #: Whoever asks more often is told the same again.
 _AGE_MAX_S = 5
 _PAGES_MAX = 100
-#: Small, for the first one mostly reads customers for nothing.
+#: Small, for the first one mostly reads customers for nothing; those after it grow.
 _PAGE = 100
+#: One account for each channel: they are told as one place.
+_CHANNEL = "custody:channel:"
+_CHANNELS = "custody:channels"
 _BEHIND_CUSTOMERS = CUSTOMER_PREFIX[:-1] + chr(ord(CUSTOMER_PREFIX[-1]) + 1)
 _DEBIT_NORMAL = frozenset({Kind.CUSTODY, Kind.RECEIVABLE, Kind.EXPENSE})
 
@@ -35,6 +41,8 @@ class Census:
 
     #: What we hold, each place with its ceiling.
     custody: Sequence[Account]
+    #: Asset → what is owed to us: requests through channels that are not signed for.
+    receivable: Counter[str]
     #: (asset, "customers" or the kind of account) → what is owed.
     owed: Counter[tuple[str, str]]
     #: Asset → what requests hold of customers' money.
@@ -68,15 +76,19 @@ class CensusTaker:
         accounts = await _without_customers(store)
         owed: Counter[tuple[str, str]] = Counter()
         reserved: Counter[str] = Counter()
+        receivable: Counter[str] = Counter({BTC.code: 0})
         for one in accounts:
             owed[one.asset, "customers"] += one.held
             if one.kind not in _DEBIT_NORMAL:
                 owed[one.asset, one.kind.value] -= one.held
             if one.kind is Kind.REVENUE:
                 reserved[one.asset] += one.credits_pending
+            if one.kind is Kind.RECEIVABLE:
+                receivable[one.asset] += one.held
         unfinished = await self._parts.operations.unfinished()
         return Census(
-            custody=[one for one in accounts if one.kind is Kind.CUSTODY],
+            custody=_places([one for one in accounts if one.kind is Kind.CUSTODY]),
+            receivable=receivable,
             owed=owed,
             reserved=reserved,
             requests_open=await _requests_open(store),
@@ -93,22 +105,40 @@ class CensusTaker:
         return oldest
 
 
+def _places(custody: Sequence[Account]) -> list[Account]:
+    """Custody accounts, those of all channels of an asset as one without a ceiling."""
+    places = [one for one in custody if not one.id.startswith(_CHANNEL)]
+    for asset in sorted({one.asset for one in custody if one.id.startswith(_CHANNEL)}):
+        of = [one for one in custody if one.id.startswith(_CHANNEL) and one.asset == asset]
+        places.append(
+            msgspec.structs.replace(
+                of[0],
+                id=_CHANNELS,
+                ceiling=None,
+                debits_posted=sum(one.debits_posted for one in of),
+                credits_posted=sum(one.credits_posted for one in of),
+            )
+        )
+    return places
+
+
 async def _without_customers(store: Store) -> list[Account]:
     """Every account but customers'. Ids are in order, so that theirs are stepped over.
 
     Raises StoreError for a book in which even those are too many.
     """
     found: list[Account] = []
-    after = ""
+    after, size = "", _PAGE
     for _ in range(_PAGES_MAX):
-        page = await store.accounts(after, _PAGE)
+        page = await store.accounts(after, size)
         found += [one for one in page if not one.id.startswith(CUSTOMER_PREFIX)]
-        if len(page) < _PAGE:
+        if len(page) < size:
             return found
+        size = min(2 * size, PAGE_MAX)
         after = page[-1].id
         if after.startswith(CUSTOMER_PREFIX):
             after = _BEHIND_CUSTOMERS
-    raise StoreError(f"more than {_PAGES_MAX * _PAGE} accounts that are not customers'")
+    raise StoreError(f"more than {len(found)} accounts that are not customers'")
 
 
 async def _requests_open(store: Store) -> int:

@@ -257,6 +257,12 @@ def _money(census: Census) -> Iterator[Metric]:
         "place",
     )
     yield _gauge(
+        "farebox_receivable",
+        f"Requests through channels that were served and are not signed for yet. {unit}",
+        [((asset,), _told(amount)) for asset, amount in census.receivable.items()],
+        "asset",
+    )
+    yield _gauge(
         "farebox_liabilities",
         f"What is owed: to customers, and what was earned and not withdrawn. {unit}",
         [(key, _told(amount)) for key, amount in census.owed.items()],

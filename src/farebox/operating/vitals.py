@@ -23,10 +23,10 @@ from farebox.ledger.service import Ledger
 from farebox.money import BTC
 from farebox.operating.doors import Doors
 from farebox.operating.findings import Finding, Verdict, disk_space, fine, free_bytes
+from farebox.payments.exchange import REVENUE
 from farebox.payments.operations import Operations
 from farebox.payments.rail import DepositMethod
 from farebox.paywall.service import Paywall
-from farebox.paywall.settling import REVENUE
 from farebox.pricing.model import Currency
 from farebox.rails.cashu.mints import MintPlace, Mints
 from farebox.rails.web.breaker import BreakerState

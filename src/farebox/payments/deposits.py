@@ -1,16 +1,22 @@
 """Deposits: value that was seen to arrive, credited once whoever reports it how often.
 
     detected ──► confirmed ──► credited ──► reversed
+        ▲                                      │
+        └──── seen again, somewhere else ◄─────┘
 
 A deposit is unique by (source, external reference, index), so a webhook, a poller and a rescan may
-all report one. Every report is one commit; a report of what is known already changes nothing.
+all report one. Every report is one commit; a report of what is known already changes nothing. What
+vanished (its block was replaced) begins anew when it is seen somewhere else: `seen_in` says where,
+so that a report which was under way meanwhile counts for nothing.
 Most were asked for (`DepositRequest`): the report then also notes the deposit on the request, in
 the same commit, and says when it came late or was not what was asked for.
 
 | change              | postings                                                                   |
 |---------------------|----------------------------------------------------------------------------|
 | detected, confirmed | none: nothing is owed for what may still vanish                            |
-| credited            | Transfer custody → account (a journalled receive posts its hold instead)   |
+| credited            | Transfer custody → account (a journalled receive posts its hold instead);  |
+|                     | of another asset than the account's: `exchange.buying`; then what the      |
+|                     | account owes: account → receivable                                         |
 | reversed            | Transfer account → custody what is left, receivable → custody the rest     |
 
 | boundary               | what can fail            | recovery                                   |
@@ -23,6 +29,7 @@ the same commit, and says when it came late or was not what was asked for.
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 
 import msgspec
 import structlog
@@ -30,6 +37,7 @@ import structlog
 from farebox.errors import StoreBusy
 from farebox.ledger.model import (
     ABSENT,
+    Balancing,
     Code,
     Event,
     Kind,
@@ -42,16 +50,20 @@ from farebox.ledger.model import (
 )
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger, RowName, State
+from farebox.money import BTC
+from farebox.payments.exchange import Quoted, balance_of, buying, taking_back
 
 _log = structlog.get_logger("farebox.deposits")
 
 _REVERSE_TRIES_MAX = 16
 #: Deposits that one request remembers; an address may be paid again and again.
 _PER_REQUEST_MAX = 64
+#: Places that a deposit remembers to have vanished from.
+_GONE_MAX = 8
 
 
 class DepositState(enum.StrEnum):
-    """How far a deposit has come; it only moves forward."""
+    """How far a deposit has come. It moves forward, and begins anew where it was reversed."""
 
     DETECTED = "detected"
     CONFIRMED = "confirmed"
@@ -63,7 +75,11 @@ _ORDER = list(DepositState)
 
 
 class Deposit(msgspec.Struct, frozen=True, kw_only=True):
-    """Value that arrived. `amount` is in the asset's own unit, `amount_msat` what is credited."""
+    """Value that arrived. `amount` is in the unit that `currency` names.
+
+    `amount_msat` is what is credited, of an asset that is not converted (`quoted` None, and not
+    bitcoin) nothing: `amount` then is. `gone_from` is where it was seen and then was no more.
+    """
 
     source: str
     reference: str
@@ -76,11 +92,30 @@ class Deposit(msgspec.Struct, frozen=True, kw_only=True):
     amount: int
     state: DepositState = DepositState.DETECTED
     at: int = 0
+    quoted: Quoted | None = None
+    seen_in: str = ""
+    turn: int = 0
+    gone_from: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """What makes it unique."""
         return f"{self.source}:{self.reference}:{self.index}"
+
+    @property
+    def balance(self) -> str:
+        """The ledger account that it is credited to."""
+        return self.account if self.quoted else balance_of(self.account, self.asset)
+
+    @property
+    def arrived(self) -> int:
+        """What came, in the asset's own unit: `currency` may count bitcoin in another."""
+        return self.amount_msat if self.asset == BTC.code else self.amount
+
+    @property
+    def credit(self) -> int:
+        """What is credited there, in that account's asset."""
+        return self.amount_msat if self.quoted else self.arrived
 
 
 DEPOSIT = RecordType("deposit", Deposit, indexes=(("account",), ("state",)))
@@ -97,7 +132,9 @@ class DepositRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What somebody was asked to pay, and whose account it goes to. Its row's key is `key`.
 
     `opens_account`: nobody had that account when it was asked for; the claim secret opens it.
-    `amount_msat` None: the payer chooses. `deposits` are the keys of what has arrived.
+    `amount` is in the asset's unit; None: the payer chooses. `deposits` are the keys of what has
+    arrived, `credited` is their sum in the asset that was asked for, `credited_msat` in all that
+    became msat. `quoted` is the rate until it expires.
     """
 
     id: str
@@ -107,7 +144,7 @@ class DepositRequest(msgspec.Struct, frozen=True, kw_only=True):
     opens_account: bool
     custody: str
     asset: str
-    amount_msat: int | None
+    amount: int | None
     text: str
     uri: str
     claim_hash: str
@@ -115,7 +152,14 @@ class DepositRequest(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: int
     watch: Watch = Watch.OPEN
     deposits: tuple[str, ...] = ()
+    credited: int = 0
     credited_msat: int = 0
+    quoted: Quoted | None = None
+
+    @property
+    def is_credited(self) -> bool:
+        """Whether anything has been credited for it."""
+        return bool(self.credited or self.credited_msat)
 
     @property
     def key(self) -> str:
@@ -163,7 +207,9 @@ class Deposits:
     async def reverse(self, key: str) -> Deposit | None:
         """Undo a deposit that was taken back. What the account has spent becomes a receivable."""
         row = await self._ledger.store.get(DEPOSIT, key)
-        return None if row is None else await self._move(row.value, DepositState.REVERSED, "")
+        if row is None:
+            return None
+        return await self._move(row.value, DepositState.REVERSED, "")
 
     async def _move(self, seen: Deposit, to: DepositState, request_key: str) -> Deposit | None:
         """None: it cannot be credited now because the custody is full."""
@@ -171,32 +217,36 @@ class Deposits:
         if request_key:
             rows.append((DEPOSIT_REQUEST, request_key))
         for _ in range(_REVERSE_TRIES_MAX):
-            account = await self._ledger.store.account(seen.account)
+            # What is written says whose account it is: an earlier reading of the balances serves.
+            account = await self._ledger.store.account(seen.balance)
+            owing = await self._ledger.store.account(_owed_by(seen.balance))
             available = account.available if account is not None else 0
+            owed = owing.held if owing is not None else 0
 
-            def decide(state: State, now_ns: int, available: int = available) -> Unit | Deposit:
+            def decide(
+                state: State, now_ns: int, available: int = available, owed: int = owed
+            ) -> Unit | Deposit:
                 request = state.value(DEPOSIT_REQUEST, request_key) if request_key else None
                 known = state.value(DEPOSIT, seen.key)
-                if known is not None and _ORDER.index(known.state) >= _ORDER.index(to):
-                    return known
-                before = known or _addressed(seen, request)
-                moved = msgspec.structs.replace(before, state=to, at=seen.at or now_ns)
+                moved = _moved(known, seen, to, request, now_ns)
+                if isinstance(moved, _Known):
+                    return moved.deposit
                 was_credited = known is not None and known.state is DepositState.CREDITED
-                put = Put(DEPOSIT, seen.key, moved, state.version(DEPOSIT, seen.key))
                 unit = Unit(
-                    f"deposit:{seen.key}:{to}",
-                    steps=_postings(moved, available, was_credited=was_credited),
-                    puts=(put,),
+                    f"deposit:{seen.key}:{to}" + (f":{moved.turn}" if moved.turn else ""),
+                    steps=_postings(moved, available, owed, was_credited=was_credited),
+                    puts=(Put(DEPOSIT, seen.key, moved, state.version(DEPOSIT, seen.key)),),
                     events=(_event(moved),),
                 )
                 if request is None:
                     return unit
-                return _noted(unit, request, moved, state.version(DEPOSIT_REQUEST, request_key))
+                version = state.version(DEPOSIT_REQUEST, request_key)
+                return _noted(unit, request, moved, version, was_credited=was_credited)
 
             outcome = await self._ledger.transact(rows, decide)
             if isinstance(outcome, Deposit):
                 return outcome
-            if outcome == Refused(2, Code.EXCEEDS_CEILING):
+            if isinstance(outcome, Refused) and outcome.code is Code.EXCEEDS_CEILING:
                 return None
             if not isinstance(outcome, Refused):  # refused: the balance moved meanwhile
                 row = await self._ledger.store.get(DEPOSIT, seen.key)
@@ -205,64 +255,134 @@ class Deposits:
         raise StoreBusy(f"the account of deposit {seen.key} moves too fast; report it again")
 
 
-def _addressed(seen: Deposit, request: DepositRequest | None) -> Deposit:
-    """The account may have changed since it was looked up: the commit's own reading counts."""
-    return seen if request is None else msgspec.structs.replace(seen, account=request.account)
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A report that changes nothing: the deposit stands so."""
+
+    deposit: Deposit
 
 
-def _postings(deposit: Deposit, available: int, *, was_credited: bool) -> tuple[Step, ...]:
+def _moved(
+    known: Deposit | None,
+    seen: Deposit,
+    to: DepositState,
+    request: DepositRequest | None,
+    now_ns: int,
+) -> Deposit | _Known:
+    """The deposit after a report."""
+    at = seen.at or now_ns
+    if known is None:
+        if to is DepositState.REVERSED:
+            return _Known(seen)  # it was never noted, so there is nothing to undo
+        # The account may have changed since it was looked up: the commit's own reading counts.
+        account = seen.account if request is None else request.account
+        return msgspec.structs.replace(seen, account=account, state=to, at=at)
+    if known.state is DepositState.REVERSED:
+        is_elsewhere = seen.seen_in and seen.seen_in not in known.gone_from
+        if to is DepositState.REVERSED or not is_elsewhere:
+            return _Known(known)
+        anew = {"turn": known.turn + 1, "gone_from": known.gone_from, "account": known.account}
+        return msgspec.structs.replace(seen, state=to, at=at, **anew)
+    if to is DepositState.REVERSED:
+        if seen.seen_in != known.seen_in:
+            return _Known(known)  # it is somewhere else by now
+        gone_from = (*known.gone_from, known.seen_in)[-_GONE_MAX:]
+        return msgspec.structs.replace(known, state=to, at=at, gone_from=gone_from)
+    if _ORDER.index(known.state) >= _ORDER.index(to):
+        return _Known(known)
+    # Rate and worth are those of the moment of crediting.
+    rated = {"amount_msat": seen.amount_msat, "quoted": seen.quoted}
+    return msgspec.structs.replace(known, state=to, at=at, **rated)
+
+
+def _owed_by(balance: str) -> str:
+    return f"receivable:{balance}"
+
+
+def _postings(
+    deposit: Deposit, available: int, owed: int, *, was_credited: bool
+) -> tuple[Step, ...]:
+    balance, amount, quoted = deposit.balance, deposit.credit, deposit.quoted
+    of = BTC.code if quoted else deposit.asset
     if deposit.state is DepositState.CREDITED:
-        return (
+        opened = (
             Open(deposit.custody, deposit.asset, Kind.CUSTODY),
-            Open(deposit.account, deposit.asset, Kind.CUSTOMER),
-            Transfer(deposit.custody, deposit.account, deposit.amount_msat, "deposit"),
+            Open(balance, of, Kind.CUSTOMER),
         )
+        paid_back: tuple[Step, ...] = ()
+        if owed:
+            paid_back = (
+                Transfer(balance, _owed_by(balance), min(owed, amount), "debt", Balancing.CREDIT),
+            )
+        if quoted:
+            bought = buying(quoted, deposit.custody, deposit.amount, balance, "deposit")
+            return (*opened, *bought, *paid_back)
+        return (*opened, Transfer(deposit.custody, balance, amount, "deposit"), *paid_back)
     if deposit.state is not DepositState.REVERSED or not was_credited:
         return ()
-    left = min(max(0, available), deposit.amount_msat)
-    owed_by = f"receivable:{deposit.account}"
+    left = min(max(0, available), amount)
+    owed_by = _owed_by(balance)
+    opening = Open(owed_by, of, Kind.RECEIVABLE)
+    if quoted:
+        back = taking_back(quoted, deposit.custody, deposit.amount, balance, left, owed_by)
+        return (opening, *back)
     return (
-        Open(owed_by, deposit.asset, Kind.RECEIVABLE),
-        Transfer(deposit.account, deposit.custody, left, "reversal"),
-        Transfer(owed_by, deposit.custody, deposit.amount_msat - left, "reversal"),
+        opening,
+        Transfer(balance, deposit.custody, left, "reversal"),
+        Transfer(owed_by, deposit.custody, amount - left, "reversal"),
     )
 
 
-def _noted(unit: Unit, request: DepositRequest, deposit: Deposit, version: int) -> Unit:
+def _noted(
+    unit: Unit, request: DepositRequest, deposit: Deposit, version: int, *, was_credited: bool
+) -> Unit:
     """The unit with the request's part: the deposit on it, and what was unlike what was asked."""
     changed = request
     if deposit.key not in request.deposits and len(request.deposits) < _PER_REQUEST_MAX:
         changed = msgspec.structs.replace(changed, deposits=(*request.deposits, deposit.key))
     events = unit.events
     if deposit.state is DepositState.CREDITED:
-        total_msat = request.credited_msat + deposit.amount_msat
-        is_enough = request.amount_msat is None or total_msat >= request.amount_msat
-        watch = Watch.CLOSED if is_enough else request.watch
-        changed = msgspec.structs.replace(changed, credited_msat=total_msat, watch=watch)
-        facts = {"deposit": request.id, "asked_msat": request.amount_msat or 0}
-        facts["credited_msat"] = total_msat
+        changed = _counted(changed, deposit, 1)
+        facts = {"deposit": request.id, "asked": str(request.amount or 0)}
+        facts |= {"credited": str(changed.credited), "asset": request.asset}
         marks = marks_of(changed, deposit.at)
         events += tuple(Event(f"deposit.{mark}", deposit.account, facts) for mark in marks)
+    elif deposit.state is DepositState.REVERSED and was_credited:
+        changed = _counted(changed, deposit, -1)
     put = Put(DEPOSIT_REQUEST, request.key, changed, version)
     return msgspec.structs.replace(unit, puts=(*unit.puts, put), events=events)
+
+
+def _counted(request: DepositRequest, deposit: Deposit, sign: int) -> DepositRequest:
+    """The request with a deposit more, or less. Another asset than it asked for pays none of it."""
+    credited, msat = request.credited, 0
+    if deposit.asset == request.asset:
+        credited += sign * deposit.arrived
+    if deposit.balance == deposit.account:
+        msat = sign * deposit.amount_msat
+    is_enough = credited > 0 if request.amount is None else credited >= request.amount
+    return msgspec.structs.replace(
+        request,
+        credited=credited,
+        credited_msat=request.credited_msat + msat,
+        watch=Watch.CLOSED if is_enough else Watch.OPEN,
+    )
 
 
 def marks_of(request: DepositRequest, at: int) -> tuple[str, ...]:
     """How what arrived by `at` (UTC nanoseconds) is unlike what was asked for; () is as asked."""
     marks = ["late"] if at >= request.expires_at else []
-    asked_msat = request.amount_msat
-    if asked_msat is not None and request.credited_msat != asked_msat:
-        marks.append("short" if request.credited_msat < asked_msat else "over")
+    if request.amount is not None and request.credited != request.amount:
+        marks.append("short" if request.credited < request.amount else "over")
     return tuple(marks)
 
 
 def _event(deposit: Deposit) -> Event:
-    return Event(
-        f"deposit.{deposit.state}",
-        deposit.account,
-        {
-            "method": deposit.source,
-            "reference": deposit.reference,
-            "amount_msat": deposit.amount_msat,
-        },
-    )
+    facts: dict[str, str | int] = {
+        "method": deposit.source,
+        "reference": deposit.reference,
+        "amount_msat": deposit.amount_msat,
+    }
+    if deposit.asset != BTC.code:
+        facts |= {"asset": deposit.asset, "amount": str(deposit.amount)}
+    return Event(f"deposit.{deposit.state}", deposit.account, facts)

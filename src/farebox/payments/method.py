@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from farebox.ids import derived_id
-from farebox.ledger.model import Put
+from farebox.ledger.model import Put, Step
+from farebox.money import BTC
+from farebox.payments.exchange import Quoted
 from farebox.payments.model import Rejected, Unresolved
 
 
@@ -62,6 +64,8 @@ class PaymentPlan:
     `amount_msat` is what will be credited if it works (None: known only afterwards); `payload` is
     all that `receive_payment` needs, now or after a crash, and is sealed by the core. `custody`
     is the ledger account of the place that will hold the money. `puts` join the opening commit.
+    Of another `asset` than bitcoin `amount` is what will arrive, and the core says what it is
+    worth.
     """
 
     payload: bytes = field(repr=False)
@@ -69,11 +73,16 @@ class PaymentPlan:
     amount_msat: int | None = None
     fee_msat: int = 0
     puts: tuple[Put, ...] = ()
+    asset: str = BTC.code
+    amount: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PaymentResult:
-    """What arrived: in msat, and in the asset's own unit. `puts` join the crediting commit."""
+    """What arrived: in msat, and in the asset's own unit. `puts` join the crediting commit.
+
+    Of another asset than bitcoin only `amount` counts: it is credited at the rate of the plan.
+    """
 
     amount_msats: int
     currency: str
@@ -92,57 +101,72 @@ class Refusal:
     details: Mapping[str, object] = field(default_factory=dict)
 
 
+def no_rate(asset: str) -> Refusal:
+    """The refusal where a conversion has no rate: nothing is guessed."""
+    return Refusal("rate_unavailable", f"there is no rate for {asset} now; try again later")
+
+
 @dataclass(frozen=True, slots=True)
 class RefundRequest:
-    """Give back at most `amount_msat`, fees included, to `destination`.
+    """Give back at most `amount` of an asset, fees included, to `destination`.
 
-    `destination` is empty for the method's own kind of money (a new token), else an address;
-    `metadata` is what `get_refund_metadata` said of the account. `is_exact`: the receiver gets
-    `amount_msat` to the unit and the fees come on top. `fee_max_msat` is the most that may go in
-    fees; None leaves it to the operator's settings.
+    Amounts are in the asset's own unit (bitcoin: msat). `destination` is empty for the method's
+    own kind of money (a new token), else an address; `metadata` is what `get_refund_metadata` said
+    of the account. `is_exact`: the receiver gets `amount` to the unit and the fees come on top.
+    `fee_max` is the most that may go in fees; None leaves it to the operator's settings. `quoted`
+    is the rate that the core converts at, if any.
     """
 
     operation_id: str
-    amount_msat: int
+    amount: int
     destination: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     is_exact: bool = False
-    fee_max_msat: int | None = None
+    fee_max: int | None = None
+    asset: str = BTC.code
+    quoted: Quoted | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RefundQuote:
-    """What a payment out would come to: `amount_msat` arrives, at most `fee_max_msat` on top.
+    """What a payment out would come to: `amount` arrives, at most `fee_max` on top.
 
-    `fee_estimate_msat` is what the network would take now; None where nobody can say.
+    In the request's asset. `fee_estimate` is what the network would take now; None where nobody
+    can say.
     """
 
-    amount_msat: int
-    fee_max_msat: int
-    fee_estimate_msat: int | None = None
+    amount: int
+    fee_max: int
+    fee_estimate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RefundPlan:
-    """What must be stored before money leaves; `amount_msat` is the most that will be taken."""
+    """What must be stored before money leaves; `amount` is the most that will be taken.
+
+    In the request's asset, of which `custody` holds what leaves.
+    """
 
     payload: bytes = field(repr=False)
     custody: str
-    amount_msat: int
+    amount: int
     puts: tuple[Put, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RefundResult:
-    """What left: `amount_msat` is taken from the account, fees included.
+    """What left: `amount` is taken, in the request's asset, fees included.
 
     `reply` is what the caller is told, the same for ever (it may hold a token: sealed at rest).
+    `puts` and `steps` join the closing commit, after its own: a fee that stays with us goes from
+    custody to revenue, what the network took of another asset from there to an expense.
     """
 
-    amount_msat: int
+    amount: int
     transaction_id: str
     reply: Mapping[str, str] = field(repr=False)
     puts: tuple[Put, ...] = field(default=(), repr=False)
+    steps: tuple[Step, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)

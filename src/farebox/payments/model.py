@@ -25,13 +25,17 @@ class OperationState(enum.StrEnum):
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One effect outside. `plan` is sealed by whoever made it when it holds secrets."""
+    """One effect outside. `plan` is sealed by whoever made it when it holds secrets.
+
+    `far_hold` is the other leg of one that converts: it is posted and voided with `hold`.
+    """
 
     id: str
     kind: str
     account: str
     hold: str
     plan: bytes
+    far_hold: str = ""
     state: OperationState = OperationState.OPEN
     created_at: int = 0
     next_check_at: int = 0
@@ -40,7 +44,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     unanswered_at: int = 0  # when the answer to an attempt was last lost
     lease_owner: str = ""  # the process that carries it out, while that runs
     parent: str = ""
-    amount: int = 0  # what really moved, once succeeded
+    asset: str = "BTC"
+    amount: int = 0  # what really moved of it, once succeeded
     result: bytes = b""
     error: str = ""
     may_try_again: bool = False  # once rejected
@@ -68,11 +73,15 @@ NO_CHANGES = Changes()
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """It happened. `amount` of the hold is posted; `changes` join the closing commit."""
+    """It happened. `amount` of the hold is posted; `changes` join the closing commit.
+
+    `far_amount` is what is posted of the other leg; None: all.
+    """
 
     amount: int
     result: bytes = b""
     changes: Changes = NO_CHANGES
+    far_amount: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ with the next wait. It lasts while its process runs (`ledger.processes`): nothin
 | it is killed                       | another takes the lease and asks before it repeats          |
 | it is paused, ended, and goes on   | its close is Stale: it writes nothing, and hears what is so |
 | its call leaves after it was ended | a call whose answer was lost: vague refusals count later    |
+| its close is in doubt: a no that   | it takes the lease anew first, which expects the version;   |
+| may be stored or not               | nothing is repeated while a no of its own may yet be stored |
 | a clock jumps, forwards or back    | what waits for a late call is measured by what has passed   |
 | it succeeds, the other rejected it | `operation.contradicted`: a person must look                |
 """
@@ -56,6 +58,7 @@ from farebox.ledger.model import (
 from farebox.ledger.processes import Processes
 from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger
+from farebox.money import BTC
 from farebox.payments.model import (
     NO_CHANGES,
     OPERATION,
@@ -147,11 +150,12 @@ class Operations:
         lock.users += 1
         try:
             async with lock:
-                row = await self._leased(operation_id)
+                # Somebody who waited for the same operation may have been quicker than its opener.
+                is_first = fresh and not lock.begun
+                row = await self._leased(operation_id, is_first=is_first)
                 if isinstance(row, Operation):
                     return row
-                # Somebody who waited for the same operation may have been quicker than its opener.
-                asked_before = not fresh or lock.begun or row.value.unanswered_at > 0
+                asked_before = not is_first or row.value.unanswered_at > 0
                 lock.begun = True  # for the next one, should this attempt be cancelled half-way
                 verdict = await self._attempt(row.value, asked_before=asked_before)
                 if asked_before and isinstance(verdict, Rejected) and verdict.vague:
@@ -239,8 +243,13 @@ class Operations:
             found.extend(row.value for _, row in rows)
         return found
 
-    async def _leased(self, operation_id: str) -> Row[Operation] | Operation:
-        """The row with our name in its lease, or how the operation stands where that cannot be."""
+    async def _leased(self, operation_id: str, *, is_first: bool) -> Row[Operation] | Operation:
+        """The row with our name in its lease, or how the operation stands where that cannot be.
+
+        The lease is taken again before every attempt but the first: a close of ours whose commit
+        is in doubt has then happened, and is found, or it never will.
+        """
+        is_taken = False
         for _ in range(_LEASE_TRIES_MAX):
             row = await self._ledger.store.get(OPERATION, operation_id)
             if row is None:
@@ -248,7 +257,7 @@ class Operations:
             operation, name = row.value, self._processes.name
             if operation.state not in (OperationState.OPEN, OperationState.QUEUED):
                 return operation
-            if operation.lease_owner == name:
+            if operation.lease_owner == name and (is_first or is_taken):
                 return row
             if operation.lease_owner in await self._processes.others():
                 return operation
@@ -259,7 +268,8 @@ class Operations:
             put = Put(OPERATION, operation_id, taken, row.version)
             # The name is in the id: else of two who take it at once the second is "replayed".
             unit = Unit(f"{operation_id}:lease:{row.version}:{name}", puts=(put,))
-            await self._ledger.store.commit(unit)  # read again: it says whose it is
+            is_taken = isinstance(await self._ledger.store.commit(unit), Applied)
+            # Read again: the row says whose it is.
         return operation
 
     async def _attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:
@@ -290,7 +300,8 @@ class Operations:
                     lease_owner="",
                     plan=b"",
                 )
-                steps: tuple[Step, ...] = (Void(operation.hold),) if operation.hold else ()
+                holds = filter(None, (operation.hold, operation.far_hold))
+                steps: tuple[Step, ...] = tuple(Void(hold) for hold in holds)
                 event = _event("operation.rejected", closed)
                 return await self._store(row, closed, verdict.changes, steps, event)
             case Unresolved():
@@ -327,6 +338,8 @@ class Operations:
             error="",
         )
         steps: tuple[Step, ...] = (Post(operation.hold, verdict.amount),) if operation.hold else ()
+        if operation.far_hold:
+            steps = (*steps, Post(operation.far_hold, verdict.far_amount))
         event = _event("operation.succeeded", closed)
         if also != NO_CHANGES:
             both = Changes(
@@ -443,5 +456,7 @@ def closing_unit(operation_id: str) -> str:
 def _event(name: str, operation: Operation) -> Event:
     data = {"operation": operation.id, "kind": operation.kind, "state": operation.state.value}
     if operation.state is OperationState.SUCCEEDED:
-        return Event(name, operation.account, data | {"amount_msat": operation.amount})
+        if operation.asset == BTC.code:
+            return Event(name, operation.account, data | {"amount_msat": operation.amount})
+        data |= {"asset": operation.asset, "amount": str(operation.amount)}
     return Event(name, operation.account, data)

@@ -12,6 +12,7 @@ import abc
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
+from farebox.money import BTC, Asset
 from farebox.payments.deposits import DepositState
 from farebox.payments.method import (
     AbstractPaymentMethod,
@@ -35,33 +36,39 @@ class Payable:
     """What a payer is shown: `text` to copy, `uri` for a link or QR code.
 
     `reference` is what sightings will name it by (a payment hash, an address); no two deposits of
-    a method share one. `expires_at` is UTC nanoseconds.
+    a method share one. `amount` is in the asset's own unit, `expires_at` in UTC nanoseconds.
     """
 
     reference: str
     text: str
     uri: str
     custody: str
-    amount_msat: int | None
+    amount: int | None
     expires_at: int
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """Value seen at a reference. `amount` is in the asset's unit, `amount_msat` its worth.
+    """Value seen at a reference. `amount` is in the asset's own unit (bitcoin: msat).
 
     `external` and `index` name it on the network, the same however often it is seen; an address
-    may be paid several times. A CONFIRMED one is credited. `at` is when it happened there, UTC
-    nanoseconds; 0 where the network does not tell.
+    may be paid several times. A CONFIRMED one is credited, a REVERSED one taken back. `at` is when
+    it happened there, UTC nanoseconds; 0 where the network does not tell.
+
+    `asset` and `custody` are those of what arrived, which need not be what was asked for; no
+    custody is the request's. `seen_in` is where it was seen, where that may vanish: a block's
+    hash. Once taken back from there it counts only when it is seen in another.
     """
 
     reference: str
     external: str
     amount: int
-    amount_msat: int
     state: DepositState
     index: int = 0
     at: int = 0
+    asset: str = BTC.code
+    custody: str = ""
+    seen_in: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,30 +81,47 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The least and most of one payment, in msat."""
+    """The least and most of one payment, in the asset's own unit (bitcoin: msat)."""
 
-    least_msat: int
-    most_msat: int
+    least: int
+    most: int
 
-    def why_not(self, amount_msat: int, what: str) -> Refusal | None:
+    def why_not(self, amount: int, what: str, unit: str = "msat") -> Refusal | None:
         """The refusal of an amount outside, naming what would be allowed."""
-        if self.least_msat <= amount_msat <= self.most_msat:
+        if self.least <= amount <= self.most:
             return None
-        bounds = {"least_msat": self.least_msat, "most_msat": self.most_msat}
-        message = f"a {what} is from {self.least_msat} to {self.most_msat} msat here"
+        bounds = {"least": str(self.least), "most": str(self.most)}
+        message = f"a {what} is from {self.least} to {self.most} {unit} here"
         return Refusal("amount_out_of_bounds", message, bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class AssetTerms:
+    """What a method does with an asset; None: nothing in that direction."""
+
+    asset: Asset
+    deposits: Limits | None
+    payouts: Limits | None
+
+    @property
+    def unit(self) -> str:
+        """What its amounts are counted in, for people."""
+        is_btc = self.asset.code == BTC.code
+        return "msat" if is_btc else f"10^-{self.asset.scale} {self.asset.code}"
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What a method says of itself: limits, fees in words, and how long it usually takes."""
 
-    assets: tuple[str, ...]
-    deposits: Limits | None
-    payouts: Limits | None
+    assets: tuple[AssetTerms, ...]
     fees: str
     expected_s: int
     destinations: tuple[str, ...] = field(default=())
+
+    def of(self, asset: str) -> AssetTerms | None:
+        """The terms of one asset, by its code."""
+        return next((one for one in self.assets if one.asset.code == asset), None)
 
 
 class DepositMethod(AbstractPaymentMethod):
@@ -109,7 +133,7 @@ class DepositMethod(AbstractPaymentMethod):
     @property
     @abc.abstractmethod
     def place(self) -> str:
-        """The custody account of what arrives; the watch's cursor is kept under this name."""
+        """Where value is held; the watch's cursor is kept under this name."""
 
     @abc.abstractmethod
     async def ask(self, order: DepositOrder) -> Payable | Refusal:
@@ -127,8 +151,8 @@ class DepositMethod(AbstractPaymentMethod):
         """
 
     @abc.abstractmethod
-    def fee_max_msat(self, amount_msat: int) -> int:
-        """The most that paying out an amount may cost."""
+    def fee_max(self, amount: int, asset: str) -> int:
+        """The most that paying out an amount may cost, in the asset's own unit."""
 
     @abc.abstractmethod
     async def probe(self) -> None:

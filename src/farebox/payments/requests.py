@@ -27,6 +27,7 @@ from farebox.clock import NS_PER_S
 from farebox.ids import new_id, new_secret, secret_hash
 from farebox.ledger.model import ABSENT, Applied, Event, Kind, Open, Put, Unit
 from farebox.ledger.service import Ledger, State
+from farebox.money import BTC
 from farebox.payments.deposits import (
     DEPOSIT,
     DEPOSIT_REQUEST,
@@ -38,7 +39,8 @@ from farebox.payments.deposits import (
     marks_of,
     request_key,
 )
-from farebox.payments.method import Refusal
+from farebox.payments.exchange import ONLY_BITCOIN, Exchange, Quoted, bought
+from farebox.payments.method import Refusal, no_rate
 from farebox.payments.rail import DepositMethod, DepositOrder, Sighting
 from farebox.payments.registry import PaymentMethods
 
@@ -79,10 +81,17 @@ class Claimed:
 class DepositRequests:
     """Asks to be paid, credits what arrives, hands it to who may have it."""
 
-    def __init__(self, ledger: Ledger, deposits: Deposits, methods: PaymentMethods) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        deposits: Deposits,
+        methods: PaymentMethods,
+        exchange: Exchange = ONLY_BITCOIN,
+    ) -> None:
         self._ledger = ledger
         self._deposits = deposits
         self._methods = methods
+        self._exchange = exchange
         #: When each open request was last asked about, by method.
         self._asked_at_ns: dict[str, dict[str, int]] = {}
 
@@ -99,15 +108,20 @@ class DepositRequests:
             known = ", ".join(self.rails()) or "none here"
             return Refusal("method_unknown", f"deposits are possible by: {known}")
         terms = rail.terms()
-        if asset not in terms.assets or terms.deposits is None:
-            return Refusal("asset_unknown", f"{method} takes {', '.join(terms.assets)}")
-        if amount is not None and (no := terms.deposits.why_not(amount, "deposit")):
+        of = terms.of(asset)
+        if of is None or of.deposits is None:
+            taken = [one.asset.code for one in terms.assets if one.deposits is not None]
+            return Refusal("asset_unknown", f"{method} takes {', '.join(taken) or 'nothing now'}")
+        if amount is not None and (no := of.deposits.why_not(amount, "deposit", of.unit)):
             return no
+        quoted = self._exchange.quote(asset) if self._exchange.converts(asset) else None
+        if quoted is None and self._exchange.converts(asset):
+            return no_rate(asset)
         order = DepositOrder(new_id("dep"), amount, asset)
         payable = await rail.ask(order)
         if isinstance(payable, Refusal):
             return payable
-        if no := await self._no_room(payable.custody, payable.amount_msat or 0):
+        if no := await self._no_room(payable.custody, payable.amount or 0):
             return no
         secret = new_secret(CLAIM_PREFIX)
         request = DepositRequest(
@@ -118,14 +132,16 @@ class DepositRequests:
             opens_account=opens_account,
             custody=payable.custody,
             asset=asset,
-            amount_msat=payable.amount_msat,
+            amount=payable.amount,
             text=payable.text,
             uri=payable.uri,
             claim_hash=secret_hash(secret),
             created_at=self._ledger.clock.now_ns(),
             expires_at=payable.expires_at,
+            quoted=quoted,
         )
-        facts = {"deposit": request.id, "method": method, "asked_msat": request.amount_msat or 0}
+        facts = {"deposit": request.id, "method": method}
+        facts |= {"asset": asset, "asked": str(request.amount or 0)}
         unit = Unit(
             f"{request.id}:ask",
             steps=(Open(request.custody, asset, Kind.CUSTODY),),
@@ -170,21 +186,37 @@ class DepositRequests:
         request = await self.by_reference(method, sighting.reference)
         if request is None:
             return None
-        is_sure = sighting.state is DepositState.CONFIRMED
+        asset = sighting.asset
+        quoted = self._rate(request, sighting) if self._exchange.converts(asset) else None
+        amount_msat = sighting.amount if asset == BTC.code else 0
+        if quoted is not None:
+            amount_msat = bought(quoted, sighting.amount).account
+        is_rated = quoted is not None or not self._exchange.converts(asset)
+        is_sure = sighting.state is DepositState.CONFIRMED and is_rated
         deposit = Deposit(
             source=method,
             reference=sighting.external,
             index=sighting.index,
             account=request.account,
-            custody=request.custody,
-            asset=request.asset,
-            amount_msat=sighting.amount_msat,
-            currency=request.asset,
+            custody=sighting.custody or request.custody,
+            asset=asset,
+            amount_msat=amount_msat,
+            currency=asset,
             amount=sighting.amount,
             state=DepositState.CREDITED if is_sure else sighting.state,
             at=sighting.at,
+            quoted=quoted,
+            seen_in=sighting.seen_in,
         )
         return await self._deposits.report(deposit, request=request.key)
+
+    def _rate(self, request: DepositRequest, sighting: Sighting) -> Quoted | None:
+        """The rate that was promised, for what arrives in its time; else the rate now."""
+        at = sighting.at or self._ledger.clock.now_ns()
+        promised = request.quoted
+        if promised is not None and promised.asset == sighting.asset and at < request.expires_at:
+            return promised
+        return self._exchange.quote(sighting.asset)
 
     async def look(self, request: DepositRequest) -> DepositRequest:
         """Ask the rail about one request now. Raises RailUnavailable, RailRejected."""
@@ -273,11 +305,11 @@ class DepositRequests:
             if not request.opens_account:
                 return _NOT_YOURS
             request = await self._redirect(request, account)
-        if not request.credited_msat:
+        if not request.is_credited:
             request = await self.look(request)
         if account and account != request.account:
             return _IN_AN_ACCOUNT
-        if not request.credited_msat:
+        if not request.is_credited:
             return Refusal("deposit_unpaid", "nothing has arrived for this deposit yet")
         return Claimed(request.account, request.credited_msat, request.opens_account)
 

@@ -7,12 +7,15 @@ Postings (amounts in msat):
 | receive        | Hold custody → account, what we expect | Post what arrived, or Void             |
 | receive, amount unknown | -                             | Transfer custody → account what came   |
 | refund, payout | Hold account → custody, the most       | Post what left, fees included, or Void |
+
+What comes or leaves in an asset that is converted goes through the exchange accounts instead, at
+a rate that the operation keeps: see `exchange.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -20,7 +23,6 @@ from farebox.ids import derived_id
 from farebox.ledger.model import (
     Applied,
     Code,
-    Event,
     Hold,
     Kind,
     Mismatch,
@@ -30,32 +32,41 @@ from farebox.ledger.model import (
     Stale,
     Step,
     Taken,
-    Transfer,
     hold_id,
 )
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
-from farebox.payments.deposits import DEPOSIT, Deposit, credited
+from farebox.payments.carrying import ReceivePlan, Receiving, Sending, SendPlan
+from farebox.payments.exchange import (
+    ONLY_BITCOIN,
+    Exchange,
+    Quoted,
+    affordable,
+    balance_of,
+    bought,
+    buying,
+    exchange_account,
+    legs,
+    sold,
+)
 from farebox.payments.method import (
     AbstractPaymentMethod,
     PaymentCredentials,
     PaymentPlan,
+    RefundPlan,
     RefundRequest,
-    RefundResult,
     Refusal,
     Reserve,
+    no_rate,
 )
 from farebox.payments.model import (
     NO_CHANGES,
     Changes,
     Operation,
     OperationState,
-    Rejected,
-    Succeeded,
-    Unresolved,
-    Verdict,
 )
 from farebox.payments.operations import Operations, closing_unit
+from farebox.payments.rail import DepositMethod
 from farebox.payments.registry import PaymentMethods
 from farebox.signer import Signer
 
@@ -69,11 +80,10 @@ _RECEIVE_ATTEMPTS_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """The money is on the account. `fresh` is False when it had arrived before."""
+    """The money is on the account, since now or since long ago."""
 
     operation_id: str
     amount_msat: int
-    fresh: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +95,12 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Refunded:
-    """It left; `reply` is what the method tells the receiver."""
+    """It left; `reply` is what the method tells the receiver. `amount` of `asset` was taken."""
 
     operation_id: str
-    amount_msat: int
+    amount: int
     reply: dict[str, str] = field(repr=False)
+    asset: str = BTC.code
 
 
 def receive_id(credentials: PaymentCredentials, attempt: int = 0) -> str:
@@ -105,30 +116,25 @@ def receive_id(credentials: PaymentCredentials, attempt: int = 0) -> str:
 Joining = Callable[[str], Changes]
 
 
-class _ReceivePlan(msgspec.Struct, frozen=True):
-    method: str
-    custody: str
-    payload: bytes
-
-
-class _RefundPlan(msgspec.Struct, frozen=True):
-    method: str
-    payload: bytes
-
-
 class Payments:
     """Receives and refunds through the registered methods, journalled."""
 
     def __init__(
-        self, ledger: Ledger, operations: Operations, methods: PaymentMethods, signer: Signer
+        self,
+        ledger: Ledger,
+        operations: Operations,
+        methods: PaymentMethods,
+        signer: Signer,
+        exchange: Exchange = ONLY_BITCOIN,
     ) -> None:
         self._ledger = ledger
         self._operations = operations
         self._signer = signer
         self.methods = methods
-        operations.register("receive", _Receive(ledger, methods, signer))
+        self.exchange = exchange
+        operations.register("receive", Receiving(ledger, methods, signer))
         for kind in (REFUND, PAYOUT):
-            operations.register(kind, _Refund(methods, signer))
+            operations.register(kind, Sending(methods, signer))
 
     async def receive(
         self,
@@ -148,7 +154,7 @@ class Payments:
         operation_id, known = await self._last_attempt(credentials)
         if known is not None:
             done = await self._operations.advance(operation_id)
-            return _received(done, account, fresh=False)
+            return _received(done, account)
         method = self.methods[credentials.payment_type]
         plan = await method.plan_payment(credentials, reserve)
         if isinstance(plan, Refusal):
@@ -157,21 +163,28 @@ class Payments:
             if known is None:
                 return plan
             done = await self._operations.advance(operation_id)
-            return _received(done, account, fresh=False)
-        if plan.amount_msat is not None and plan.amount_msat < minimum_msat:
+            return _received(done, account)
+        quoted = None
+        if self.exchange.converts(plan.asset):
+            quoted = self.exchange.quote(plan.asset)
+            if quoted is None:
+                return no_rate(plan.asset)
+        worth_msat = bought(quoted, plan.amount).account if quoted else plan.amount_msat
+        if worth_msat is not None and worth_msat < minimum_msat:
             return Refusal(
                 "insufficient_payment",
-                f"the payment is worth {plan.amount_msat} msat after {plan.fee_msat} msat of "
+                f"the payment is worth {worth_msat} msat after {plan.fee_msat} msat of "
                 f"fees; {minimum_msat} msat are needed",
-                {"received_msat": plan.amount_msat, "fee_msat": plan.fee_msat},
+                {"received_msat": worth_msat, "fee_msat": plan.fee_msat},
             )
-        opened = await self._open_receive(operation_id, method, plan, account)
+        opened = await self._open_receive(operation_id, method, plan, account, quoted)
         if isinstance(opened, Refusal):
             return opened
-        # Every crediting commit has exactly one step before `also`: a Post, or a Transfer.
-        joined = also(hold_id(closing_unit(operation_id), 1))
+        # A crediting commit has one step before `also`, a Post or a Transfer, or a conversion's.
+        before = len(buying(quoted, plan.custody, 0, account, "")) if quoted else 1
+        joined = also(hold_id(closing_unit(operation_id), before))
         done = await self._operations.advance(operation_id, fresh=opened, also=joined)
-        return _received(done, account, fresh=opened)
+        return _received(done, account)
 
     async def _last_attempt(self, credentials: PaymentCredentials) -> tuple[str, Operation | None]:
         """The operation that counts for a credential: its last, or the next that may be opened."""
@@ -181,6 +194,32 @@ class Payments:
             if known is None or not known.may_try_again:
                 break
         return operation_id, known
+
+    def ordered(self, request: RefundRequest, *, in_msat: bool = True) -> RefundRequest | Refusal:
+        """The request with the rate that it is converted at, where its asset is converted.
+
+        `in_msat`: its amount and most fee are the account's, and are turned into that asset.
+        """
+        if not self.exchange.converts(request.asset):
+            return request
+        quoted = self.exchange.quote(request.asset)
+        if quoted is None:
+            return no_rate(request.asset)
+        if not in_msat:
+            return replace(request, quoted=quoted)
+        fee_max = None if request.fee_max is None else affordable(quoted, request.fee_max)
+        return replace(
+            request, amount=affordable(quoted, request.amount), fee_max=fee_max, quoted=quoted
+        )
+
+    def asset_out(self, method: str, wanted: str = "") -> str:
+        """What a method pays out in: `wanted` where it does, else bitcoin or what it has first."""
+        rail = self.methods[method]
+        if not isinstance(rail, DepositMethod):
+            return BTC.code
+        codes = [one.asset.code for one in rail.terms().assets if one.payouts is not None]
+        first = [code for code in (wanted.upper(), BTC.code) if code in codes]
+        return (*first, *codes, BTC.code)[0]
 
     async def refund(
         self,
@@ -193,19 +232,35 @@ class Payments:
         metadata: dict[str, str] | None = None,
     ) -> Refunded | Pending | Refusal:
         """Give back up to `amount_msat` from an account, at most once for one `operation_id`."""
-        request = RefundRequest(operation_id, amount_msat, destination, metadata or {})
+        request = RefundRequest(
+            operation_id,
+            amount_msat,
+            destination,
+            metadata or {},
+            asset=self.asset_out(method, (metadata or {}).get("refund_currency", "")),
+        )
         return await self.send(account, request, method=method)
 
     async def send(
-        self, account: str, request: RefundRequest, *, method: str, kind: str = REFUND
+        self,
+        account: str,
+        request: RefundRequest,
+        *,
+        method: str,
+        kind: str = REFUND,
+        in_msat: bool = True,
     ) -> Refunded | Pending | Refusal:
         """Let money leave an account, at most once for the request's `operation_id`.
 
-        `kind` is REFUND or PAYOUT: the same journal, another name for what it was for.
+        `kind` is REFUND or PAYOUT: the same journal, another name for what it was for. `in_msat` as
+        for `ordered`.
         """
         is_fresh = False
         if await self._operations.get(request.operation_id) is None:
-            opened = await self._open_refund(account, self.methods[method], request, kind)
+            ordered = self.ordered(request, in_msat=in_msat)
+            if isinstance(ordered, Refusal):
+                return ordered
+            opened = await self._open_refund(account, self.methods[method], ordered, kind)
             if isinstance(opened, Refusal):
                 return opened
             is_fresh = opened
@@ -217,18 +272,24 @@ class Payments:
     # ── opening ──────────────────────────────────────────────────────────────────────────────────
 
     async def _open_receive(
-        self, operation_id: str, method: AbstractPaymentMethod, plan: PaymentPlan, account: str
+        self,
+        operation_id: str,
+        method: AbstractPaymentMethod,
+        plan: PaymentPlan,
+        account: str,
+        quoted: Quoted | None,
     ) -> bool | Refusal:
         """True: opened here. False: somebody else opened it a moment ago."""
+        of = BTC.code if quoted else plan.asset
         steps: tuple[Step, ...] = (
-            Open(plan.custody, BTC.code, Kind.CUSTODY),
-            Open(account, BTC.code, Kind.CUSTOMER),
+            Open(plan.custody, plan.asset, Kind.CUSTODY),
+            Open(balance_of(account, of), of, Kind.CUSTOMER),
         )
         hold = ""
-        if plan.amount_msat is not None:
+        if plan.amount_msat is not None and plan.asset == BTC.code:
             hold = hold_id(operation_id, len(steps))
             steps += (Hold(plan.custody, account, plan.amount_msat, "receive"),)
-        stored = _ReceivePlan(method.payment_type, plan.custody, plan.payload)
+        stored = ReceivePlan(method.payment_type, plan.custody, plan.payload, plan.asset, quoted)
         operation = Operation(
             id=operation_id,
             kind="receive",
@@ -246,16 +307,19 @@ class Payments:
             if isinstance(plan, Refusal):
                 is_ours = plan.code != "insufficient_funds" or await self._covers(account, request)
                 return plan if is_ours else _NOT_COVERED
-            stored = _RefundPlan(method.payment_type, plan.payload)
+            stored = SendPlan(method.payment_type, plan.payload, request.quoted)
+            holds = _holds(account, request, plan, kind)
+            at = [number for number, step in enumerate(holds) if isinstance(step, Hold)]
             operation = Operation(
                 id=request.operation_id,
                 kind=kind,
                 account=account,
-                hold=hold_id(request.operation_id, 0),
+                hold=hold_id(request.operation_id, at[0]),
+                far_hold=hold_id(request.operation_id, at[1]) if at[1:] else "",
+                asset=BTC.code if request.quoted else request.asset,
                 plan=self._signer.seal(msgspec.json.encode(stored), request.operation_id),
             )
-            steps = (Hold(account, plan.custody, plan.amount_msat, kind),)
-            outcome = await self._operations.open(operation, Changes(steps, plan.puts))
+            outcome = await self._operations.open(operation, Changes(holds, plan.puts))
             if isinstance(outcome, Refused) and outcome.code is Code.EXCEEDS_DEBITS:
                 return _NOT_HELD
             if not isinstance(outcome, Stale | Taken) or outcome.kind == "operation":
@@ -265,8 +329,13 @@ class Payments:
     async def _covers(self, account: str, request: RefundRequest) -> bool:
         """Whether the account has it. If not, that no mint has it is not what is to be told: the
         one is final for the caller, the other sounds as if it could pass."""
-        held = await self._ledger.store.account(account)
-        return held is not None and held.available >= request.amount_msat
+        needed = request.amount
+        if request.quoted is not None:
+            needed = sold(request.quoted, request.amount).account
+            held = await self._ledger.store.account(account)
+        else:
+            held = await self._ledger.store.account(balance_of(account, request.asset))
+        return held is not None and held.available >= needed
 
     def refunded(self, done: Operation) -> Refunded | Pending | Refusal:
         """What a `refund` operation has come to, as its receiver is told it, however often."""
@@ -275,7 +344,7 @@ class Payments:
                 reply = msgspec.json.decode(
                     self._signer.unseal(done.result, done.id), type=dict[str, str]
                 )
-                return Refunded(done.id, done.amount, reply)
+                return Refunded(done.id, done.amount, reply, done.asset)
             case OperationState.REJECTED | OperationState.CANCELLED:
                 return _refusal(done)
             case _:
@@ -288,66 +357,17 @@ _NOT_HELD = Refusal(
 )
 
 
-class _Receive:
-    """Carries out `receive` operations."""
-
-    def __init__(self, ledger: Ledger, methods: PaymentMethods, signer: Signer) -> None:
-        self._ledger = ledger
-        self._methods = methods
-        self._signer = signer
-
-    async def attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:
-        signer = self._signer
-        plan = msgspec.json.decode(signer.unseal(operation.plan, operation.id), type=_ReceivePlan)
-        method = self._methods[plan.method]
-        result = await method.receive_payment(plan.payload, asked_before=asked_before)
-        if isinstance(result, Rejected | Unresolved):
-            return result
-        deposit = Deposit(
-            source=result.payment_method,
-            reference=result.transaction_id,
-            account=operation.account,
-            custody=plan.custody,
-            asset=BTC.code,
-            amount_msat=result.amount_msats,
-            currency=result.currency,
-            amount=result.amount,
-            at=self._ledger.clock.now_ns(),
-        )
-        if await self._ledger.store.get(DEPOSIT, deposit.key) is not None:
-            return Rejected("already_credited", "this payment was credited before")
-        steps: tuple[Step, ...] = ()
-        if not operation.hold:
-            steps = (Transfer(plan.custody, operation.account, result.amount_msats, "receive"),)
-        put, event = credited(deposit)
-        changes = Changes(steps, (put, *result.puts), (event,))
-        return Succeeded(result.amount_msats, changes=changes)
-
-
-class _Refund:
-    """Carries out `refund` operations."""
-
-    def __init__(self, methods: PaymentMethods, signer: Signer) -> None:
-        self._methods = methods
-        self._signer = signer
-
-    async def attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:
-        signer = self._signer
-        plan = msgspec.json.decode(signer.unseal(operation.plan, operation.id), type=_RefundPlan)
-        method = self._methods[plan.method]
-        result: RefundResult | Rejected | Unresolved = await method.refund_payment(
-            plan.payload, asked_before=asked_before
-        )
-        if isinstance(result, Rejected | Unresolved):
-            return result
-        data = {"method": plan.method, "reference": result.transaction_id}
-        event = Event(
-            f"{operation.kind}.completed",
-            operation.account,
-            data | {"amount_msat": result.amount_msat},
-        )
-        sealed = signer.seal(msgspec.json.encode(result.reply), operation.id)
-        return Succeeded(result.amount_msat, sealed, Changes((), result.puts, (event,)))
+def _holds(account: str, request: RefundRequest, plan: RefundPlan, kind: str) -> tuple[Step, ...]:
+    """The account's hold comes first; the other is on what leaves, where that was converted."""
+    quoted = request.quoted
+    if quoted is None:
+        return (Hold(balance_of(account, request.asset), plan.custody, plan.amount, kind),)
+    cost, btc = sold(quoted, plan.amount).account, exchange_account(BTC.code)
+    return (
+        *legs(quoted.asset),
+        Hold(account, btc, cost, kind),
+        Hold(exchange_account(quoted.asset), plan.custody, plan.amount, kind),
+    )
 
 
 def _opened(outcome: object) -> bool | Refusal:
@@ -366,10 +386,10 @@ def _opened(outcome: object) -> bool | Refusal:
             return Refusal("busy", "the same money is being moved by another request; try again")
 
 
-def _received(done: Operation, account: str, *, fresh: bool) -> Received | Pending | Refusal:
+def _received(done: Operation, account: str) -> Received | Pending | Refusal:
     match done.state:
         case OperationState.SUCCEEDED if done.account == account:
-            return Received(done.id, done.amount, fresh)
+            return Received(done.id, done.amount)
         case OperationState.SUCCEEDED:
             return Refusal("already_credited", "this payment was credited to another account")
         case OperationState.REJECTED | OperationState.CANCELLED:

@@ -36,11 +36,17 @@ def balance_short(balance_msat: int, quote: Quote) -> str:
 
 
 def wanted(
-    quote: Quote, code: str, detail: str, create_url: str, extra: Mapping[str, object]
+    quote: Quote,
+    code: str,
+    detail: str,
+    create_url: str,
+    extra: Mapping[str, object],
+    channels: Mapping[str, object] | None,
 ) -> Wanted:
     """What a challenge for this quote asks for."""
     expires_at = iso(quote.expires_at_ns)
-    return Wanted(code, detail, quote.id, quote.maximum_msat, expires_at, create_url, extra)
+    maximum_msat = quote.maximum_msat
+    return Wanted(code, detail, quote.id, maximum_msat, expires_at, create_url, extra, channels)
 
 
 def unpriced(why: NoPrice | RateStale, facts: RequestFacts) -> Answer:

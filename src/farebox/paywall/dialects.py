@@ -23,9 +23,13 @@ from farebox.paywall.model import (
     Presented,
 )
 from farebox.wire.cashu.request import LockOption, PaymentRequest, encode_request
+from farebox.wire.subrav.didauth import SCHEME
+from farebox.wire.subrav.payload import HEADER_NAME
 
 _KEY_PREFIX = "sk-"
-_READ = frozenset({b"x-cashu", b"authorization", b"x-farebox-change"})
+CHANNEL_HEADER = HEADER_NAME.lower().encode()
+_DID_AUTH = f"{SCHEME.lower()} ".encode()
+_READ = frozenset({b"x-cashu", b"authorization", b"x-farebox-change", CHANNEL_HEADER})
 _NO_WISH = ChangeWish()
 #: A credential longer than this is refused before anything reads it.
 CREDENTIAL_MAX_CHARS = 65_536
@@ -89,15 +93,26 @@ def problem(fault: Problem) -> Answer:
     return Answer(fault.status, headers, body, fault.code)
 
 
+@dataclass(frozen=True, slots=True)
+class ChannelFound:
+    """What of a channel is in a request's headers: payments, and who says to send them."""
+
+    payments: Sequence[bytes]
+    auths: Sequence[bytes]
+
+
 def read(
     headers: Iterable[tuple[bytes, bytes]], accepted: Callable[[], Sequence[str]]
-) -> Presented | Answer:
+) -> Presented | ChannelFound | Answer:
     """Find the one payment in a request's headers; more than one is an error, none touched.
 
-    Names are in lower case, as ASGI has them. `accepted` is what an error says would do.
+    Names are in lower case, as ASGI has them. `accepted` is what an error says would do. A
+    channel's is not read yet: who sells through none has no use for it.
     """
     embedded: list[bytes] = []
     bearer: list[bytes] = []
+    channel: list[bytes] = []
+    auths: list[bytes] = []
     wish: ChangeWish | None = _NO_WISH
     for name, value in headers:
         if name not in _READ:
@@ -106,9 +121,13 @@ def read(
             embedded.append(value)
         elif name == b"x-farebox-change":
             wish = _wish(value)
+        elif name == CHANNEL_HEADER:
+            channel.append(value)
         elif value[:7].lower() == b"bearer ":
             bearer.append(value[7:].strip())
-    if len(embedded) + len(bearer) > 1:
+        elif value[: len(_DID_AUTH)].lower() == _DID_AUTH:
+            auths.append(value)
+    if len(embedded) + len(bearer) + max(len(channel), len(auths)) > 1:
         return problem(
             Problem(
                 400,
@@ -128,7 +147,7 @@ def read(
         if not text:
             return unreadable(accepted())
         return KeyPresented(text) if text.startswith(_KEY_PREFIX) else BearerMoney(text)
-    return NothingPresented()
+    return ChannelFound(channel, auths) if channel or auths else NothingPresented()
 
 
 _WISH_FORM = '"token", "credit", or one of them and "; key=" with the id of an account key'
@@ -176,6 +195,8 @@ class Wanted:
     expires_at: str
     create_url: str
     extra: Mapping[str, object]
+    #: How a channel pays, where one may.
+    channels: Mapping[str, object] | None = None
 
 
 def challenge(wanted: Wanted, offer: CashuOffer | None) -> Answer:
@@ -211,6 +232,7 @@ def challenge(wanted: Wanted, offer: CashuOffer | None) -> Answer:
                 "quote": wanted.quote_id,
                 "quote_expires_at": wanted.expires_at,
                 "create_account_key": wanted.create_url,
+                **({} if wanted.channels is None else {"channels": wanted.channels}),
                 **wanted.extra,
             },
             headers=headers,

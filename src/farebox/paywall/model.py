@@ -9,6 +9,8 @@ import msgspec
 
 from farebox.ledger.records import RecordType
 from farebox.pricing.book import Quote
+from farebox.wire.subrav.didauth import DidAuth
+from farebox.wire.subrav.payload import RequestPayload
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -69,11 +71,28 @@ class EmbeddedMoney:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelPresented:
+    """`X-Payment-Channel-Data`, `Authorization: DIDAuthV1 …`, or both: a voucher for the request
+    before this one, or who will sign for this one. `target` is what was asked for, path and query.
+    """
+
+    payload: RequestPayload | None
+    auth: DidAuth | None = field(repr=False)
+    method: str
+    target: str
+
+    @property
+    def client_tx_ref(self) -> str:
+        """The payer's own reference, where it gave one."""
+        return "" if self.payload is None else self.payload.client_tx_ref
+
+
+@dataclass(frozen=True, slots=True)
 class NothingPresented:
     """No payment in the request."""
 
 
-Presented = KeyPresented | BearerMoney | EmbeddedMoney | NothingPresented
+Presented = KeyPresented | BearerMoney | EmbeddedMoney | ChannelPresented | NothingPresented
 
 
 class Ended(enum.StrEnum):
@@ -96,6 +115,8 @@ class Admission:
     quote: Quote
     #: Joins the first headers of the answer (request id, where to fetch change).
     headers: Headers
+    #: The payer's own reference, where a channel pays: a stream ends with what to sign next.
+    client_tx_ref: str = ""
 
     @property
     def is_free(self) -> bool:
@@ -113,6 +134,8 @@ class Settlement:
     headers: Headers = field(repr=False)
     #: The same as an SSE comment that standard clients ignore.
     comment: bytes = field(repr=False)
+    #: What a channel's payer is to sign next, for the end of a stream; it is in `headers` as well.
+    proposal: str = ""
 
 
 class RequestState(enum.StrEnum):
@@ -127,7 +150,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `credential` is the identity of the money embedded in it, "" for a request on an account;
     `change` finds the change of it again. `credited_msat` is the part of the change that stays as
-    credit: on the money's own account, or on `change_account`.
+    credit: on the money's own account, or on `change_account`. `channel_id` and `fragment` name the
+    sub-channel that pays, whose row says what is held and owed.
     """
 
     account: str
@@ -138,6 +162,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     state: RequestState = RequestState.AUTHORISED
     method: str = ""
     credential: str = ""
+    channel_id: str = ""
+    fragment: str = ""
     checkpoint_msat: int = 0
     change_as_credit: bool = False
     change_account: str = ""

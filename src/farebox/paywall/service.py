@@ -27,7 +27,7 @@ import msgspec
 import structlog
 
 from farebox.clock import Clock
-from farebox.errors import InvalidCredential, StoreBusy, StoreError
+from farebox.errors import InvalidCredential
 from farebox.identity import (
     FailureLimit,
     KeyRefused,
@@ -39,16 +39,18 @@ from farebox.ids import derived_id, new_id
 from farebox.ledger.model import Applied, Outcome, Stale, Taken, hold_id
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
-from farebox.payments import PaymentCredentials, PlannedChange, Refusal, Reserve
+from farebox.payments import PaymentCredentials, Refusal, Reserve
 from farebox.payments.model import Changes
 from farebox.payments.service import Payments, Pending, Received
-from farebox.paywall import answers, dialects
-from farebox.paywall.dialects import CashuTerms
+from farebox.paywall import answers, channel_dialect, dialects
+from farebox.paywall.channels import ChannelTill
+from farebox.paywall.dialects import CashuTerms, ChannelFound
 from farebox.paywall.model import (
     REQUEST,
     Admission,
     Answer,
     BearerMoney,
+    ChannelPresented,
     EmbeddedMoney,
     Ended,
     KeyPresented,
@@ -61,31 +63,18 @@ from farebox.paywall.model import (
 from farebox.paywall.named import Name, Puts, naming
 from farebox.paywall.prices import Prices
 from farebox.paywall.receipts import Receipts
+from farebox.paywall.settler import Settler
 from farebox.paywall.settling import (
-    NO_USAGE,
-    Bill,
     Live,
     admission_of,
     admitting,
     admitting_unit,
-    bill_of,
-    checkpointing,
-    forgotten,
-    free,
-    receipt_facts,
     request_headers,
-    settled,
-    settlement,
-    settling_unit,
 )
 from farebox.paywall.wishes import change_account
 from farebox.pricing.book import PriceBook, Quote
 from farebox.pricing.request import RequestFacts
 from farebox.pricing.usage import Usage
-
-_log = structlog.get_logger("farebox.paywall")
-
-_SETTLE_TRIES_MAX = 8
 
 
 class Paywall:
@@ -104,8 +93,10 @@ class Paywall:
         processes: Processes,
         public_url: str,
         change_as_credit: bool = False,
+        till: ChannelTill | None = None,
     ) -> None:
-        """`change_as_credit` holds where the payer says nothing."""
+        """`change_as_credit` holds where the payer says nothing. Without a `till` no channel
+        pays."""
         self._ledger = ledger
         self._payments = payments
         self._keys = keys
@@ -115,8 +106,8 @@ class Paywall:
         self._processes = processes
         self._public_url = public_url.rstrip("/")
         self._change_as_credit = change_as_credit
-        self._live: dict[str, Live] = {}
-        self._unsettled: dict[str, Bill] = {}
+        self._till = till
+        self._settler = Settler(ledger, payments, receipts, processes, till)
         self.prices = prices
 
     @property
@@ -127,13 +118,23 @@ class Paywall:
     @property
     def unsettled(self) -> int:
         """How many requests ended whose bills the books have not taken yet."""
-        return len(self._unsettled)
+        return self._settler.unsettled
 
     # ── before ───────────────────────────────────────────────────────────────────────────────────
 
-    def read(self, headers: Iterable[tuple[bytes, bytes]]) -> Presented | Answer:
-        """The payment in a request's headers, or the 400 that says why there is none to read."""
-        return dialects.read(headers, self._accepted)
+    def read(
+        self, headers: Iterable[tuple[bytes, bytes]], method: str = "", target: str = ""
+    ) -> Presented | Answer:
+        """The payment in a request's headers, or the 400 that says why there is none to read.
+
+        `target` is what was asked for, path and query as they were sent.
+        """
+        found = dialects.read(headers, self._accepted)
+        if not isinstance(found, ChannelFound):
+            return found
+        if self._till is None:
+            return NothingPresented()
+        return channel_dialect.read(found.payments, found.auths, method, target)
 
     async def authorise(
         self,
@@ -154,6 +155,10 @@ class Paywall:
         if not isinstance(quote, Quote):
             return answers.unpriced(quote, facts)
         if quote.free or quote.maximum_msat == 0:
+            if self._till is not None and isinstance(presented, ChannelPresented):
+                refused = await self._till.take(presented, address)
+                if refused is not None:
+                    return refused
             return Admission(request_id, "", quote, request_headers(request_id))
         await self._processes.ensure_name()
         match presented:
@@ -168,8 +173,40 @@ class Paywall:
                 return await self._authorise_bearer(request_id, presented, facts, quote, address)
             case EmbeddedMoney():
                 return await self._authorise_embedded(presented, facts, quote, address)
+            case ChannelPresented():
+                return await self._authorise_channel(request_id, presented, facts, quote, address)
             case _:
                 assert_never(presented)
+
+    async def _authorise_channel(
+        self,
+        request_id: str,
+        payment: ChannelPresented,
+        facts: RequestFacts,
+        quote: Quote,
+        address: str,
+    ) -> Admission | Answer:
+        assert self._till is not None
+        if payment.auth is None and (
+            payment.payload is None or payment.payload.signed_sub_rav is None
+        ):
+            asked = await self._challenge(facts, quote, "payment_required", answers.asks(quote))
+            return channel_dialect.stranger(asked, payment.client_tx_ref)
+
+        def keep(request: Request) -> None:
+            self._settler.live[request_id] = Live(request, 1)
+
+        admitted: Request | Answer | None = None
+        try:
+            request = self._request("", "", quote)
+            admitted = await self._till.admit(request_id, payment, quote, address, keep, request)
+        finally:
+            if not isinstance(admitted, Request):
+                self._settler.live.pop(request_id, None)
+        if isinstance(admitted, Answer):
+            return admitted
+        reference = payment.client_tx_ref or request_id
+        return admission_of(request_id, admitted, self._public_url, reference)
 
     async def _authorise_account(
         self, request_id: str, account: str, facts: RequestFacts, quote: Quote, name: Name
@@ -224,7 +261,7 @@ class Paywall:
         if await self._ledger.store.get(REQUEST, request_id) is not None:
             return await self._told_again(request_id)
         # Nothing is waited for from here until it is live: of two that come at once, one goes on.
-        if request_id in self._live:
+        if request_id in self._settler.live:
             return answers.in_progress(request_id)
         wait_s = self._failures.wait_s(address)
         if wait_s:
@@ -238,7 +275,7 @@ class Paywall:
             change_as_credit=self._change_as_credit if as_credit is None else as_credit,
             change_account=change_to,
         )
-        self._live[request_id] = Live(request, 1)
+        self._settler.live[request_id] = Live(request, 1)
         answer: Admission | Answer | None = None
         try:
             received = await self._receive(request_id, request, credentials)
@@ -247,11 +284,11 @@ class Paywall:
             elif isinstance(received, Refusal):
                 answer = await self._refused(received, facts, quote, address)
             else:
-                answer = await self._admit_received(request_id, request, received)
+                answer = await self._admit_received(request_id, request)
             return answer
         finally:
             if not isinstance(answer, Admission):
-                self._live.pop(request_id, None)
+                self._settler.live.pop(request_id, None)
 
     async def _receive(
         self, request_id: str, request: Request, credentials: PaymentCredentials
@@ -260,7 +297,7 @@ class Paywall:
 
         def admit(hold: str) -> Changes:
             placed = msgspec.structs.replace(request, hold=hold)
-            self._live[request_id] = Live(placed, 1)
+            self._settler.live[request_id] = Live(placed, 1)
             return admitting(request_id, placed)
 
         return await self._payments.receive(
@@ -271,16 +308,14 @@ class Paywall:
             also=admit,
         )
 
-    async def _admit_received(
-        self, request_id: str, request: Request, received: Received
-    ) -> Admission | Answer:
+    async def _admit_received(self, request_id: str, request: Request) -> Admission | Answer:
         row = await self._ledger.store.get(REQUEST, request_id)
         if row is None:
             # Redeemed before, or by somebody who stopped: the money is on the account.
             request = msgspec.structs.replace(request, hold=hold_id(request_id, 0))
             if isinstance(await self._hold(request_id, request), Applied):
                 return admission_of(request_id, request, self._public_url)
-        elif received.fresh and row.value == self._live[request_id].request:
+        elif row.value == self._settler.live[request_id].request:  # written by this very call
             return admission_of(request_id, row.value, self._public_url)
         return await self._told_again(request_id)
 
@@ -296,7 +331,7 @@ class Paywall:
     async def _hold(self, request_id: str, request: Request, named: Puts = ()) -> Outcome:
         """The commit that admits a request. Live from before it, so that recovery, which may see
         the row before we hear of it, does not take the request for one that crashed."""
-        self._live[request_id] = Live(request, 1)
+        self._settler.live[request_id] = Live(request, 1)
         unit = admitting_unit(request_id, request, named)
         outcome: Outcome | None = None
         try:
@@ -305,123 +340,24 @@ class Paywall:
             return outcome
         finally:
             if not isinstance(outcome, Applied):
-                self._live.pop(request_id, None)
+                self._settler.live.pop(request_id, None)
 
     # ── after ────────────────────────────────────────────────────────────────────────────────────
 
     async def checkpoint(self, admission: Admission, usage: Usage) -> bool:
-        """Make durable what was metered so far: a crash charges this much, not less.
-
-        False: somebody took us for dead and has settled the request; nothing is held any more.
-        """
-        if (live := self._live.get(admission.request_id)) is None:
-            return True
-        request, unit = checkpointing(admission.request_id, live, usage)
-        outcome = await self._ledger.store.commit(unit)
-        if isinstance(outcome, Applied):
-            self._live[admission.request_id] = Live(request, live.version + 1)
-        return not isinstance(outcome, Stale)
+        """Make durable what was metered so far; False: the request is settled already."""
+        return await self._settler.checkpoint(admission, usage)
 
     async def settle(self, admission: Admission, usage: Usage, ended: Ended) -> Settlement:
         """Charge what it cost, release the rest, make the change: one commit, once.
 
         Raises StoreError when the books cannot be written; `recover` settles it then.
         """
-        if admission.is_free:
-            return await self._told(admission.request_id, free(admission), usage)
-        bill = bill_of(admission.quote, usage, ended)
-        try:
-            live = self._live.get(admission.request_id)
-            request = await self._settle(admission.request_id, live, bill)
-        except BaseException:  # whatever it was: the bill stands, and recovery writes it
-            self._unsettled[admission.request_id] = bill
-            raise
-        self._live.pop(admission.request_id, None)
-        return await self._told(admission.request_id, request, usage)
+        return await self._settler.settle(admission, usage, ended)
 
     async def recover(self) -> int:
         """Settle what this process could not, and what processes that stopped left behind."""
-        count = 0
-        for request_id, bill in list(self._unsettled.items()):
-            # Its row is read anew: a commit whose answer was lost may have settled it.
-            count += await self._settle_late(request_id, bill)
-        after = ""
-        while rows := await self._ledger.store.find(
-            REQUEST, {"state": RequestState.AUTHORISED}, after=after, limit=100
-        ):
-            others = await self._processes.others()
-            for request_id, row in rows:
-                if request_id in self._live or row.value.owner in others:
-                    continue
-                # It is nobody's now; but it may have been somebody's, and open, when it was found.
-                bill = Bill(row.value.checkpoint_msat, Ended.CRASHED, NO_USAGE)
-                count += await self._settle_late(request_id, bill)
-            after = rows[-1][0]
-        return count
-
-    async def _settle_late(self, request_id: str, bill: Bill) -> bool:
-        """Whether it is settled now. Raises StoreError where none can be, and else nothing: what
-        is wrong with one request must not keep the others open."""
-        try:
-            await self._settle(request_id, None, bill)
-        except Exception as error:
-            if isinstance(error, StoreError) and not isinstance(error, StoreBusy):
-                raise
-            _log.exception("request.unsettled", request=request_id)
-            return False
-        self._unsettled.pop(request_id, None)
-        self._live.pop(request_id, None)
-        return True
-
-    async def _settle(self, request_id: str, live: Live | None, bill: Bill) -> Request:
-        for _ in range(_SETTLE_TRIES_MAX):
-            if live is None:
-                row = await self._ledger.store.get(REQUEST, request_id)
-                if row is None:  # a database that crashed forgets what was not synced
-                    request = self._live[request_id].request
-                    again = admitting_unit(request_id, request)
-                    if not isinstance(await self._ledger.store.commit(again), Applied):
-                        return forgotten(request, bill, self.clock.now_ns())
-                    live = Live(request, 1)
-                elif row.value.state is RequestState.SETTLED:
-                    return row.value
-                else:
-                    live = Live(row.value, row.version)
-            request = live.request
-            left = await self._left(request, bill)
-            change = await self._plan_change(request_id, request, left)
-            done = settled(request, bill, left, change, self.clock.now_ns())
-            unit = settling_unit(request_id, live.version, done, change)
-            outcome = await self._ledger.store.commit(unit)
-            if isinstance(outcome, Applied):
-                return done
-            _log.warning("request.settle_raced", request=request_id, outcome=str(outcome))
-            live = None
-        raise StoreBusy(f"request {request_id} lost too many races; it is settled by recovery")
-
-    async def _left(self, request: Request, bill: Bill) -> int:
-        """The change of a request: what is left of the money embedded in it, hold and all."""
-        unused = request.quote.maximum_msat - bill.charged_msat
-        return unused + await self._available(request.account) if request.credential else 0
-
-    async def _plan_change(
-        self, request_id: str, request: Request, left: int
-    ) -> PlannedChange | None:
-        if not request.credential:
-            return None
-        method = self._payments.methods[request.method]
-        return await method.plan_change(request_id, 0 if request.change_as_credit else left)
-
-    async def _told(self, request_id: str, request: Request, usage: Usage) -> Settlement:
-        change = await self._change(request)
-        receipt = await self._receipts.sign(receipt_facts(request_id, request, usage))
-        return settlement(request, receipt, change)
-
-    async def _change(self, request: Request) -> str:
-        if not request.change:
-            return ""
-        method = self._payments.methods[request.method]
-        return await method.render_change(request.change) or ""
+        return await self._settler.recover()
 
     # ── asked again ──────────────────────────────────────────────────────────────────────────────
 
@@ -445,7 +381,7 @@ class Paywall:
             return answers.redeemed_before()
         if row.value.state is RequestState.AUTHORISED:
             return answers.in_progress(request_id)
-        token = await self._change(row.value)
+        token = await self._settler.change(row.value)
         return answers.told_again(request_id, row.value, token, asked=asked)
 
     # ── words ────────────────────────────────────────────────────────────────────────────────────
@@ -460,7 +396,8 @@ class Paywall:
             return dialects.refusal("credential_malformed", dialects.sentence(str(error)), {})
 
     def _accepted(self) -> list[str]:
-        return ["sk-… (an account key)", *self._payments.methods.accepted()]
+        channel = [] if self._till is None else ["X-Payment-Channel-Data (a payment channel)"]
+        return ["sk-… (an account key)", *self._payments.methods.accepted(), *channel]
 
     async def _available(self, account: str) -> int:
         found = await self._ledger.store.account(account)
@@ -475,7 +412,8 @@ class Paywall:
         self, facts: RequestFacts, quote: Quote, code: str, detail: str, **extra: object
     ) -> Answer:
         self.prices.given(facts, quote)
-        wanted = answers.wanted(quote, code, detail, f"{self._public_url}/create", extra)
+        terms = None if self._till is None else self._till.terms
+        wanted = answers.wanted(quote, code, detail, f"{self._public_url}/create", extra, terms)
         return dialects.challenge(wanted, await self._cashu.offer(quote.maximum_msat))
 
     def _key_refused(self, key: KeyRefused, address: str) -> Answer:

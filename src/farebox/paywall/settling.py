@@ -22,8 +22,9 @@ from farebox.ledger.model import (
 )
 from farebox.money import BTC
 from farebox.payments import PlannedChange
+from farebox.payments.exchange import REVENUE
 from farebox.payments.model import Changes
-from farebox.paywall import dialects
+from farebox.paywall import channel_dialect, dialects
 from farebox.paywall.model import (
     REQUEST,
     Admission,
@@ -36,7 +37,6 @@ from farebox.paywall.model import (
 from farebox.pricing.book import Quote, charge
 from farebox.pricing.usage import Usage
 
-REVENUE = "revenue"
 NO_USAGE = Usage()
 
 
@@ -71,13 +71,15 @@ def admitting_unit(request_id: str, request: Request, named: tuple[Put, ...] = (
     return Unit(request_id, steps=changes.steps, puts=changes.puts + named)
 
 
-def admission_of(request_id: str, request: Request, public_url: str) -> Admission:
+def admission_of(
+    request_id: str, request: Request, public_url: str, client_tx_ref: str = ""
+) -> Admission:
     """What lets an admitted request pass, with where its change will be, if money came with it."""
     headers = request_headers(request_id)
     if request.credential:
         link = f'<{public_url}/v1/change/{request_id}>; rel="payment-change"'
         headers = (*headers, (b"link", link.encode()))
-    return Admission(request_id, request.account, request.quote, headers)
+    return Admission(request_id, request.account, request.quote, headers, client_tx_ref)
 
 
 def request_headers(request_id: str) -> Headers:
@@ -139,28 +141,36 @@ def settling_unit(
             Open(done.change_account, BTC.code, Kind.CUSTOMER),
             Transfer(done.account, done.change_account, done.credited_msat, "change"),
         )
-    event = Event(
+    events = (completed(request_id, done),)
+    return Unit(f"{request_id}:settle", steps=steps, puts=puts, events=events)
+
+
+def completed(request_id: str, done: Request) -> Event:
+    """What a settled request is in the history of its payer."""
+    return Event(
         "payment.completed",
         done.account,
         {
             "request_id": request_id,
-            "charged_msat": charged,
+            "charged_msat": done.charged_msat,
             "returned_msat": done.returned_msat,
             "credited_msat": done.credited_msat,
             "ended": done.ended,
         },
     )
-    return Unit(f"{request_id}:settle", steps=steps, puts=puts, events=(event,))
 
 
-def settlement(request: Request, receipt: str, change: str) -> Settlement:
-    """How a settled request is told: its receipt, and its change where there is any."""
+def settlement(request: Request, receipt: str, change: str, proposal: str = "") -> Settlement:
+    """How a settled request is told: its receipt, its change where there is any, and what a channel
+    is to sign for it."""
     headers: Headers = (
         (b"x-farebox-receipt", receipt.encode()),
         *dialects.change_headers(change),
+        *(channel_dialect.headers(proposal) if proposal else ()),
     )
     comment = f": farebox receipt={receipt}{' change=' + change if change else ''}\n\n"
-    return Settlement(request.charged_msat, request.returned_msat, headers, comment.encode())
+    charged_msat, returned_msat = request.charged_msat, request.returned_msat
+    return Settlement(charged_msat, returned_msat, headers, comment.encode(), proposal)
 
 
 def receipt_facts(request_id: str, request: Request, usage: Usage) -> dict[str, object]:

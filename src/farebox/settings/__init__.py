@@ -6,6 +6,7 @@ Never: a secret among the defaults, in a repr or in an error; a setting read by 
 `bootstrap` and `cli`.
 """
 
+from farebox.settings.channels import ChannelChain, ChannelsSettings
 from farebox.settings.load import find_settings, load_settings
 from farebox.settings.model import (
     AccountsSettings,
@@ -36,6 +37,8 @@ __all__ = [
     "AccountsSettings",
     "Address",
     "ChangePolicy",
+    "ChannelChain",
+    "ChannelsSettings",
     "DatabaseSettings",
     "EcashSettings",
     "ForeignPolicy",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from farebox.settings.channels import ChannelsSettings
 from farebox.settings.fields import (
     optional,
     raw_tables,
@@ -423,6 +424,9 @@ class Settings:
     ecash: EcashSettings = section(EcashSettings, "How eCash is received and returned.")
     lightning: LightningSettings = section(
         LightningSettings, "A Lightning node of yours, to be paid by invoice and to pay with."
+    )
+    channels: ChannelsSettings = section(
+        ChannelsSettings, "Payment channels: one signed voucher pays for each request."
     )
     prices: tuple[Mapping[str, object], ...] = raw_tables(
         "A price. The first rule that matches counts; what none matches is refused, not free. "

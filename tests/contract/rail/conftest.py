@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from farebox.wire.bolt11 import decode_invoice
 from tests.contract.rail.fake_cln import FakeCln
 from tests.peers.lnbits import LnbitsServer
 from tests.peers.lnd import LightningNetwork
+from tests.simulation.lightning import ModelLnd
 
 HEADERS = {"lnd": "Grpc-Metadata-macaroon", "cln": "Rune", "lnbits": "X-Api-Key"}
 
@@ -123,11 +125,40 @@ async def cln_side() -> AsyncIterator[Side]:
         )
 
 
+@asynccontextmanager
+async def model_side() -> AsyncIterator[Side]:
+    """The node of the simulation, over a socket: what it does there a real one does too."""
+    loop = asyncio.get_running_loop()
+    model = ModelLnd(SystemClock(), macaroon="0123456789abcdef" * 8)
+
+    def in_its_loop(call: Callable[..., Any], *args: Any) -> Any:
+        async def called() -> Any:
+            return call(*args)
+
+        return asyncio.run_coroutine_threadsafe(called(), loop).result(20)
+
+    def paid(text: str) -> str:
+        return "SUCCEEDED" if in_its_loop(model.pay_in, text) else "FAILED"
+
+    async with serving(model) as url, line_to(url, HEADERS["lnd"], model.macaroon) as line:
+        yield Side(
+            "lnd",
+            Lnd(line),
+            "bcrt",
+            url,
+            model.macaroon,
+            paid,
+            lambda amount_msat: str(in_its_loop(model.payee_invoice, amount_msat)),
+            lambda: str(in_its_loop(model.dead_invoice, 3_000)),
+        )
+
+
 @pytest.fixture(
     params=[
         pytest.param("lnd", marks=pytest.mark.peer),
         pytest.param("lnbits", marks=pytest.mark.peer),
         "contract fake of cln",
+        "model of the simulation",
     ]
 )
 async def side(request: pytest.FixtureRequest) -> AsyncIterator[Side]:
@@ -138,6 +169,9 @@ async def side(request: pytest.FixtureRequest) -> AsyncIterator[Side]:
                 yield one
         case "lnbits":
             async with lnbits_side(request.getfixturevalue("lnbits")) as one:
+                yield one
+        case "model of the simulation":
+            async with model_side() as one:
                 yield one
         case _:
             async with cln_side() as one:

@@ -7,10 +7,11 @@ export const kit = require('@nuwa-ai/payment-kit');
 export const identity = require('@nuwa-ai/identity-kit');
 export const express = require('express');
 
-const ASSET = `0x${'3'.padStart(64, '0')}::gas_coin::RGas`;
+const RGAS = `0x${'3'.padStart(64, '0')}::gas_coin::RGas`;
 
-export function fixChain({ channelId, payerDid, payeeDid, hubBalance, claims }) {
+export function fixChain({ channelId, payerDid, payeeDid, hubBalance, claims, chainId, assetId }) {
   const events = [];
+  const ASSET = assetId ?? RGAS;
   const channel = { channelId, payerDid, payeeDid, assetId: ASSET, epoch: 0n, status: 'active' };
   Object.assign(kit.RoochPaymentChannelContract.prototype, {
     openChannelWithSubChannel: async () => ({ channelId, txHash: '0x1', blockHeight: 0n, events }),
@@ -25,7 +26,7 @@ export function fixChain({ channelId, payerDid, payeeDid, hubBalance, claims }) 
       lastClaimedAmount: 0n,
       lastConfirmedNonce: 0n,
     }),
-    getChainId: async () => 4n,
+    getChainId: async () => BigInt(chainId ?? 4),
     getAssetPrice: async () => 100n,
     getAssetInfo: async () => ({ assetId: ASSET, symbol: 'RGas', decimals: 8 }),
     getHubBalance: async () => ({ balance: BigInt(hubBalance ?? '1000000000000') }),

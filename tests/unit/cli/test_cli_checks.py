@@ -39,15 +39,16 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 def test_nothing_to_sell_is_three_faults(tmp_path: Path) -> None:
     findings = checks.settings(settings(tmp_path), ())
-    assert [finding.verdict for finding in findings] == [Verdict.FAILURE] * 3
-    assert all(finding.advice for finding in findings)
+    faults = [finding for finding in findings if finding.verdict is Verdict.FAILURE]
+    assert len(faults) == 3
+    assert all(finding.advice for finding in faults)
 
 
 def test_dollars_need_a_rate(tmp_path: Path) -> None:
     table: dict[str, Any] = {"price": "1 USD"}
     rules = parse_rules([table])
     without = checks.settings(settings(tmp_path, price=[table]), rules)
-    assert without[-1].check == "settings: rates"
+    assert "settings: rates" in [finding.check for finding in without]
     rated = settings(tmp_path, price=[table], rates={"btc_usd": "97000"})
     assert "settings: rates" not in [finding.check for finding in checks.settings(rated, rules)]
 

@@ -16,6 +16,7 @@ from farebox.ids import derived_id
 from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Unit
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger
+from farebox.money import BTC
 from farebox.payments import PaymentCredentials, PaymentMethods, Refusal
 from farebox.payments.deposits import (
     DEPOSIT,
@@ -26,6 +27,7 @@ from farebox.payments.deposits import (
     Watch,
 )
 from farebox.payments.rail import (
+    AssetTerms,
     DepositMethod,
     DepositOrder,
     Limits,
@@ -87,18 +89,17 @@ class Tray(DepositMethod):
     async def probe(self) -> None:
         return None
 
-    def fee_max_msat(self, amount_msat: int) -> int:
+    def fee_max(self, amount: int, asset: str) -> int:
         return 0
 
     def terms(self) -> Terms:
-        return Terms(("BTC",), Limits(1_000, 50_000), None, "none", 1)
+        return Terms((AssetTerms(BTC, Limits(1_000, 50_000), None),), "none", 1)
 
     def lay(self, request: DepositRequest, amount: int, *, index: int = 0) -> Sighting:
         """Lay coins down, and have the tape tell of it."""
         sighting = Sighting(
             request.reference,
             f"coin-{request.reference}",
-            amount,
             amount,
             DepositState.CONFIRMED,
             index,
@@ -245,7 +246,7 @@ async def test_the_subscription_resumes_behind_what_it_has_credited(bench: Bench
 
 
 async def test_what_nobody_asked_for_is_left_alone(bench: Bench) -> None:
-    stranger = Sighting("somebody", "coin", 5, 5, DepositState.CONFIRMED)
+    stranger = Sighting("somebody", "coin", 5, DepositState.CONFIRMED)
     assert await bench.requests.seen("tray", stranger) is None
     assert await bench.ledger.store.account(CUSTODY) is None
 

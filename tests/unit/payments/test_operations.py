@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from farebox.clock import ManualClock
-from farebox.errors import RailRejected, RailUnavailable
-from farebox.ledger.model import Applied, Hold, Kind, Open, Transfer, Unit, hold_id
+from farebox.errors import OutcomeUnknown, RailRejected, RailUnavailable
+from farebox.ledger.model import Applied, Hold, Kind, Open, Outcome, Transfer, Unit, hold_id
 from farebox.ledger.processes import PROCESS, Processes
 from farebox.ledger.service import Ledger
 from farebox.payments.model import (
@@ -144,6 +144,30 @@ async def test_many_who_advance_one_operation_attempt_it_once(journal: Journal) 
     done = await asyncio.gather(*(journal.operations.advance("op") for _ in range(20)))
     assert {operation.state for operation in done} == {OperationState.SUCCEEDED}
     assert await journal.balance() == (900, 0)
+
+
+async def test_nothing_is_repeated_while_a_no_may_yet_be_stored(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, written = journal.store.commit, list[Unit]()
+
+    async def in_doubt(unit: Unit, *, synced: bool = True) -> Outcome:
+        """The answer to the first close is lost; the next commit finds it stored."""
+        while written:
+            await commit(written.pop())
+        if unit.id == "op:close":
+            written.append(unit)
+            raise OutcomeUnknown(unit.id)
+        return await commit(unit, synced=synced)
+
+    journal.rail.verdicts = [Rejected("no", "never"), Succeeded(100)]
+    await journal.open()
+    monkeypatch.setattr(journal.store, "commit", in_doubt)
+    with pytest.raises(OutcomeUnknown):
+        await journal.operations.advance("op", fresh=True)
+    assert (await journal.operations.advance("op")).state is OperationState.REJECTED
+    assert journal.rail.asked == [False]
+    assert await journal.balance() == (1_000, 0)
 
 
 async def test_what_joins_the_close_never_stops_the_fact(journal: Journal) -> None:

@@ -37,10 +37,14 @@ _TAKEN = (NutError.PROOFS_SPENT, NutError.QUOTE_ISSUED)
 
 @dataclass(frozen=True, slots=True)
 class Standing(Generic[P]):
-    """The plan that counts, and the input fee of the keyset that its outputs are in."""
+    """The plan that counts, and the input fee of the keyset that its outputs are in.
+
+    `version` is its row's: another takes its place only while it is the one that counts.
+    """
 
     plan: P
     fee_ppk: int
+    version: int = ABSENT
 
     @property
     def key(self) -> str:
@@ -79,7 +83,7 @@ class Replanning:
                 break
             if asked_before and end.vague:
                 break  # the plan may be carried out yet: another one must not take its place
-            anew = await self._anew(key, standing.plan, place, end.code, skipped)
+            anew = await self._anew(key, standing, place, end.code, skipped)
             if isinstance(anew, saga.Unknown):
                 return standing, anew
             if anew is None:
@@ -93,12 +97,13 @@ class Replanning:
             return first
         plan = type(first.plan).from_bytes(self._signer.unseal(row.value.sealed, key))
         fee_ppk = first.fee_ppk if row.value.fee_ppk is None else row.value.fee_ppk
-        return Standing(plan, fee_ppk)
+        return Standing(plan, fee_ppk, row.version)
 
     async def _anew(
-        self, key: str, plan: P, place: MintPlace, code: int | None, skipped: int
+        self, key: str, standing: Standing[P], place: MintPlace, code: int | None, skipped: int
     ) -> Standing[P] | saga.Unknown | None:
         """A stored plan with other outputs, or None where the outputs were not the matter."""
+        plan, version = standing.plan, standing.version
         was_signed = code == NutError.OUTPUTS_SIGNED
         try:
             keysets = await place.keysets(plan.unit)
@@ -107,6 +112,8 @@ class Replanning:
         except (RailUnavailable, RailRejected) as error:
             return saga.Unknown(str(error))
         if target is None or (before is not None and before.active and not was_signed):
+            if code == NutError.KEYSET_INACTIVE and place.mint.doubts_keysets:
+                return saga.Unknown("the mint has put its keys out of use a moment ago")
             return None
         if was_signed:
             await self._inventory.skip_counters(target.id, skipped)
@@ -118,11 +125,9 @@ class Replanning:
         anew = msgspec.structs.replace(
             plan, keyset_id=target.id, first_counter=first, amounts=tuple(sorted(amounts))
         )
-        row = await self._ledger.store.get(REPLAN, key)
-        version = ABSENT if row is None else row.version
         sealed = Replan(self._signer.seal(anew.to_bytes(), key), target.input_fee_ppk)
         unit = Unit(f"{key}:replan:{version}", puts=(Put(REPLAN, key, sealed, version),))
         outcome = await self._ledger.store.commit(unit)
         if not isinstance(outcome, Applied):
             return saga.Unknown("planned anew elsewhere")
-        return Standing(anew, target.input_fee_ppk)
+        return Standing(anew, target.input_fee_ppk, version + 1)

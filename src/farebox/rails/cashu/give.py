@@ -51,7 +51,7 @@ class Giving:
             most_msat = max(place.held_msat for place in places)
             refusal = Refusal(refusal.code, refusal.message, {"amount_msat_max": most_msat})
         for place in places:
-            amount = request.amount_msat // place.unit_msat
+            amount = request.amount // place.unit_msat
             if amount == 0:
                 message = f"less than one {place.unit} cannot be given as a token"
                 refusal = Refusal("amount_too_small", message)

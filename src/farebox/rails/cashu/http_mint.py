@@ -88,6 +88,7 @@ class HttpMint:
         self._limits = limits or MintLimits()
         self._keysets: dict[str, Keyset] = {}
         self._keysets_at_ns: int | None = None
+        self._keysets_doubted = False
         self._keys: OrderedDict[str, Mapping[int, bytes]] = OrderedDict()
         self._refreshing = asyncio.Lock()
 
@@ -99,11 +100,16 @@ class HttpMint:
         """NUT-02; from memory while that is fresh."""
         return tuple((await self._known_keysets()).values())
 
+    @property
+    def doubts_keysets(self) -> bool:
+        """Whether the mint has contradicted its list since it was read; it is read again soon."""
+        return self._keysets_doubted
+
     async def keys(self, keyset_id: str) -> Keyset:
         """NUT-01; from memory once known. Its fee and state are the list's."""
         known = await self._known_keysets()
         if keyset_id not in known:
-            self._forget_keysets()
+            self._keysets_doubted = True
             known = await self._known_keysets()
         if keyset_id not in known:
             raise RailRejected("the mint has no such keyset", code=int(NutError.KEYSET_UNKNOWN))
@@ -182,14 +188,11 @@ class HttpMint:
 
     async def _known_keysets(self) -> dict[str, Keyset]:
         async with self._refreshing:
-            if not self._are_younger_than(KEYSETS_AGE_MAX_S):
+            age_max_s = KEYSETS_AGE_MIN_S if self._keysets_doubted else KEYSETS_AGE_MAX_S
+            if not self._are_younger_than(age_max_s):
                 self._keysets = await self._get("/v1/keysets", KeysetsJson, _keysets_from)
-                self._keysets_at_ns = self._clock.now_ns()
+                self._keysets_at_ns, self._keysets_doubted = self._clock.now_ns(), False
             return self._keysets
-
-    def _forget_keysets(self) -> None:
-        if not self._are_younger_than(KEYSETS_AGE_MIN_S):
-            self._keysets_at_ns = None
 
     def _are_younger_than(self, age_s: int) -> bool:
         if self._keysets_at_ns is None:
@@ -231,7 +234,7 @@ class HttpMint:
             return await self._call("POST", path, body, shape, read, total_s or self._limits.call_s)
         except RailRejected as error:
             if error.code in _KEYSET_REFUSALS:
-                self._forget_keysets()
+                self._keysets_doubted = True
             raise
 
     async def _call(

@@ -91,7 +91,7 @@ class Melting:
         self, place: Place, request: RefundRequest, destination: Fixed | PayEndpoint
     ) -> RefundPlan | Refusal:
         """Raises RailUnavailable and RailRejected, of the mint or of the destination."""
-        limit = min(request.amount_msat, place.held_msat) // place.unit_msat
+        limit = min(request.amount, place.held_msat) // place.unit_msat
         wanted = limit
         if isinstance(destination, PayEndpoint):
             wanted = min(limit, destination.max_msat // place.unit_msat)

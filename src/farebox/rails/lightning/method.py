@@ -28,6 +28,7 @@ from farebox.payments import (
 )
 from farebox.payments.deposits import DepositState
 from farebox.payments.rail import (
+    AssetTerms,
     DepositMethod,
     DepositOrder,
     Payable,
@@ -129,7 +130,7 @@ class LightningMethod(DepositMethod):
             text=issued.text,
             uri=f"lightning:{issued.text}",
             custody=config.custody,
-            amount_msat=amount_msat,
+            amount=amount_msat,
             expires_at=invoice.expires_at_s * NS_PER_S,
         )
 
@@ -149,9 +150,9 @@ class LightningMethod(DepositMethod):
         """Amount, most fee, and where the node can tell what it would be now."""
         return await self._paying.quote(request)
 
-    def fee_max_msat(self, amount_msat: int) -> int:
+    def fee_max(self, amount: int, asset: str) -> int:
         """The operator's limit."""
-        return self.config.fee_limit_msat(amount_msat)
+        return self.config.fee_limit_msat(amount)
 
     async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
         """To an invoice, a Lightning address or an LNURL."""
@@ -186,9 +187,7 @@ class LightningMethod(DepositMethod):
         """The operator's limits and fees."""
         config = self.config
         return Terms(
-            assets=(BTC.code,),
-            deposits=config.deposits,
-            payouts=config.payouts,
+            assets=(AssetTerms(BTC, config.deposits, config.payouts),),
             fees=(
                 "in: none; out: what routing takes, at most "
                 f"{config.fee_base_msat} msat and {config.fee_ppm} millionths of the amount"
@@ -210,7 +209,6 @@ def _sighting(settled: Settled) -> Sighting:
         reference=settled.payment_hash,
         external=settled.payment_hash,
         amount=settled.received_msat,
-        amount_msat=settled.received_msat,
         state=DepositState.CONFIRMED,
         at=settled.at_s * NS_PER_S,
     )

@@ -182,7 +182,7 @@ class Paying:
 
     def _priced(self, request: RefundRequest, found: Fixed | PayEndpoint) -> _Priced | Refusal:
         """What arrives and the most it may cost, within what was asked for."""
-        most_msat = request.amount_msat
+        most_msat = request.amount
         if isinstance(found, Fixed):
             amount_msat = found.amount_msat
             if request.is_exact and most_msat != amount_msat:
@@ -212,7 +212,7 @@ class Paying:
 
     def _fee_max_msat(self, request: RefundRequest, amount_msat: int) -> int:
         limit_msat = self._config.fee_limit_msat(amount_msat)
-        return limit_msat if request.fee_max_msat is None else min(request.fee_max_msat, limit_msat)
+        return limit_msat if request.fee_max is None else min(request.fee_max, limit_msat)
 
     def _unfit(self, text: str) -> Refusal | None:
         """Why an invoice is not to be paid."""

@@ -26,15 +26,22 @@ _FINAL_CLTV = 18
 _INVOICE_PAID = 20006
 
 
-def encode_invoice(amount_msat: int, payment_hash: bytes, created_at_s: int) -> str:
-    """A signed regtest invoice (BOLT 11) that expires after an hour."""
-    prefix = "lnbcrt" + _amount(amount_msat)
+def encode_invoice(
+    amount_msat: int | None,
+    payment_hash: bytes,
+    created_at_s: int,
+    *,
+    network: str = "bcrt",
+    expiry_s: int = EXPIRY_S,
+) -> str:
+    """A signed invoice (BOLT 11) of a play network; None leaves the amount to the payer."""
+    prefix = f"ln{network}" + ("" if amount_msat is None else _amount(amount_msat))
     words = (
         *_number_words(created_at_s, 7),
         *_field(_TAG_PAYMENT_HASH, bech32.to_words(payment_hash)),
         *_field(_TAG_PAYMENT_SECRET, bech32.to_words(os.urandom(32))),
         *_field(_TAG_DESCRIPTION, bech32.to_words(b"play money")),
-        *_field(_TAG_EXPIRY, _number_words(EXPIRY_S, 3)),
+        *_field(_TAG_EXPIRY, _number_words(expiry_s, 4)),
         *_field(_TAG_FINAL_CLTV, _number_words(_FINAL_CLTV, 1)),
         *_field(_TAG_FEATURES, _number_words(_FEATURES, 3)),
     )

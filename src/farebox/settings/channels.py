@@ -1,0 +1,75 @@
+"""Payment channels as the operator decides about them."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from farebox.settings.fields import setting
+from farebox.settings.values import AMOUNT_MSAT, NAME, choice, integer
+
+_DAY_S = 86_400
+
+
+class ChannelChain(enum.Enum):
+    """Where channels are backed."""
+
+    NONE = "none"
+    LEDGER = "ledger"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelsSettings:
+    """Payers of thousands of requests, who sign a voucher for each."""
+
+    chain: ChannelChain = setting(
+        choice(ChannelChain),
+        "Where collateral is locked: on the balance of the payer's own account here, or nowhere: "
+        "then no channel pays.",
+        "ledger",
+    )
+    name: str = setting(
+        NAME, "Who is paid: payers know this house as did:farebox:<name>. Never change it.", "house"
+    )
+    request_max_msat: int = setting(
+        AMOUNT_MSAT,
+        "The most that one request may cost: each is served before it is paid, by the voucher that "
+        "comes with the next.",
+        "10000 sat",
+        key="request_max",
+    )
+    exposure_max_msat: int = setting(
+        AMOUNT_MSAT,
+        "The most that one payer's vouchers may be worth before they are claimed, however much "
+        "collateral there is.",
+        "100000 sat",
+        key="exposure_max",
+    )
+    claim_least_msat: int = setting(
+        AMOUNT_MSAT,
+        "Less than this is not worth a claim, until the channel closes; a collateral with less "
+        "left lets nobody begin.",
+        "1 sat",
+        key="claim_least",
+    )
+    claim_at_msat: int = setting(
+        AMOUNT_MSAT, "Vouchers worth as much are claimed at once.", "1000 sat", key="claim_at"
+    )
+    claim_age_s: int = setting(
+        integer(1, 365 * _DAY_S), "The longest that a voucher waits for its claim.", _DAY_S
+    )
+    claim_idle_s: int = setting(
+        integer(1, 365 * _DAY_S), "How long a payer asks for nothing before it is claimed.", 3600
+    )
+    proposal_expiry_s: int = setting(
+        integer(60, 365 * _DAY_S),
+        "How long a request may stay unpaid before it is written off. Its payer is asked for it "
+        "all the same, and served nothing before.",
+        1800,
+    )
+    challenge_s: int = setting(
+        integer(30, 30 * _DAY_S),
+        "How long a channel goes on after its payer has closed it, for the last claim; then the "
+        "rest goes back by itself.",
+        600,
+    )
