@@ -107,6 +107,7 @@ class TestAtLocalstripe:
             order = await order_on(card_desk, localstripe, GOOD, capture=False)
             reserved = await card_desk.authorise(order, asked_before=False)
             assert isinstance(reserved, Authorised)
+            told: Captured | Voided | Declined | Unknown
             if end is Captured:
                 told = await card_desk.capture(reserved.reference, 0, "USD", new_id("key"))
             else:
