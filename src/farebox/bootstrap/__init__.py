@@ -17,6 +17,7 @@ import aiohttp
 
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
+from farebox.bootstrap.cards import card_methods
 from farebox.bootstrap.channels import channels_of
 from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import Clock, SystemClock
@@ -32,6 +33,7 @@ from farebox.ledger.store import Store
 from farebox.money import BTC
 from farebox.operating import Doors, Metrics, OperatorDoor, Parts, Vitals, ready
 from farebox.operating.root_key import require_root_key
+from farebox.payments.cards.gateway import PaymentGateway
 from farebox.payments.deposits import Deposits
 from farebox.payments.exchange import REVENUE
 from farebox.payments.links import WithdrawLinks
@@ -235,8 +237,12 @@ class Farebox:
             node, breaker = node_of(found, session, self.clock)
             config = config_of(found)
             self.lightning = LightningMethod(config, node, breaker, self.ledger, guarded)
+        self._cards = card_methods(
+            self.settings, self.session, self.ledger, public_url(self.settings)
+        )
         self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
         self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), self.payments.methods)
+        self.cards = PaymentGateway(self._cards, self.deposits)
 
     async def _start_rails(self) -> None:
         """Put the ceilings into the books."""
@@ -321,6 +327,8 @@ class Farebox:
         methods.register(self.cashu)
         if self.lightning is not None:
             methods.register(self.lightning)
+        for card in self._cards.values():
+            methods.register(card)
         for plugin in plugins():
             methods.register(plugin)
         return methods
@@ -337,6 +345,7 @@ class Farebox:
             failures=self._failures,
             askings=FailureLimit(self.clock, _ASKINGS_MAX, _ASKINGS_WINDOW_S),
             deposits=self.deposits,
+            cards=self.cards,
             links=WithdrawLinks(self.ledger, self.operations, self.payments),
             public_url=public_url(self.settings),
             key_expiry_s=accounts.key_expiry_s,

@@ -6,6 +6,7 @@ Never: a secret among the defaults, in a repr or in an error; a setting read by 
 `bootstrap` and `cli`.
 """
 
+from farebox.settings.cards import CardCurrency, CardSettings, StripeSettings
 from farebox.settings.channels import ChannelChain, ChannelsSettings
 from farebox.settings.load import find_settings, load_settings
 from farebox.settings.model import (
@@ -36,6 +37,8 @@ from farebox.settings.values import Address
 __all__ = [
     "AccountsSettings",
     "Address",
+    "CardCurrency",
+    "CardSettings",
     "ChangePolicy",
     "ChannelChain",
     "ChannelsSettings",
@@ -55,6 +58,7 @@ __all__ = [
     "RatesSettings",
     "Secret",
     "Settings",
+    "StripeSettings",
     "TracesSettings",
     "UpstreamSettings",
     "create_root_key",

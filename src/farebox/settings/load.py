@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from farebox.errors import InvalidSettings
+from farebox.settings.cards import check_cards
 from farebox.settings.fields import RawTables, Section, Setting, declarations, read_section, unknown
 from farebox.settings.model import LightningSettings, MintSettings, Settings, UpstreamSettings
 from farebox.settings.secrets import read_secret_file
@@ -33,6 +34,14 @@ _SHORT_NAMES = {
     "FAREBOX_DATABASE_FILE": "FAREBOX_DATABASE__URL_FILE",
 }
 _PASSWORD = re.compile(r"//[^/@]*:[^/]*@|password=")
+
+#: What stands elsewhere and is only named in the settings file.
+_SECRETS = (
+    ("lightning", "key"),
+    ("lightning", "invoice_key"),
+    ("stripe", "key"),
+    ("stripe", "webhook_secret"),
+)
 
 #: These carry keys, whatever the upstream: not to be written into the settings file.
 _SECRET_HEADERS = re.compile(r"authorization|cookie|.*(key|token|secret)", re.IGNORECASE)
@@ -70,6 +79,7 @@ def load_settings(
     settings = read_section(Settings, tree, Where("", environ, folder))
     _check_unique(settings)
     _check_lightning(settings.lightning)
+    check_cards("stripe", settings.stripe)
     return settings
 
 
@@ -104,11 +114,11 @@ def _refuse_plain_secrets(tree: Mapping[str, object]) -> None:
             "a password in the settings file (hidden)",
             "an address without one; FAREBOX_DATABASE or FAREBOX_DATABASE_FILE may have it",
         )
-    node = tree.get("lightning")
-    for name in ("key", "invoice_key"):
-        if isinstance(node, dict) and isinstance(node.get(name), str):
+    for table, name in _SECRETS:
+        found = tree.get(table)
+        if isinstance(found, dict) and isinstance(found.get(name), str):
             raise InvalidSettings(
-                f"lightning.{name}",
+                f"{table}.{name}",
                 "a secret in the settings file (hidden)",
                 '{ env = "NAME" } or { file = "path" }',
             )

@@ -224,6 +224,10 @@ def _rate(raw: object, _: Where) -> str:
     return _text(raw)
 
 
+def _fiat(raw: object, _: Where) -> int:
+    return money.parse_decimal(_text(raw), 2)
+
+
 def _headers(raw: object, where: Where) -> Mapping[str, Secret]:
     if not isinstance(raw, Mapping) or len(raw) > _LIST_MAX_ITEMS:
         raise TypeError
@@ -275,6 +279,7 @@ DATABASE = Kind(
     hidden=True,
 )
 AMOUNT_MSAT = Kind('an amount such as "100000 sat" or "500 msat"', _amount_msat, textual=True)
+FIAT = Kind('an amount of the currency as text, such as "5.00"', _fiat, textual=True)
 RATE = Kind('a price in dollars as text, such as "97000.50"', _rate, textual=True)
 SECRET = Kind(
     'a text, { env = "NAME" } or { file = "path" }, with an optional prefix',

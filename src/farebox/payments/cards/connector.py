@@ -35,6 +35,10 @@ class Connector(Protocol):
     #: "stripe", "paypal": also the name of the deposit method and of the place in the books.
     provider: str
 
+    def reference_in(self, credential: str) -> str:
+        """The payment or page that a text names, as a link of it does; "" for none. No I/O."""
+        ...
+
     async def check_out(self, order: CheckoutOrder) -> Checkout:
         """Make something that a payer can pay."""
         ...

@@ -141,12 +141,13 @@ class CardOrder:
 
 @dataclass(frozen=True, slots=True)
 class CheckoutOrder:
-    """Something to be paid in the payer's browser."""
+    """Something to be paid in the payer's browser: `amount`, and `fee` for paying by card."""
 
     order: str
     amount: int
     currency: str
     expires_at_s: int
+    fee: int = 0
 
 
 @dataclass(frozen=True, slots=True)

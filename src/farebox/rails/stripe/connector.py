@@ -9,8 +9,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import aiohttp
 import msgspec
@@ -61,6 +63,7 @@ T = TypeVar("T")
 #: Where our name for an order or a refund stands in Stripe's metadata.
 _MARK = "farebox"
 _PAGE = 100
+_NAMED = re.compile(r"(?<![A-Za-z0-9])((?:cs|pi)_(?:test_|live_)?[A-Za-z0-9]{8,128})")
 _UNDONE = ("failed", "canceled")
 _PHASES = {
     "requires_action": Phase.ACTION,
@@ -94,23 +97,38 @@ class StripeConnector:
         self._breaker = breaker
         self._clock = clock
 
+    def reference_in(self, credential: str) -> str:
+        """A page's id, or a payment's, bare or in its link or client secret."""
+        found = _NAMED.search(credential)
+        return found.group(1) if found else ""
+
     async def check_out(self, order: CheckoutOrder) -> Checkout:
-        """A Checkout page for one amount. Raises RailUnavailable, RailRejected."""
-        item = {
-            "quantity": 1,
-            "price_data": {
-                "currency": order.currency.lower(),
-                "unit_amount": order.amount,
-                "product_data": {"name": self._config.title},
-            },
-        }
+        """A Checkout page, or a payment for a page of ours. Raises RailUnavailable, RailRejected.
+
+        The fee for paying by card is a line of its own.
+        """
+        if self._config.pay_url:
+            return await self._intent(order)
+        lines = ((self._config.title, order.amount), ("Card fee", order.fee))
+        items = [
+            {
+                "quantity": 1,
+                "price_data": {
+                    "currency": order.currency.lower(),
+                    "unit_amount": amount,
+                    "product_data": {"name": name},
+                },
+            }
+            for name, amount in lines
+            if amount
+        ]
         made = await self._sure(
             Session,
             "post",
             "/v1/checkout/sessions",
             idempotency_key=order.order,
             mode="payment",
-            line_items=[item],
+            line_items=items,
             client_reference_id=order.order,
             payment_intent_data={"metadata": {_MARK: order.order}},
             success_url=self._config.return_url,
@@ -120,6 +138,22 @@ class StripeConnector:
         if not made.url:
             raise RailUnavailable("Stripe made no page to pay on")
         return Checkout(made.id, made.url, made.url, made.expires_at)
+
+    async def _intent(self, order: CheckoutOrder) -> Checkout:
+        made = await self._sure(
+            PaymentIntent,
+            "post",
+            "/v1/payment_intents",
+            idempotency_key=order.order,
+            amount=order.amount + order.fee,
+            currency=order.currency.lower(),
+            payment_method_types=["card"],
+            capture_method="automatic",
+            metadata={_MARK: order.order},
+        )
+        secret = made.client_secret or ""
+        query = urlencode({"payment_intent": made.id, "payment_intent_client_secret": secret})
+        return Checkout(made.id, secret, f"{self._config.pay_url}?{query}", order.expires_at_s)
 
     async def sync(self, reference: str) -> CardPayment | None:
         """By a page or a payment. Raises RailUnavailable, RailRejected."""
