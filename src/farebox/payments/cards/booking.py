@@ -3,28 +3,27 @@
 A provider tells how a payment stands now; what is booked is the difference to what was booked.
 `amount` is what the deposit brought its account, `captured` what the payer was charged.
 
-| what happened               | postings, in the currency                | and in bitcoin            |
-|-----------------------------|------------------------------------------|---------------------------|
-| the fee the payer paid      | custody → exchange                       | exchange → revenue        |
-| what the provider kept      | exchange → custody                       | revenue, then expense →   |
-|                             |                                          | exchange                  |
-| a dispute, a refund of the  | exchange → custody                       | account, then receivable  |
-| provider's dashboard        |                                          | → exchange; what was ours |
-|                             |                                          | of it from expense        |
-| a dispute that we won       | custody → exchange                       | exchange → account        |
-| more than custody has left  | custody → payable first: the provider    |                           |
-|                             | lends it, so custody never goes below 0  |                           |
-| money there again           | payable → custody, what is owed of it    |                           |
+| what happened              | in the currency          | in bitcoin                       |
+|----------------------------|--------------------------|----------------------------------|
+| the fee the payer paid     | custody → exchange       | exchange → revenue               |
+| what the provider kept     | exchange → custody       | revenue, then expense → exchange |
+| a dispute, or a refund by  | exchange → custody       | account, then receivable →       |
+| the provider's dashboard   |                          | exchange; ours: from expense     |
+| a dispute that was won     | custody → exchange       | exchange → account               |
+| more than custody has left | custody → payable, first | the provider lends it: see below |
+| money there again          | payable → custody        |                                  |
 
+Custody never goes below zero: where more is taken back than lies there, the provider has lent us
+the rest, and what comes in next pays that first.
 All of it at the rate that the deposit was bought at. What is beyond the deposit's amount was never
 its account's: the house bears it. A refund of our own is an operation of the journal and moved by
 it; here it only counts against what may still be taken from the account.
 
-| boundary             | what can fail        | recovery                                              |
-|----------------------|----------------------|-------------------------------------------------------|
-| told → booked        | we stop              | the notice is read again; the same difference         |
-| the commit           | a balance has moved  | refused or stale: balances are read again             |
-| credited meanwhile   | told before credited | nothing is booked; the deposit's own event comes next |
+| boundary             | what can fail       | recovery                                      |
+|----------------------|---------------------|-----------------------------------------------|
+| told → booked        | we stop             | the notice is read again: the same difference |
+| the commit           | a balance has moved | refused or stale: balances are read again     |
+| told before credited |                     | nothing is booked; its own event comes next   |
 """
 
 from __future__ import annotations

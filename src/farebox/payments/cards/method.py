@@ -4,13 +4,13 @@
                                           │
     the payer, at the provider            └── everything behind is ours to book (`booking.py`)
 
-| boundary                    | what can fail        | recovery                                     |
-|-----------------------------|----------------------|----------------------------------------------|
-| link made → request stored  | we stop              | nobody was shown it: nothing can be paid     |
-| approved there → captured   | we stop, answer lost | poller and events: captured by the same key  |
-| captured there → credited   | a webhook is lost    | the poller asks; events are read by a cursor |
-| credited → booked (fees …)  | we stop              | the event is read again: its cursor comes    |
-|                             |                      | after the booking                            |
+| boundary                    | what can fail        | recovery                                    |
+|-----------------------------|----------------------|---------------------------------------------|
+| link made → request stored  | we stop              | nobody was shown it: nothing can be paid    |
+| approved there → captured   | we stop, answer lost | poller and events: captured by the same key |
+| captured there → credited   | a webhook is lost    | the poller asks; events are read by a cursor|
+| credited → booked (fees …)  | we stop              | the event is read again: its cursor comes   |
+|                             |                      | after the booking                           |
 
 A notice, by webhook or from the list of events, says only that something has happened to a payment.
 What, the provider is asked, and all that follows is the difference to what is booked: the same
