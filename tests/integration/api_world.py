@@ -33,8 +33,10 @@ from farebox.payments import (
     Rejected,
     Unresolved,
 )
+from farebox.payments.cards.gateway import PaymentGateway
 from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST, Deposits
 from farebox.payments.links import WITHDRAW_LINK, WithdrawLinks
+from farebox.payments.maturity import MATURING
 from farebox.payments.model import OPERATION
 from farebox.payments.operations import Operations
 from farebox.payments.requests import DepositRequests
@@ -149,6 +151,7 @@ class World:
             TOTALS,
             OPERATION,
             DEPOSIT,
+            MATURING,
             DEPOSIT_REQUEST,
             WITHDRAW_LINK,
         ]
@@ -170,6 +173,7 @@ class World:
             failures=FailureLimit(clock, failures_max=5, window_s=60),
             askings=FailureLimit(clock, failures_max=20, window_s=60),
             deposits=self.deposits,
+            cards=PaymentGateway({}, self.deposits),
             links=WithdrawLinks(self.ledger, self.operations, self.payments),
             public_url="http://farebox.test",
             body_bytes_max=10_000,

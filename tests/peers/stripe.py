@@ -70,6 +70,20 @@ class Localstripe:
         fields |= {"card[exp_month]": "12", "card[exp_year]": "2030"}
         return str(self.call("/v1/payment_methods", fields)["id"])
 
+    def pay(self, intent: str, number: str) -> None:
+        """What a payer's browser does on a page with Stripe's script. HTTPError: declined."""
+        token = self.card(number)
+        self.call(f"/v1/payment_intents/{intent}", {"payment_method": token})
+        self.call(f"/v1/payment_intents/{intent}/confirm", {})
+
+    def refunds(self, intent: str) -> list[dict[str, Any]]:
+        """What was given back of a payment."""
+        request = urllib.request.Request(f"{self.url}/v1/refunds?payment_intent={intent}")
+        request.add_header("Authorization", f"Bearer {self.api_key}")
+        with urllib.request.urlopen(request) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["data"]
+            return found
+
     def call(self, path: str, fields: dict[str, str]) -> dict[str, Any]:
         """One call of its API, as the payer's browser or the dashboard makes it."""
         request = urllib.request.Request(
