@@ -10,7 +10,6 @@ import io
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from farebox.books import open_audit
 from farebox.bootstrap import Farebox
 from farebox.ledger.invariants import verify
 from farebox.ledger.replay import Broken
-from farebox.payments.exchange import Exchange
 from farebox.settings import load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.upstream import PlayUpstream
@@ -33,13 +31,6 @@ PRICE_MSAT = 10_000
 CENT_MSAT = 10_000
 #: Long enough on a machine that does other things.
 WAIT_S = 30
-
-
-class FixedRates:
-    """A cent is always worth the same."""
-
-    def msat_per_unit(self, asset: str) -> Fraction | None:
-        return Fraction(CENT_MSAT) if asset in ("USD", "EUR") else None
 
 
 @dataclass
@@ -135,13 +126,12 @@ async def card_house(
             "data_dir": str(data_dir),
             "upstream": [{"urls": [upstream_url]}],
             "price": [{"path": "/*", "per_request": f"{PRICE_MSAT} msat"}],
+            "rates": {"btc_usd": "100000", "spread_ppm": spread_ppm},
             **rails,
         }
         farebox = await open_things.enter_async_context(
             Farebox(load_settings(None, {}, settings), ROOT_KEY, clock=clock)
         )
-        exchange = Exchange(FixedRates(), spread_ppm)
-        farebox.payments.exchange = farebox.deposits._exchange = exchange
         url = await open_things.enter_async_context(serving(farebox.app))
         http = await open_things.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
         house = CardHouse(farebox, clock, http, url, heard, secrets)

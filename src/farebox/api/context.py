@@ -10,6 +10,7 @@ from farebox.channels.ledger_desk import LedgerDesk
 from farebox.identity import FailureLimit, Idempotency, Keys
 from farebox.ledger.service import Ledger
 from farebox.payments.cards.gateway import PaymentGateway
+from farebox.payments.conversions import Conversions
 from farebox.payments.links import WithdrawLinks
 from farebox.payments.operations import Operations
 from farebox.payments.requests import DepositRequests
@@ -48,6 +49,7 @@ class ApiContext:
     askings: FailureLimit
     deposits: DepositRequests
     cards: PaymentGateway
+    conversions: Conversions
     links: WithdrawLinks
     public_url: str
     key_expiry_s: int = 0

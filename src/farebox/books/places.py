@@ -17,6 +17,7 @@ from farebox.ledger.standing import BOOK
 from farebox.ledger.store import Store
 from farebox.operating.root_key import ROOT_SEAL
 from farebox.payments.cards.records import RECORDS as CARD_RECORDS
+from farebox.payments.conversions import CONVERSION
 from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST
 from farebox.payments.links import WITHDRAW_LINK
 from farebox.payments.maturity import MATURING
@@ -37,6 +38,7 @@ from farebox.worker import DUTY, WATCH_CURSOR
 #: Every kind of row a book holds beside the money.
 RECORDS: tuple[RecordType[Any], ...] = (
     BOOK,
+    CONVERSION,
     DEPOSIT,
     DEPOSIT_REQUEST,
     DUTY,

@@ -13,13 +13,12 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
-import aiohttp
-
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
 from farebox.bootstrap.cards import card_methods
 from farebox.bootstrap.channels import channels_of
 from farebox.bootstrap.lightning import config_of, node_of
+from farebox.bootstrap.rates import RateRefresh, exchange_of, rate_feeds
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
 from farebox.gateway import Catalogue, Gateway, Limits, UpstreamConfig, Upstreams
@@ -34,6 +33,7 @@ from farebox.money import BTC
 from farebox.operating import Doors, Metrics, OperatorDoor, Parts, Vitals, ready
 from farebox.operating.root_key import require_root_key
 from farebox.payments.cards.gateway import PaymentGateway
+from farebox.payments.conversions import Conversions
 from farebox.payments.deposits import Deposits
 from farebox.payments.exchange import REVENUE
 from farebox.payments.links import WithdrawLinks
@@ -46,9 +46,7 @@ from farebox.paywall.prices import Prices
 from farebox.paywall.receipts import Receipts
 from farebox.paywall.service import Paywall
 from farebox.pricing.book import PriceBook
-from farebox.pricing.model import Currency
 from farebox.pricing.parse import parse_rules
-from farebox.pricing.rates import MedianFeed, Rate, RateFeed, StaticFeed, msat_per_unit
 from farebox.pricing.tokens import local_tokenizer
 from farebox.rails.cashu import (
     CashuConfig,
@@ -63,7 +61,6 @@ from farebox.rails.cashu import (
 )
 from farebox.rails.cashu.offer import Offers
 from farebox.rails.lightning import LightningMethod, open_node_session
-from farebox.rails.rates.http import HttpRateSource
 from farebox.rails.web import open_guarded_session
 from farebox.settings import (
     ChangePolicy,
@@ -240,12 +237,17 @@ class Farebox:
         self._cards = card_methods(
             self.settings, self.session, self.ledger, public_url(self.settings)
         )
-        self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
-        self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), self.payments.methods)
+        self._feeds = rate_feeds(self.settings, self.session, self.clock)
+        methods = self._methods()
+        exchange, rates = exchange_of(self.settings, self._feeds, methods, self.clock)
+        self._rates = RateRefresh(rates, self.prices)
+        self.payments = Payments(self.ledger, self.operations, methods, self.signer, exchange)
+        self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), methods, exchange)
         self.cards = PaymentGateway(self._cards, self.deposits)
 
     async def _start_rails(self) -> None:
-        """Put the ceilings into the books."""
+        """Put the ceilings into the books, and read what assets are worth."""
+        await self._rates.run()
         await self.cashu.start()
         if self.lightning is not None:
             await self.lightning.start()
@@ -346,6 +348,7 @@ class Farebox:
             askings=FailureLimit(self.clock, _ASKINGS_MAX, _ASKINGS_WINDOW_S),
             deposits=self.deposits,
             cards=self.cards,
+            conversions=Conversions(self.ledger, self.payments.exchange),
             links=WithdrawLinks(self.ledger, self.operations, self.payments),
             public_url=public_url(self.settings),
             key_expiry_s=accounts.key_expiry_s,
@@ -388,10 +391,8 @@ class Farebox:
         if any(refreshes):
             every_s = min(filter(None, refreshes))
             jobs.append(Job("models", every_s, self._catalogue.refresh))
-        feed = _rate_feed(self.settings, self.session, self.clock)
-        if feed is not None:
-            refresh = _RateRefresh(feed, self.prices)
-            jobs.append(Job("rates", self.settings.rates.refresh_s, refresh.run))
+        if self._feeds:
+            jobs.append(Job("rates", self.settings.rates.refresh_s, self._rates.run))
         always = [
             Job("beat", BEAT_EVERY_S, self.processes.beat),
             Job("doors", _LOOK_EVERY_S, self._look_at_doors),
@@ -407,34 +408,6 @@ class Farebox:
                 await run()
 
         return job
-
-
-class _RateRefresh:
-    def __init__(self, feed: RateFeed, prices: Prices) -> None:
-        self._feed = feed
-        self._prices = prices
-
-    async def run(self) -> None:
-        rate = await self._feed.rate(Currency.USD)
-        # A stale rate replaces a good one too: prices in USD are then refused, never guessed.
-        self._prices.rates = {Currency.USD: rate} if isinstance(rate, Rate) else {}
-
-
-def _rate_feed(settings: Settings, session: aiohttp.ClientSession, clock: Clock) -> RateFeed | None:
-    rates = settings.rates
-    if rates.btc_usd is not None:
-        return StaticFeed({Currency.USD: msat_per_unit(rates.btc_usd)}, clock)
-    if not rates.sources:
-        return None
-    sources = [HttpRateSource(source, session, clock) for source in rates.sources]
-    return MedianFeed(
-        Currency.USD,
-        sources,
-        clock,
-        max_age_s=rates.age_max_s,
-        refresh_s=rates.refresh_s,
-        min_sources=rates.sources_min,
-    )
 
 
 def _upstream_config(upstream: UpstreamSettings) -> UpstreamConfig:

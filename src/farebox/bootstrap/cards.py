@@ -9,6 +9,7 @@ from farebox.errors import InvalidSettings
 from farebox.ledger.service import Ledger
 from farebox.payments.cards.connector import Connector
 from farebox.payments.cards.method import CardMethod
+from farebox.payments.cards.model import CURRENCIES
 from farebox.payments.cards.terms import CardTerms
 from farebox.payments.rail import Limits
 from farebox.rails.web import Breaker
@@ -23,6 +24,9 @@ def card_methods(
 ) -> dict[str, CardMethod]:
     """A method for each provider that the settings name. Raises InvalidSettings."""
     clock = ledger.clock
+    for code in sorted(CURRENCIES.keys() & set(settings.rates.held)):
+        # Fees and disputes are told long after, and are borne in what the account is kept in.
+        raise InvalidSettings("rates.held", code, "no currency of cards: it is converted")
     found: dict[str, CardMethod] = {}
     if settings.stripe.key is not None:
         connector = stripe_connector(settings.stripe, session, clock, public_url)

@@ -25,11 +25,11 @@ from farebox.settings.model import (
     MintPolicy,
     MintSettings,
     Network,
-    RatesSettings,
     Settings,
     TracesSettings,
     UpstreamSettings,
 )
+from farebox.settings.rates import AssetRateSettings, PricedIn, RatesSettings
 from farebox.settings.render import render_default_settings, render_settings
 from farebox.settings.secrets import Secret, create_root_key, read_root_key, read_secret_file
 from farebox.settings.values import Address
@@ -37,6 +37,7 @@ from farebox.settings.values import Address
 __all__ = [
     "AccountsSettings",
     "Address",
+    "AssetRateSettings",
     "CardCurrency",
     "CardSettings",
     "ChangePolicy",
@@ -55,6 +56,7 @@ __all__ = [
     "MintPolicy",
     "MintSettings",
     "Network",
+    "PricedIn",
     "RatesSettings",
     "Secret",
     "Settings",

@@ -235,4 +235,5 @@ def _check_unique(settings: Settings) -> None:
     upstreams: tuple[UpstreamSettings, ...] = settings.upstreams
     mints: tuple[MintSettings, ...] = settings.mints
     check("upstream.path", (upstream.path for upstream in upstreams))
+    check("rate.asset", (one.asset for one in settings.asset_rates))
     check("mint.url", (mint.url for mint in mints))
