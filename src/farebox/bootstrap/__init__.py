@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self, cast
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
 from farebox.bootstrap.channels import channels_of
-from farebox.bootstrap.rails import open_rails
+from farebox.bootstrap.rails import Sessions, card_methods, open_rails
 from farebox.bootstrap.rates import RateRefresh, exchange_of, rate_feeds
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
@@ -31,6 +31,7 @@ from farebox.ledger.store import Store
 from farebox.money import BTC
 from farebox.operating import Doors, Metrics, OperatorDoor, Parts, Vitals, ready
 from farebox.operating.root_key import require_root_key
+from farebox.payments.cards.gateway import PaymentGateway
 from farebox.payments.conversions import Conversions
 from farebox.payments.deposits import Deposits
 from farebox.payments.exchange import REVENUE
@@ -225,7 +226,12 @@ class Farebox:
         self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
         self.reconciling = Reconciling(self.cashu, self.ledger, self.operations, self._upkeep)
         self._rails = await open_rails(
-            self.settings, self.ledger, self.operations, guarded, self._closing
+            self.settings,
+            self.ledger,
+            self.operations,
+            Sessions(self.session, guarded),
+            self._closing,
+            public_url(self.settings),
         )
         self._feeds = rate_feeds(self.settings, self.session, self.clock)
         methods = self._methods()
@@ -233,13 +239,15 @@ class Farebox:
         self._rates = RateRefresh(rates, self.prices)
         self.payments = Payments(self.ledger, self.operations, methods, self.signer, exchange)
         self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), methods, exchange)
+        self.cards = PaymentGateway(card_methods(self._rails), self.deposits)
 
     async def _start_rails(self) -> None:
         """Put the ceilings into the books, and read what assets are worth."""
         await self._rates.run()
         await self.cashu.start()
         for rail in self._rails:
-            await rail.start()
+            if rail.start is not None:
+                await rail.start()
 
     def _open_traces(self) -> None:
         """Opened before everything that is traced, and so closed after it."""
@@ -334,6 +342,7 @@ class Farebox:
             failures=self._failures,
             askings=FailureLimit(self.clock, _ASKINGS_MAX, _ASKINGS_WINDOW_S),
             deposits=self.deposits,
+            cards=self.cards,
             conversions=Conversions(self.ledger, self.payments.exchange),
             links=WithdrawLinks(self.ledger, self.operations, self.payments),
             public_url=public_url(self.settings),
