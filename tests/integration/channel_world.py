@@ -27,7 +27,7 @@ from farebox.channels import (
 from farebox.channels.model import accepted_voucher
 from farebox.clock import NS_PER_S, Clock, ManualClock
 from farebox.gateway.asgi import Receive, Scope, Send, read_body
-from farebox.gateway.channel_endpoints import ChannelService
+from farebox.gateway.channel_service import ChannelService
 from farebox.gateway.channels import ChannelPaywall, report_usage
 from farebox.ids import new_id
 from farebox.ledger.invariants import verify

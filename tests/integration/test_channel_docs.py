@@ -12,7 +12,7 @@ import pytest
 
 import farebox.channels
 from farebox.clock import SystemClock
-from farebox.gateway.channel_endpoints import ChannelService
+from farebox.gateway.channel_service import ChannelService
 from farebox.gateway.channels import ChannelPaywall
 from farebox.ledger.model import Kind, Open, Transfer, Unit
 from farebox.ledger.processes import PROCESS, Processes

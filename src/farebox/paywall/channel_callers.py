@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from farebox.channels.payee import PaymentChannelPayeeClient
@@ -36,6 +36,56 @@ class Refused:
 
     code: ErrorCode
     message: str
+
+
+class Asked(Protocol):
+    """A request as its protocol has it: what an authorization of it says."""
+
+    @property
+    def operation(self) -> str:
+        """What the authorization names it."""
+        ...
+
+    def matches(self, params: Mapping[str, Any]) -> bool:
+        """Whether the authorization is for this one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAsked:
+    """A request of `method` for `target`, path and query as they were sent."""
+
+    method: str
+    target: str
+    operation: str = didauth.HTTP_OPERATION
+
+    def matches(self, params: Mapping[str, Any]) -> bool:
+        """Its method and target."""
+        try:
+            told = urlsplit(str(params.get("uri", "")))
+        except ValueError:
+            return False
+        path, _, query = self.target.partition("?")
+        return params.get("method") == self.method and (told.path or "/", told.query) == (
+            path,
+            query,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ToolAsked:
+    """A call of an MCP tool. `client_tx_ref` is its payment's; None: it has none."""
+
+    tool: str
+    client_tx_ref: str | None
+    operation: str = didauth.MCP_OPERATION
+
+    def matches(self, params: Mapping[str, Any]) -> bool:
+        """Its tool, and the reference where both have one."""
+        reference = params.get("clientTxRef")
+        return params.get("tool") == self.tool and (
+            None in (reference, self.client_tx_ref) or reference == self.client_tx_ref
+        )
 
 
 class SeenNonces:
@@ -72,11 +122,11 @@ class Callers:
     admins: Mapping[str, VerificationKey] = field(default_factory=dict)
     nonces: SeenNonces = field(default_factory=SeenNonces)
 
-    async def identify(self, auth: didauth.DidAuth, method: str, target: str) -> Caller | Refused:
-        """Who signed, for a request of `method` for `target`, path and query as they were sent."""
+    async def identify(self, auth: didauth.DidAuth, asked: Asked) -> Caller | Refused:
+        """Who signed this for a request."""
         admin = self.admins.get(auth.key_id)
         if admin is not None:
-            refused = self._judge(auth, admin, method, target)
+            refused = self._judge(auth, admin, asked)
             return refused or Caller(auth.signer_did, auth.fragment, "", is_admin=True)
         channel_id = self.channel_id(auth.signer_did, self.payee.payee_did, self.asset_id)
         try:
@@ -88,29 +138,22 @@ class Callers:
                 ErrorCode.SUBCHANNEL_NOT_AUTHORIZED,
                 f"{auth.key_id} has no channel with us; open one.",
             )
-        return self._judge(auth, sub_channel.key, method, target) or Caller(
+        return self._judge(auth, sub_channel.key, asked) or Caller(
             auth.signer_did, auth.fragment, channel_id
         )
 
-    def _judge(
-        self, auth: didauth.DidAuth, key: VerificationKey, method: str, target: str
-    ) -> Refused | None:
+    def _judge(self, auth: didauth.DidAuth, key: VerificationKey, asked: Asked) -> Refused | None:
         """Why an authorization is not good. What it says of the request is compared with it, though
         the wire leaves that unsigned: it keeps honest mistakes out, and nobody else."""
         now_s = self.clock.now_ns() // NS_PER_S
-        try:
-            told = urlsplit(str(auth.params.get("uri", "")))
-        except ValueError:
-            return Refused(ErrorCode.AUTH_INVALID, "The authorization's URI cannot be read.")
-        path, _, query = target.partition("?")
         if not auth.verifies(key):
             why = "The authorization is not signed by its key."
         elif abs(now_s - auth.timestamp_s) > didauth.WINDOW_S:
             why = f"The authorization's time is more than {didauth.WINDOW_S} s off."
-        elif auth.operation != didauth.HTTP_OPERATION or auth.params.get("method") != method:
-            why = "The authorization is for another operation."
-        elif (told.path or "/", told.query) != (path, query):
-            why = "The authorization is for another URI."
+        elif auth.audience not in (None, self.payee.payee_did):
+            why = "The authorization is for another service."
+        elif auth.operation != asked.operation or not asked.matches(auth.params):
+            why = "The authorization is for another request."
         elif not self.nonces.take(auth.signer_did, auth.nonce, auth.timestamp_s, now_s):
             why = "The authorization was used before; sign a new one."
         else:
