@@ -262,7 +262,7 @@ async def test_an_authorization_is_for_one_call_of_one_service(tmp_path: Path) -
     assert code(elsewhere) == "AUTH_INVALID"
     assert code(served) is None
     assert code(again) == "AUTH_INVALID"
-    assert code(replayed) == "AUTH_INVALID"
+    assert code(replayed) == "PAYMENT_REQUIRED"
 
 
 async def test_a_call_that_fails_or_is_given_up_costs_nothing(tmp_path: Path) -> None:

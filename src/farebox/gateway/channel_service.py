@@ -13,7 +13,7 @@ from farebox.channels.payee import PaymentChannelPayeeClient
 from farebox.channels.processor import PaymentProcessor
 from farebox.clock import Clock, SystemClock, iso
 from farebox.errors import InvalidCredential
-from farebox.paywall.channel_callers import Caller, Callers, Refused, SeenNonces
+from farebox.paywall.channel_callers import Caller, Callers, Refused
 from farebox.wire.subrav import documents
 from farebox.wire.subrav.keys import VerificationKey
 from farebox.wire.subrav.model import ErrorCode
@@ -35,7 +35,6 @@ class ChannelService:
     claims: ClaimScheduler | None = None
     admins: Mapping[str, VerificationKey] = field(default_factory=dict)
     clock: Clock = field(default_factory=SystemClock)
-    nonces: SeenNonces = field(default_factory=SeenNonces)
     callers: Callers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,7 +44,6 @@ class ChannelService:
             channel_id=self.channel_id,
             clock=self.clock,
             admins=self.admins,
-            nonces=self.nonces,
         )
         object.__setattr__(self, "callers", callers)
 
@@ -87,12 +85,15 @@ async def ask(
         return caller
     if caller is None:
         return Refused(ErrorCode.AUTH_MISSING, "Say who asks, by DIDAuthV1.")
-    if question in _ADMINS:
-        if not caller.is_admin:
-            return Refused(ErrorCode.AUTH_ADMIN_FORBIDDEN, "This is for admins only.")
-        return await _ADMINS[question](service, told)
-    if caller.is_admin:
+    if question in _ADMINS and not caller.is_admin:
+        return Refused(ErrorCode.AUTH_ADMIN_FORBIDDEN, "This is for admins only.")
+    if question in _PAYERS and caller.is_admin:
         return Refused(ErrorCode.CHANNEL_NOT_FOUND, "An admin's key has no channel.")
+    refused = await service.callers.admit(caller)
+    if refused is not None:
+        return refused
+    if question in _ADMINS:
+        return await _ADMINS[question](service, told)
     return await _PAYERS[question](service, caller, told)
 
 

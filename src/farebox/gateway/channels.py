@@ -207,6 +207,7 @@ def _metadata(
         vm_id_fragment=None if payer is None else payer.fragment,
         payer_did=None if payer is None else payer.did,
         is_admin=caller is not None and caller.is_admin,
+        once="" if caller is None else caller.once,
         client_tx_ref=reference,
         max_amount=None if payload is None else payload.max_amount,
         facts={"method": method, "path": path},

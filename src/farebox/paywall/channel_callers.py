@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from farebox.channels.book import USED_BEFORE
 from farebox.channels.payee import PaymentChannelPayeeClient
 from farebox.clock import NS_PER_S, Clock
 from farebox.errors import RailError
+from farebox.ids import derived_id
 from farebox.wire.subrav import didauth
 from farebox.wire.subrav.keys import VerificationKey
 from farebox.wire.subrav.model import ErrorCode
 
-#: Some 3,000 requests a second, for as long as an authorization is good.
-_NONCES_MAX: Final = 1_000_000
-_S_PER_MINUTE: Final = 60
-
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, by a signature of its sub-channel's key."""
+    """Who asks, by a signature of its sub-channel's key.
+
+    `once` names the authorization. Whatever is served for it takes that name in the same commit, or
+    by `Callers.admit` where it has none: so it is good once, whichever process it comes to.
+    """
 
     did: str
     fragment: str
     channel_id: str
+    once: str
     is_admin: bool = False
 
 
@@ -88,28 +90,6 @@ class ToolAsked:
         )
 
 
-class SeenNonces:
-    """Nonces of authorizations, each good once. Of this process alone: two of them that share a
-    book take one twice, which is worth one request on credit to whoever copied the header."""
-
-    def __init__(self) -> None:
-        #: Digests by the minute in which their authorizations end.
-        self._ending: dict[int, set[bytes]] = {}
-
-    def take(self, did: str, nonce: str, timestamp_s: int, now_s: int) -> bool:
-        """Whether the nonce is fresh. Where no more can be remembered, none is."""
-        for minute in [each for each in self._ending if each < now_s // _S_PER_MINUTE]:
-            del self._ending[minute]
-        digest = hashlib.blake2b(f"{did} {nonce}".encode(), digest_size=16).digest()
-        if any(digest in ending for ending in self._ending.values()):
-            return False
-        if sum(map(len, self._ending.values())) >= _NONCES_MAX:
-            return False
-        ends_s = timestamp_s + didauth.WINDOW_S
-        self._ending.setdefault(ends_s // _S_PER_MINUTE, set()).add(digest)
-        return True
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Callers:
     """Tells who asks. `channel_id` names the channel of (payer DID, payee DID, asset); `admins` are
@@ -120,14 +100,14 @@ class Callers:
     channel_id: Callable[[str, str, str], str]
     clock: Clock
     admins: Mapping[str, VerificationKey] = field(default_factory=dict)
-    nonces: SeenNonces = field(default_factory=SeenNonces)
 
     async def identify(self, auth: didauth.DidAuth, asked: Asked) -> Caller | Refused:
         """Who signed this for a request."""
+        once = derived_id("srv", didauth.SCHEME, auth.key_id, auth.nonce)
         admin = self.admins.get(auth.key_id)
         if admin is not None:
             refused = self._judge(auth, admin, asked)
-            return refused or Caller(auth.signer_did, auth.fragment, "", is_admin=True)
+            return refused or Caller(auth.signer_did, auth.fragment, "", once, is_admin=True)
         channel_id = self.channel_id(auth.signer_did, self.payee.payee_did, self.asset_id)
         try:
             sub_channel = await self.payee.sub_channel_info(channel_id, auth.fragment)
@@ -139,8 +119,14 @@ class Callers:
                 f"{auth.key_id} has no channel with us; open one.",
             )
         return self._judge(auth, sub_channel.key, asked) or Caller(
-            auth.signer_did, auth.fragment, channel_id
+            auth.signer_did, auth.fragment, channel_id, once
         )
+
+    async def admit(self, caller: Caller) -> Refused | None:
+        """Take the name of an authorization that nothing is sold for. Raises StoreError."""
+        if await self.payee.sub_channels.take_once(caller.once):
+            return None
+        return Refused(USED_BEFORE.code, USED_BEFORE.message)
 
     def _judge(self, auth: didauth.DidAuth, key: VerificationKey, asked: Asked) -> Refused | None:
         """Why an authorization is not good. What it says of the request is compared with it, though
@@ -154,8 +140,6 @@ class Callers:
             why = "The authorization is for another service."
         elif auth.operation != asked.operation or not asked.matches(auth.params):
             why = "The authorization is for another request."
-        elif not self.nonces.take(auth.signer_did, auth.nonce, auth.timestamp_s, now_s):
-            why = "The authorization was used before; sign a new one."
         else:
             return None
         return Refused(ErrorCode.AUTH_INVALID, why)

@@ -188,7 +188,8 @@ class ChannelTill:
             channel_id, fragment = caller.channel_id, caller.fragment
         else:
             return _refusal(_NO_CHANNEL, payment)
-        turn = await self.payee.turn(channel_id, fragment, signed)
+        once = "" if caller is None else caller.once
+        turn = await self.payee.turn(channel_id, fragment, signed, once)
         if isinstance(turn, Rejected):
             return self._failed(turn, payment, address)
         if caller is not None and not caller.is_admin and caller.did != turn.channel.payer_did:
