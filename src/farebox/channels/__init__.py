@@ -25,7 +25,14 @@ from farebox.channels.billing import (
     PerToken,
     RateProvider,
 )
-from farebox.channels.chain import ChannelInfo, ChannelStatus, PayeeContract, PayerContract
+from farebox.channels.chain import (
+    ChannelInfo,
+    ChannelStatus,
+    ClaimUnderway,
+    PayeeContract,
+    PayerContract,
+    WatchedContract,
+)
 from farebox.channels.claims import ClaimPolicy, ClaimScheduler
 from farebox.channels.codecs import HttpPaymentCodec, McpPaymentCodec, PaymentCodec
 from farebox.channels.ledger_chain import LEDGER_CHANNEL, LedgerContract, ledger_channel_id
@@ -47,11 +54,13 @@ from farebox.channels.payer import (
 from farebox.channels.pending import PendingSubRAVStore
 from farebox.channels.processor import Admission, PaymentProcessor, PaymentProcessorConfig
 from farebox.channels.rules import load_rules, parse_rules
+from farebox.channels.watching import CHANNEL_WATCH, ClosingWatch
 
 #: What a book must know to hold channels.
-RECORDS = (SUB_CHANNEL, PAYER_SUB_CHANNEL, LEDGER_CHANNEL)
+RECORDS = (SUB_CHANNEL, PAYER_SUB_CHANNEL, LEDGER_CHANNEL, CHANNEL_WATCH)
 
 __all__ = [
+    "CHANNEL_WATCH",
     "LEDGER_CHANNEL",
     "PAYER_SUB_CHANNEL",
     "RECORDS",
@@ -65,6 +74,8 @@ __all__ = [
     "ChannelStatus",
     "ClaimPolicy",
     "ClaimScheduler",
+    "ClaimUnderway",
+    "ClosingWatch",
     "CostCalculator",
     "CreditPolicy",
     "FinalCost",
@@ -91,6 +102,7 @@ __all__ = [
     "SignSubRAVOptions",
     "SpendingLimits",
     "VerificationResult",
+    "WatchedContract",
     "ledger_channel_id",
     "load_rules",
     "parse_rules",
