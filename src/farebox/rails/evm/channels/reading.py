@@ -1,0 +1,182 @@
+"""What the channel contract says, as the port of `farebox.channels` has it.
+
+Everything is read as it stood `confirmations` blocks ago: what a reorganisation may take back was
+never there. So a channel counts once it is that deep, a claim is booked once it is, and a closing
+is obeyed as many blocks late, which the challenge period has room for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from farebox.channels.chain import ChannelInfo, ChannelStatus, Closings, SubChannelInfo
+from farebox.errors import InvalidCredential, RailRejected, RailUnavailable
+from farebox.rails.evm.channels import contract as abi
+from farebox.rails.evm.channels.contract import ChainChannel, ChainStatus, ChainSubChannel
+from farebox.rails.evm.channels.names import account_did, did_address
+from farebox.rails.evm.reads import Log
+from farebox.rails.evm.rpc import Data, Quantity, Rpc
+from farebox.wire.subrav.keys import KeyType, VerificationKey
+
+#: So many blocks are asked for their events at once, which nodes commonly allow.
+_LOG_BLOCKS = 1_000
+#: At most so many questions for events in one call; the next call goes on.
+_LOG_PAGES = 20
+#: Read again each time, should a reorganisation have brought an event into a block read before.
+_REWIND = 64
+
+_STATUSES = {
+    ChainStatus.OPEN: ChannelStatus.ACTIVE,
+    ChainStatus.CLOSING: ChannelStatus.CLOSING,
+    ChainStatus.CLOSED: ChannelStatus.CLOSED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelTerms:
+    """One contract on one chain. `assets`: the token (0x…, lower case) of each asset code that is
+    taken; ether's is `contract.ETHER`. `place` names the chain in accounts: `base`.
+    """
+
+    place: str
+    chain_id: int
+    contract: str
+    assets: Mapping[str, str]
+    confirmations: int = 12
+    codes: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "codes", {token: code for code, token in self.assets.items()})
+
+    @property
+    def contract_bytes(self) -> bytes:
+        """The contract's address as keys name it."""
+        return bytes.fromhex(self.contract[2:])
+
+    def token(self, asset_id: str) -> str:
+        """The token of an asset. Raises InvalidCredential."""
+        try:
+            return self.assets[asset_id]
+        except KeyError:
+            raise InvalidCredential(f"channels are not backed by {asset_id} here") from None
+
+    def channel_id(self, payer_did: str, payee_did: str, asset_id: str) -> str:
+        """The one channel between two parties in one asset. Raises InvalidCredential."""
+        payer, payee = (did_address(did, self.chain_id) for did in (payer_did, payee_did))
+        return abi.channel_id(self.chain_id, self.contract, payer, payee, self.token(asset_id))
+
+
+class ChannelReader:
+    """Reads one contract. All methods raise RailUnavailable and RailRejected."""
+
+    def __init__(self, rpc: Rpc, terms: ChannelTerms) -> None:
+        self._rpc = rpc
+        self.terms = terms
+
+    async def check(self, challenge_least_s: int) -> None:
+        """Raise RailRejected unless this is the chain, the contract is there and payees have at
+        least so many seconds to claim."""
+        told = await self._rpc.call(Quantity, "eth_chainId")
+        if told != self.terms.chain_id:
+            raise RailRejected(f"the node is of chain {told}, not {self.terms.chain_id}")
+        code = await self._rpc.call(Data, "eth_getCode", self.terms.contract, "latest")
+        if not code:
+            raise RailRejected(f"there is no contract at {self.terms.contract}")
+        period = abi.read_number(await self._ask(abi.challenge_call(), "latest"))
+        if period < challenge_least_s:
+            raise RailRejected(
+                f"the contract gives payees {period} s to claim, {challenge_least_s} s are needed"
+            )
+
+    async def final_height(self) -> int:
+        """The newest block that counts."""
+        height = await self._rpc.call(Quantity, "eth_blockNumber")
+        return max(0, height - self.terms.confirmations + 1)
+
+    async def at(self, channel_id: str, block: str = "") -> ChainChannel | None:
+        """A channel as the contract has it in a block: the newest that counts, or `latest`."""
+        return abi.read_channel(await self._ask(abi.channels_call(channel_id), block))
+
+    async def sub_at(
+        self, channel_id: str, fragment: str, block: str = ""
+    ) -> ChainSubChannel | None:
+        """A sub-channel in the same way."""
+        return abi.read_sub_channel(
+            await self._ask(abi.sub_channel_call(channel_id, fragment), block)
+        )
+
+    async def allowance(self, token: str, owner: str) -> int:
+        """What the contract may take of a token of somebody's, now."""
+        call = {"to": token, "data": abi.allowance_call(owner, self.terms.contract)}
+        return abi.read_number(await self._rpc.call(Data, "eth_call", call, "latest"))
+
+    async def channel(self, channel_id: str) -> ChannelInfo | None:
+        """A channel in one of our assets."""
+        found = await self.at(channel_id)
+        if found is None or found.token not in self.terms.codes:
+            return None
+        return ChannelInfo(
+            channel_id=channel_id,
+            payer_did=account_did(self.terms.chain_id, found.payer),
+            payee_did=account_did(self.terms.chain_id, found.payee),
+            asset_id=self.terms.codes[found.token],
+            epoch=found.epoch,
+            status=_STATUSES[found.status],
+            backing=channel_id,
+        )
+
+    async def sub_channel(self, channel_id: str, fragment: str) -> SubChannelInfo | None:
+        """A sub-channel; its key signs EIP-712 vouchers for this contract."""
+        found = await self.sub_at(channel_id, fragment)
+        if found is None:
+            return None
+        raw = self.terms.contract_bytes + bytes.fromhex(found.key[2:])
+        return SubChannelInfo(
+            channel_id=channel_id,
+            vm_id_fragment=fragment,
+            epoch=found.epoch,
+            key=VerificationKey(KeyType.EIP712, raw),
+            last_claimed_amount=found.claimed,
+            last_confirmed_nonce=found.nonce,
+        )
+
+    async def balance(self, backing: str, asset_id: str) -> int:
+        """What is left of a channel's collateral."""
+        found = await self.at(backing)
+        if found is None or self.terms.codes.get(found.token) != asset_id:
+            return 0
+        return found.collateral
+
+    async def closings(self, payee: str, cursor: str) -> Closings:
+        """Channels that pay this address and whose payers asked to close.
+
+        Up to the newest block: to claim for a closing that is taken back harms nobody.
+        """
+        head = await self._rpc.call(Quantity, "eth_blockNumber")
+        start = max(0, min(int(cursor), head) - _REWIND) if cursor else head
+        found: dict[str, None] = {}
+        for _ in range(_LOG_PAGES):
+            if start > head:
+                break
+            end = min(head, start + _LOG_BLOCKS - 1)
+            found |= dict.fromkeys(await self._closings(payee, start, end))
+            start = end + 1
+        return Closings(tuple(found), str(start - 1))
+
+    async def _closings(self, payee: str, start: int, end: int) -> list[str]:
+        asked = {
+            "address": self.terms.contract,
+            "topics": [abi.CLOSING_TOPIC, None, "0x" + payee[2:].rjust(64, "0")],
+            "fromBlock": hex(start),
+            "toBlock": hex(end),
+        }
+        logs = await self._rpc.call(list[Log], "eth_getLogs", asked)
+        if any(len(log.topics) != 3 for log in logs):
+            raise RailUnavailable("the node tells of events that were not asked for")
+        return [log.topics[1] for log in logs]
+
+    async def _ask(self, data: str, block: str) -> bytes:
+        call = {"to": self.terms.contract, "data": data}
+        when = block or hex(await self.final_height())
+        return await self._rpc.call(Data, "eth_call", call, when)
