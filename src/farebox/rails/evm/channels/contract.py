@@ -1,17 +1,13 @@
 """The channel contract as bytes: calls of `FareboxChannels.sol`, its answers, one event.
 
-`FareboxChannels.json` is what the source compiles to (solc 0.8.30, cancun, via IR, 200 runs); a
-test compiles it anew. Amounts are base units of the token, addresses 0x… text of lower case.
+Amounts are base units of the token, addresses 0x… text of lower case.
 """
 
 from __future__ import annotations
 
 import enum
-import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from eth_abi.abi import decode, encode
@@ -72,19 +68,6 @@ class ChainSubChannel:
     epoch: int
 
 
-@functools.cache
-def artifact() -> tuple[list[dict[str, object]], str]:
-    """The ABI and the creation bytecode (0x…) of the contract."""
-    text = resources.files(__package__).joinpath("FareboxChannels.json").read_text()
-    made = json.loads(text)
-    return made["abi"], made["bytecode"]
-
-
-def creation_code(challenge_s: int) -> str:
-    """What to deploy for a contract whose payees have so long to claim once a payer closes."""
-    return artifact()[1] + encode(["uint64"], [challenge_s]).hex()
-
-
 def channel_id(chain_id: int, contract: str, payer: str, payee: str, token: str) -> str:
     """The one channel between these, on this contract of this chain."""
     types = ("uint256", "address", "address", "address", "address")
@@ -132,11 +115,6 @@ def sub_channel_call(channel: str, fragment: str) -> str:
     """Ask for a sub-channel."""
     types = ("bytes32", "string")
     return _call("subChannel(bytes32,string)", types, _bytes(channel), fragment)
-
-
-def challenge_call() -> str:
-    """Ask how long payees have to claim."""
-    return _call("challengePeriod()", ())
 
 
 def approve_call(spender: str, amount: int) -> str:

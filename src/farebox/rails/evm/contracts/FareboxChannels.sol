@@ -79,7 +79,7 @@ contract FareboxChannels {
     error Reentered();
 
     /// How long a payee may claim after its payer asked to close, in seconds.
-    uint64 public immutable challengePeriod;
+    uint64 public constant CHALLENGE_PERIOD = 1 days;
 
     mapping(bytes32 channelId => Channel) public channels;
     mapping(bytes32 channelId => mapping(bytes32 fragmentHash => SubChannel)) private _subs;
@@ -101,11 +101,6 @@ contract FareboxChannels {
         _entered = true;
         _;
         _entered = false;
-    }
-
-    constructor(uint64 challengePeriod_) {
-        require(block.chainid <= type(uint64).max && challengePeriod_ <= 90 days);
-        challengePeriod = challengePeriod_;
     }
 
     // ── reading ──────────────────────────────────────────────────────────────────────────────────
@@ -172,7 +167,7 @@ contract FareboxChannels {
     function requestClose(bytes32 channelId) external once {
         Channel storage channel = _ofPayer(channelId);
         channel.status = Status.CLOSING;
-        channel.closesAt = uint64(block.timestamp) + challengePeriod;
+        channel.closesAt = uint64(block.timestamp) + CHALLENGE_PERIOD;
         emit Closing(channelId, channel.payee, channel.epoch, channel.closesAt);
     }
 
