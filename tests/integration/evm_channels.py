@@ -75,7 +75,7 @@ class Pair:
 
     @property
     def channel_id(self) -> str:
-        told = self.contract.call("channelIdOf", self.payer, self.payee, self.token_address)
+        told: bytes = self.contract.call("channelIdOf", self.payer, self.payee, self.token_address)
         return "0x" + told.hex()
 
     @property

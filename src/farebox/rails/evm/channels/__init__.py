@@ -10,7 +10,7 @@ Never: a key of its own (transactions are the outbox's), a posting.
 
 from __future__ import annotations
 
-from farebox.rails.evm.channels.contract import ETHER, creation_code
+from farebox.rails.evm.channels.contract import ETHER
 from farebox.rails.evm.channels.names import account_did, did_address
 from farebox.rails.evm.channels.payee import BatchPolicy, EvmPayee
 from farebox.rails.evm.channels.payer import EvmPayer
@@ -24,6 +24,5 @@ __all__ = [
     "EvmPayee",
     "EvmPayer",
     "account_did",
-    "creation_code",
     "did_address",
 ]

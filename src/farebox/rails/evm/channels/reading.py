@@ -15,6 +15,7 @@ from farebox.errors import InvalidCredential, RailRejected, RailUnavailable
 from farebox.rails.evm.channels import contract as abi
 from farebox.rails.evm.channels.contract import ChainChannel, ChainStatus, ChainSubChannel
 from farebox.rails.evm.channels.names import account_did, did_address
+from farebox.rails.evm.contracts import artifact
 from farebox.rails.evm.reads import Log
 from farebox.rails.evm.rpc import Data, Quantity, Rpc
 from farebox.wire.subrav.keys import KeyType, VerificationKey
@@ -74,20 +75,15 @@ class ChannelReader:
         self._rpc = rpc
         self.terms = terms
 
-    async def check(self, challenge_least_s: int) -> None:
-        """Raise RailRejected unless this is the chain, the contract is there and payees have at
-        least so many seconds to claim."""
+    async def check(self) -> None:
+        """Raise RailRejected unless this is the chain, and the contract is ours to the byte."""
         told = await self._rpc.call(Quantity, "eth_chainId")
         if told != self.terms.chain_id:
             raise RailRejected(f"the node is of chain {told}, not {self.terms.chain_id}")
         code = await self._rpc.call(Data, "eth_getCode", self.terms.contract, "latest")
-        if not code:
-            raise RailRejected(f"there is no contract at {self.terms.contract}")
-        period = abi.read_number(await self._ask(abi.challenge_call(), "latest"))
-        if period < challenge_least_s:
-            raise RailRejected(
-                f"the contract gives payees {period} s to claim, {challenge_least_s} s are needed"
-            )
+        if code.hex() != artifact("FareboxChannels").runtime[2:]:
+            found = "another contract" if code else "no contract"
+            raise RailRejected(f"there is {found} at {self.terms.contract}")
 
     async def final_height(self) -> int:
         """The newest block that counts."""
