@@ -31,7 +31,6 @@ from farebox.channels.chain import (
     ClaimUnderway,
     PayeeContract,
     PayerContract,
-    WatchedContract,
 )
 from farebox.channels.claims import ClaimPolicy, ClaimScheduler
 from farebox.channels.codecs import HttpPaymentCodec, McpPaymentCodec, PaymentCodec
@@ -54,13 +53,11 @@ from farebox.channels.payer import (
 from farebox.channels.pending import PendingSubRAVStore
 from farebox.channels.processor import Admission, PaymentProcessor, PaymentProcessorConfig
 from farebox.channels.rules import load_rules, parse_rules
-from farebox.channels.watching import CHANNEL_WATCH, ClosingWatch
 
 #: What a book must know to hold channels.
-RECORDS = (SUB_CHANNEL, PAYER_SUB_CHANNEL, LEDGER_CHANNEL, CHANNEL_WATCH)
+RECORDS = (SUB_CHANNEL, PAYER_SUB_CHANNEL, LEDGER_CHANNEL)
 
 __all__ = [
-    "CHANNEL_WATCH",
     "LEDGER_CHANNEL",
     "PAYER_SUB_CHANNEL",
     "RECORDS",
@@ -75,7 +72,6 @@ __all__ = [
     "ClaimPolicy",
     "ClaimScheduler",
     "ClaimUnderway",
-    "ClosingWatch",
     "CostCalculator",
     "CreditPolicy",
     "FinalCost",
@@ -102,7 +98,6 @@ __all__ = [
     "SignSubRAVOptions",
     "SpendingLimits",
     "VerificationResult",
-    "WatchedContract",
     "ledger_channel_id",
     "load_rules",
     "parse_rules",

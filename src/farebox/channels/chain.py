@@ -1,7 +1,7 @@
 """The port to where channels are backed: the ledger itself, or a chain.
 
-`ledger_chain` implements it on the book, `farebox.rails.evm.channels` over a contract of ours,
-`farebox.rails.rooch` over Rooch's; `farebox.testing.channels` in memory, named as on Rooch.
+`ledger_chain` implements it on the book, `farebox.rails.evm.channels` on a contract of ours;
+`farebox.testing.channels` in memory, named as on Rooch.
 On Rooch the calls are `getChannelStatus`, `getSubChannel`, `getHubBalance`, `claimFromChannel`,
 `openChannelWithSubChannel`, `authorizeSubChannel` and `closeChannel` of `0x3::payment_channel`.
 """
@@ -97,25 +97,6 @@ class PayeeContract(Protocol):
     def paid_to(self, channel: ChannelInfo) -> PaidTo:
         """Where a claim's money goes."""
         ...
-
-
-class WatchedContract(PayeeContract, Protocol):
-    """A chain that tells when payers want out."""
-
-    async def closings(self, cursor: str) -> Closings:
-        """Our channels whose payers asked to close since a cursor; "" begins now.
-
-        The same one may be told again; none may be left out.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Closings:
-    """Ids of channels that close, and where to look on from."""
-
-    channel_ids: tuple[str, ...]
-    cursor: str
 
 
 class PayerContract(Protocol):

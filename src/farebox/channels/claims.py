@@ -27,8 +27,8 @@ class ClaimPolicy:
     Below `min_claim_amount` (base units) nothing is ever claimed, because its fee would cost more;
     that apart, `age_s` after the first unclaimed voucher, `idle_s` after the last request, and
     when the unclaimed vouchers of all sub-channels together take `exposure_percent` of what their
-    collateral covers. Every `watch_s`
-    the channels that owe anything are looked at: what closes is claimed whatever its amount.
+    collateral covers. Every `watch_s`, and at the start, the channels that owe anything are looked
+    at: what closes is claimed whatever its amount.
     """
 
     min_claim_amount: int = 10_000_000
@@ -97,6 +97,8 @@ def claim_reason(
     return None
 
 
+#: How long until a claim that is underway is asked after again.
+_UNDERWAY_S = 10
 #: What `watch_s` finds later needs no place in memory.
 _HEARD_MAX = 10_000
 
@@ -256,6 +258,7 @@ class ClaimScheduler:
             self._wait(key, str(error))
             return ClaimOutcome.REFUSED
         except ClaimUnderway:
+            self._waiting[key] = _Waiting(0, self._clock.now_ns() + _UNDERWAY_S * NS_PER_S)
             return ClaimOutcome.UNDERWAY
         except (RailError, StoreError) as error:
             self.status.unknown += 1

@@ -10,22 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from farebox.channels.chain import ChannelInfo, ChannelStatus, Closings, SubChannelInfo
-from farebox.errors import InvalidCredential, RailRejected, RailUnavailable
+from farebox.channels.chain import ChannelInfo, ChannelStatus, SubChannelInfo
+from farebox.errors import InvalidCredential, RailRejected
 from farebox.rails.evm.channels import contract as abi
 from farebox.rails.evm.channels.contract import ChainChannel, ChainStatus, ChainSubChannel
 from farebox.rails.evm.channels.names import account_did, did_address
 from farebox.rails.evm.contracts import artifact
-from farebox.rails.evm.reads import Log
 from farebox.rails.evm.rpc import Data, Quantity, Rpc
 from farebox.wire.subrav.keys import KeyType, VerificationKey
-
-#: So many blocks are asked for their events at once, which nodes commonly allow.
-_LOG_BLOCKS = 1_000
-#: At most so many questions for events in one call; the next call goes on.
-_LOG_PAGES = 20
-#: Read again each time, should a reorganisation have brought an event into a block read before.
-_REWIND = 64
 
 _STATUSES = {
     ChainStatus.OPEN: ChannelStatus.ACTIVE,
@@ -36,15 +28,14 @@ _STATUSES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelTerms:
-    """One contract on one chain. `assets`: the token (0x…, lower case) of each asset code that is
-    taken; ether's is `contract.ETHER`. `place` names the chain in accounts: `base`.
+    """The contract on one chain. `assets`: the token (0x…, lower case) of each asset code that is
+    taken; ether's is `contract.ETHER`.
     """
 
-    place: str
     chain_id: int
-    contract: str
     assets: Mapping[str, str]
     confirmations: int = 12
+    contract: str = artifact("FareboxChannels").address.lower()
     codes: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,10 +76,10 @@ class ChannelReader:
             found = "another contract" if code else "no contract"
             raise RailRejected(f"there is {found} at {self.terms.contract}")
 
-    async def final_height(self) -> int:
-        """The newest block that counts."""
+    async def final_block(self) -> str:
+        """The newest block that counts, as JSON-RPC names it."""
         height = await self._rpc.call(Quantity, "eth_blockNumber")
-        return max(0, height - self.terms.confirmations + 1)
+        return hex(max(0, height - self.terms.confirmations + 1))
 
     async def at(self, channel_id: str, block: str = "") -> ChainChannel | None:
         """A channel as the contract has it in a block: the newest that counts, or `latest`."""
@@ -144,35 +135,7 @@ class ChannelReader:
             return 0
         return found.collateral
 
-    async def closings(self, payee: str, cursor: str) -> Closings:
-        """Channels that pay this address and whose payers asked to close.
-
-        Up to the newest block: to claim for a closing that is taken back harms nobody.
-        """
-        head = await self._rpc.call(Quantity, "eth_blockNumber")
-        start = max(0, min(int(cursor), head) - _REWIND) if cursor else head
-        found: dict[str, None] = {}
-        for _ in range(_LOG_PAGES):
-            if start > head:
-                break
-            end = min(head, start + _LOG_BLOCKS - 1)
-            found |= dict.fromkeys(await self._closings(payee, start, end))
-            start = end + 1
-        return Closings(tuple(found), str(start - 1))
-
-    async def _closings(self, payee: str, start: int, end: int) -> list[str]:
-        asked = {
-            "address": self.terms.contract,
-            "topics": [abi.CLOSING_TOPIC, None, "0x" + payee[2:].rjust(64, "0")],
-            "fromBlock": hex(start),
-            "toBlock": hex(end),
-        }
-        logs = await self._rpc.call(list[Log], "eth_getLogs", asked)
-        if any(len(log.topics) != 3 for log in logs):
-            raise RailUnavailable("the node tells of events that were not asked for")
-        return [log.topics[1] for log in logs]
-
     async def _ask(self, data: str, block: str) -> bytes:
         call = {"to": self.terms.contract, "data": data}
-        when = block or hex(await self.final_height())
+        when = block or await self.final_block()
         return await self._rpc.call(Data, "eth_call", call, when)
