@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from farebox.channels import RECORDS as CHANNEL_RECORDS
 from farebox.clock import SystemClock
 from farebox.ledger.checkpoint import Checkpoint
 from farebox.ledger.invariants import Verified, verify
@@ -28,7 +29,7 @@ from farebox.stores.sqlite import SqliteStore
 from farebox.stores.sqlite.audit import SqliteAuditReader
 from tests.peers.anvil import CHAIN_ID, Anvil
 
-RECORDS = (*EVM_RECORDS, OPERATION, PROCESS)
+RECORDS = (*EVM_RECORDS, *CHANNEL_RECORDS, OPERATION, PROCESS)
 ETHER = 10**18
 CONFIRMATIONS = 3
 
