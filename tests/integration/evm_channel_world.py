@@ -149,13 +149,14 @@ async def house_of(
     *,
     exchange: Exchange = ONLY_BITCOIN,
     batches: BatchPolicy = GENEROUS,
+    key: str = "",
 ) -> AsyncIterator[House]:
     """A house with a hundred ether for gas; ether and a token back its channels."""
     await asyncio.to_thread(deployed, anvil)
     token = await asyncio.to_thread(anvil.deploy, CONTRACTS / "TetherLike.sol")
     async with AsyncExitStack() as opened:
         (folder / "house").mkdir(exist_ok=True)
-        desk = await opened.enter_async_context(desk_of(anvil, folder / "house"))
+        desk = await opened.enter_async_context(desk_of(anvil, folder / "house", key))
         session = await opened.enter_async_context(open_rpc_session())
         terms = ChannelTerms(
             chain_id=CHAIN_ID,
