@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from farebox.channels.payee import PaymentChannelPayeeClient
 from farebox.clock import NS_PER_S, Clock
-from farebox.errors import RailError
+from farebox.errors import InvalidCredential, RailError
 from farebox.wire.subrav import didauth
 from farebox.wire.subrav.keys import VerificationKey
 from farebox.wire.subrav.model import ErrorCode
@@ -78,9 +78,11 @@ class Callers:
         if admin is not None:
             refused = self._judge(auth, admin, method, target)
             return refused or Caller(auth.signer_did, auth.fragment, "", is_admin=True)
-        channel_id = self.channel_id(auth.signer_did, self.payee.payee_did, self.asset_id)
         try:
+            channel_id = self.channel_id(auth.signer_did, self.payee.payee_did, self.asset_id)
             sub_channel = await self.payee.sub_channel_info(channel_id, auth.fragment)
+        except InvalidCredential as error:
+            return Refused(ErrorCode.AUTH_INVALID, f"{auth.key_id}: {error}")
         except RailError:
             return Refused(ErrorCode.DID_RESOLVE_FAILED, "The chain cannot be asked; try later.")
         if sub_channel is None:
