@@ -15,6 +15,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.peers.anvil import Anvil
+from tests.peers.bitcoin import BitcoinChain
 from tests.peers.install import PeerUnavailable
 from tests.peers.lnbits import LnbitsServer
 from tests.peers.lnd import LightningNetwork
@@ -22,11 +23,12 @@ from tests.peers.nutshell import Nutshell
 from tests.peers.payment_kit import PaymentKit
 from tests.peers.postgres import Postgres
 
-P = TypeVar("P", Anvil, Nutshell, LightningNetwork, LnbitsServer)
+P = TypeVar("P", Anvil, BitcoinChain, Nutshell, LightningNetwork, LnbitsServer)
 
 #: Each peer, and the fixtures below that start it.
 PEERS = {
     "anvil": {"anvil"},
+    "bitcoin": {"bitcoin"},
     "lightning": {"lightning"},
     "lnbits": {"lnbits"},
     "nutshell": {"nutshell", "nutshell_with_fees"},
@@ -121,6 +123,12 @@ def postgres() -> Iterator[Postgres]:
 def lightning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightningNetwork]:
     """A chain, a payer's LND and one for the house, with a channel between them."""
     yield from _started("LND", lambda: LightningNetwork(tmp_path_factory.mktemp("lightning")))
+
+
+@pytest.fixture(scope="session")
+def bitcoin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BitcoinChain]:
+    """A regtest chain, and a payer who has mined it."""
+    yield from _started("btcd", lambda: BitcoinChain(tmp_path_factory.mktemp("bitcoin")))
 
 
 @pytest.fixture(scope="session")

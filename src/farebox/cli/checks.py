@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from farebox.books import book_place, open_audit
+from farebox.bootstrap.bitcoin import examine_bitcoin
 from farebox.bootstrap.channels import credit_of, house_did
 from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import NS_PER_S, SystemClock
@@ -62,6 +63,9 @@ async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None
         if found.lightning.url is not None:
             say(f"asking {found.lightning.url} …")
             findings += await lightning(found.lightning)
+        if found.bitcoin.url is not None:
+            say(f"asking {found.bitcoin.url} …")
+            findings += await bitcoin(found)
         for service in found.upstreams:
             for url in service.urls:
                 say(f"asking {url} …")
@@ -75,10 +79,15 @@ async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None
 def settings(found: Settings, rules: Sequence[Rule]) -> list[Finding]:
     """Whether there is something to sell, a price for it, and money to take."""
     trusted = [mint for mint in found.mints if mint.policy is MintPolicy.TRUSTED]
-    ways = len(trusted) + (found.lightning.url is not None)
+    rails = [one.url for one in (found.lightning, found.bitcoin) if one.url is not None]
+    ways = len(trusted) + len(rails)
     wants = (
         ("upstream", len(found.upstreams), "name the service with --upstream or [[upstream]]"),
-        ("mint", ways, "name a mint you trust with --mint or [[mint]], or a node in [lightning]"),
+        (
+            "mint",
+            ways,
+            "name a mint you trust with --mint or [[mint]], or fill in [lightning] or [bitcoin]",
+        ),
         ("price", len(rules), "name a price with --price or [[price]]: what has none is refused"),
     )
     findings = [
@@ -241,6 +250,22 @@ async def lightning(found: LightningSettings) -> list[Finding]:
             advice = f"{harm}: get more capacity, or lower the most in [lightning]"
             findings.append(Finding(Verdict.WARNING, f"{check}: {what}", told, advice))
     return findings
+
+
+async def bitcoin(found: Settings) -> list[Finding]:
+    """Whether the chain's source answers, is on the right chain, and has caught up."""
+    check = f"bitcoin {found.bitcoin.url}"
+    try:
+        fault, told = await examine_bitcoin(found)
+    except InvalidSettings as error:
+        return [Finding(Verdict.FAILURE, check, str(error), "correct it")]
+    except RailError as error:
+        advice = "check its address and login; deposits are refused until it answers"
+        return [Finding(Verdict.FAILURE, check, str(error), advice)]
+    if fault:
+        advice = "correct bitcoin.network, or let the node catch up"
+        return [Finding(Verdict.FAILURE, check, fault, advice)]
+    return [fine(check, told)]
 
 
 async def clock(session: aiohttp.ClientSession, url: str) -> Finding:
