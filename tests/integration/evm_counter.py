@@ -20,10 +20,12 @@ from farebox.payments.requests import DepositRequests
 from farebox.rails.evm.addresses import Addresses, DepositTree
 from farebox.rails.evm.arrivals import Arrivals, Depth, WatchTerms
 from farebox.rails.evm.config import EvmAsset, EvmConfig
+from farebox.rails.evm.gas import Gas, L1Fee
 from farebox.rails.evm.keys import deposit_key
 from farebox.rails.evm.method import EvmMethod
 from farebox.rails.evm.payouts import Payouts, PayoutTerms
 from farebox.rails.evm.scan import RpcScan
+from farebox.rails.evm.sweeping import Sweeping, SweepTerms
 from tests.integration.evm_desk import CONFIRMATIONS, Desk, desk_of
 from tests.peers.anvil import CHAIN_ID, CONTRACTS, Anvil, Contract
 
@@ -120,7 +122,9 @@ def _counter(desk: Desk, tokens: Mapping[str, Contract], mnemonic: str) -> Count
         ledger,
         exchange,
     )
-    method = EvmMethod(config, desk.rpc, scan, arrivals, addresses, payouts, ledger)
+    sweep_terms = SweepTerms(assets=contracts, treasury=desk.sender, gas_percent=100)
+    sweeping = Sweeping(sweep_terms, desk.sending, Gas(desk.sending, L1Fee.NONE), arrivals, ledger)
+    method = EvmMethod(config, desk.rpc, scan, arrivals, addresses, payouts, sweeping, ledger)
     methods = PaymentMethods()
     methods.register(method)
     requests = DepositRequests(ledger, Deposits(ledger), methods, exchange)

@@ -23,6 +23,7 @@ from farebox.bootstrap import Farebox
 from farebox.ledger.invariants import verify
 from farebox.ledger.replay import Broken
 from farebox.rails.evm.keys import keys_from
+from farebox.rails.evm.method import EvmMethod
 from farebox.settings import load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.upstream import PlayUpstream
@@ -82,6 +83,13 @@ class EvmHouse:
     #: What it had at its senders before anybody paid it: the operator's own.
     float_wei: int = FLOAT_WEI
     addresses: list[str] = field(default_factory=list)
+
+    @property
+    def rail(self) -> EvmMethod:
+        """The chain's method."""
+        found = self.farebox.deposits.rails()["anvil"]
+        assert isinstance(found, EvmMethod)
+        return found
 
     async def post(
         self, path: str, body: object, bearer: str = "", name: str = ""
@@ -174,16 +182,13 @@ class EvmHouse:
     async def settled(self) -> None:
         """Recover until nothing is open, as time passes."""
         for _ in range(60):
-            open_slots = [
-                slot for rail in self.farebox.evm for slot in await rail.sending.open_slots()
-            ]
+            open_slots = await self.rail.sending.open_slots()
             if not await self.farebox.operations.unfinished() and not open_slots:
                 return
             self.clock.ahead_s += 10
             await self.mine(1)
             await self.farebox.recover()
-            for rail in self.farebox.evm:
-                await rail.sending.tick()
+            await self.rail.sending.tick()
         found = await self.farebox.operations.unfinished()
         raise AssertionError([(one.id, one.error) for one in found])
 

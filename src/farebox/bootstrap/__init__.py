@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Self, cast
 
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
-from farebox.bootstrap.bitcoin import open_bitcoin
 from farebox.bootstrap.channels import channels_of
-from farebox.bootstrap.lightning import config_of, node_of
+from farebox.bootstrap.rails import Sessions, card_methods, open_rails
 from farebox.bootstrap.rates import RateRefresh, exchange_of, rate_feeds
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
@@ -32,6 +31,7 @@ from farebox.ledger.store import Store
 from farebox.money import BTC
 from farebox.operating import Doors, Metrics, OperatorDoor, Parts, Vitals, ready
 from farebox.operating.root_key import require_root_key
+from farebox.payments.cards.gateway import PaymentGateway
 from farebox.payments.conversions import Conversions
 from farebox.payments.deposits import Deposits
 from farebox.payments.exchange import REVENUE
@@ -59,7 +59,6 @@ from farebox.rails.cashu import (
     open_session,
 )
 from farebox.rails.cashu.offer import Offers
-from farebox.rails.lightning import LightningMethod, open_node_session
 from farebox.rails.web import open_guarded_session
 from farebox.settings import (
     ChangePolicy,
@@ -77,7 +76,6 @@ from farebox.worker import Duty, Job, RailWatch, Worker
 from farebox.worker.expiry import KeyExpiry
 
 if TYPE_CHECKING:
-    from farebox.bootstrap.evm import EvmRail
     from farebox.operating.traces import Tracing
 
 _RECOVER_EVERY_S = 2
@@ -227,47 +225,32 @@ class Farebox:
         self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
         self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
         self.reconciling = Reconciling(self.cashu, self.ledger, self.operations, self._upkeep)
-        self.lightning: LightningMethod | None = None
-        found = self.settings.lightning
-        if found.url is not None:
-            session = await self._closing.enter_async_context(open_node_session())
-            node, breaker = node_of(found, session, self.clock)
-            config = config_of(found)
-            self.lightning = LightningMethod(config, node, breaker, self.ledger, guarded)
-        self.bitcoin = open_bitcoin(
-            self.settings, self.ledger, self.operations, self._closing.push_async_callback
+        self._rails = await open_rails(
+            self.settings,
+            self.ledger,
+            self.operations,
+            self.processes,
+            Sessions(self.session, guarded),
+            self._closing,
+            public_url(self.settings),
         )
-        self.evm = await self._open_chains()
         self._feeds = rate_feeds(self.settings, self.session, self.clock)
         methods = self._methods()
         exchange, rates = exchange_of(self.settings, self._feeds, methods, self.clock)
         self._rates = RateRefresh(rates, self.prices)
-        for rail in self.evm:
+        for rail in self._rails:
             rail.convert(exchange)
         self.payments = Payments(self.ledger, self.operations, methods, self.signer, exchange)
         self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), methods, exchange)
-
-    async def _open_chains(self) -> tuple[EvmRail, ...]:
-        if not self.settings.evm:
-            return ()
-        try:
-            from farebox.bootstrap.evm import open_chains
-        except ImportError:
-            allowed = "`pip install 'farebox[evm]'` first, or leave it out"
-            raise InvalidSettings("evm", self.settings.evm[0].name, allowed) from None
-        found, book = self.settings.evm, (self.ledger, self.operations, self.processes)
-        return await open_chains(found, *book, self._closing)
+        self.cards = PaymentGateway(card_methods(self._rails), self.deposits)
 
     async def _start_rails(self) -> None:
         """Put the ceilings into the books, and read what assets are worth."""
         await self._rates.run()
         await self.cashu.start()
-        if self.lightning is not None:
-            await self.lightning.start()
-        if self.bitcoin is not None:
-            await self.bitcoin.start()
-        for rail in self.evm:
-            await rail.method.start()
+        for rail in self._rails:
+            if rail.start is not None:
+                await rail.start()
 
     def _open_traces(self) -> None:
         """Opened before everything that is traced, and so closed after it."""
@@ -344,11 +327,7 @@ class Farebox:
     def _methods(self) -> PaymentMethods:
         methods = PaymentMethods()
         methods.register(self.cashu)
-        if self.lightning is not None:
-            methods.register(self.lightning)
-        if self.bitcoin is not None:
-            methods.register(self.bitcoin)
-        for rail in self.evm:
+        for rail in self._rails:
             methods.register(rail.method)
         for plugin in plugins():
             methods.register(plugin)
@@ -366,6 +345,7 @@ class Farebox:
             failures=self._failures,
             askings=FailureLimit(self.clock, _ASKINGS_MAX, _ASKINGS_WINDOW_S),
             deposits=self.deposits,
+            cards=self.cards,
             conversions=Conversions(self.ledger, self.payments.exchange),
             links=WithdrawLinks(self.ledger, self.operations, self.payments),
             public_url=public_url(self.settings),
@@ -397,7 +377,7 @@ class Farebox:
             Job("found", _UPKEEP_EVERY_S, found.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
             *(self.channels.jobs if self.channels else ()),
-            *(job for rail in self.evm for job in rail.jobs),
+            *(job for rail in self._rails for job in rail.jobs),
         ]
         for rail in self.deposits.rails().values():
             watch = RailWatch(rail, self.deposits, self.ledger)

@@ -13,7 +13,6 @@ from farebox.errors import InvalidCredential, InvalidSettings, RailRejected, Sig
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
 from farebox.money import Asset, parse_decimal
-from farebox.payments.exchange import Exchange
 from farebox.payments.operations import Operations
 from farebox.payments.rail import Limits
 from farebox.rails.evm.addresses import Addresses, DepositTree
@@ -49,14 +48,7 @@ class EvmRail:
     """A chain at work: the method, and what else of it runs."""
 
     method: EvmMethod
-    sending: Sending
-    payouts: Payouts
-    sweeping: Sweeping
     jobs: tuple[Job, ...]
-
-    def convert(self, exchange: Exchange) -> None:
-        """Charge and weigh gas at these rates."""
-        self.payouts.exchange = self.sweeping.exchange = exchange
 
 
 async def open_chains(
@@ -122,8 +114,8 @@ def rail_of(
     upkeep = Upkeep(sending, sweeping, disperse if found.batch_wait_s else None)
     duty = Duty(f"evm:{found.name}", upkeep.run, ledger, processes)
     jobs = (Job(f"evm {found.name}", _UPKEEP_EVERY_S, duty.run),)
-    method = EvmMethod(config, rpc, scan, arrivals, addresses, payouts, ledger)
-    return EvmRail(method, sending, payouts, sweeping, jobs), disperse
+    method = EvmMethod(config, rpc, scan, arrivals, addresses, payouts, sweeping, ledger)
+    return EvmRail(method, jobs), disperse
 
 
 def rpc_of(found: EvmSettings, session: aiohttp.ClientSession, clock: Clock) -> Rpc:

@@ -7,6 +7,7 @@ Never: a secret among the defaults, in a repr or in an error; a setting read by 
 """
 
 from farebox.settings.bitcoin import BitcoinNetwork, BitcoinSettings, BitcoinSource
+from farebox.settings.cards import CardCurrency, CardSettings, StripeSettings
 from farebox.settings.channels import ChannelChain, ChannelsSettings
 from farebox.settings.evm import EvmAssetSettings, EvmChain, EvmSettings
 from farebox.settings.load import find_settings, load_settings
@@ -42,6 +43,8 @@ __all__ = [
     "BitcoinNetwork",
     "BitcoinSettings",
     "BitcoinSource",
+    "CardCurrency",
+    "CardSettings",
     "ChangePolicy",
     "ChannelChain",
     "ChannelsSettings",
@@ -65,6 +68,7 @@ __all__ = [
     "RatesSettings",
     "Secret",
     "Settings",
+    "StripeSettings",
     "TracesSettings",
     "UpstreamSettings",
     "create_root_key",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farebox.settings.bitcoin import BitcoinSettings
+from farebox.settings.cards import StripeSettings
 from farebox.settings.channels import ChannelsSettings
 from farebox.settings.evm import EvmSettings
 from farebox.settings.fields import (
@@ -418,6 +419,9 @@ class Settings:
         EvmSettings,
         "An EVM chain, to be paid in its coin and tokens and to pay in them. Repeat it for each.",
         key="evm",
+    )
+    stripe: StripeSettings = section(
+        StripeSettings, "A Stripe account of yours, to be paid by card; needs `[rates]`."
     )
     channels: ChannelsSettings = section(
         ChannelsSettings, "Payment channels: one signed voucher pays for each request."

@@ -24,6 +24,7 @@ from farebox.payments import (
     Standing,
     Unresolved,
 )
+from farebox.payments.exchange import Exchange
 from farebox.payments.rail import (
     AssetTerms,
     DepositMethod,
@@ -41,6 +42,7 @@ from farebox.rails.evm.payouts import Payouts, read_address
 from farebox.rails.evm.records import ARRIVAL
 from farebox.rails.evm.rpc import Quantity, Rpc
 from farebox.rails.evm.scan import Scan
+from farebox.rails.evm.sweeping import Sweeping
 from farebox.rails.web.breaker import BreakerState
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
@@ -62,6 +64,7 @@ class EvmMethod(DepositMethod):
         arrivals: Arrivals,
         addresses: Addresses,
         payouts: Payouts,
+        sweeping: Sweeping,
         ledger: Ledger,
     ) -> None:
         self.config = config
@@ -72,8 +75,14 @@ class EvmMethod(DepositMethod):
         self._arrivals = arrivals
         self._addresses = addresses
         self._payouts = payouts
+        self.sweeping = sweeping
+        self.sending = sweeping.sending
         self._ledger = ledger
         self._fault = "the node was not asked yet"
+
+    def convert(self, exchange: Exchange) -> None:
+        """Charge and weigh gas at these rates."""
+        self._payouts.exchange = self.sweeping.exchange = exchange
 
     async def start(self) -> None:
         """Put the ceilings into the books. Raises StoreError."""

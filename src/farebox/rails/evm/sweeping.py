@@ -73,7 +73,7 @@ class Sweeping:
         ledger: Ledger,
     ) -> None:
         self.terms = terms
-        self._sending = sending
+        self.sending = sending
         self._chain = sending.chain
         self._gas = gas
         self._arrivals = arrivals
@@ -85,21 +85,21 @@ class Sweeping:
 
     async def learn(self) -> None:
         """Be ready to sign again for every sweep that is on its way."""
-        for slot in await self._sending.open_slots():
+        for slot in await self.sending.open_slots():
             if slot.purpose.startswith(f"{_SWEEP}:"):
                 rows = await self._ledger.store.find(ADDRESS, {"address": slot.sender}, limit=1)
                 if rows:
-                    self._sending.keys.learn(slot.sender, rows[0][1].value.index)
+                    self.sending.keys.learn(slot.sender, rows[0][1].value.index)
 
     async def run(self) -> int:
         """One round over some addresses; how many transactions were sent.
 
         Raises RailUnavailable, RailRejected.
         """
-        offered = await self._sending.offer()
-        if not isinstance(offered, Fees) or not self._sending.keys.can_sweep:
+        offered = await self.sending.offer()
+        if not isinstance(offered, Fees) or not self.sending.keys.can_sweep:
             return 0
-        where = {"chain": self._sending.terms.chain, "purse": Purse.HOLDS}
+        where = {"chain": self.sending.terms.chain, "purse": Purse.HOLDS}
         page = await self._ledger.store.find(
             ADDRESS, where, after=self._after, limit=_ADDRESSES_AT_ONCE
         )
@@ -121,7 +121,7 @@ class Sweeping:
 
     async def _busy(self) -> set[str]:
         """The addresses that something of ours is on its way from, or to."""
-        parts = [one.purpose.split(":") for one in await self._sending.open_slots()]
+        parts = [one.purpose.split(":") for one in await self.sending.open_slots()]
         return {one[1] for one in parts if one[0] in (_GAS, _SWEEP)}
 
     async def _leave(self, key: str, row: Row[Address], now: int) -> None:
@@ -145,7 +145,7 @@ class Sweeping:
             amount = await held(self._chain, at.address, token)
             if amount and await self._sweep_token(at, asset, token, amount, coin, offered):
                 return True
-        native = self._sending.terms.native
+        native = self.sending.terms.native
         if native in self.terms.assets and coin:
             return await self._sweep_coin(at, coin, offered)
         return False
@@ -160,13 +160,13 @@ class Sweeping:
             _log.warning("evm.not_swept", address=at.address, asset=asset, reason=str(error))
             return False
         # The l1 fee goes by size: any key of ours signs as much as the address's own.
-        l1_fee = await self._gas.l1_fee(self._sending.keys.addresses[0], call)
+        l1_fee = await self._gas.l1_fee(self.sending.keys.addresses[0], call)
         limit = gas + gas // 4
         needs = limit * offered.max_fee + l1_fee
         funding = 0 if coin >= needs else PLAIN_GAS * _price(offered)
         cost = self.exchange.worth(
             gas * _price(offered) + l1_fee + funding,
-            self._sending.terms.native,
+            self.sending.terms.native,
             asset,
             Rounding.UP,
         )
@@ -178,9 +178,9 @@ class Sweeping:
         return await self._send(at, call, asset, token, amount)
 
     async def _sweep_coin(self, at: Address, coin: int, offered: Fees) -> bool:
-        treasury, native = self.terms.treasury, self._sending.terms.native
+        treasury, native = self.terms.treasury, self.sending.terms.native
         gas = await self._gas.limit(at.address, Call(treasury, 1))
-        l1_fee = await self._gas.l1_fee(self._sending.keys.addresses[0], Call(treasury, coin))
+        l1_fee = await self._gas.l1_fee(self.sending.keys.addresses[0], Call(treasury, coin))
         amount = coin - (gas * offered.max_fee + l1_fee) * _ROOM
         cost = gas * _price(offered) + l1_fee
         if not is_worth(cost, amount, self.terms.gas_percent):
@@ -188,18 +188,18 @@ class Sweeping:
         return await self._send(at, Call(treasury, amount, gas=gas), native, "", amount)
 
     async def _fund(self, address: str, amount: int, offered: Fees) -> bool:
-        sender = self._sending.keys.addresses[0]
+        sender = self.sending.keys.addresses[0]
         if await self._chain.balance(sender) < amount + PLAIN_GAS * offered.max_fee:
-            _log.error("evm.no_gas", sender=sender, chain=self._sending.terms.chain)
+            _log.error("evm.no_gas", sender=sender, chain=self.sending.terms.chain)
             return False
-        sent = await self._sending.send(Parcel(sender, Call(address, amount), f"{_GAS}:{address}"))
+        sent = await self.sending.send(Parcel(sender, Call(address, amount), f"{_GAS}:{address}"))
         return sent is not None and not isinstance(sent, Held)
 
     async def _send(self, at: Address, call: Call, asset: str, token: str, amount: int) -> bool:
-        self._sending.keys.learn(at.address, at.index)
+        self.sending.keys.learn(at.address, at.index)
         purpose = f"{_SWEEP}:{at.address}:{asset}"
         parcel = Parcel(at.address, call, purpose, token=token, spends=amount if token else 0)
-        sent = await self._sending.send(parcel)
+        sent = await self.sending.send(parcel)
         return sent is not None and not isinstance(sent, Held)
 
 
