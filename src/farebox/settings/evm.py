@@ -112,7 +112,7 @@ class EvmSettings:
     url: Secret = required(
         SECRET,
         "The JSON-RPC address of a node. One with a key in it is best kept out of this file.",
-        {"env": "BASE_RPC_URL"},
+        "https://mainnet.base.org",
     )
     key: Secret = required(
         SECRET,
