@@ -267,6 +267,7 @@ def _patch(switch: Switch) -> None:
 
     store.commit, mint.exchange = counted_commit, counted_exchange
     _patch_node(switch)
+    _patch_chain(switch)
     # Each chunk of a stream is made durable, so that there is something to die between.
     gateway.Supervision = partial(Supervision, checkpoint_s=0, checkpoint_msat=1)
     # The foreign mint of these tests is on loopback too.
@@ -303,6 +304,19 @@ def _patch_node(switch: Switch) -> None:
                 switch.strike(Point(Kind.NODE, number, after=True))
 
     line._open = counted
+
+
+def _patch_chain(switch: Switch) -> None:
+    """What is handed to an EVM chain."""
+    from farebox.rails.evm.reads import RpcChain
+
+    chain: Any = RpcChain
+    broadcast = chain.broadcast
+
+    async def counted(self: RpcChain, raw: str) -> None:
+        await switch.around(Kind.NODE, "broadcast", lambda: broadcast(self, raw))
+
+    chain.broadcast = counted
 
 
 async def _live(order: Order, tell: Callable[[object], None]) -> None:
