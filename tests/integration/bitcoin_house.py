@@ -72,16 +72,23 @@ class BitcoinHouse(LightningHouse):
         await asyncio.to_thread(chain.payer.pay, asked["pay"], amount_sat)
         await asyncio.to_thread(chain.node.mine)
         await self.until(asked, "credited")
+        return await self.key_of(asked), asked
+
+    async def key_of(self, asked: Mapping[str, Any]) -> str:
+        """The key of the account that a deposit has opened."""
         claim = {"initial_balance_token": asked["uri"], "claim_secret": asked["claim_secret"]}
         made = await self.post("/create", claim)
         assert made.status_code == 200, made.text
-        return str(made.json()["api_key"]), asked
+        return str(made.json()["api_key"])
 
-    async def done(self, operation_id: str) -> str:
-        """How an operation stands."""
-        found = await self.farebox.operations.get(operation_id)
-        assert found is not None
-        return found.state.value
+    async def passed(self, blocks: int) -> None:
+        """Wait until the house has looked at the chain at this height."""
+
+        async def height() -> int:
+            view = self.method.wallet.view
+            return view.tip.height if view else 0
+
+        await eventually(height, lambda found: found == blocks)
 
     async def wallet_sat(self) -> int:
         """What the wallet holds in blocks, by the node."""
