@@ -81,6 +81,21 @@ class BitcoinHouse(LightningHouse):
         assert made.status_code == 200, made.text
         return str(made.json()["api_key"])
 
+    async def paid_out(self, key: str, to: str, amount_sat: int, name: str) -> str:
+        """A payout that was asked for; its operation."""
+        body = {"destination": to, "amount_msat": amount_sat * 1_000}
+        asked = await self.post("/v1/payouts", body, key, name)
+        assert asked.status_code == 202, asked.text
+        return str(asked.json()["operation"])
+
+    async def told_of(self, key: str, to: str, amount_sat: int, name: str) -> dict[str, Any]:
+        """What the same asking tells at the end."""
+        body = {"destination": to, "amount_msat": amount_sat * 1_000}
+        asked = await self.post("/v1/payouts", body, key, name)
+        assert asked.status_code == 200, asked.text
+        found: dict[str, Any] = asked.json()
+        return found
+
     async def passed(self, blocks: int) -> None:
         """Wait until the house has looked at the chain at this height."""
 

@@ -6,11 +6,13 @@ The payer reads blocks as the node explains them and builds with bdk; Farebox's 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,13 @@ class BitcoinNode:
     def mine(self, blocks: int = 1) -> None:
         """Make blocks now, with what waits."""
         self.call("generate", blocks)
+
+    def mine_only(self, *raws: bytes) -> None:
+        """Make a block of these transactions alone: miners leave out what pays too little."""
+        parent = self.call("getblockheader", self.call("getbestblockhash"), True)
+        raw = _block(parent["hash"], int(parent["height"]) + 1, int(parent["time"]) + 1, raws)
+        told = self.call("submitblock", raw.hex())
+        assert told is None, told
 
     def undo(self, blocks: int) -> None:
         """Let the last blocks be no part of the best chain any more."""
@@ -232,6 +241,41 @@ class BitcoinChain:
     def stop(self) -> None:
         """End it."""
         self.node.stop()
+
+
+def _block(parent: str, height: int, time_s: int, raws: Sequence[bytes]) -> bytes:
+    """A block by BIP-34 and BIP-141, with the work that regtest wants; its reward is nothing."""
+    txs = [bdk.Transaction(raw) for raw in raws]
+    txids = [bytes.fromhex(str(one.compute_txid()))[::-1] for one in txs]
+    wtxids = [bytes.fromhex(str(one.compute_wtxid()))[::-1] for one in txs]
+    commitment = _twice(_merkle([bytes(32), *wtxids]) + bytes(32))
+    number = height.to_bytes((height.bit_length() + 8) // 8, "little")
+    script = bytes([len(number)]) + number + b"\x05tests"
+    paid = b"\x6a\x24\xaa\x21\xa9\xed" + commitment
+    body = b"\x01" + bytes(32) + b"\xff" * 4 + bytes([len(script)]) + script + b"\xff" * 4
+    body += b"\x01" + bytes(8) + bytes([len(paid)]) + paid
+    version, end = (2).to_bytes(4, "little"), bytes(4)
+    witness = b"\x01\x20" + bytes(32)
+    coinbase = version + b"\x00\x01" + body + witness + end
+    root = _merkle([_twice(version + body + end), *txids])
+    head = (0x20000000).to_bytes(4, "little") + bytes.fromhex(parent)[::-1] + root
+    head += time_s.to_bytes(4, "little") + (0x207FFFFF).to_bytes(4, "little")
+    nonce = 0
+    while _twice(head + nonce.to_bytes(4, "little"))[-1] > 0x7F:
+        nonce += 1
+    head += nonce.to_bytes(4, "little")
+    return head + bytes([1 + len(raws)]) + coinbase + b"".join(raws)
+
+
+def _merkle(hashes: list[bytes]) -> bytes:
+    while len(hashes) > 1:
+        hashes += hashes[-1:] * (len(hashes) % 2)
+        hashes = [_twice(a + b) for a, b in zip(hashes[::2], hashes[1::2], strict=True)]
+    return hashes[0]
+
+
+def _twice(raw: bytes) -> bytes:
+    return hashlib.sha256(hashlib.sha256(raw).digest()).digest()
 
 
 class _Kept(bdk.Persistence):  # type: ignore[misc]  # bdkpython has no types
