@@ -116,6 +116,18 @@ class BitcoinNode:
         """What waits."""
         return list(self.call("getrawmempool"))
 
+    def paid_sat(self, address: str, since: int) -> list[int]:
+        """What each output paid to an address is worth, of the blocks from a height on."""
+        found = []
+        for height in range(since, self.height() + 1):
+            shown = self.call("getblock", self.call("getblockhash", height), 2)
+            for one in shown.get("rawtx") or shown.get("tx", []):
+                for output in bdk.Transaction(bytes.fromhex(one["hex"])).output():
+                    script = bytes(output.script_pubkey.to_bytes())
+                    if script == _script(address):
+                        found.append(int(output.value.to_sat()))
+        return found
+
     def call(self, method: str, *parameters: object) -> Any:
         """One call. Raises Refused."""
         body = {"jsonrpc": "1.0", "id": 1, "method": method, "params": list(parameters)}
@@ -287,6 +299,10 @@ class _Kept(bdk.Persistence):  # type: ignore[misc]  # bdkpython has no types
 
     def persist(self, changeset: bdk.ChangeSet) -> None:
         pass
+
+
+def _script(address: str) -> bytes:
+    return bytes(bdk.Address(address, bdk.Network.REGTEST).script_pubkey().to_bytes())
 
 
 def _named(one: bdk.LocalOutput) -> str:
