@@ -215,8 +215,6 @@ class Batches:
         """Broadcast it, or see what became of it. The bytes are the same each time."""
         row = await self._ledger.store.get(BATCH, operation.id)
         assert row is not None, "it was stored with its operation"
-        if row.value.state is BatchState.UNSIGNED:
-            return Unresolved("it waits for the operator's signature")
         view = await self._addresses.look()
         won, block = winner(row.value, view)
         if won is not None and view.confirmations(block) >= self._config.payout_confirmations:
@@ -227,16 +225,23 @@ class Batches:
             return Unresolved(f"{won.txid} has {view.confirmations(block)} confirmations")
         if self._is_stuck(row.value, view):
             row = await self._bumped(row, operation.id, view)
-        latest = row.value.tries[-1]
-        await self._send(latest)
-        return Unresolved(f"{latest.txid} is on its way")
+        await self._send(row.value)
+        if row.value.psbt:
+            return Unresolved("it waits for your signature: `farebox psbt list`")
+        return Unresolved(f"{row.value.tries[-1].txid} is on its way")
 
-    async def _send(self, one: BatchTry) -> None:
-        """Raises RailUnavailable; a refusal is no end: an earlier try may have won."""
-        try:
-            await self._wallet.broadcast(one.raw)
-        except RailRejected as error:
-            _log.warning("bitcoin.not_broadcast", txid=one.txid, reason=str(error))
+    async def _send(self, batch: Batch) -> None:
+        """The last try that is signed. A refusal is no end: an earlier one may have won.
+
+        Raises RailUnavailable.
+        """
+        for one in reversed(batch.tries):
+            if one.raw:
+                try:
+                    await self._wallet.broadcast(one.raw)
+                except RailRejected as error:
+                    _log.warning("bitcoin.not_broadcast", txid=one.txid, reason=str(error))
+                return
 
     async def _paid(self, row: Row[Batch], key: str, won: BatchTry) -> Succeeded:
         payouts = await self._payouts(row.value)
@@ -281,7 +286,8 @@ class Batches:
     # ── bumping ──────────────────────────────────────────────────────────────────────────────────
 
     def _is_stuck(self, batch: Batch, view: View) -> bool:
-        return view.tip.height >= batch.tries[-1].height + self._config.bump_after_blocks
+        since = batch.tries[-1].height
+        return not batch.psbt and view.tip.height >= since + self._config.bump_after_blocks
 
     async def _bumped(self, row: Row[Batch], key: str, view: View) -> Row[Batch]:
         """Another try at a higher fee, stored before it is sent; the row as it was if none can be.
@@ -302,16 +308,12 @@ class Batches:
         if draft.fee_sat > sum(limits) or not set(added).issubset(await self._spendable(view)):
             return row
         attempt = BatchTry(draft.txid, draft.raw, draft.fee_sat, rate, view.tip.height)
-        state = BatchState.SENT if draft.raw else BatchState.UNSIGNED
         bumped = msgspec.structs.replace(
             row.value,
             inputs=(*row.value.inputs, *added),
-            tries=(*row.value.tries, attempt) if draft.raw else row.value.tries,
-            state=BatchState.SENT,
+            tries=(*row.value.tries, attempt),
             psbt=draft.psbt,
         )
-        if state is BatchState.UNSIGNED:
-            return row  # who signs elsewhere replaces it there
         puts = (Put(BATCH, key, bumped, row.version), *await self._reserved(added, key))
         await self._ledger.store.commit(Unit(derived_id("bump", key, str(row.version)), puts=puts))
         fresh = await self._ledger.store.get(BATCH, key)
@@ -322,8 +324,9 @@ class Batches:
 
     async def tend(self, view: View) -> None:
         """One round: new batches, news of old ones, and again what a reorganisation took back."""
-        for key, row in await self._ledger.store.find(BATCH, {"state": BatchState.SENT}):
-            await self._tend_sent(key, row.value, view)
+        for state in (BatchState.UNSIGNED, BatchState.SENT):
+            for key, row in await self._ledger.store.find(BATCH, {"state": state}):
+                await self._tend_sent(key, row.value, view)
         for key, row in await self._ledger.store.find(BATCH, {"state": BatchState.PAID}):
             await self._tend_paid(key, row, view)
         with suppress(RailError):
@@ -340,13 +343,13 @@ class Batches:
                     await self._operations.advance(payout_id)
         elif won is None:
             with suppress(RailError):
-                await self._send(batch.tries[-1])
+                await self._send(batch)
 
     async def _tend_paid(self, key: str, row: Row[Batch], view: View) -> None:
         won, block = winner(row.value, view)
         if won is None or block is None:
             with suppress(RailError):
-                await self._send(won or row.value.tries[-1])
+                await self._send(row.value)
         elif view.confirmations(block) >= _SAFE_DEPTH:
             old = msgspec.structs.replace(row.value, state=BatchState.OLD)
             unit = Unit(derived_id("old", key), puts=(Put(BATCH, key, old, row.version),))
@@ -355,22 +358,33 @@ class Batches:
     # ── signed elsewhere ─────────────────────────────────────────────────────────────────────────
 
     async def unsigned(self) -> dict[str, Batch]:
-        """The batches that wait for a signature."""
-        found = await self._ledger.store.find(BATCH, {"state": BatchState.UNSIGNED})
-        return {key: row.value for key, row in found}
+        """The batches that wait for a signature, also of a dearer form of what was sent."""
+        found = dict[str, Batch]()
+        for state in (BatchState.UNSIGNED, BatchState.SENT):
+            rows = await self._ledger.store.find(BATCH, {"state": state})
+            found |= {key: row.value for key, row in rows if row.value.psbt}
+        return found
+
+    async def pays_sat(self, batch: Batch) -> int:
+        """What its receivers get together."""
+        return sum(row.value.amount_sat for _, row in await self._payouts(batch))
 
     async def sign(self, key: str, psbt: str) -> Operation:
         """Take a batch's PSBT back, signed, and send it. Raises InvalidCredential."""
         row = await self._ledger.store.get(BATCH, key)
-        if row is None or row.value.state is not BatchState.UNSIGNED:
-            raise InvalidCredential("no batch of this name waits for a signature")
+        if row is None or not row.value.psbt:
+            raise InvalidCredential("no payment of this name waits for a signature")
         txid, raw = await self._wallet.combined(row.value.psbt, psbt)
         attempt = msgspec.structs.replace(row.value.tries[-1], txid=txid, raw=raw)
         signed = msgspec.structs.replace(
             row.value, state=BatchState.SENT, tries=(*row.value.tries[:-1], attempt), psbt=""
         )
-        unit = Unit(derived_id("signed", key), puts=(Put(BATCH, key, signed, row.version),))
-        await self._ledger.store.commit(unit)
+        unit = Unit(
+            derived_id("signed", key, str(row.version)),
+            puts=(Put(BATCH, key, signed, row.version),),
+        )
+        if not isinstance(await self._ledger.store.commit(unit), Applied):
+            raise InvalidCredential("it has changed meanwhile: look at it again")
         await self._operations.reopen(key)
         return await self._operations.advance(key)
 

@@ -1,0 +1,37 @@
+"""Payments that an operator signs elsewhere: what waits for it, and taking it back signed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from farebox.bootstrap import Farebox
+from farebox.errors import InvalidInput
+
+
+async def unsigned(house: Farebox) -> list[dict[str, Any]]:
+    """What waits, with its PSBT (BIP-174, base64). Amounts are in satoshi."""
+    if house.bitcoin is None:
+        return []
+    found = []
+    for batch_id, batch in (await house.bitcoin.batches.unsigned()).items():
+        latest = batch.tries[-1]
+        found.append(
+            {
+                "id": batch_id,
+                "txid": latest.txid,
+                "pays_sat": await house.bitcoin.batches.pays_sat(batch),
+                "payments": len(batch.payouts),
+                "fee_sat": latest.fee_sat,
+                "replaces": [one.txid for one in batch.tries[:-1]],
+                "psbt": batch.psbt,
+            }
+        )
+    return found
+
+
+async def sign(house: Farebox, batch_id: str, psbt: str) -> dict[str, Any]:
+    """Send what was signed. Raises InvalidInput."""
+    if house.bitcoin is None:
+        raise InvalidInput("there is no [bitcoin] here whose payments could be signed")
+    operation = await house.bitcoin.batches.sign(batch_id, psbt)
+    return {"id": batch_id, "state": operation.state.value, "reason": operation.error}
