@@ -33,8 +33,12 @@ from farebox.payments import (
     Rejected,
     Unresolved,
 )
+from farebox.payments.cards.gateway import PaymentGateway
+from farebox.payments.conversions import CONVERSION, Conversions
 from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST, Deposits
+from farebox.payments.exchange import ONLY_BITCOIN, Exchange
 from farebox.payments.links import WITHDRAW_LINK, WithdrawLinks
+from farebox.payments.maturity import MATURING
 from farebox.payments.model import OPERATION
 from farebox.payments.operations import Operations
 from farebox.payments.requests import DepositRequests
@@ -141,7 +145,13 @@ class Desk:
 class World:
     """One process; `restarted` is the next one on the same book."""
 
-    def __init__(self, path: Path, methods: PaymentMethods, clock: ManualClock) -> None:
+    def __init__(
+        self,
+        path: Path,
+        methods: PaymentMethods,
+        clock: ManualClock,
+        exchange: Exchange = ONLY_BITCOIN,
+    ) -> None:
         self.clock = clock
         records: list[RecordType[Any]] = [
             *RECORDS,
@@ -149,16 +159,18 @@ class World:
             TOTALS,
             OPERATION,
             DEPOSIT,
+            MATURING,
             DEPOSIT_REQUEST,
             WITHDRAW_LINK,
+            CONVERSION,
         ]
         self.store = SqliteStore(path, records, clock=clock)
         self.ledger = Ledger(self.store, clock)
         signer = Signer(bytes(32))
         self.processes = Processes(self.ledger, alone=True)
         self.operations = Operations(self.ledger, self.processes)
-        self.payments = Payments(self.ledger, self.operations, methods, signer)
-        self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), methods)
+        self.payments = Payments(self.ledger, self.operations, methods, signer, exchange)
+        self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), methods, exchange)
         self.keys = Keys(self.ledger, keys_max=1_000)
         self.context = ApiContext(
             ledger=self.ledger,
@@ -170,6 +182,8 @@ class World:
             failures=FailureLimit(clock, failures_max=5, window_s=60),
             askings=FailureLimit(clock, failures_max=20, window_s=60),
             deposits=self.deposits,
+            cards=PaymentGateway({}, self.deposits),
+            conversions=Conversions(self.ledger, self.payments.exchange),
             links=WithdrawLinks(self.ledger, self.operations, self.payments),
             public_url="http://farebox.test",
             body_bytes_max=10_000,

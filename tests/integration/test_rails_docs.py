@@ -25,14 +25,16 @@ def shown(name: str) -> dict[str, Any]:
 
 
 def test_the_settings_can_be_read(tmp_path: Path) -> None:
-    block = re.search(r"```toml\n(.*?)```", PAGE, re.DOTALL)
-    assert block is not None
+    told = "".join(re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL))
     key = tmp_path / "lightning.key"
     key.write_text("00ff\n")
     key.chmod(0o600)
-    (tmp_path / "farebox.toml").write_text(block[1])
-    found = load_settings(tmp_path / "farebox.toml", {}, {}).lightning
-    assert found.url == tomllib.loads(block[1])["lightning"]["url"]
+    (tmp_path / "farebox.toml").write_text(told)
+    settings = load_settings(tmp_path / "farebox.toml", {}, {})
+    assert settings.rates.held == ("DAI",)
+    assert [one.asset for one in settings.asset_rates] == ["ETH"]
+    found = settings.lightning
+    assert found.url == tomllib.loads(told)["lightning"]["url"]
     assert found.key is not None
     assert found.key.reveal() == "00ff"
 

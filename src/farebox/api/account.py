@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from farebox.api.amounts import shown
 from farebox.api.caller import Caller, identify
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, document
@@ -10,6 +11,7 @@ from farebox.api.totals import totals
 from farebox.api.wallet import refund_document
 from farebox.clock import NS_PER_S, iso
 from farebox.ledger.store import PAGE_MAX
+from farebox.payments.exchange import balance_of
 from farebox.payments.model import OPERATION, Operation, OperationState
 from farebox.payments.service import PAYOUT, REFUND, Refunded
 from farebox.paywall.model import Answer
@@ -34,11 +36,22 @@ async def info(context: ApiContext, incoming: Incoming) -> Answer:
             "balance": held.available if held else 0,
             "reserved": held.debits_pending if held else 0,
             "incoming": held.credits_pending if held else 0,
+            "balances": await _other_balances(context, caller),
             "total_spent": sums.spent_msat,
             "total_requests": sums.requests,
             **_terms(caller),
         }
     )
+
+
+async def _other_balances(context: ApiContext, caller: Caller) -> dict[str, object]:
+    """What is held in other assets, each in its own unit."""
+    told: dict[str, object] = {}
+    for asset in sorted(context.payments.exchange.held):
+        held = await context.ledger.store.account(balance_of(caller.account, asset))
+        if held is not None:
+            told[asset] = shown(held.available, asset)
+    return told
 
 
 def _terms(caller: Caller) -> dict[str, object]:

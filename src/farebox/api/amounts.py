@@ -10,6 +10,7 @@ from typing import overload
 
 from farebox.api.problems import bad_request
 from farebox.money import AMOUNT_END, BTC
+from farebox.payments.exchange import Quoted
 from farebox.paywall.model import Answer
 
 _DIGITS_MAX = 39
@@ -18,6 +19,11 @@ _DIGITS_MAX = 39
 def shown(amount: int | None, asset: str) -> int | str | None:
     """An amount as it is told."""
     return amount if amount is None or asset == BTC.code else str(amount)
+
+
+def rate(quoted: Quoted) -> dict[str, object]:
+    """A rate as it is told: msat for the smallest unit as an exact fraction, and our spread."""
+    return {"msat_per_unit": quoted.msat, "spread_ppm": quoted.spread_ppm}
 
 
 @overload

@@ -15,12 +15,14 @@ from farebox.api import (
     account,
     change,
     channels,
+    conversions,
     deposits,
     history,
     lnurl,
     methods,
     payouts,
     wallet,
+    webhooks,
 )
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, Streamed
@@ -49,10 +51,12 @@ _OTHER: dict[str, tuple[str, str, Endpoint]] = {
     "deposits": ("GET", "/v1/deposits/{deposit_id:str}", deposits.show),
     "refunds out": ("POST", "/v1/refunds", payouts.refund),
     "payouts": ("POST", "/v1/payouts", payouts.payout),
+    "conversions": ("POST", "/v1/conversions", conversions.convert),
     "methods": ("GET", "/v1/methods", methods.methods),
     "channel": ("GET", "/v1/channels", channels.show),
     "channel funding": ("POST", "/v1/channels", channels.fund),
     "channel closing": ("POST", "/v1/channels/close", channels.close),
+    "webhook": ("POST", "/v1/webhooks/{provider:str}", webhooks.hear),
     "withdraw": ("GET", lnurl.PATH, lnurl.withdraw),
 }
 _OWNED = frozenset(

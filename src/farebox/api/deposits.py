@@ -8,7 +8,7 @@ import io
 import msgspec
 import segno
 
-from farebox.api.amounts import shown, whole
+from farebox.api.amounts import rate, shown, whole
 from farebox.api.caller import Caller, identify
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, document, read_json
@@ -20,7 +20,7 @@ from farebox.identity import new_account
 from farebox.money import BTC
 from farebox.payments import Refusal
 from farebox.payments.deposits import Deposit, DepositRequest
-from farebox.payments.exchange import Quoted, bought
+from farebox.payments.exchange import bought
 from farebox.paywall.answers import refused, too_many_failures
 from farebox.paywall.model import Answer, BearerMoney, KeyPresented, NothingPresented
 
@@ -117,7 +117,7 @@ async def _document(context: ApiContext, request: DepositRequest) -> dict[str, o
         "asset": request.asset,
         "amount": shown(request.amount, request.asset),
         "amount_msat": _worth(request),
-        "rate": _rate(request.quoted),
+        "rate": rate(request.quoted) if request.quoted else None,
         "pay": request.text,
         "uri": request.uri,
         "qr_svg": qr_svg(request.uri),
@@ -147,12 +147,6 @@ def _worth(request: DepositRequest) -> int | None:
     if request.amount is None or request.asset == BTC.code:
         return request.amount
     return bought(request.quoted, request.amount).account if request.quoted else None
-
-
-def _rate(quoted: Quoted | None) -> dict[str, object] | None:
-    if quoted is None:
-        return None
-    return {"msat_per_unit": quoted.msat, "spread_ppm": quoted.spread_ppm}
 
 
 def qr_svg(uri: str) -> str:

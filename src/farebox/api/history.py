@@ -20,6 +20,8 @@ from farebox.paywall.model import Answer
 _LIMIT_DEFAULT = 100
 #: What repeats in other words what another event of the same commit says.
 _LEFT_OUT = frozenset({"operation.succeeded"})
+#: What raised the balance.
+_RECEIPTS = frozenset({"deposit.credited", "conversion.completed"})
 #: Money that left for good.
 _RETURNS = frozenset({"refund.completed", "payout.completed"})
 #: A spreadsheet takes a cell that begins so for a formula.
@@ -86,7 +88,7 @@ def _entries(events: list[StoredEvent]) -> list[Entry]:
 def _entry(event: StoredEvent) -> Entry:
     data = event.data
     moved_msat = int(data.get("amount_msat", 0))
-    received = event.name == "deposit.credited"
+    received = event.name in _RECEIPTS
     returned = event.name in _RETURNS
     names = ("request_id", "reference", "operation", "deposit", "key", "channel")
     return Entry(

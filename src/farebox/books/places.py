@@ -16,11 +16,15 @@ from farebox.ledger.records import RecordType
 from farebox.ledger.standing import BOOK
 from farebox.ledger.store import Store
 from farebox.operating.root_key import ROOT_SEAL
+from farebox.payments.cards.records import RECORDS as CARD_RECORDS
+from farebox.payments.conversions import CONVERSION
 from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST
 from farebox.payments.links import WITHDRAW_LINK
+from farebox.payments.maturity import MATURING
 from farebox.payments.model import OPERATION
 from farebox.paywall.model import REQUEST
 from farebox.paywall.named import NAMED
+from farebox.rails.bitcoin import RECORDS as BITCOIN_RECORDS
 from farebox.rails.cashu import RECORDS as CASHU_RECORDS
 from farebox.rails.lightning import RECORDS as LIGHTNING_RECORDS
 from farebox.settings import Settings
@@ -35,9 +39,11 @@ from farebox.worker import DUTY, WATCH_CURSOR
 #: Every kind of row a book holds beside the money.
 RECORDS: tuple[RecordType[Any], ...] = (
     BOOK,
+    CONVERSION,
     DEPOSIT,
     DEPOSIT_REQUEST,
     DUTY,
+    MATURING,
     NAMED,
     OPERATION,
     PROCESS,
@@ -47,6 +53,8 @@ RECORDS: tuple[RecordType[Any], ...] = (
     WATCH_CURSOR,
     WITHDRAW_LINK,
     *IDENTITY_RECORDS,
+    *BITCOIN_RECORDS,
+    *CARD_RECORDS,
     *CASHU_RECORDS,
     *CHANNEL_RECORDS,
     *LIGHTNING_RECORDS,

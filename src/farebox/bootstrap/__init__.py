@@ -13,12 +13,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
-import aiohttp
-
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
 from farebox.bootstrap.channels import channels_of
-from farebox.bootstrap.lightning import config_of, node_of
+from farebox.bootstrap.rails import Sessions, card_methods, open_rails
+from farebox.bootstrap.rates import RateRefresh, exchange_of, rate_feeds
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
 from farebox.gateway import Catalogue, Gateway, Limits, UpstreamConfig, Upstreams
@@ -32,6 +31,8 @@ from farebox.ledger.store import Store
 from farebox.money import BTC
 from farebox.operating import Doors, Metrics, OperatorDoor, Parts, Vitals, ready
 from farebox.operating.root_key import require_root_key
+from farebox.payments.cards.gateway import PaymentGateway
+from farebox.payments.conversions import Conversions
 from farebox.payments.deposits import Deposits
 from farebox.payments.exchange import REVENUE
 from farebox.payments.links import WithdrawLinks
@@ -44,9 +45,7 @@ from farebox.paywall.prices import Prices
 from farebox.paywall.receipts import Receipts
 from farebox.paywall.service import Paywall
 from farebox.pricing.book import PriceBook
-from farebox.pricing.model import Currency
 from farebox.pricing.parse import parse_rules
-from farebox.pricing.rates import MedianFeed, Rate, RateFeed, StaticFeed, msat_per_unit
 from farebox.pricing.tokens import local_tokenizer
 from farebox.rails.cashu import (
     CashuConfig,
@@ -60,8 +59,6 @@ from farebox.rails.cashu import (
     open_session,
 )
 from farebox.rails.cashu.offer import Offers
-from farebox.rails.lightning import LightningMethod, open_node_session
-from farebox.rails.rates.http import HttpRateSource
 from farebox.rails.web import open_guarded_session
 from farebox.settings import (
     ChangePolicy,
@@ -228,21 +225,29 @@ class Farebox:
         self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
         self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
         self.reconciling = Reconciling(self.cashu, self.ledger, self.operations, self._upkeep)
-        self.lightning: LightningMethod | None = None
-        found = self.settings.lightning
-        if found.url is not None:
-            session = await self._closing.enter_async_context(open_node_session())
-            node, breaker = node_of(found, session, self.clock)
-            config = config_of(found)
-            self.lightning = LightningMethod(config, node, breaker, self.ledger, guarded)
-        self.payments = Payments(self.ledger, self.operations, self._methods(), self.signer)
-        self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), self.payments.methods)
+        self._rails = await open_rails(
+            self.settings,
+            self.ledger,
+            self.operations,
+            Sessions(self.session, guarded),
+            self._closing,
+            public_url(self.settings),
+        )
+        self._feeds = rate_feeds(self.settings, self.session, self.clock)
+        methods = self._methods()
+        exchange, rates = exchange_of(self.settings, self._feeds, methods, self.clock)
+        self._rates = RateRefresh(rates, self.prices)
+        self.payments = Payments(self.ledger, self.operations, methods, self.signer, exchange)
+        self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), methods, exchange)
+        self.cards = PaymentGateway(card_methods(self._rails), self.deposits)
 
     async def _start_rails(self) -> None:
-        """Put the ceilings into the books."""
+        """Put the ceilings into the books, and read what assets are worth."""
+        await self._rates.run()
         await self.cashu.start()
-        if self.lightning is not None:
-            await self.lightning.start()
+        for rail in self._rails:
+            if rail.start is not None:
+                await rail.start()
 
     def _open_traces(self) -> None:
         """Opened before everything that is traced, and so closed after it."""
@@ -319,8 +324,8 @@ class Farebox:
     def _methods(self) -> PaymentMethods:
         methods = PaymentMethods()
         methods.register(self.cashu)
-        if self.lightning is not None:
-            methods.register(self.lightning)
+        for rail in self._rails:
+            methods.register(rail.method)
         for plugin in plugins():
             methods.register(plugin)
         return methods
@@ -337,6 +342,8 @@ class Farebox:
             failures=self._failures,
             askings=FailureLimit(self.clock, _ASKINGS_MAX, _ASKINGS_WINDOW_S),
             deposits=self.deposits,
+            cards=self.cards,
+            conversions=Conversions(self.ledger, self.payments.exchange),
             links=WithdrawLinks(self.ledger, self.operations, self.payments),
             public_url=public_url(self.settings),
             key_expiry_s=accounts.key_expiry_s,
@@ -367,6 +374,7 @@ class Farebox:
             Job("found", _UPKEEP_EVERY_S, found.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
             *(self.channels.jobs if self.channels else ()),
+            *(job for rail in self._rails for job in rail.jobs),
         ]
         for rail in self.deposits.rails().values():
             watch = RailWatch(rail, self.deposits, self.ledger)
@@ -379,10 +387,8 @@ class Farebox:
         if any(refreshes):
             every_s = min(filter(None, refreshes))
             jobs.append(Job("models", every_s, self._catalogue.refresh))
-        feed = _rate_feed(self.settings, self.session, self.clock)
-        if feed is not None:
-            refresh = _RateRefresh(feed, self.prices)
-            jobs.append(Job("rates", self.settings.rates.refresh_s, refresh.run))
+        if self._feeds:
+            jobs.append(Job("rates", self.settings.rates.refresh_s, self._rates.run))
         always = [
             Job("beat", BEAT_EVERY_S, self.processes.beat),
             Job("doors", _LOOK_EVERY_S, self._look_at_doors),
@@ -398,34 +404,6 @@ class Farebox:
                 await run()
 
         return job
-
-
-class _RateRefresh:
-    def __init__(self, feed: RateFeed, prices: Prices) -> None:
-        self._feed = feed
-        self._prices = prices
-
-    async def run(self) -> None:
-        rate = await self._feed.rate(Currency.USD)
-        # A stale rate replaces a good one too: prices in USD are then refused, never guessed.
-        self._prices.rates = {Currency.USD: rate} if isinstance(rate, Rate) else {}
-
-
-def _rate_feed(settings: Settings, session: aiohttp.ClientSession, clock: Clock) -> RateFeed | None:
-    rates = settings.rates
-    if rates.btc_usd is not None:
-        return StaticFeed({Currency.USD: msat_per_unit(rates.btc_usd)}, clock)
-    if not rates.sources:
-        return None
-    sources = [HttpRateSource(source, session, clock) for source in rates.sources]
-    return MedianFeed(
-        Currency.USD,
-        sources,
-        clock,
-        max_age_s=rates.age_max_s,
-        refresh_s=rates.refresh_s,
-        min_sources=rates.sources_min,
-    )
 
 
 def _upstream_config(upstream: UpstreamSettings) -> UpstreamConfig:

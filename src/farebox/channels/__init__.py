@@ -25,7 +25,13 @@ from farebox.channels.billing import (
     PerToken,
     RateProvider,
 )
-from farebox.channels.chain import ChannelInfo, ChannelStatus, PayeeContract, PayerContract
+from farebox.channels.chain import (
+    ChannelInfo,
+    ChannelStatus,
+    ClaimUnderway,
+    PayeeContract,
+    PayerContract,
+)
 from farebox.channels.claims import ClaimPolicy, ClaimScheduler
 from farebox.channels.codecs import HttpPaymentCodec, McpPaymentCodec, PaymentCodec
 from farebox.channels.ledger_chain import LEDGER_CHANNEL, LedgerContract, ledger_channel_id
@@ -66,6 +72,7 @@ __all__ = [
     "ChannelStatus",
     "ClaimPolicy",
     "ClaimScheduler",
+    "ClaimUnderway",
     "CostCalculator",
     "CreditPolicy",
     "FinalCost",

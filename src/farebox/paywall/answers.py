@@ -54,7 +54,7 @@ def unpriced(why: NoPrice | RateStale, facts: RequestFacts) -> Answer:
     if isinstance(why, RateStale):
         return refusal(
             "rate_unavailable",
-            f"There is no trustworthy exchange rate for {why.currency.value} right now.",
+            f"There is no trustworthy exchange rate for {why.currency} right now.",
             {},
         )
     if why.reason is NoPriceReason.UNREADABLE and facts.problem is not None:

@@ -163,7 +163,7 @@ class _Entry:
         terms = compile_terms(self.rule, None if rate is None else rate.msat_per_unit)
         quoted = None
         if rate is not None:
-            quoted = QuotedRate(rate.currency, str(rate.msat_per_unit), rate.as_of_ns)
+            quoted = QuotedRate(Currency.USD, str(rate.msat_per_unit), rate.as_of_ns)
         self._offer, self._compiled_with = Offer(self.rule, terms, quoted), rate
         self.fixed_msat = _charge_msat(terms, _NO_USAGE) if terms.is_fixed else None
         return self._offer

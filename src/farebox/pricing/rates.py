@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import msgspec
 
 from farebox.clock import NS_PER_S, Clock
-from farebox.errors import InvalidSettings, RailError
+from farebox.errors import InvalidSettings, RailError, RailUnavailable
 from farebox.money import MSAT_PER_BTC
 from farebox.pricing.model import Currency
 
@@ -25,10 +25,12 @@ _RATE_MAX: Final = Fraction(10**30)
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
     """`msat_per_unit` millisatoshi are worth one of `currency`; exact, so not a whole number.
 
+    A currency is what prices are written in, or an asset that some rail brings, by its code.
+
     as_of_ns: when the oldest price in it was true. valid_until_ns: it must not be used later.
     """
 
-    currency: Currency
+    currency: str
     msat_per_unit: Fraction
     as_of_ns: int
     valid_until_ns: int
@@ -54,22 +56,22 @@ class StaleReason(enum.StrEnum):
 class RateStale(msgspec.Struct, frozen=True):
     """There is no rate that may be used. Nothing can be quoted in this currency for now."""
 
-    currency: Currency
+    currency: str
     reason: StaleReason
 
 
 class RateFeed(Protocol):
     """Where rates come from."""
 
-    async def rate(self, currency: Currency) -> Rate | RateStale:
+    async def rate(self, currency: str) -> Rate | RateStale:
         """The rate now. Never raises for a source that fails."""
         ...
 
 
 async def current_rates(feed: RateFeed, currencies: Iterable[Currency]) -> dict[Currency, Rate]:
     """The rates there are now, as `PriceBook.quote` takes them. What has none is not in it."""
-    rates = [await feed.rate(currency) for currency in currencies]
-    return {rate.currency: rate for rate in rates if isinstance(rate, Rate)}
+    rates = {currency: await feed.rate(currency) for currency in currencies}
+    return {currency: rate for currency, rate in rates.items() if isinstance(rate, Rate)}
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -92,6 +94,38 @@ class RateSource(Protocol):
         ...
 
 
+class SetPrice:
+    """A price that the operator has set, read like one that is found elsewhere."""
+
+    name = "settings"
+
+    def __init__(self, worth: Fraction, clock: Clock) -> None:
+        self._worth = worth
+        self._clock = clock
+
+    async def observe(self) -> Observation:
+        """The price that was set, as of now."""
+        return Observation(self._worth, self._clock.now_ns())
+
+
+class InDollars:
+    """A source whose prices are in dollars. They are as old as the older of the two rates."""
+
+    def __init__(self, source: RateSource, dollars: RateFeed) -> None:
+        self._source = source
+        self._dollars = dollars
+        self.name = source.name
+
+    async def observe(self) -> Observation:
+        """Read the price. Raises RailError where there is none, or none of the dollar."""
+        seen = await self._source.observe()
+        dollar = await self._dollars.rate(Currency.USD)
+        if isinstance(dollar, RateStale):
+            raise RailUnavailable(f"no rate of the dollar: {dollar.reason.value}")
+        worth = seen.msat_per_unit * dollar.msat_per_unit
+        return Observation(worth, min(seen.as_of_ns, dollar.as_of_ns))
+
+
 def msat_per_unit(units_per_btc: str) -> Fraction:
     """The price of one bitcoin, as decimal text, turned round into msat per unit of currency.
 
@@ -111,12 +145,12 @@ class StaticFeed:
 
     _VALID_NS: Final = 3600 * NS_PER_S
 
-    def __init__(self, rates: Mapping[Currency, Fraction], clock: Clock) -> None:
+    def __init__(self, rates: Mapping[str, Fraction], clock: Clock) -> None:
         """`rates`: millisatoshi per one of each currency."""
         self._rates = dict(rates)
         self._clock = clock
 
-    async def rate(self, currency: Currency) -> Rate | RateStale:
+    async def rate(self, currency: str) -> Rate | RateStale:
         """The rate that was set."""
         worth = self._rates.get(currency)
         if worth is None:
@@ -140,7 +174,7 @@ class MedianFeed:
 
     def __init__(
         self,
-        currency: Currency,
+        currency: str,
         sources: Sequence[RateSource],
         clock: Clock,
         *,
@@ -160,9 +194,9 @@ class MedianFeed:
         self._refreshed_ns: int | None = None
         self._refreshing = asyncio.Lock()
 
-    async def rate(self, currency: Currency) -> Rate | RateStale:
+    async def rate(self, currency: str) -> Rate | RateStale:
         """The rate now; reads the sources first when it is time to."""
-        if currency is not self._currency:
+        if currency != self._currency:
             return RateStale(currency, StaleReason.UNKNOWN_CURRENCY)
         if self._is_due():
             async with self._refreshing:
@@ -199,7 +233,7 @@ class MedianFeed:
 
 
 def median_rate(
-    currency: Currency,
+    currency: str,
     observed: Mapping[str, Observation],
     now_ns: int,
     *,

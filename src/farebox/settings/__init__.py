@@ -6,6 +6,8 @@ Never: a secret among the defaults, in a repr or in an error; a setting read by 
 `bootstrap` and `cli`.
 """
 
+from farebox.settings.bitcoin import BitcoinNetwork, BitcoinSettings, BitcoinSource
+from farebox.settings.cards import CardCurrency, CardSettings, StripeSettings
 from farebox.settings.channels import ChannelChain, ChannelsSettings
 from farebox.settings.load import find_settings, load_settings
 from farebox.settings.model import (
@@ -24,11 +26,11 @@ from farebox.settings.model import (
     MintPolicy,
     MintSettings,
     Network,
-    RatesSettings,
     Settings,
     TracesSettings,
     UpstreamSettings,
 )
+from farebox.settings.rates import AssetRateSettings, PricedIn, RatesSettings
 from farebox.settings.render import render_default_settings, render_settings
 from farebox.settings.secrets import Secret, create_root_key, read_root_key, read_secret_file
 from farebox.settings.values import Address
@@ -36,6 +38,12 @@ from farebox.settings.values import Address
 __all__ = [
     "AccountsSettings",
     "Address",
+    "AssetRateSettings",
+    "BitcoinNetwork",
+    "BitcoinSettings",
+    "BitcoinSource",
+    "CardCurrency",
+    "CardSettings",
     "ChangePolicy",
     "ChannelChain",
     "ChannelsSettings",
@@ -52,9 +60,11 @@ __all__ = [
     "MintPolicy",
     "MintSettings",
     "Network",
+    "PricedIn",
     "RatesSettings",
     "Secret",
     "Settings",
+    "StripeSettings",
     "TracesSettings",
     "UpstreamSettings",
     "create_root_key",

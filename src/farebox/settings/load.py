@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from farebox.errors import InvalidSettings
+from farebox.settings.bitcoin import check_bitcoin
+from farebox.settings.cards import check_cards
 from farebox.settings.fields import RawTables, Section, Setting, declarations, read_section, unknown
 from farebox.settings.model import LightningSettings, MintSettings, Settings, UpstreamSettings
 from farebox.settings.secrets import read_secret_file
@@ -33,6 +35,16 @@ _SHORT_NAMES = {
     "FAREBOX_DATABASE_FILE": "FAREBOX_DATABASE__URL_FILE",
 }
 _PASSWORD = re.compile(r"//[^/@]*:[^/]*@|password=")
+
+#: Settings that hold a secret of a rail.
+_SECRET_SETTINGS = (
+    ("lightning", "key"),
+    ("lightning", "invoice_key"),
+    ("bitcoin", "key"),
+    ("bitcoin", "login"),
+    ("stripe", "key"),
+    ("stripe", "webhook_secret"),
+)
 
 #: These carry keys, whatever the upstream: not to be written into the settings file.
 _SECRET_HEADERS = re.compile(r"authorization|cookie|.*(key|token|secret)", re.IGNORECASE)
@@ -70,6 +82,8 @@ def load_settings(
     settings = read_section(Settings, tree, Where("", environ, folder))
     _check_unique(settings)
     _check_lightning(settings.lightning)
+    check_bitcoin(settings.bitcoin)
+    check_cards("stripe", settings.stripe)
     return settings
 
 
@@ -104,17 +118,17 @@ def _refuse_plain_secrets(tree: Mapping[str, object]) -> None:
             "a password in the settings file (hidden)",
             "an address without one; FAREBOX_DATABASE or FAREBOX_DATABASE_FILE may have it",
         )
-    node = tree.get("lightning")
-    for name in ("key", "invoice_key"):
-        if isinstance(node, dict) and isinstance(node.get(name), str):
+    for table, name in _SECRET_SETTINGS:
+        rail = tree.get(table)
+        if isinstance(rail, dict) and isinstance(rail.get(name), str):
             raise InvalidSettings(
-                f"lightning.{name}",
+                f"{table}.{name}",
                 "a secret in the settings file (hidden)",
                 '{ env = "NAME" } or { file = "path" }',
             )
     tables = tree.get("upstream")
-    for i, table in enumerate(tables if isinstance(tables, list) else []):
-        headers = table.get("headers") if isinstance(table, dict) else None
+    for i, upstream in enumerate(tables if isinstance(tables, list) else []):
+        headers = upstream.get("headers") if isinstance(upstream, dict) else None
         for name, value in headers.items() if isinstance(headers, dict) else ():
             if isinstance(value, str) and _SECRET_HEADERS.fullmatch(name):
                 raise InvalidSettings(
@@ -225,4 +239,5 @@ def _check_unique(settings: Settings) -> None:
     upstreams: tuple[UpstreamSettings, ...] = settings.upstreams
     mints: tuple[MintSettings, ...] = settings.mints
     check("upstream.path", (upstream.path for upstream in upstreams))
+    check("rate.asset", (one.asset for one in settings.asset_rates))
     check("mint.url", (mint.url for mint in mints))

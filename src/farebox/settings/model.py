@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from farebox.settings.bitcoin import BitcoinSettings
+from farebox.settings.cards import StripeSettings
 from farebox.settings.channels import ChannelsSettings
 from farebox.settings.fields import (
     optional,
@@ -16,20 +18,19 @@ from farebox.settings.fields import (
     sections,
     setting,
 )
+from farebox.settings.rates import AssetRateSettings, RatesSettings
 from farebox.settings.secrets import Secret
 from farebox.settings.values import (
     ADDRESS,
     AMOUNT_MSAT,
     DATABASE,
     DIRECTORY,
-    FEED_URL,
     FILE,
     FLAG,
     HEADERS,
     MEMO,
     NAME,
     PATH_PREFIX,
-    RATE,
     SECRET,
     URL,
     Address,
@@ -339,21 +340,6 @@ class LightningSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RatesSettings:
-    """What a bitcoin is worth in dollars. Without a rate, prices in USD are refused."""
-
-    btc_usd: str | None = optional(RATE, "A fixed rate, instead of sources.", "97000.50")
-    sources: tuple[str, ...] = setting(
-        many(FEED_URL), "Where rates are read; the median of the answers counts.", []
-    )
-    sources_min: int = setting(
-        integer(1, 64), "How many sources must have answered for a rate to count.", 2
-    )
-    refresh_s: int = setting(integer(1, _DAY_S), "How often rates are read.", 60)
-    age_max_s: int = setting(integer(1, _DAY_S), "A rate older than this is no rate.", 300)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AccountsSettings:
     """Accounts and their keys."""
 
@@ -425,6 +411,12 @@ class Settings:
     lightning: LightningSettings = section(
         LightningSettings, "A Lightning node of yours, to be paid by invoice and to pay with."
     )
+    bitcoin: BitcoinSettings = section(
+        BitcoinSettings, "A Bitcoin wallet of yours, to be paid on the chain and to pay with."
+    )
+    stripe: StripeSettings = section(
+        StripeSettings, "A Stripe account of yours, to be paid by card; needs `[rates]`."
+    )
     channels: ChannelsSettings = section(
         ChannelsSettings, "Payment channels: one signed voucher pays for each request."
     )
@@ -435,7 +427,12 @@ class Settings:
         example={"path": "/v1/*", "per_request": "10 sat"},
     )
     rates: RatesSettings = section(
-        RatesSettings, "What a bitcoin is worth in dollars, for prices in USD."
+        RatesSettings, "What a bitcoin and other assets are worth, and what converting them costs."
+    )
+    asset_rates: tuple[AssetRateSettings, ...] = sections(
+        AssetRateSettings,
+        "What another asset than bitcoin and dollars is worth. Repeat it for each.",
+        key="rate",
     )
     accounts: AccountsSettings = section(AccountsSettings, "Accounts and their keys.")
     log: LogSettings = section(LogSettings, "What is written to standard error.")

@@ -23,6 +23,8 @@ E = TypeVar("E", bound=enum.Enum)
 _FOUND_MAX_CHARS = 80
 _LIST_MAX_ITEMS = 64
 _MEMO_MAX_CHARS = 100
+#: A token of little worth costs a small part of a bitcoin.
+_PRICE_DECIMALS = 24
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]{0,8192}")
 _USERINFO = re.compile(r"//[^/@\s]*@")
@@ -224,6 +226,22 @@ def _rate(raw: object, _: Where) -> str:
     return _text(raw)
 
 
+def _fiat(raw: object, _: Where) -> int:
+    return money.parse_decimal(_text(raw), 2)
+
+
+def _price(raw: object, _: Where) -> str:
+    if money.parse_decimal(_text(raw), _PRICE_DECIMALS) == 0:
+        raise ValueError
+    return _text(raw)
+
+
+def _asset(raw: object, _: Where) -> str:
+    if not re.fullmatch(r"[A-Z][A-Z0-9.-]{1,31}", _text(raw)) or raw == money.BTC.code:
+        raise ValueError
+    return _text(raw)
+
+
 def _headers(raw: object, where: Where) -> Mapping[str, Secret]:
     if not isinstance(raw, Mapping) or len(raw) > _LIST_MAX_ITEMS:
         raise TypeError
@@ -275,7 +293,12 @@ DATABASE = Kind(
     hidden=True,
 )
 AMOUNT_MSAT = Kind('an amount such as "100000 sat" or "500 msat"', _amount_msat, textual=True)
+FIAT = Kind('an amount of the currency as text, such as "5.00"', _fiat, textual=True)
 RATE = Kind('a price in dollars as text, such as "97000.50"', _rate, textual=True)
+PRICE = Kind('a price as text, such as "3500.25"', _price, textual=True)
+ASSET = Kind(
+    'the code of another asset than BTC, in capitals, such as "USDC"', _asset, textual=True
+)
 SECRET = Kind(
     'a text, { env = "NAME" } or { file = "path" }, with an optional prefix',
     _secret,

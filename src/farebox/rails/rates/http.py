@@ -1,7 +1,8 @@
-"""A price page: a URL that answers with JSON, and where in it the price of one bitcoin stands."""
+"""A price page: a URL that answers with JSON, and where in it a price stands."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final
@@ -20,20 +21,31 @@ _PRICE_MAX_CHARS: Final = 40
 _PRICE_MAX_EXPONENT: Final = 20
 _AGE_MAX_S: Final = 10**9
 _POINTER_FORM: Final = (
-    'a URL with a JSON pointer to the price of one bitcoin, such as "https://…/ticker#/data/amount"'
+    'a URL with a JSON pointer to the price of one, such as "https://…/ticker#/data/amount"'
 )
 
 _decode = msgspec.json.Decoder(float_hook=Decimal).decode
 
 
+def worth_in_msat(price_of_bitcoin: Fraction) -> Fraction:
+    """What one of a currency is worth, by the price of one bitcoin in it."""
+    return MSAT_PER_BTC / price_of_bitcoin
+
+
 class HttpRateSource:
-    """Reads the price of one bitcoin. The currency is whatever the page's price is in.
+    """Reads a price, and what `worth` makes of it. Its currency is whatever the page is about.
 
     Its name is its host: several pages of one host are one source, for they err together.
     """
 
     def __init__(
-        self, address: str, session: aiohttp.ClientSession, clock: Clock, *, timeout_s: float = 5
+        self,
+        address: str,
+        session: aiohttp.ClientSession,
+        clock: Clock,
+        *,
+        worth: Callable[[Fraction], Fraction] = worth_in_msat,
+        timeout_s: float = 5,
     ) -> None:
         """`address` ends in `#` and a JSON pointer (RFC 6901). Raises InvalidSettings."""
         parts = urlsplit(address)
@@ -46,6 +58,7 @@ class HttpRateSource:
         ]
         self._session = session
         self._clock = clock
+        self._worth = worth
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self.name = parts.hostname or "unknown"
 
@@ -67,7 +80,7 @@ class HttpRateSource:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise RailUnavailable(f"{self.name} did not answer: {type(error).__name__}") from error
         price = self._find_price(body)
-        return Observation(MSAT_PER_BTC / price, now_ns - age_s * NS_PER_S)
+        return Observation(self._worth(price), now_ns - age_s * NS_PER_S)
 
     def _find_price(self, body: bytes) -> Fraction:
         try:
