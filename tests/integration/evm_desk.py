@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from farebox.channels import RECORDS as CHANNEL_RECORDS
 from farebox.clock import SystemClock
 from farebox.ledger.checkpoint import Checkpoint
 from farebox.ledger.invariants import Verified, verify
@@ -28,7 +29,7 @@ from farebox.stores.sqlite import SqliteStore
 from farebox.stores.sqlite.audit import SqliteAuditReader
 from tests.peers.anvil import CHAIN_ID, Anvil
 
-RECORDS = (*EVM_RECORDS, OPERATION, PROCESS)
+RECORDS = (*EVM_RECORDS, *CHANNEL_RECORDS, OPERATION, PROCESS)
 ETHER = 10**18
 CONFIRMATIONS = 3
 
@@ -108,12 +109,12 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk_of(anvil: Anvil, folder: Path, **terms: int) -> AsyncIterator[Desk]:
-    """A sender with a hundred ether and an empty book."""
+async def desk_of(anvil: Anvil, folder: Path, key: str = "", **terms: int) -> AsyncIterator[Desk]:
+    """A sender with a hundred ether and its book: with a new key, an empty one."""
     path = folder / "book.db"
     store = SqliteStore(path, RECORDS, clock=SystemClock())
     ledger = Ledger(store, SystemClock())
-    keys = keys_from(secrets.token_hex(32))
+    keys = keys_from(key or secrets.token_hex(32))
     await asyncio.to_thread(anvil.rpc, "anvil_setBalance", keys.addresses[0], hex(100 * ETHER))
     async with open_rpc_session() as session:
         rpc = Rpc(anvil.url, session, Breaker(SystemClock(), who="the node"))

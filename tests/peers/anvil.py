@@ -38,10 +38,11 @@ Document = dict[str, Any]
 
 
 class RpcError(Exception):
-    """The node answered with an error; `code` is JSON-RPC's."""
+    """The node answered with an error; `code` is JSON-RPC's, `data` what a contract said (0x…)."""
 
     def __init__(self, error: Document) -> None:
         self.code = int(error["code"])
+        self.data = str(error.get("data", ""))
         super().__init__(str(error.get("message", "")))
 
 

@@ -15,6 +15,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.peers.anvil import Anvil
+from tests.peers.bitcoin import BitcoinChain
 from tests.peers.install import PeerUnavailable
 from tests.peers.lnbits import LnbitsServer
 from tests.peers.lnd import LightningNetwork
@@ -23,11 +24,21 @@ from tests.peers.payment_kit import PaymentKit
 from tests.peers.postgres import Postgres
 from tests.peers.stripe import Localstripe, StripeMock
 
-P = TypeVar("P", Anvil, Nutshell, LightningNetwork, LnbitsServer, Localstripe, StripeMock)
+P = TypeVar(
+    "P",
+    Anvil,
+    BitcoinChain,
+    Nutshell,
+    LightningNetwork,
+    LnbitsServer,
+    Localstripe,
+    StripeMock,
+)
 
 #: Each peer, and the fixtures below that start it.
 PEERS = {
     "anvil": {"anvil"},
+    "bitcoin": {"bitcoin"},
     "lightning": {"lightning"},
     "lnbits": {"lnbits"},
     "localstripe": {"localstripe"},
@@ -124,6 +135,12 @@ def postgres() -> Iterator[Postgres]:
 def lightning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightningNetwork]:
     """A chain, a payer's LND and one for the house, with a channel between them."""
     yield from _started("LND", lambda: LightningNetwork(tmp_path_factory.mktemp("lightning")))
+
+
+@pytest.fixture(scope="session")
+def bitcoin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BitcoinChain]:
+    """A regtest chain, and a payer who has mined it."""
+    yield from _started("btcd", lambda: BitcoinChain(tmp_path_factory.mktemp("bitcoin")))
 
 
 @pytest.fixture(scope="session")

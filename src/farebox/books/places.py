@@ -24,6 +24,7 @@ from farebox.payments.maturity import MATURING
 from farebox.payments.model import OPERATION
 from farebox.paywall.model import REQUEST
 from farebox.paywall.named import NAMED
+from farebox.rails.bitcoin import RECORDS as BITCOIN_RECORDS
 from farebox.rails.cashu import RECORDS as CASHU_RECORDS
 from farebox.rails.lightning import RECORDS as LIGHTNING_RECORDS
 from farebox.settings import Settings
@@ -52,6 +53,7 @@ RECORDS: tuple[RecordType[Any], ...] = (
     WATCH_CURSOR,
     WITHDRAW_LINK,
     *IDENTITY_RECORDS,
+    *BITCOIN_RECORDS,
     *CARD_RECORDS,
     *CASHU_RECORDS,
     *CHANNEL_RECORDS,

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Self, cast
 
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
-from farebox.bootstrap.cards import card_methods
 from farebox.bootstrap.channels import channels_of
-from farebox.bootstrap.lightning import config_of, node_of
+from farebox.bootstrap.rails import Sessions, card_methods, open_rails
 from farebox.bootstrap.rates import RateRefresh, exchange_of, rate_feeds
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
@@ -60,7 +59,6 @@ from farebox.rails.cashu import (
     open_session,
 )
 from farebox.rails.cashu.offer import Offers
-from farebox.rails.lightning import LightningMethod, open_node_session
 from farebox.rails.web import open_guarded_session
 from farebox.settings import (
     ChangePolicy,
@@ -227,15 +225,13 @@ class Farebox:
         self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
         self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
         self.reconciling = Reconciling(self.cashu, self.ledger, self.operations, self._upkeep)
-        self.lightning: LightningMethod | None = None
-        found = self.settings.lightning
-        if found.url is not None:
-            session = await self._closing.enter_async_context(open_node_session())
-            node, breaker = node_of(found, session, self.clock)
-            config = config_of(found)
-            self.lightning = LightningMethod(config, node, breaker, self.ledger, guarded)
-        self._cards = card_methods(
-            self.settings, self.session, self.ledger, public_url(self.settings)
+        self._rails = await open_rails(
+            self.settings,
+            self.ledger,
+            self.operations,
+            Sessions(self.session, guarded),
+            self._closing,
+            public_url(self.settings),
         )
         self._feeds = rate_feeds(self.settings, self.session, self.clock)
         methods = self._methods()
@@ -243,14 +239,15 @@ class Farebox:
         self._rates = RateRefresh(rates, self.prices)
         self.payments = Payments(self.ledger, self.operations, methods, self.signer, exchange)
         self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), methods, exchange)
-        self.cards = PaymentGateway(self._cards, self.deposits)
+        self.cards = PaymentGateway(card_methods(self._rails), self.deposits)
 
     async def _start_rails(self) -> None:
         """Put the ceilings into the books, and read what assets are worth."""
         await self._rates.run()
         await self.cashu.start()
-        if self.lightning is not None:
-            await self.lightning.start()
+        for rail in self._rails:
+            if rail.start is not None:
+                await rail.start()
 
     def _open_traces(self) -> None:
         """Opened before everything that is traced, and so closed after it."""
@@ -327,10 +324,8 @@ class Farebox:
     def _methods(self) -> PaymentMethods:
         methods = PaymentMethods()
         methods.register(self.cashu)
-        if self.lightning is not None:
-            methods.register(self.lightning)
-        for card in self._cards.values():
-            methods.register(card)
+        for rail in self._rails:
+            methods.register(rail.method)
         for plugin in plugins():
             methods.register(plugin)
         return methods
@@ -379,6 +374,7 @@ class Farebox:
             Job("found", _UPKEEP_EVERY_S, found.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
             *(self.channels.jobs if self.channels else ()),
+            *(job for rail in self._rails for job in rail.jobs),
         ]
         for rail in self.deposits.rails().values():
             watch = RailWatch(rail, self.deposits, self.ledger)

@@ -19,19 +19,19 @@ from farebox.settings.cards import CardSettings
 _DAY_S = 86_400
 
 
-def card_methods(
+def open_cards(
     settings: Settings, session: aiohttp.ClientSession, ledger: Ledger, public_url: str
-) -> dict[str, CardMethod]:
+) -> list[CardMethod]:
     """A method for each provider that the settings name. Raises InvalidSettings."""
     clock = ledger.clock
     for code in sorted(CURRENCIES.keys() & set(settings.rates.held)):
         # Fees and disputes are told long after, and are borne in what the account is kept in.
         raise InvalidSettings("rates.held", code, "no currency of cards: it is converted")
-    found: dict[str, CardMethod] = {}
+    found: list[CardMethod] = []
     if settings.stripe.key is not None:
         connector = stripe_connector(settings.stripe, session, clock, public_url)
         terms = terms_of("stripe", settings.stripe)
-        found["stripe"] = CardMethod(terms, connector, ledger)
+        found.append(CardMethod(terms, connector, ledger))
     return found
 
 

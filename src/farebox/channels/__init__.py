@@ -25,7 +25,13 @@ from farebox.channels.billing import (
     PerToken,
     RateProvider,
 )
-from farebox.channels.chain import ChannelInfo, ChannelStatus, PayeeContract, PayerContract
+from farebox.channels.chain import (
+    ChannelInfo,
+    ChannelStatus,
+    ClaimUnderway,
+    PayeeContract,
+    PayerContract,
+)
 from farebox.channels.claims import ClaimPolicy, ClaimScheduler
 from farebox.channels.codecs import HttpPaymentCodec, McpPaymentCodec, PaymentCodec
 from farebox.channels.ledger_chain import LEDGER_CHANNEL, LedgerContract, ledger_channel_id
@@ -47,6 +53,7 @@ from farebox.channels.payer import (
 from farebox.channels.pending import PendingSubRAVStore
 from farebox.channels.processor import Admission, PaymentProcessor, PaymentProcessorConfig
 from farebox.channels.rules import load_rules, parse_rules
+from farebox.channels.tools import PaidToolResult, call_paid_tool
 
 #: What a book must know to hold channels.
 RECORDS = (SUB_CHANNEL, PAYER_SUB_CHANNEL, LEDGER_CHANNEL)
@@ -65,6 +72,7 @@ __all__ = [
     "ChannelStatus",
     "ClaimPolicy",
     "ClaimScheduler",
+    "ClaimUnderway",
     "CostCalculator",
     "CreditPolicy",
     "FinalCost",
@@ -72,6 +80,7 @@ __all__ = [
     "HttpPaymentCodec",
     "LedgerContract",
     "McpPaymentCodec",
+    "PaidToolResult",
     "PayeeContract",
     "PayerContract",
     "PaymentChannelPayeeClient",
@@ -91,6 +100,7 @@ __all__ = [
     "SignSubRAVOptions",
     "SpendingLimits",
     "VerificationResult",
+    "call_paid_tool",
     "ledger_channel_id",
     "load_rules",
     "parse_rules",

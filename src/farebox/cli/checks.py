@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from farebox.books import book_place, open_audit
+from farebox.bootstrap.bitcoin import examine_bitcoin
 from farebox.bootstrap.cards import connector_of, hears
 from farebox.bootstrap.channels import credit_of, house_did
 from farebox.bootstrap.lightning import config_of, node_of
@@ -63,6 +64,9 @@ async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None
         if found.lightning.url is not None:
             say(f"asking {found.lightning.url} …")
             findings += await lightning(found.lightning)
+        if found.bitcoin.url is not None:
+            say(f"asking {found.bitcoin.url} …")
+            findings += await bitcoin(found)
         if found.stripe.key is not None:
             say(f"asking {found.stripe.url} …")
             findings += await cards("stripe", found, session)
@@ -79,10 +83,15 @@ async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None
 def settings(found: Settings, rules: Sequence[Rule]) -> list[Finding]:
     """Whether there is something to sell, a price for it, and money to take."""
     trusted = [mint for mint in found.mints if mint.policy is MintPolicy.TRUSTED]
-    ways = len(trusted) + (found.lightning.url is not None) + (found.stripe.key is not None)
+    rails = (found.lightning.url, found.bitcoin.url, found.stripe.key)
+    ways = len(trusted) + sum(one is not None for one in rails)
     wants = (
         ("upstream", len(found.upstreams), "name the service with --upstream or [[upstream]]"),
-        ("mint", ways, "name a mint you trust with --mint or [[mint]], or a node in [lightning]"),
+        (
+            "mint",
+            ways,
+            "name a mint you trust with --mint or [[mint]], or fill in the table of a rail",
+        ),
         ("price", len(rules), "name a price with --price or [[price]]: what has none is refused"),
     )
     findings = [
@@ -245,6 +254,22 @@ async def lightning(found: LightningSettings) -> list[Finding]:
             advice = f"{harm}: get more capacity, or lower the most in [lightning]"
             findings.append(Finding(Verdict.WARNING, f"{check}: {what}", told, advice))
     return findings
+
+
+async def bitcoin(found: Settings) -> list[Finding]:
+    """Whether the chain's source answers, is on the right chain, and has caught up."""
+    check = f"bitcoin {found.bitcoin.url}"
+    try:
+        fault, told = await examine_bitcoin(found)
+    except InvalidSettings as error:
+        return [Finding(Verdict.FAILURE, check, str(error), "correct it")]
+    except RailError as error:
+        advice = "check its address and login; deposits are refused until it answers"
+        return [Finding(Verdict.FAILURE, check, str(error), advice)]
+    if fault:
+        advice = "correct bitcoin.network, or let the node catch up"
+        return [Finding(Verdict.FAILURE, check, fault, advice)]
+    return [fine(check, told)]
 
 
 async def cards(provider: str, found: Settings, session: aiohttp.ClientSession) -> list[Finding]:

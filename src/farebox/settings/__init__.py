@@ -6,6 +6,7 @@ Never: a secret among the defaults, in a repr or in an error; a setting read by 
 `bootstrap` and `cli`.
 """
 
+from farebox.settings.bitcoin import BitcoinNetwork, BitcoinSettings, BitcoinSource
 from farebox.settings.cards import CardCurrency, CardSettings, StripeSettings
 from farebox.settings.channels import ChannelChain, ChannelsSettings
 from farebox.settings.load import find_settings, load_settings
@@ -38,6 +39,9 @@ __all__ = [
     "AccountsSettings",
     "Address",
     "AssetRateSettings",
+    "BitcoinNetwork",
+    "BitcoinSettings",
+    "BitcoinSource",
     "CardCurrency",
     "CardSettings",
     "ChangePolicy",

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from farebox.errors import InvalidSettings
+from farebox.settings.bitcoin import check_bitcoin
 from farebox.settings.cards import check_cards
 from farebox.settings.fields import RawTables, Section, Setting, declarations, read_section, unknown
 from farebox.settings.model import LightningSettings, MintSettings, Settings, UpstreamSettings
@@ -35,10 +36,12 @@ _SHORT_NAMES = {
 }
 _PASSWORD = re.compile(r"//[^/@]*:[^/]*@|password=")
 
-#: What stands elsewhere and is only named in the settings file.
-_SECRETS = (
+#: Settings that hold a secret of a rail.
+_SECRET_SETTINGS = (
     ("lightning", "key"),
     ("lightning", "invoice_key"),
+    ("bitcoin", "key"),
+    ("bitcoin", "login"),
     ("stripe", "key"),
     ("stripe", "webhook_secret"),
 )
@@ -79,6 +82,7 @@ def load_settings(
     settings = read_section(Settings, tree, Where("", environ, folder))
     _check_unique(settings)
     _check_lightning(settings.lightning)
+    check_bitcoin(settings.bitcoin)
     check_cards("stripe", settings.stripe)
     return settings
 
@@ -114,17 +118,17 @@ def _refuse_plain_secrets(tree: Mapping[str, object]) -> None:
             "a password in the settings file (hidden)",
             "an address without one; FAREBOX_DATABASE or FAREBOX_DATABASE_FILE may have it",
         )
-    for table, name in _SECRETS:
-        found = tree.get(table)
-        if isinstance(found, dict) and isinstance(found.get(name), str):
+    for table, name in _SECRET_SETTINGS:
+        rail = tree.get(table)
+        if isinstance(rail, dict) and isinstance(rail.get(name), str):
             raise InvalidSettings(
                 f"{table}.{name}",
                 "a secret in the settings file (hidden)",
                 '{ env = "NAME" } or { file = "path" }',
             )
     tables = tree.get("upstream")
-    for i, table in enumerate(tables if isinstance(tables, list) else []):
-        headers = table.get("headers") if isinstance(table, dict) else None
+    for i, upstream in enumerate(tables if isinstance(tables, list) else []):
+        headers = upstream.get("headers") if isinstance(upstream, dict) else None
         for name, value in headers.items() if isinstance(headers, dict) else ():
             if isinstance(value, str) and _SECRET_HEADERS.fullmatch(name):
                 raise InvalidSettings(

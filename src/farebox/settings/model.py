@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from farebox.settings.bitcoin import BitcoinSettings
 from farebox.settings.cards import StripeSettings
 from farebox.settings.channels import ChannelsSettings
 from farebox.settings.fields import (
@@ -409,6 +410,9 @@ class Settings:
     ecash: EcashSettings = section(EcashSettings, "How eCash is received and returned.")
     lightning: LightningSettings = section(
         LightningSettings, "A Lightning node of yours, to be paid by invoice and to pay with."
+    )
+    bitcoin: BitcoinSettings = section(
+        BitcoinSettings, "A Bitcoin wallet of yours, to be paid on the chain and to pay with."
     )
     stripe: StripeSettings = section(
         StripeSettings, "A Stripe account of yours, to be paid by card; needs `[rates]`."

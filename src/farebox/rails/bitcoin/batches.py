@@ -1,0 +1,382 @@
+"""Payments out leave together: one transaction, one operation, as many receivers as wait.
+
+    unsigned ──► sent ──► paid ──► old          sent ──► dead: its payments wait anew
+    (an operator signs)  (deep enough)          (another transaction has its inputs for good)
+
+| change            | postings                                                                     |
+|-------------------|------------------------------------------------------------------------------|
+| a payout is asked | Hold account → custody, amount and most fee (the core's)                     |
+| its batch is made | none; the inputs are reserved, one row each, which only one batch can have   |
+| the batch is paid | Transfer expense ← custody: what bumping took beyond the receivers' fees     |
+| then each payout  | Post amount and its share of the first fee, at most what was quoted          |
+
+| boundary               | what can fail                | recovery                                 |
+|------------------------|------------------------------|------------------------------------------|
+| signed → stored        | we stop                      | nothing left; the payouts still wait     |
+| stored → broadcast     | we stop, the answer is lost  | broadcast again: the same bytes          |
+| in the pool            | dropped, or too low a fee    | broadcast again; replaced, dearer        |
+| in a block             | the block leaves the chain   | broadcast again, until deep enough       |
+| deep enough → closed   | we stop                      | looked at again, closed once             |
+| any of its tries wins  | an earlier one does          | all are looked for; its fee is booked    |
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+
+import msgspec
+import structlog
+
+from farebox.clock import NS_PER_S
+from farebox.errors import InvalidCredential, RailError, RailRejected
+from farebox.ids import derived_id, new_id
+from farebox.ledger.model import (
+    ABSENT,
+    Applied,
+    Balancing,
+    Kind,
+    Open,
+    Put,
+    Step,
+    Transfer,
+    Unit,
+)
+from farebox.ledger.records import Row
+from farebox.ledger.service import Ledger
+from farebox.money import BTC, MSAT_PER_SAT
+from farebox.payments.model import (
+    Changes,
+    Operation,
+    Rejected,
+    Succeeded,
+    Unresolved,
+    Verdict,
+)
+from farebox.payments.operations import Operations
+from farebox.rails.bitcoin.addresses import Addresses
+from farebox.rails.bitcoin.chain import Block, View
+from farebox.rails.bitcoin.config import BitcoinConfig
+from farebox.rails.bitcoin.records import (
+    BATCH,
+    INPUT,
+    PAYOUT,
+    Batch,
+    BatchState,
+    BatchTry,
+    Payout,
+    PayoutState,
+    ReservedInput,
+)
+from farebox.rails.bitcoin.wallet import Draft, NotEnough, Wallet
+
+_log = structlog.get_logger("farebox.bitcoin")
+
+KIND = "bitcoin_batch"
+FEES = "expense:bitcoin-fees"
+_SAFE_DEPTH = 100
+_WAITING_MAX = 1_000
+#: A replacement pays at least a quarter more, and the pool's own least step (BIP-125, rule 4).
+_STEP_PER_KVB = 1_000
+_LEAST_PER_KVB = 1_000
+
+
+class Batches:
+    """Makes batches of waiting payouts and carries each to its end."""
+
+    def __init__(
+        self,
+        config: BitcoinConfig,
+        wallet: Wallet,
+        addresses: Addresses,
+        ledger: Ledger,
+        operations: Operations,
+    ) -> None:
+        self._config = config
+        self._wallet = wallet
+        self._addresses = addresses
+        self._ledger = ledger
+        self._operations = operations
+        self._forming = asyncio.Lock()
+        self.rate = config.fee_rate_default
+        operations.register(KIND, self)
+
+    async def learn_rate(self) -> int:
+        """Satoshi per 1,000 virtual bytes as of now. Raises RailUnavailable."""
+        told = await self._wallet.fee_rate(self._config.fee_blocks)
+        self.rate = max(_LEAST_PER_KVB, told or self._config.fee_rate_default)
+        return self.rate
+
+    # ── making ───────────────────────────────────────────────────────────────────────────────────
+
+    async def form(self) -> str:
+        """A batch of what waits, if it is time; "" or why not. Raises RailUnavailable."""
+        async with self._forming:
+            waiting = await self._waiting()
+            if not waiting:
+                return ""
+            oldest = min(row.value.asked_at for _, row in waiting)
+            waited_ns = self._ledger.clock.now_ns() - oldest
+            is_due = waited_ns >= self._config.batch_window_s * NS_PER_S
+            if not is_due and len(waiting) < self._config.batch_most:
+                return "it waits for others, to leave together"
+            rate = await self.learn_rate()
+            if rate > self._config.fee_rate_max:
+                return "the chain's fees are above the operator's limit; it waits"
+            return await self._form(waiting[: self._config.batch_most], rate)
+
+    async def _form(self, waiting: Sequence[tuple[str, Row[Payout]]], rate: int) -> str:
+        view = await self._addresses.look()
+        spendable = await self._spendable(view)
+        while waiting:
+            try:
+                outputs = [(row.value.address, row.value.amount_sat) for _, row in waiting]
+                draft = await self._wallet.build(outputs, rate, spendable)
+            except NotEnough:
+                waiting = waiting[: len(waiting) // 2]
+                continue
+            operation_id = await self._store(waiting, draft, rate, view)
+            if operation_id:
+                await self._operations.advance(operation_id, fresh=True)
+            return ""
+        return "the wallet holds too little that is confirmed; it waits"
+
+    async def _store(
+        self, waiting: Sequence[tuple[str, Row[Payout]]], draft: Draft, rate: int, view: View
+    ) -> str:
+        operation_id = new_id("batch")
+        attempt = BatchTry(draft.txid, draft.raw, draft.fee_sat, rate, view.tip.height)
+        batch = Batch(
+            wallet=self._config.name,
+            payouts=tuple(key for key, _ in waiting),
+            inputs=draft.inputs,
+            state=BatchState.SENT if draft.raw else BatchState.UNSIGNED,
+            tries=(attempt,),
+            psbt=draft.psbt,
+        )
+        fees = shares(draft.fee_sat, [row.value.fee_max_sat for _, row in waiting])
+        puts = [Put(BATCH, operation_id, batch, ABSENT)]
+        for (key, row), fee_sat in zip(waiting, fees, strict=True):
+            batched = msgspec.structs.replace(
+                row.value, state=PayoutState.BATCHED, batch=operation_id, fee_sat=fee_sat
+            )
+            puts.append(Put(PAYOUT, key, batched, row.version))
+        puts += await self._reserved(draft.inputs, operation_id)
+        operation = Operation(
+            id=operation_id, kind=KIND, account=self._config.custody, hold="", plan=b""
+        )
+        outcome = await self._operations.open(operation, Changes(puts=tuple(puts)))
+        return operation_id if isinstance(outcome, Applied) else ""
+
+    async def _reserved(self, inputs: Sequence[str], batch: str) -> list[Put]:
+        puts = []
+        for outpoint in inputs:
+            row = await self._ledger.store.get(INPUT, outpoint)
+            version = ABSENT if row is None or row.value.batch else row.version
+            puts.append(Put(INPUT, outpoint, ReservedInput(batch), version))
+        return puts
+
+    async def _waiting(self) -> list[tuple[str, Row[Payout]]]:
+        found = await self._ledger.store.find(
+            PAYOUT, {"state": PayoutState.WAITING}, limit=_WAITING_MAX
+        )
+        return sorted(found, key=lambda one: (one[1].value.asked_at, one[0]))
+
+    async def _spendable(self, view: View) -> list[str]:
+        """Coins that are deep enough to be ours for good, and no other batch's."""
+        found = []
+        for coin in view.coins:
+            needed = 1 if coin.is_change else self._config.confirmations(coin.amount_sat)
+            if coin.is_spent or view.confirmations(coin.block) < needed:
+                continue
+            row = await self._ledger.store.get(INPUT, coin.outpoint)
+            if row is None or not row.value.batch:
+                found.append(coin.outpoint)
+        return found
+
+    # ── carrying out ─────────────────────────────────────────────────────────────────────────────
+
+    async def attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:
+        """Broadcast it, or see what became of it. The bytes are the same each time."""
+        row = await self._ledger.store.get(BATCH, operation.id)
+        assert row is not None, "it was stored with its operation"
+        if row.value.state is BatchState.UNSIGNED:
+            return Unresolved("it waits for the operator's signature")
+        view = await self._addresses.look()
+        won, block = winner(row.value, view)
+        if won is not None and view.confirmations(block) >= self._config.payout_confirmations:
+            return await self._paid(row, operation.id, won)
+        if await self._is_dead(row.value, view):
+            return await self._dead(row, operation.id)
+        if won is not None and block is not None:
+            return Unresolved(f"{won.txid} has {view.confirmations(block)} confirmations")
+        if self._is_stuck(row.value, view):
+            row = await self._bumped(row, operation.id, view)
+        latest = row.value.tries[-1]
+        await self._send(latest)
+        return Unresolved(f"{latest.txid} is on its way")
+
+    async def _send(self, one: BatchTry) -> None:
+        """Raises RailUnavailable; a refusal is no end: an earlier try may have won."""
+        try:
+            await self._wallet.broadcast(one.raw)
+        except RailRejected as error:
+            _log.warning("bitcoin.not_broadcast", txid=one.txid, reason=str(error))
+
+    async def _paid(self, row: Row[Batch], key: str, won: BatchTry) -> Succeeded:
+        payouts = await self._payouts(row.value)
+        borne_sat = sum(one.value.fee_sat for _, one in payouts)
+        extra_msat = (won.fee_sat - borne_sat) * MSAT_PER_SAT
+        paid = msgspec.structs.replace(row.value, state=BatchState.PAID)
+        puts = [Put(BATCH, key, paid, row.version)]
+        for payout_id, one in payouts:
+            done = msgspec.structs.replace(one.value, state=PayoutState.PAID, txid=won.txid)
+            puts.append(Put(PAYOUT, payout_id, done, one.version))
+        steps: tuple[Step, ...] = ()
+        if extra_msat > 0:
+            custody = self._config.custody
+            steps = (
+                Open(FEES, BTC.code, Kind.EXPENSE),
+                Transfer(FEES, custody, extra_msat, "chain fee", Balancing.CREDIT),
+            )
+        return Succeeded(0, won.txid.encode(), Changes(steps, tuple(puts)))
+
+    async def _is_dead(self, batch: Batch, view: View) -> bool:
+        ours = {one.txid for one in batch.tries}
+        for outpoint in batch.inputs:
+            spender = view.spends.get(outpoint)
+            if spender is None or spender in ours:
+                continue
+            if view.confirmations(view.txs[spender]) >= self._config.payout_confirmations:
+                return True
+        return False
+
+    async def _dead(self, row: Row[Batch], key: str) -> Rejected:
+        puts = [
+            Put(BATCH, key, msgspec.structs.replace(row.value, state=BatchState.DEAD), row.version)
+        ]
+        for payout_id, one in await self._payouts(row.value):
+            again = msgspec.structs.replace(
+                one.value, state=PayoutState.WAITING, batch="", fee_sat=0
+            )
+            puts.append(Put(PAYOUT, payout_id, again, one.version))
+        for outpoint in row.value.inputs:
+            held = await self._ledger.store.get(INPUT, outpoint)
+            if held is not None and held.value.batch == key:
+                puts.append(Put(INPUT, outpoint, ReservedInput(""), held.version))
+        reason = "another transaction has spent its inputs; its payments leave anew"
+        return Rejected("inputs_spent", reason, Changes(puts=tuple(puts)))
+
+    async def _payouts(self, batch: Batch) -> list[tuple[str, Row[Payout]]]:
+        rows = [(key, await self._ledger.store.get(PAYOUT, key)) for key in batch.payouts]
+        return [(key, row) for key, row in rows if row is not None]
+
+    # ── bumping ──────────────────────────────────────────────────────────────────────────────────
+
+    def _is_stuck(self, batch: Batch, view: View) -> bool:
+        return view.tip.height >= batch.tries[-1].height + self._config.bump_after_blocks
+
+    async def _bumped(self, row: Row[Batch], key: str, view: View) -> Row[Batch]:
+        """Another try at a higher fee, stored before it is sent; the row as it was if none can be.
+
+        Raises RailUnavailable.
+        """
+        last = row.value.tries[-1]
+        rate = max(await self.learn_rate(), last.rate * 5 // 4, last.rate + _STEP_PER_KVB)
+        if rate > self._config.fee_rate_max:
+            return row
+        try:
+            draft = await self._wallet.bump(last.raw, rate)
+        except NotEnough:
+            return row
+        added = [one for one in draft.inputs if one not in row.value.inputs]
+        if not set(added).issubset(await self._spendable(view)):
+            return row
+        attempt = BatchTry(draft.txid, draft.raw, draft.fee_sat, rate, view.tip.height)
+        state = BatchState.SENT if draft.raw else BatchState.UNSIGNED
+        bumped = msgspec.structs.replace(
+            row.value,
+            inputs=(*row.value.inputs, *added),
+            tries=(*row.value.tries, attempt) if draft.raw else row.value.tries,
+            state=BatchState.SENT,
+            psbt=draft.psbt,
+        )
+        if state is BatchState.UNSIGNED:
+            return row  # who signs elsewhere replaces it there
+        puts = (Put(BATCH, key, bumped, row.version), *await self._reserved(added, key))
+        await self._ledger.store.commit(Unit(derived_id("bump", key, str(row.version)), puts=puts))
+        fresh = await self._ledger.store.get(BATCH, key)
+        assert fresh is not None, "batches are never removed"
+        return fresh
+
+    # ── looking after ────────────────────────────────────────────────────────────────────────────
+
+    async def tend(self, view: View) -> None:
+        """One round: new batches, news of old ones, and again what a reorganisation took back."""
+        for key, row in await self._ledger.store.find(BATCH, {"state": BatchState.SENT}):
+            await self._tend_sent(key, row.value, view)
+        for key, row in await self._ledger.store.find(BATCH, {"state": BatchState.PAID}):
+            await self._tend_paid(key, row, view)
+        with suppress(RailError):
+            await self.form()
+
+    async def _tend_sent(self, key: str, batch: Batch, view: View) -> None:
+        won, block = winner(batch, view)
+        depth = view.confirmations(block)
+        is_over = depth >= self._config.payout_confirmations or await self._is_dead(batch, view)
+        if is_over or (not depth and self._is_stuck(batch, view)):
+            done = await self._operations.advance(key)
+            if is_over and done.state.value in ("succeeded", "rejected"):
+                for payout_id in batch.payouts:
+                    await self._operations.advance(payout_id)
+        elif won is None:
+            with suppress(RailError):
+                await self._send(batch.tries[-1])
+
+    async def _tend_paid(self, key: str, row: Row[Batch], view: View) -> None:
+        won, block = winner(row.value, view)
+        if won is None or block is None:
+            with suppress(RailError):
+                await self._send(won or row.value.tries[-1])
+        elif view.confirmations(block) >= _SAFE_DEPTH:
+            old = msgspec.structs.replace(row.value, state=BatchState.OLD)
+            unit = Unit(derived_id("old", key), puts=(Put(BATCH, key, old, row.version),))
+            await self._ledger.store.commit(unit)
+
+    # ── signed elsewhere ─────────────────────────────────────────────────────────────────────────
+
+    async def unsigned(self) -> dict[str, Batch]:
+        """The batches that wait for a signature."""
+        found = await self._ledger.store.find(BATCH, {"state": BatchState.UNSIGNED})
+        return {key: row.value for key, row in found}
+
+    async def sign(self, key: str, psbt: str) -> Operation:
+        """Take a batch's PSBT back, signed, and send it. Raises InvalidCredential."""
+        row = await self._ledger.store.get(BATCH, key)
+        if row is None or row.value.state is not BatchState.UNSIGNED:
+            raise InvalidCredential("no batch of this name waits for a signature")
+        txid, raw = await self._wallet.combined(row.value.psbt, psbt)
+        attempt = msgspec.structs.replace(row.value.tries[-1], txid=txid, raw=raw)
+        signed = msgspec.structs.replace(
+            row.value, state=BatchState.SENT, tries=(*row.value.tries[:-1], attempt), psbt=""
+        )
+        unit = Unit(derived_id("signed", key), puts=(Put(BATCH, key, signed, row.version),))
+        await self._ledger.store.commit(unit)
+        await self._operations.reopen(key)
+        return await self._operations.advance(key)
+
+
+def shares(fee_sat: int, most: Sequence[int]) -> list[int]:
+    """Who bears how much of a fee: alike, the odd satoshi first, nobody more than his most."""
+    each, odd = divmod(fee_sat, len(most))
+    return [min(each + (place < odd), limit) for place, limit in enumerate(most)]
+
+
+def winner(batch: Batch, view: View) -> tuple[BatchTry | None, Block | None]:
+    """The try that the chain or the pool knows, a confirmed one before all others."""
+    known = [one for one in batch.tries if one.txid in view.txs]
+    for one in known:
+        if view.txs[one.txid] is not None:
+            return one, view.txs[one.txid]
+    return (known[-1], None) if known else (None, None)

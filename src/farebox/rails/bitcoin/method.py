@@ -1,0 +1,239 @@
+"""Bitcoin on the chain as a way to pay: a fresh address per deposit, payments out in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator
+
+from farebox.clock import NS_PER_S
+from farebox.errors import InvalidCredential, RailUnavailable, StoreError
+from farebox.ids import derived_id, new_id
+from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Unit
+from farebox.ledger.service import Ledger
+from farebox.money import BTC, MSAT_PER_SAT
+from farebox.payments import (
+    PaymentCredentials,
+    PaymentPlan,
+    RefundPlan,
+    RefundQuote,
+    RefundRequest,
+    RefundResult,
+    Refusal,
+    Rejected,
+    Reserve,
+    Standing,
+    Unresolved,
+)
+from farebox.payments.operations import Operations
+from farebox.payments.rail import (
+    AssetTerms,
+    DepositMethod,
+    DepositOrder,
+    Payable,
+    Sighting,
+    Terms,
+    Watched,
+)
+from farebox.rails.bitcoin.addresses import Addresses
+from farebox.rails.bitcoin.arrivals import Arrivals
+from farebox.rails.bitcoin.batches import Batches
+from farebox.rails.bitcoin.chain import GENESIS, ChainInfo, View
+from farebox.rails.bitcoin.config import BitcoinConfig
+from farebox.rails.bitcoin.paying import Paying
+from farebox.rails.bitcoin.wallet import Wallet
+from farebox.rails.web.breaker import BreakerState
+
+PAYMENT_TYPE = "bitcoin"
+_SAT_PER_BTC = 100_000_000
+_BLOCK_S = 600
+_TXID = re.compile(r"[0-9a-fA-F]{64}")
+_SCHEME = re.compile(r"(bitcoin|btc):", re.IGNORECASE)
+
+
+class BitcoinMethod(DepositMethod):
+    """Paid at addresses of one wallet, pays by the same."""
+
+    payment_type = PAYMENT_TYPE
+    credential_hint = "a transaction id or address that pays a deposit asked for here (bitcoin:…)"
+    #: A transaction may wait for days in the pools.
+    grace_s = 14 * 86_400
+
+    def __init__(
+        self, config: BitcoinConfig, wallet: Wallet, ledger: Ledger, operations: Operations
+    ) -> None:
+        self.config = config
+        self.wallet = wallet
+        self._ledger = ledger
+        self._addresses = Addresses(config, wallet, ledger)
+        self._arrivals = Arrivals(config, wallet.keys, ledger)
+        self.batches = Batches(config, wallet, self._addresses, ledger, operations)
+        self._paying = Paying(config, wallet, self.batches, ledger)
+        self._fault = "the chain was not asked yet"
+
+    async def start(self) -> None:
+        """Put the wallet's ceiling into the books. Raises StoreError."""
+        steps = (
+            Open(self.config.custody, BTC.code, Kind.CUSTODY),
+            SetCeiling(self.config.custody, self.config.ceiling_msat),
+        )
+        outcome = await self._ledger.store.commit(Unit(new_id("ceiling"), steps))
+        if not isinstance(outcome, Applied):
+            raise StoreError(f"the wallet's ceiling cannot be set: {outcome}")
+
+    # ── credentials ──────────────────────────────────────────────────────────────────────────────
+
+    def can_handle(self, credential: str) -> bool:
+        """Whether it begins like one of ours."""
+        return bool(_TXID.fullmatch(credential) or _SCHEME.match(credential))
+
+    async def parse_credential(self, credential: str) -> PaymentCredentials:
+        """Read the address, or the transaction's id. Raises InvalidCredential."""
+        reference = self.reference_of(credential)
+        identity = derived_id(PAYMENT_TYPE, reference)
+        return PaymentCredentials(credential, PAYMENT_TYPE, {"reference": reference}, identity)
+
+    def reference_of(self, credential: str) -> str:
+        """The address that it names; of a transaction, the first that it pays here.
+
+        Raises InvalidCredential.
+        """
+        text = _SCHEME.sub("", credential).partition("?")[0]
+        if not _TXID.fullmatch(text):
+            self.wallet.script_bytes(text)
+            return text
+        view = self.wallet.view
+        paid = [
+            coin
+            for coin in (view.coins if view else ())
+            if coin.outpoint.startswith(f"{text.lower()}:") and not coin.is_change
+        ]
+        if not paid:
+            raise InvalidCredential("no such transaction has paid an address of ours yet")
+        return self.wallet.keys.address(paid[0].index)
+
+    async def plan_payment(
+        self, credentials: PaymentCredentials, reserve: Reserve | None
+    ) -> PaymentPlan | Refusal:
+        """Refused: a transaction is public."""
+        return Refusal(
+            "credential_public",
+            "a transaction pays for nothing by itself: the account that asked for its address can "
+            "spend it, and its claim_secret with POST /create opens an account of its own",
+        )
+
+    @property
+    def place(self) -> str:
+        """This wallet's custody account."""
+        return self.config.custody
+
+    # ── in ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def ask(self, order: DepositOrder) -> Payable | Refusal:
+        """A fresh address, counted in the book before it is shown."""
+        amount_msat, config = order.amount, self.config
+        if amount_msat is not None and amount_msat % MSAT_PER_SAT:
+            return Refusal("amount_out_of_bounds", "the chain knows whole satoshi only")
+        if amount_msat is not None and amount_msat < config.dust_sat * MSAT_PER_SAT:
+            return Refusal(
+                "amount_too_small",
+                f"below {config.dust_sat} sat an output is dust: it costs more to spend than it is "
+                "worth, and nodes refuse it",
+            )
+        address = await self._addresses.give()
+        now = self._ledger.clock.now_ns()
+        return Payable(
+            reference=address,
+            text=address,
+            uri=uri_of(address, amount_msat),
+            custody=config.custody,
+            amount=amount_msat,
+            expires_at=now + config.deposit_expiry_s * NS_PER_S,
+        )
+
+    async def look(self, reference: str) -> list[Sighting]:
+        """What the chain knows of one address and the books do not."""
+        view = await self._addresses.look()
+        return [one async for one in self._arrivals.news(view, address=reference)]
+
+    async def watch(self, cursor: str) -> AsyncGenerator[Watched, None]:
+        """Round after round: the chain, what arrived, and what is to leave.
+
+        The wallet as a whole is compared with the book each time, so nothing is missed that came
+        while nobody looked; the cursor only says how far that was.
+        """
+        while True:
+            view = await self._addresses.look()
+            position = f"{view.tip.height}:{view.tip.hash}"
+            async for sighting in self._arrivals.news(view):
+                yield Watched(sighting, position)
+            await self.batches.tend(view)
+            await asyncio.sleep(self.config.round_s)
+
+    # ── out ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def quote_refund(self, request: RefundRequest) -> RefundQuote | Refusal:
+        """Amount, most fee, and what the chain would take now."""
+        return await self._paying.quote(request)
+
+    def fee_max(self, amount: int, asset: str) -> int:
+        """What a payment out may cost: by its bytes, not by its amount."""
+        return self._paying.fee_max_msat()
+
+    async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
+        """To an address of this chain."""
+        return await self._paying.plan(request)
+
+    async def refund_payment(
+        self, payload: bytes, *, asked_before: bool
+    ) -> RefundResult | Rejected | Unresolved:
+        """See how it stands: its batch carries it out."""
+        return await self._paying.pay(payload)
+
+    # ── standing ─────────────────────────────────────────────────────────────────────────────────
+
+    async def probe(self) -> None:
+        """Ask the source who it is. Raises RailUnavailable."""
+        try:
+            self._fault = fault_of(await self.wallet.info(), self.config)
+        except RailUnavailable as error:
+            self._fault = str(error)
+            raise
+
+    def standing(self) -> Standing:
+        """By the last probe and by how calls have fared since."""
+        if self.wallet.breaker.state is BreakerState.OPEN:
+            return Standing(False, "the chain cannot be asked; it is left alone for a while")
+        return Standing(not self._fault, self._fault)
+
+    def terms(self) -> Terms:
+        """The operator's limits, and what the chain takes."""
+        config = self.config
+        return Terms(
+            assets=(AssetTerms(BTC, config.deposits, config.payouts),),
+            fees=(
+                "in: none; out: a share of the transaction's fee, at most "
+                f"{self._paying.fee_max_msat()} msat now"
+            ),
+            expected_s=_BLOCK_S * min(one.confirmations for one in config.depths),
+            destinations=(f"an address of the {config.network} network",),
+        )
+
+    def view(self) -> View | None:
+        """The chain as it was last seen."""
+        return self.wallet.view
+
+
+def uri_of(address: str, amount_msat: int | None) -> str:
+    """What a wallet opens (BIP-21); its amount is in bitcoin."""
+    if amount_msat is None:
+        return f"bitcoin:{address}"
+    whole, rest = divmod(amount_msat // MSAT_PER_SAT, _SAT_PER_BTC)
+    return f"bitcoin:{address}?amount={whole}.{rest:08d}"
+
+
+def fault_of(info: ChainInfo, config: BitcoinConfig) -> str:
+    """What is wrong with a source that answers; empty when nothing is."""
+    if info.genesis != GENESIS[config.network]:
+        return f"it is on another chain than {config.network}, which the settings name"
+    return "" if info.is_synced else "it is still catching up with its chain"

@@ -1,0 +1,142 @@
+"""Payments out, one by one: checked, priced and stored here; `batches.py` lets them leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from farebox.errors import InvalidCredential, RailUnavailable
+from farebox.ledger.model import ABSENT, Put
+from farebox.ledger.service import Ledger
+from farebox.money import MSAT_PER_SAT
+from farebox.payments import (
+    RefundPlan,
+    RefundQuote,
+    RefundRequest,
+    RefundResult,
+    Refusal,
+    Rejected,
+    Unresolved,
+)
+from farebox.rails.bitcoin.batches import Batches
+from farebox.rails.bitcoin.config import BitcoinConfig
+from farebox.rails.bitcoin.records import PAYOUT, Payout, PayoutState
+from farebox.rails.bitcoin.wallet import Wallet
+
+#: A payment that leaves alone: overhead, two inputs and change of the usual kind, and around its
+#: own script its value (BIP-141; an input is 68, an output 31 virtual bytes).
+_AROUND_VBYTES = 11 + 2 * 68 + 31 + 9
+_USUAL_SCRIPT = 34
+#: What is quoted covers a rate twice as high.
+_MARGIN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Priced:
+    address: str
+    amount_msat: int
+    fee_max_msat: int
+    estimate_msat: int
+
+
+class Paying:
+    """Plans payments to addresses and tells what became of each."""
+
+    def __init__(
+        self, config: BitcoinConfig, wallet: Wallet, batches: Batches, ledger: Ledger
+    ) -> None:
+        self._config = config
+        self._wallet = wallet
+        self._batches = batches
+        self._ledger = ledger
+
+    def fee_max_msat(self) -> int:
+        """The most that one payment may cost, at the last rate that was heard of."""
+        vbytes = _AROUND_VBYTES + _USUAL_SCRIPT
+        return _MARGIN * self._config.fee_msat(self._batches.rate, vbytes)
+
+    async def plan(self, request: RefundRequest) -> RefundPlan | Refusal:
+        """Check and price; the row that queues it joins the opening commit."""
+        priced = await self._priced(request)
+        if isinstance(priced, Refusal):
+            return priced
+        payout = Payout(
+            address=priced.address,
+            amount_sat=priced.amount_msat // MSAT_PER_SAT,
+            fee_max_sat=priced.fee_max_msat // MSAT_PER_SAT,
+            asked_at=self._ledger.clock.now_ns(),
+        )
+        put = Put(PAYOUT, request.operation_id, payout, ABSENT)
+        most_msat = priced.amount_msat + priced.fee_max_msat
+        payload = msgspec.json.encode(request.operation_id)
+        return RefundPlan(payload, self._config.custody, most_msat, (put,))
+
+    async def quote(self, request: RefundRequest) -> RefundQuote | Refusal:
+        """What `plan` would come to."""
+        priced = await self._priced(request)
+        if isinstance(priced, Refusal):
+            return priced
+        return RefundQuote(priced.amount_msat, priced.fee_max_msat, priced.estimate_msat)
+
+    async def pay(self, payload: bytes) -> RefundResult | Rejected | Unresolved:
+        """How it stands; what waits is put into a batch when it is time."""
+        operation_id = msgspec.json.decode(payload, type=str)
+        row = await self._ledger.store.get(PAYOUT, operation_id)
+        assert row is not None, "it was stored with its operation"
+        reason = "it leaves with its batch"
+        if row.value.state is PayoutState.WAITING:
+            reason = await self._batches.form() or reason
+            row = await self._ledger.store.get(PAYOUT, operation_id) or row
+        payout = row.value
+        if payout.state is not PayoutState.PAID:
+            return Unresolved(reason)
+        reply = {
+            "recipient": payout.address,
+            "sats": str(payout.amount_sat),
+            "msats": str(payout.amount_sat * MSAT_PER_SAT),
+            "fee_msat": str(payout.fee_sat * MSAT_PER_SAT),
+            "txid": payout.txid,
+        }
+        left_msat = (payout.amount_sat + payout.fee_sat) * MSAT_PER_SAT
+        return RefundResult(left_msat, payout.txid, reply)
+
+    async def _priced(self, request: RefundRequest) -> _Priced | Refusal:
+        address = request.destination.removeprefix("bitcoin:").removeprefix("BITCOIN:")
+        if not address:
+            return Refusal(
+                "destination_required", "the chain has no way back to a payer: name an address"
+            )
+        try:
+            script_bytes = self._wallet.script_bytes(address)
+            rate = await self._batches.learn_rate()
+        except InvalidCredential as error:
+            return Refusal("destination_invalid", str(error))
+        except RailUnavailable as error:
+            return Refusal("rail_unavailable", str(error))
+        config = self._config
+        estimate_msat = config.fee_msat(rate, _AROUND_VBYTES + script_bytes)
+        limit_msat = _MARGIN * estimate_msat
+        fee_max_msat = limit_msat
+        if request.fee_max is not None:
+            fee_max_msat = min(limit_msat, request.fee_max)
+        fee_max_msat -= fee_max_msat % MSAT_PER_SAT
+        if fee_max_msat < estimate_msat:
+            return Refusal(
+                "fee_over_limit",
+                f"the chain takes about {estimate_msat} msat now, over the limit of {fee_max_msat}",
+            )
+        amount_msat = request.amount
+        if request.is_exact and amount_msat % MSAT_PER_SAT:
+            return Refusal("amount_out_of_bounds", "the chain knows whole satoshi only")
+        if not request.is_exact:
+            amount_msat -= fee_max_msat
+            amount_msat -= amount_msat % MSAT_PER_SAT
+        if amount_msat < config.dust_sat * MSAT_PER_SAT:
+            return Refusal(
+                "amount_too_small",
+                f"after fees {max(0, amount_msat)} msat would arrive; below {config.dust_sat} sat "
+                "an output is dust: it costs more to spend than it is worth, and nodes refuse it",
+            )
+        no = config.payouts.why_not(amount_msat, "payment out")
+        return no or _Priced(address, amount_msat, fee_max_msat, estimate_msat)

@@ -1,0 +1,183 @@
+"""The settings of the Bitcoin rail: `[bitcoin]`."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from farebox.errors import InvalidSettings
+from farebox.settings.fields import optional, setting
+from farebox.settings.secrets import Secret
+from farebox.settings.values import (
+    AMOUNT_MSAT,
+    FILE,
+    NAME,
+    SECRET,
+    Kind,
+    Where,
+    choice,
+    integer,
+    many,
+    seconds,
+)
+
+_URL_MAX_CHARS = 2_048
+_DEPTH = re.compile(r"([0-9]{1,3}) from ([0-9]{1,16}) sat")
+_DAY_S = 86_400
+
+
+class BitcoinSource(enum.Enum):
+    """Where the chain is asked."""
+
+    CORE = "core"
+
+
+class BitcoinNetwork(enum.Enum):
+    """A chain."""
+
+    BITCOIN = "bitcoin"
+    TESTNET = "testnet"
+    TESTNET4 = "testnet4"
+    SIGNET = "signet"
+    REGTEST = "regtest"
+
+
+def _url(raw: object, _: Where) -> str:
+    if not isinstance(raw, str) or len(raw) > _URL_MAX_CHARS:
+        raise TypeError
+    if not re.fullmatch(r"https?://[^\s@?#]+", raw):
+        raise ValueError
+    return raw
+
+
+def _depth(raw: object, _: Where) -> tuple[int, int]:
+    found = _DEPTH.fullmatch(raw) if isinstance(raw, str) else None
+    if found is None or int(found[1]) < 1:
+        raise ValueError
+    return int(found[2]), int(found[1])
+
+
+_SOURCE_URL = Kind(
+    "an http:// or https:// address without credentials",
+    _url,
+    textual=True,
+)
+_DEPTHS = many(Kind('confirmations by value, such as "3 from 100000 sat"', _depth), least=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitcoinSettings:
+    """A Bitcoin wallet of yours. Without a `url` there is none."""
+
+    source: BitcoinSource = setting(
+        choice(BitcoinSource),
+        "Where the chain is asked: a node (Bitcoin Core or btcd) over Bitcoin Core's RPC.",
+        "core",
+    )
+    url: str | None = optional(
+        _SOURCE_URL,
+        "Its address. Left out, the chain is not used. Needs `pip install 'farebox[bitcoin]'`.",
+        "http://127.0.0.1:8332",
+    )
+    login: Secret | None = optional(
+        SECRET, "The node's RPC user and password, as user:password.", {"file": "bitcoin.login"}
+    )
+    certificate: Path | None = optional(
+        FILE, "The node's own TLS certificate, where no authority vouches for it.", "rpc.cert"
+    )
+    key: Secret | None = optional(
+        SECRET,
+        "The wallet, so that it signs by itself: a mnemonic, or a descriptor with private keys "
+        "that ends in /<0;1>/*.",
+        {"file": "bitcoin.key"},
+    )
+    watch: str | None = optional(
+        Kind("an extended public key or a descriptor", lambda raw, _: _public(raw), textual=True),
+        "The wallet, so that you sign elsewhere: an extended public key, or a descriptor that ends "
+        "in /<0;1>/*. Payments out then wait for your signature.",
+        "wpkh([d34db33f/84h/0h/0h]xpub.../<0;1>/*)",
+    )
+    network: BitcoinNetwork = setting(
+        choice(BitcoinNetwork), "The chain; addresses of another one are refused.", "bitcoin"
+    )
+    start_height: int | None = optional(
+        integer(0, 100_000_000),
+        "The block from which on the wallet may have been paid. Left out, the one after its first "
+        "start; needed for a wallet that is older.",
+        850_000,
+    )
+    name: str = setting(
+        NAME, "What this wallet is called in the books. A new wallet gets a new name.", "main"
+    )
+    ceiling_msat: int = setting(
+        AMOUNT_MSAT,
+        "The most we are ready to hold in this wallet; no deposit is asked for beyond.",
+        "100000000 sat",
+        key="ceiling",
+    )
+    deposit_min_msat: int = setting(
+        AMOUNT_MSAT, "The least a deposit may be.", "5000 sat", key="deposit_min"
+    )
+    deposit_max_msat: int = setting(
+        AMOUNT_MSAT, "The most a deposit may be.", "10000000 sat", key="deposit_max"
+    )
+    payout_min_msat: int = setting(
+        AMOUNT_MSAT, "The least that is paid out at once.", "5000 sat", key="payout_min"
+    )
+    payout_max_msat: int = setting(
+        AMOUNT_MSAT, "The most that is paid out at once.", "10000000 sat", key="payout_max"
+    )
+    deposit_expiry_s: int = setting(
+        integer(60, 30 * _DAY_S), "How long an address is waited at.", _DAY_S
+    )
+    confirmations: tuple[tuple[int, int], ...] = setting(
+        _DEPTHS,
+        "How deep an output must be to be credited, by its value.",
+        ["1 from 0 sat", "3 from 100000 sat", "6 from 10000000 sat"],
+    )
+    payout_confirmations: int = setting(
+        integer(1, 100), "How deep a payment out must be to be over.", 3
+    )
+    batch_window_s: int = setting(
+        integer(0, _DAY_S), "How long a payment out waits for others to leave with.", 30
+    )
+    batch_most: int = setting(integer(1, 500), "With so many it leaves at once.", 100)
+    fee_blocks: int = setting(
+        integer(1, 144), "Fees are such that a payment is in a block within so many.", 6
+    )
+    fee_rate: int = setting(
+        integer(1, 10_000), "Satoshi per virtual byte where the source has no estimate.", 5
+    )
+    fee_rate_max: int = setting(
+        integer(1, 100_000),
+        "The most satoshi per virtual byte that are paid; above it payments wait.",
+        200,
+    )
+    bump_after_blocks: int = setting(
+        integer(1, 1_000), "After so many blocks a payment that is in none is sent dearer.", 3
+    )
+    round_s: float = setting(seconds(3_600), "How often the chain is looked at.", 10)
+
+
+def check_bitcoin(found: BitcoinSettings) -> None:
+    """What belongs together is there. Raises InvalidSettings."""
+    if found.url is None:
+        return
+    if (found.key is None) == (found.watch is None):
+        raise InvalidSettings("bitcoin.key", "neither or both", "bitcoin.key or bitcoin.watch")
+    if found.source is BitcoinSource.CORE and found.login is None:
+        raise InvalidSettings("bitcoin.login", "nothing", "user:password of the node at its url")
+    for what in ("deposit", "payout"):
+        least: int = getattr(found, f"{what}_min_msat")
+        if least > getattr(found, f"{what}_max_msat"):
+            raise InvalidSettings(f"bitcoin.{what}_min", f"{least} msat", f"at most {what}_max")
+    if found.confirmations[0][0] != 0 or list(found.confirmations) != sorted(found.confirmations):
+        raise InvalidSettings("bitcoin.confirmations", "no rise", "a list that rises from 0 sat")
+
+
+def _public(raw: object) -> str:
+    if not isinstance(raw, str) or not raw.isascii() or re.search("[xtyzuv]prv", raw):
+        raise ValueError  # a private key belongs into `key`
+    return raw

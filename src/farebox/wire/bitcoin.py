@@ -1,0 +1,146 @@
+"""Bitcoin blocks and transactions, as far as finding one's own outputs and inputs needs them.
+
+Layouts: the protocol documentation (https://developer.bitcoin.org/reference/transactions.html)
+and BIP-141 for witnesses. Hashes are shown as everybody shows them: hexadecimal, last byte first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from farebox.errors import InvalidInput
+
+#: A transaction whose inputs all say at least this cannot be replaced by its sender (BIP-125).
+_FINAL_SEQUENCE = 0xFFFFFFFE
+_HEADER_BYTES = 80
+_LISTED_MAX = 1_000_000
+_WITNESS_MARK = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TxOutput:
+    """Value in satoshi, locked by a script."""
+
+    amount_sat: int
+    script: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BitcoinTx:
+    """A transaction. `spends` are outpoints, as `txid:index`."""
+
+    txid: str
+    raw: bytes = field(repr=False)
+    spends: tuple[str, ...]
+    outputs: tuple[TxOutput, ...]
+    is_replaceable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BitcoinBlock:
+    """A block. `time_s` is what its miner says, Unix seconds."""
+
+    hash: str
+    parent: str
+    time_s: int
+    txs: tuple[BitcoinTx, ...]
+
+
+def read_block(raw: bytes) -> BitcoinBlock:
+    """Read a whole block. Raises InvalidInput."""
+    at = _Cursor(raw)
+    header = at.take(_HEADER_BYTES)
+    txs = tuple(_read_tx(at) for _ in range(at.count()))
+    at.end()
+    return BitcoinBlock(
+        hash=_shown(_twice(header)),
+        parent=_shown(header[4:36]),
+        time_s=int.from_bytes(header[68:72], "little"),
+        txs=txs,
+    )
+
+
+def read_tx(raw: bytes) -> BitcoinTx:
+    """Read one transaction. Raises InvalidInput."""
+    at = _Cursor(raw)
+    found = _read_tx(at)
+    at.end()
+    return found
+
+
+def _read_tx(at: _Cursor) -> BitcoinTx:
+    start = at.position
+    version = at.take(4)
+    has_witness = at.peek() == _WITNESS_MARK
+    if has_witness:
+        at.take(2)
+    body_from = at.position
+    spends, is_replaceable = [], False
+    count = at.count()
+    for _ in range(count):
+        txid, index = _shown(at.take(32)), at.number(4)
+        at.take(at.count())
+        is_replaceable |= at.number(4) < _FINAL_SEQUENCE
+        spends.append(f"{txid}:{index}")
+    outputs = tuple(TxOutput(at.number(8), at.take(at.count())) for _ in range(at.count()))
+    body = at.between(body_from, at.position)
+    if has_witness:
+        for _ in range(count):
+            for _ in range(at.count()):
+                at.take(at.count())
+    locktime = at.take(4)
+    return BitcoinTx(
+        txid=_shown(_twice(version + body + locktime)),
+        raw=at.between(start, at.position),
+        spends=tuple(spends),
+        outputs=outputs,
+        is_replaceable=is_replaceable,
+    )
+
+
+class _Cursor:
+    """A place in bytes that never runs past their end."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self.position = 0
+
+    def take(self, length: int) -> bytes:
+        end = self.position + length
+        if end > len(self._raw):
+            raise InvalidInput("the transaction or block ends too early")
+        found = self._raw[self.position : end]
+        self.position = end
+        return found
+
+    def peek(self) -> int:
+        found = self.take(1)[0]
+        self.position -= 1
+        return found
+
+    def number(self, length: int) -> int:
+        return int.from_bytes(self.take(length), "little")
+
+    def count(self) -> int:
+        """A length as the protocol writes it ("compact size")."""
+        first = self.number(1)
+        found = first if first < 0xFD else self.number({0xFD: 2, 0xFE: 4, 0xFF: 8}[first])
+        if found > max(_LISTED_MAX, len(self._raw)):
+            raise InvalidInput("the transaction or block names a length it cannot have")
+        return found
+
+    def between(self, start: int, end: int) -> bytes:
+        return self._raw[start:end]
+
+    def end(self) -> None:
+        if self.position != len(self._raw):
+            raise InvalidInput("something stands behind the transaction or block")
+
+
+def _twice(raw: bytes) -> bytes:
+    return hashlib.sha256(hashlib.sha256(raw).digest()).digest()
+
+
+def _shown(digest: bytes) -> str:
+    return digest[::-1].hex()

@@ -1,0 +1,148 @@
+"""A whole house with a wallet on a real regtest chain, behind its real door.
+
+Leaving it proves that the book verifies, nothing is open, custody is what the wallet holds on the
+node's chain, and no key stands in any log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from farebox.bootstrap import Farebox
+from farebox.rails.bitcoin.method import BitcoinMethod
+from farebox.settings import load_settings
+from farebox.testing.asgi import serving
+from farebox.testing.upstream import PlayUpstream
+from tests.crash.victim import AheadClock
+from tests.integration.lightning_house import PRICE_MSAT, ROOT_KEY, LightningHouse
+from tests.integration.whole_house import listening
+from tests.peers.bitcoin import PASSWORD, USER, BitcoinChain
+
+WORDS = "letter advice cage absurd amount doctor acoustic avoid letter advice cage above"
+CUSTODY = "custody:bitcoin:main"
+WAIT_S = 30
+
+
+@dataclass
+class BitcoinHouse(LightningHouse):
+    """A running house whose money is on a chain."""
+
+    @property
+    def method(self) -> BitcoinMethod:
+        """The rail."""
+        found = self.farebox.payments.methods["bitcoin"]
+        assert isinstance(found, BitcoinMethod)
+        return found
+
+    async def asked(self, amount_msat: int | None, bearer: str = "") -> dict[str, Any]:
+        """A deposit that was asked for."""
+        body = {"method": "bitcoin", "asset": "BTC", "amount": amount_msat}
+        answer = await self.post("/v1/deposits", body, bearer)
+        assert answer.status_code == 201, answer.text
+        asked: dict[str, Any] = answer.json()
+        return asked
+
+    async def told(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """How a deposit stands."""
+        found: dict[str, Any] = await self.get(
+            f"/v1/deposits/{asked['deposit']}", asked["claim_secret"]
+        )
+        return found
+
+    async def until(self, asked: Mapping[str, Any], state: str) -> dict[str, Any]:
+        """Wait until a deposit stands so, by what the house sees by itself."""
+
+        def holds(told: Mapping[str, Any]) -> bool:
+            # Its request may have been read a moment before its deposits.
+            return bool(told["state"] == state and (state != "credited" or told["credited_msat"]))
+
+        found: dict[str, Any] = await eventually(lambda: self.told(asked), holds)
+        return found
+
+    async def credited(self, chain: BitcoinChain, amount_sat: int) -> tuple[str, dict[str, Any]]:
+        """The key of a new account with so much on it, and its deposit."""
+        asked = await self.asked(amount_sat * 1_000)
+        await asyncio.to_thread(chain.payer.pay, asked["pay"], amount_sat)
+        await asyncio.to_thread(chain.node.mine)
+        await self.until(asked, "credited")
+        claim = {"initial_balance_token": asked["uri"], "claim_secret": asked["claim_secret"]}
+        made = await self.post("/create", claim)
+        assert made.status_code == 200, made.text
+        return str(made.json()["api_key"]), asked
+
+    async def done(self, operation_id: str) -> str:
+        """How an operation stands."""
+        found = await self.farebox.operations.get(operation_id)
+        assert found is not None
+        return found.state.value
+
+    async def wallet_sat(self) -> int:
+        """What the wallet holds in blocks, by the node."""
+        view = await self.method._addresses.look()
+        return sum(one.amount_sat for one in view.coins if one.block and not one.is_spent)
+
+    async def held_msat(self) -> int:
+        """What the books say is in the wallet."""
+        account = await self.farebox.store.account(CUSTODY)
+        return account.held if account else 0
+
+
+async def eventually(ask: Callable[[], Awaitable[Any]], holds: Callable[[Any], bool] = bool) -> Any:
+    """Ask until the answer is so."""
+    found = None
+    for _ in range(WAIT_S * 20):
+        found = await ask()
+        if holds(found):
+            return found
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"it never came about: {found}")
+
+
+def bitcoin_settings(chain: BitcoinChain, **terms: object) -> dict[str, object]:
+    """How a house is told of its wallet and its node."""
+    return {
+        "url": chain.node.url,
+        "login": f"{USER}:{PASSWORD}",
+        "key": WORDS,
+        "network": "regtest",
+        "start_height": 1,
+        "round_s": 0.1,
+        "batch_window_s": 0,
+        "payout_confirmations": 2,
+        "fee_rate": 5,
+        **terms,
+    }
+
+
+@asynccontextmanager
+async def bitcoin_house(
+    data_dir: Path, bitcoin: Mapping[str, object]
+) -> AsyncIterator[BitcoinHouse]:
+    """A house by its settings; what was done is audited when its doors close."""
+    async with AsyncExitStack() as open_things:
+        heard = open_things.enter_context(listening())
+        upstream_url = await open_things.enter_async_context(serving(PlayUpstream()))
+        settings = {
+            "data_dir": str(data_dir),
+            "upstream": [{"urls": [upstream_url]}],
+            "price": [{"path": "/*", "per_request": f"{PRICE_MSAT} msat"}],
+            "bitcoin": bitcoin,
+        }
+        clock = AheadClock()
+        farebox = await open_things.enter_async_context(
+            Farebox(load_settings(None, {}, settings), ROOT_KEY, clock=clock)
+        )
+        url = await open_things.enter_async_context(serving(farebox.app))
+        http = await open_things.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
+        house = BitcoinHouse(farebox, clock, http, heard, (WORDS, PASSWORD, "prv"))
+        yield house
+        await house.assert_whole()
+        for secret in house.secrets:
+            assert secret not in heard.getvalue()

@@ -1,0 +1,66 @@
+"""Money in and out on a real chain: a regtest btcd asked over RPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.bitcoin_house import (
+    BitcoinHouse,
+    bitcoin_house,
+    bitcoin_settings,
+    eventually,
+)
+from tests.integration.lightning_house import PRICE_MSAT
+from tests.peers.bitcoin import BitcoinChain
+
+pytestmark = pytest.mark.peer
+_names = iter(range(10_000))
+
+
+@pytest.fixture
+async def house(tmp_path: Path, bitcoin: BitcoinChain) -> AsyncIterator[BitcoinHouse]:
+    terms = bitcoin_settings(bitcoin, start_height=bitcoin.node.height() + 1)
+    async with bitcoin_house(tmp_path, terms) as opened:
+        yield opened
+
+
+async def test_a_deposit_is_credited_spent_refunded_and_paid_out(
+    house: BitcoinHouse, bitcoin: BitcoinChain
+) -> None:
+    asked = await house.asked(50_000_000)
+    assert asked["uri"] == f"bitcoin:{asked['pay']}?amount=0.00050000"
+    assert "<svg" in asked["qr_svg"]
+    await asyncio.to_thread(bitcoin.payer.pay, asked["pay"], 50_000)
+    told = await house.until(asked, "detected")
+    assert told["credited_msat"] == 0
+    await asyncio.to_thread(bitcoin.node.mine)
+    assert (await house.until(asked, "credited"))["credited_msat"] == 50_000_000
+    claim = {"initial_balance_token": asked["uri"], "claim_secret": asked["claim_secret"]}
+    key = str((await house.post("/create", claim)).json()["api_key"])
+    spent = await house.http.get("/echo", headers={"Authorization": f"Bearer {key}"})
+    assert spent.status_code == 200
+    assert await house.balance_msat(key) == 50_000_000 - PRICE_MSAT
+
+    first, second = bitcoin.payer.address(11), bitcoin.payer.address(12)
+    body = {"destination": first, "amount_msat": 20_000_000}
+    quote = (await house.post("/v1/refunds", {**body, "dry_run": True}, key)).json()
+    assert quote["fee_estimate"] > 0, quote
+    refund = await house.post("/v1/refunds", body, key, "refund")
+    assert refund.status_code == 202, refund.text
+    paid = await house.post(
+        "/v1/payouts", {"destination": second, "amount_msat": 10_000_000}, key, "payout"
+    )
+    assert paid.status_code == 202, paid.text
+    await eventually(lambda: asyncio.to_thread(bitcoin.node.pool))
+    for _ in range(6):
+        await asyncio.to_thread(bitcoin.node.mine)
+        await asyncio.sleep(0.3)
+    await house.settled()
+    assert await asyncio.to_thread(bitcoin.payer.received_sat, 12) == 10_000
+    back_sat = await asyncio.to_thread(bitcoin.payer.received_sat, 11)
+    assert back_sat * 1_000 == quote["amount"]
+    assert await house.wallet_sat() * 1_000 == await house.held_msat()

@@ -1,0 +1,249 @@
+"""A Bitcoin chain that moves when told to: btcd in regtest, and a payer with a wallet of his own.
+
+The payer reads blocks as the node explains them and builds with bdk; Farebox's client is not used.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import bdkpython as bdk
+
+from tests.peers.install import PeerUnavailable, lightning_programs
+from tests.peers.process import PeerProcess, free_port
+
+_READY_TIMEOUT_S = 60
+_CALL_TIMEOUT_S = 60
+_POLL_S = 0.05
+#: Segregated witness is active on a regtest chain, and the first rewards are mature.
+_FIRST_BLOCKS = 450
+USER, PASSWORD = "regtest", "regtest-rpc-password"
+_PAYER = "legal winner thank year wave sausage worth useful legal winner thank yellow"
+
+
+class Refused(Exception):
+    """The node answered with an error."""
+
+
+class BitcoinNode:
+    """One btcd, its chain kept in `directory` between starts."""
+
+    def __init__(self, directory: Path, mining_address: str) -> None:
+        self._program = lightning_programs() / "btcd"
+        self._directory = directory
+        self._mining_address = mining_address
+        self._rpc, self._peer = free_port(), free_port()
+        self._process: PeerProcess | None = None
+        directory.mkdir()
+
+    @property
+    def url(self) -> str:
+        """Its RPC."""
+        return f"http://127.0.0.1:{self._rpc}"
+
+    @property
+    def peer_url(self) -> str:
+        """Where other nodes find it, and who asks for filters."""
+        return f"p2p://127.0.0.1:{self._peer}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers. Raises PeerUnavailable."""
+        empty = self._directory / "btcd.conf"
+        empty.touch()
+        command = [
+            str(self._program),
+            "--regtest",
+            "--notls",
+            f"--configfile={empty}",
+            f"--datadir={self._directory}/data",
+            f"--logdir={self._directory}/log",
+            f"--rpclisten=127.0.0.1:{self._rpc}",
+            f"--listen=127.0.0.1:{self._peer}",
+            f"--rpcuser={USER}",
+            f"--rpcpass={PASSWORD}",
+            f"--miningaddr={self._mining_address}",
+            "--minrelaytxfee=0.00001",
+            "--norelaypriority",
+            "--txindex",
+        ]
+        self._process = PeerProcess(command, os.environ, self._directory / "said.log")
+        ends_at = time.monotonic() + _READY_TIMEOUT_S
+        while time.monotonic() < ends_at:
+            if not self._process.is_running:
+                raise PeerUnavailable(f"it has ended: {self._process.said()}")
+            try:
+                self.call("getblockcount")
+            except (OSError, Refused):
+                time.sleep(_POLL_S)
+            else:
+                return
+        raise PeerUnavailable("btcd never answered")
+
+    def stop(self) -> None:
+        """End it."""
+        if self._process is not None:
+            self._process.stop()
+
+    def height(self) -> int:
+        """How many blocks there are."""
+        return int(self.call("getblockcount"))
+
+    def mine(self, blocks: int = 1) -> None:
+        """Make blocks now, with what waits."""
+        self.call("generate", blocks)
+
+    def undo(self, blocks: int) -> None:
+        """Let the last blocks be no part of the best chain any more."""
+        self.call("invalidateblock", self.call("getblockhash", self.height() - blocks + 1))
+
+    def pool(self) -> list[str]:
+        """What waits."""
+        return list(self.call("getrawmempool"))
+
+    def call(self, method: str, *parameters: object) -> Any:
+        """One call. Raises Refused."""
+        body = {"jsonrpc": "1.0", "id": 1, "method": method, "params": list(parameters)}
+        token = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        request = urllib.request.Request(self.url, json.dumps(body).encode())
+        request.add_header("Authorization", f"Basic {token}")
+        request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=_CALL_TIMEOUT_S) as answer:
+                document = json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                document = json.load(error)
+        if document["error"]:
+            raise Refused(str(document["error"]))
+        return document["result"]
+
+
+class Payer:
+    """Somebody who has mined what there is."""
+
+    def __init__(self) -> None:
+        root = bdk.DescriptorSecretKey(bdk.NetworkKind.TEST, bdk.Mnemonic.from_string(_PAYER), None)
+        keychains = (bdk.KeychainKind.EXTERNAL, bdk.KeychainKind.INTERNAL)
+        self._descriptors = [
+            bdk.Descriptor.new_bip84(root, one, bdk.NetworkKind.TEST) for one in keychains
+        ]
+        self.node: BitcoinNode | None = None
+        self._used: set[str] = set()
+
+    def address(self, index: int = 0) -> str:
+        """An address of his."""
+        return str(self._descriptors[0].derive_address(index, bdk.Network.REGTEST))
+
+    def pay(self, address: str, amount_sat: int, rate: int = 5) -> str:
+        """Pay an address, at so many sat per virtual byte; the transaction's id."""
+        raw = self.signed([(address, amount_sat)], rate)
+        return self.send(raw)
+
+    def signed(self, outputs: list[tuple[str, int]], rate: int = 5) -> str:
+        """A signed transaction in hexadecimal; its inputs are used no more."""
+        wallet = self._wallet()
+        used = [one.outpoint for one in wallet.list_unspent() if _named(one) in self._used]
+        builder = bdk.TxBuilder().unspendable(used)
+        return self._finished(builder, wallet, outputs, rate)
+
+    def instead(self, raw: str, outputs: list[tuple[str, int]], rate: int) -> str:
+        """Another transaction with the same inputs, signed."""
+        wallet = self._wallet()
+        inputs = [one.previous_output for one in bdk.Transaction(bytes.fromhex(raw)).input()]
+        builder = bdk.TxBuilder().add_utxos(inputs).manually_selected_only()
+        return self._finished(builder, wallet, outputs, rate)
+
+    def send(self, raw: str) -> str:
+        """Hand it to the node."""
+        assert self.node is not None
+        return str(self.node.call("sendrawtransaction", raw))
+
+    def received_sat(self, index: int) -> int:
+        """What the chain has paid to one of his addresses."""
+        return sum(
+            one.txout.value.to_sat()
+            for one in self._wallet().list_output()
+            if one.derivation_index == index and one.keychain is bdk.KeychainKind.EXTERNAL
+        )
+
+    def _finished(
+        self, builder: bdk.TxBuilder, wallet: bdk.Wallet, outputs: list[tuple[str, int]], rate: int
+    ) -> str:
+        builder = builder.fee_rate(bdk.FeeRate.from_sat_per_vb(rate))
+        for address, amount_sat in outputs:
+            script = bdk.Address(address, bdk.Network.REGTEST).script_pubkey()
+            builder = builder.add_recipient(script, bdk.Amount.from_sat(amount_sat))
+        psbt = builder.finish(wallet)
+        assert wallet.sign(psbt)
+        tx = psbt.extract_tx()
+        self._used |= {f"{i.previous_output.txid}:{i.previous_output.vout}" for i in tx.input()}
+        return bytes(tx.serialize()).hex()
+
+    def _wallet(self) -> bdk.Wallet:
+        """His wallet, by the blocks there are now."""
+        node = self.node
+        assert node is not None
+        blocks, anchors, txs = [], [], []
+        for height in range(node.height() + 1):
+            shown = node.call("getblock", node.call("getblockhash", height), 2)
+            place = bdk.BlockId(height=height, hash=bdk.BlockHash.from_string(shown["hash"]))
+            blocks.append(bdk.ChainChange(height=height, hash=place.hash))
+            at = bdk.ConfirmationBlockTime(block_id=place, confirmation_time=shown["time"])
+            for one in shown.get("rawtx") or shown.get("tx", []):
+                tx = bdk.Transaction(bytes.fromhex(one["hex"]))
+                txs.append(tx)
+                anchors.append(bdk.Anchor(confirmation_block_time=at, txid=tx.compute_txid()))
+        whole = bdk.ChangeSet.from_aggregate(
+            *self._descriptors,
+            bdk.Network.REGTEST,
+            bdk.LocalChainChangeSet(changes=blocks),
+            bdk.TxGraphChangeSet(
+                txs=txs, txouts={}, anchors=anchors, last_seen={}, first_seen={}, last_evicted={}
+            ),
+            bdk.IndexerChangeSet(last_revealed={self._descriptors[0].descriptor_id(): 99}),
+        )
+        return bdk.Wallet.load(*self._descriptors, bdk.Persister.custom(_Kept(whole)))
+
+
+class BitcoinChain:
+    """The node and the payer."""
+
+    def __init__(self, directory: Path) -> None:
+        self.payer = Payer()
+        self.node = BitcoinNode(directory / "btcd", self.payer.address())
+        self.payer.node = self.node
+
+    def start(self) -> None:
+        """Start the node and mine the first blocks. Raises PeerUnavailable."""
+        self.node.start()
+        try:
+            self.node.mine(_FIRST_BLOCKS)
+        except (Refused, OSError) as error:
+            self.stop()
+            raise PeerUnavailable(f"{type(error).__name__}: {error}") from None
+
+    def stop(self) -> None:
+        """End it."""
+        self.node.stop()
+
+
+class _Kept(bdk.Persistence):  # type: ignore[misc]  # bdkpython has no types
+    def __init__(self, whole: bdk.ChangeSet) -> None:
+        self._whole = whole
+
+    def initialize(self) -> bdk.ChangeSet:
+        return self._whole
+
+    def persist(self, changeset: bdk.ChangeSet) -> None:
+        pass
+
+
+def _named(one: bdk.LocalOutput) -> str:
+    return f"{one.outpoint.txid}:{one.outpoint.vout}"
