@@ -75,6 +75,7 @@ class Desk:
         key = await self.intend(to, amount)
         slot = await self.sending.send(self.parcel(key, to, amount))
         assert isinstance(slot, Slot), slot
+        await asyncio.to_thread(self.anvil.taken, slot.newest.hash)
         return slot
 
     async def held(self, to: str) -> Held:
