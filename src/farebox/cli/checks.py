@@ -92,7 +92,7 @@ def settings(found: Settings, rules: Sequence[Rule]) -> list[Finding]:
     wants = (
         ("upstream", len(found.upstreams), "name the service with --upstream or [[upstream]]"),
         (
-            "mint",
+            "way to be paid",
             ways,
             "name a mint you trust with --mint or [[mint]], or fill in the table of a rail",
         ),
