@@ -179,6 +179,12 @@ class CardMethod(DepositMethod):
             yield sighting
         await self._booking.book(payment)
 
+    async def book(self, reference: str) -> None:
+        """Book what the provider tells of a payment now. Raises RailError, StoreBusy."""
+        payment = await self.connector.sync(reference)
+        if payment is not None:
+            await self._booking.book(payment)
+
     async def hear(self, headers: Mapping[str, str], body: bytes) -> Notice | Forged | None:
         """A webhook, checked. Raises RailUnavailable."""
         return await self.connector.hear(headers, body)
