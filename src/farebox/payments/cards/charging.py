@@ -114,7 +114,14 @@ class Charging:
             return Unresolved(f"{one.provider} is not in the settings any more", alarm=True)
         order = f"{operation.id}-{at}"
         amount = plan.amount + plan.fees[at]
-        asked = CardOrder(order, amount, plan.asset, one.customer, one.token)
+        asked = CardOrder(
+            order=order,
+            amount=amount,
+            currency=plan.asset,
+            customer=one.customer,
+            token=one.token,
+            made_at_s=operation.created_at // NS_PER_S,
+        )
         told: Outcome = await rail.connector.authorise(asked, asked_before=asked_before)
         if isinstance(told, Authorised):  # a provider that reserves first
             key = f"{order}-capture"

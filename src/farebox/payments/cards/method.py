@@ -196,11 +196,12 @@ class CardMethod(DepositMethod):
             return payment
         if await self._request_of(payment) is None:
             return payment
-        told = await self.connector.capture(reference, 0, payment.currency, payment.order)
+        order = payment.reference
+        told = await self.connector.capture(order, 0, payment.currency, payment.order)
         if not isinstance(told, Captured):
             _log.warning("cards.not_captured", provider=self.payment_type, order=payment.order)
             return payment
-        return await self.connector.sync(reference)
+        return await self.connector.sync(order)
 
     async def _sightings(self, payment: CardPayment) -> list[Sighting]:
         request = await self._request_of(payment)
