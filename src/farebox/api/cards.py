@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from farebox.api.amounts import whole
@@ -18,7 +20,7 @@ from farebox.payments.model import OperationState
 from farebox.paywall.answers import refused
 from farebox.paywall.model import Answer
 
-_TOKEN_MAX_CHARS = 255
+_TOKEN = re.compile("[A-Za-z0-9_-]{1,255}")
 
 
 class MethodBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,8 +46,7 @@ async def add(context: ApiContext, incoming: Incoming) -> Answer:
     asked = read_json(incoming, MethodBody)
     if isinstance(asked, Answer):
         return asked
-    fits = 0 < len(asked.token) <= _TOKEN_MAX_CHARS and asked.token.replace("_", "").isalnum()
-    if not fits or not asked.token.isascii():
+    if not _TOKEN.fullmatch(asked.token):
         return bad_request("token_invalid", "The token is the provider's: letters and digits.")
     made = await context.cards.add(caller.account, asked.provider, asked.token)
     return refused(made) if isinstance(made, Refusal) else document(_shown(made), 201)

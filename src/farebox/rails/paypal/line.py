@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -121,8 +122,11 @@ class PaypalLine:
         if self._token and not renew and now_ns < self._token_until_ns:
             return self._token
         config = self._config
-        basic = aiohttp.BasicAuth(config.client_id, config.client_secret).encode()
-        headers = {"Authorization": basic, "Content-Type": "application/x-www-form-urlencoded"}
+        basic = b64encode(f"{config.client_id}:{config.client_secret}".encode()).decode()
+        headers = {
+            "Authorization": f"Basic {basic}",
+            "Content-Type": "application/x-www-form-urlencoded",
+        }
         url = URL(f"{config.url}/v1/oauth2/token")
         answer = await self._send("post", url, b"grant_type=client_credentials", headers)
         if isinstance(answer, Declined):
