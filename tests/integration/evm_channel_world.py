@@ -42,7 +42,7 @@ T = TypeVar("T")
 ASSET, TOKEN = "ETH", "TOK"
 POLICY = CreditPolicy(exposure_max=10**18, request_max=10**9, backing_min=10)
 #: Everything is sent, whatever its gas costs.
-GENEROUS = BatchPolicy(worth_percent=0, urgent_percent=0)
+GENEROUS = BatchPolicy(gas_percent=10**20)
 #: Everything is due at once.
 EAGER = ClaimPolicy(min_claim_amount=1, threshold=1)
 
@@ -77,6 +77,11 @@ class House:
         )
         self.claims = ClaimScheduler(self.client, EAGER)
 
+    async def send(self) -> int:
+        """What a process does every few seconds; how many vouchers it has sent."""
+        await self.desk.sending.tick()
+        return await self.payee.run()
+
     async def row(self, channel: str, fragment: str = FRAGMENT) -> SubChannel:
         row = await self.client.sub_channels.read(channel, fragment)
         assert row is not None
@@ -88,7 +93,7 @@ class House:
             done, skipped = await self.claims.trigger(channel)
             if "underway" not in skipped.values():
                 return done, skipped
-            await self.payee.run()
+            await self.send()
             await self.desk.mine()
         raise AssertionError(skipped)
 

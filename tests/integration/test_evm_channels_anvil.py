@@ -71,7 +71,7 @@ async def test_several_channels_are_claimed_in_one_transaction(
             await payer.pays(1_000)
             await house.claims.trigger(payer.channel)
         before = house.anvil.rpc("eth_getTransactionCount", house.desk.sender, "latest")
-        assert await house.payee.run() == 2
+        assert await house.send() == 2
         await house.settle(one.channel)
         await house.settle(other.channel)
         after = house.anvil.rpc("eth_getTransactionCount", house.desk.sender, "latest")
@@ -97,7 +97,7 @@ async def test_a_claim_that_a_reorganisation_takes_back_is_not_booked_and_paid_a
     await payer.open()
     await payer.pays(7_000)
     await house.claims.trigger(payer.channel)
-    assert await house.payee.run() == 1
+    assert await house.send() == 1
     await asyncio.to_thread(house.anvil.reorganise, 1)
     assert await house.claims.trigger(payer.channel) == ({}, {FRAGMENT: "underway"})
     assert await house.custody() == 0
@@ -114,7 +114,7 @@ async def test_a_stale_close_is_answered_by_whoever_was_away(house: House, payer
     for _ in range(4):  # one restart after the other
         house.again()
         await house.claims.run_once()
-        await house.payee.run()
+        await house.send()
         await house.desk.mine(3)
     assert (await house.row(payer.channel)).unclaimed_amount == 0
     await wait(house, DAY_S)
@@ -142,7 +142,7 @@ async def test_the_payee_closes_at_once_when_both_agree(house: House, payer: Pay
         await payer.contract.close(payer.channel, (last,))
     assert await house.payee.close_as_payee(payer.channel, (last,))
     for _ in range(4):
-        await house.payee.run()
+        await house.send()
         await house.desk.mine()
     channel = await house.payee.channel(payer.channel)
     assert channel is not None
@@ -175,7 +175,7 @@ async def test_a_voucher_that_the_contract_refuses_holds_up_no_other(
         with pytest.raises(Exception, match="waits"):
             await house.payee.claim(wrong)
         await house.claims.trigger(good.channel)
-        assert await house.payee.run() == 1
+        assert await house.send() == 1
         with pytest.raises(RailRejected):
             await house.payee.claim(wrong)
         assert await house.settle(good.channel) == ({FRAGMENT: 1_000}, {})
@@ -183,16 +183,16 @@ async def test_a_voucher_that_the_contract_refuses_holds_up_no_other(
 
 async def test_what_is_worth_less_than_its_gas_waits_for_more(anvil: Anvil, tmp_path: Path) -> None:
     async with (
-        house_of(anvil, tmp_path, batches=BatchPolicy(worth_percent=100)) as house,
+        house_of(anvil, tmp_path, batches=BatchPolicy(gas_percent=100)) as house,
         payer_of(house, tmp_path) as payer,
     ):
         await payer.open(10**18)
         await payer.pays(1_000)
         await house.claims.trigger(payer.channel)
-        assert await house.payee.run() == 0
+        assert await house.send() == 0
         await payer.pays(10**17)
         await house.claims.trigger(payer.channel)
-        assert await house.payee.run() == 1
+        assert await house.send() == 1
 
 
 async def test_what_nobody_knows_the_worth_of_is_claimed(anvil: Anvil, tmp_path: Path) -> None:
@@ -203,4 +203,4 @@ async def test_what_nobody_knows_the_worth_of_is_claimed(anvil: Anvil, tmp_path:
         await payer.open()
         await payer.pays(1)
         await house.claims.trigger(payer.channel)
-        assert await house.payee.run() == 1
+        assert await house.send() == 1
