@@ -33,10 +33,12 @@ from farebox.payments import (
     Rejected,
     Unresolved,
 )
+from farebox.payments.cards.gateway import PaymentGateway
 from farebox.payments.conversions import CONVERSION, Conversions
 from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST, Deposits
 from farebox.payments.exchange import ONLY_BITCOIN, Exchange
 from farebox.payments.links import WITHDRAW_LINK, WithdrawLinks
+from farebox.payments.maturity import MATURING
 from farebox.payments.model import OPERATION
 from farebox.payments.operations import Operations
 from farebox.payments.requests import DepositRequests
@@ -157,6 +159,7 @@ class World:
             TOTALS,
             OPERATION,
             DEPOSIT,
+            MATURING,
             DEPOSIT_REQUEST,
             WITHDRAW_LINK,
             CONVERSION,
@@ -179,6 +182,7 @@ class World:
             failures=FailureLimit(clock, failures_max=5, window_s=60),
             askings=FailureLimit(clock, failures_max=20, window_s=60),
             deposits=self.deposits,
+            cards=PaymentGateway({}, self.deposits),
             conversions=Conversions(self.ledger, self.payments.exchange),
             links=WithdrawLinks(self.ledger, self.operations, self.payments),
             public_url="http://farebox.test",

@@ -37,8 +37,8 @@ class BitcoinHouse(LightningHouse):
     @property
     def method(self) -> BitcoinMethod:
         """The rail."""
-        found = self.farebox.bitcoin
-        assert found is not None
+        found = self.farebox.payments.methods["bitcoin"]
+        assert isinstance(found, BitcoinMethod)
         return found
 
     async def asked(self, amount_msat: int | None, bearer: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from farebox.ledger.service import Ledger
 from farebox.money import MSAT_PER_SAT
 from farebox.payments import PaymentMethods, Refusal, Reserve
 from farebox.payments.deposits import DEPOSIT
+from farebox.payments.maturity import MATURING
 from farebox.payments.model import OPERATION
 from farebox.payments.operations import Operations
 from farebox.payments.service import Payments, Pending, Received, Refunded
@@ -78,7 +79,7 @@ class House:
         self.session: aiohttp.ClientSession = open_session()
         self.guarded = open_guarded_session(allow_private=self.config.allow_private)
         self.store = FragileStore(
-            self.path, (PROCESS, OPERATION, DEPOSIT, *RECORDS), clock=self.clock
+            self.path, (PROCESS, OPERATION, DEPOSIT, MATURING, *RECORDS), clock=self.clock
         )
         self.ledger = Ledger(self.store, self.clock)
         processes = Processes(self.ledger, alone=True)

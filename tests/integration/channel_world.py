@@ -27,7 +27,7 @@ from farebox.channels import (
 from farebox.channels.model import accepted_voucher
 from farebox.clock import NS_PER_S, Clock, ManualClock
 from farebox.gateway.asgi import Receive, Scope, Send, read_body
-from farebox.gateway.channel_endpoints import ChannelService
+from farebox.gateway.channel_service import ChannelService
 from farebox.gateway.channels import ChannelPaywall, report_usage
 from farebox.ids import new_id
 from farebox.ledger.invariants import verify
@@ -183,6 +183,7 @@ class World:
         nonce: str = "",
         age_s: int = 0,
         operation: str = "http_request",
+        audience: str | None = None,
     ) -> str:
         """A fresh `Authorization` of a payer."""
         return sign_did_auth(
@@ -193,6 +194,7 @@ class World:
             params={"uri": f"http://shop{path}", "method": method},
             nonce=nonce or new_id("nonce"),
             timestamp_s=self.clock.now_ns() // NS_PER_S - age_s,
+            audience=audience,
         ).header()
 
     async def latest(self, fragment: str = FRAGMENT) -> SignedSubRAV | None:

@@ -205,7 +205,7 @@ async def house_on(
     patch.setattr(
         bootstrap, "open_guarded_session", partial(open_guarded_session, allow_private=True)
     )
-    patch.setattr(bootstrap, "config_of", partial(config_of, allow_private=True))
+    patch.setattr(bootstrap.lightning, "config_of", partial(config_of, allow_private=True))
     clock = AheadClock()
     async with AsyncExitStack() as open_things:
         heard = open_things.enter_context(listening())

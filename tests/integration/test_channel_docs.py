@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mcp import Client
+from mcp.server.mcpserver import MCPServer
 
 import farebox.channels
 from farebox.clock import SystemClock
-from farebox.gateway.channel_endpoints import ChannelService
+from farebox.gateway.channel_endpoints import ChannelEndpoints
+from farebox.gateway.channel_service import ChannelService
 from farebox.gateway.channels import ChannelPaywall
+from farebox.gateway.tools import PaidTools
 from farebox.ledger.model import Kind, Open, Transfer, Unit
 from farebox.ledger.processes import PROCESS, Processes
 from farebox.ledger.service import Ledger
@@ -44,14 +48,15 @@ async def test_payee_and_payer_of_the_page_trade(
         **{name: getattr(farebox.channels, name) for name in farebox.channels.__all__},
         **{each.__name__: each for each in (Path, SqliteStore, Ledger, SystemClock, Processes)},
         **{each.__name__: each for each in (ResponsePayload, ServiceInfo)},
-        **{each.__name__: each for each in (ChannelPaywall, ChannelService)},
+        **{each.__name__: each for each in (ChannelPaywall, ChannelService, ChannelEndpoints)},
+        **{each.__name__: each for each in (MCPServer, Client, PaidTools)},
         "PROCESS": PROCESS,
         "RULES": RULES[0],
         "key": SigningKey(KeyType.ED25519, b"\x01" * 32),
         "codec": farebox.channels.HttpPaymentCodec(),
         "app": None,
     }
-    payee, serve, payer, http = BLOCKS
+    payee, serve, payer, http, tools, calls = BLOCKS
     await run(payee, names)
     try:
         steps = (
@@ -63,13 +68,17 @@ async def test_payee_and_payer_of_the_page_trade(
         await run(serve, names)
         await run(payer, names)
         await run(http, names)
+        paywall = names["app"]
+        await run(tools, names)
+        await run(calls, names)
         earned = await names["store"].account("revenue")
     finally:
         await names["store"].close()
     assert names["joke"].startswith("A receipt")
     assert names["response"].sub_rav.nonce == 3
-    assert earned.available == 3 * 50
-    assert isinstance(names["app"], ChannelPaywall)
+    assert earned.available == 4 * 50
+    assert isinstance(paywall, ChannelPaywall)
+    assert names["told"].result.structured_content == {"result": "A receipt walks into a bar."}
 
 
 async def test_the_channel_of_the_page_is_opened_and_pays(tmp_path: Path) -> None:

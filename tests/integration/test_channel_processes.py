@@ -76,6 +76,20 @@ async def test_any_process_takes_the_voucher_for_what_another_served(world: Worl
     assert await doors[0].held(custody_account(doors[0].channel_id)) == 7 * PRICE_MSAT
 
 
+async def test_a_copied_authorization_is_served_by_no_other_process(world: World) -> None:
+    doors = await payers(world, await world.house(), await world.house())
+    copied = doors[0].payment(PATH)
+    first = channel_house.told(await doors[0].http.get(PATH, headers=copied))
+    assert first.status == 200
+    await pay_off(doors[0], first)  # so that the copy would be one more request on credit
+    for door in doors:
+        again = channel_house.told(await door.http.get(PATH, headers=copied))
+        assert (again.status, again.code) == (400, "AUTH_INVALID")
+    last = await doors[1].asks(PATH)
+    assert last.status == 200
+    await pay_off(doors[1], last)
+
+
 @pytest.mark.parametrize("is_first", [True, False], ids=["first-call", "same-voucher"])
 async def test_of_parallel_calls_at_two_processes_one_is_served(
     world: World, is_first: bool

@@ -18,12 +18,11 @@ from farebox.channels import (
     SpendingLimits,
 )
 from farebox.channels.payer import PayerSubChannel
-from farebox.clock import NS_PER_S, SystemClock
-from farebox.ids import new_id
+from farebox.clock import SystemClock
 from farebox.ledger.service import Ledger
 from farebox.stores.sqlite import SqliteStore
 from farebox.testing.channels import RGAS, PlayContract
-from farebox.wire.subrav.didauth import sign_did_auth
+from farebox.wire.subrav.didauth import HTTP_OPERATION
 from farebox.wire.subrav.documents import (
     parse_service_info,
     read_recovered_proposal,
@@ -48,7 +47,6 @@ class Customer:
     """Our payer with a book of its own, and the server it pays."""
 
     payer: PaymentChannelPayerClient
-    key: SigningKey
     http: httpx.AsyncClient
 
     async def asks(self, path: str, body: Any = None) -> tuple[httpx.Response, bytes, int]:
@@ -70,15 +68,8 @@ class Customer:
 
     async def sends(self, path: str, body: Any, payment: str | None) -> httpx.Response:
         method = "GET" if body is None else "POST"
-        auth = sign_did_auth(
-            PAYER_DID,
-            FRAGMENT,
-            self.key,
-            operation="http_request",
-            params={"uri": f"{self.http.base_url}{path.removeprefix('/')}", "method": method},
-            nonce=new_id("nonce"),
-            timestamp_s=SystemClock().now_ns() // NS_PER_S,
-        )
+        uri = f"{self.http.base_url}{path.removeprefix('/')}"
+        auth = await self.payer.authorize(HTTP_OPERATION, {"uri": uri, "method": method})
         headers = {"Authorization": auth.header()}
         if payment is not None:
             headers[HEADER_NAME] = payment
@@ -107,7 +98,7 @@ async def customer(book: Path, url: str, key: SigningKey) -> AsyncIterator[Custo
             Ledger(store, SystemClock()), contract, key, CHANNEL_ID, FRAGMENT, LIMITS
         )
         async with httpx.AsyncClient(base_url=url, timeout=30) as http:
-            yield Customer(payer, key, http)
+            yield Customer(payer, http)
     finally:
         await store.close()
 

@@ -352,8 +352,8 @@ async def test_a_wallet_withdraws_a_refund_by_qr_code(
 
 
 def lightning_of(house: LightningHouse) -> LightningMethod:
-    method = house.farebox.lightning
-    assert method is not None
+    method = house.farebox.payments.methods["lightning"]
+    assert isinstance(method, LightningMethod)
     return method
 
 

@@ -32,6 +32,7 @@ from farebox.payments import (
     Unresolved,
 )
 from farebox.payments.deposits import DEPOSIT
+from farebox.payments.maturity import MATURING
 from farebox.payments.model import OPERATION
 from farebox.payments.operations import Operations
 from farebox.payments.service import Payments
@@ -122,7 +123,7 @@ class House:
 
     async def start(self, price: str = "10 sat") -> None:
         records: list[RecordType[Any]] = [PROCESS, API_KEY, KEY_COUNT, OPERATION, DEPOSIT]
-        records += [REQUEST, NAMED]
+        records += [REQUEST, NAMED, MATURING]
         self.store = SqliteStore(self.path, records, clock=self.clock)
         ledger = Ledger(self.store, self.clock)
         processes = Processes(ledger, alone=True)

@@ -22,8 +22,18 @@ from tests.peers.lnd import LightningNetwork
 from tests.peers.nutshell import Nutshell
 from tests.peers.payment_kit import PaymentKit
 from tests.peers.postgres import Postgres
+from tests.peers.stripe import Localstripe, StripeMock
 
-P = TypeVar("P", Anvil, BitcoinChain, Nutshell, LightningNetwork, LnbitsServer)
+P = TypeVar(
+    "P",
+    Anvil,
+    BitcoinChain,
+    Nutshell,
+    LightningNetwork,
+    LnbitsServer,
+    Localstripe,
+    StripeMock,
+)
 
 #: Each peer, and the fixtures below that start it.
 PEERS = {
@@ -31,8 +41,10 @@ PEERS = {
     "bitcoin": {"bitcoin"},
     "lightning": {"lightning"},
     "lnbits": {"lnbits"},
+    "localstripe": {"localstripe"},
     "nutshell": {"nutshell", "nutshell_with_fees"},
     "postgres": {"postgres"},
+    "stripe_mock": {"stripe_mock"},
 }
 
 
@@ -135,6 +147,18 @@ def bitcoin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BitcoinChain]:
 def lnbits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LnbitsServer]:
     """LNbits with its fake funding source, the house's wallet and a payer's."""
     yield from _started("LNbits", lambda: LnbitsServer(tmp_path_factory.mktemp("lnbits")))
+
+
+@pytest.fixture(scope="session")
+def localstripe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Localstripe]:
+    """localstripe: a stateful stand-in for Stripe, by others."""
+    yield from _started("localstripe", lambda: Localstripe(tmp_path_factory.mktemp("localstripe")))
+
+
+@pytest.fixture(scope="session")
+def stripe_mock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StripeMock]:
+    """stripe-mock: Stripe's own check of requests against its OpenAPI; it keeps nothing."""
+    yield from _started("stripe-mock", lambda: StripeMock(tmp_path_factory.mktemp("stripe_mock")))
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PEERS = HERE.parent.parent / ".peers"
 #: The peers that are Python packages; each has a lock file of the same name beside this one.
-PYTHON_PEERS = ("nutshell", "lnbits")
+PYTHON_PEERS = ("nutshell", "lnbits", "localstripe")
 #: The peers that are npm packages; each has a directory of the same name beside this file.
 NODE_PEERS = ("evm", "payment-kit")
 _INSTALL_TIMEOUT_S = 600
@@ -197,6 +197,27 @@ def lightning_programs() -> Path:
     return where
 
 
+def stripe_mock_program() -> Path:
+    """Where `stripe-mock` is, built now if it is not there as pinned. Raises PeerUnavailable."""
+    module = HERE / "stripe-mock"
+    pins = b"".join((module / name).read_bytes() for name in ("go.mod", "go.sum"))
+    wanted = hashlib.sha256(pins).hexdigest()
+    where = PEERS / "stripe-mock"
+    stamp = where / "installed"
+    with _one_at_a_time("stripe-mock"):
+        if not stamp.exists() or stamp.read_text() != wanted:
+            go = shutil.which("go")
+            if go is None:
+                raise PeerUnavailable("there is no Go to build stripe-mock with")
+            shutil.rmtree(where, ignore_errors=True)
+            where.mkdir(parents=True)
+            build = [go, "build", "-mod=readonly", "-buildvcs=false", "-trimpath"]
+            program = "github.com/stripe/stripe-mock"
+            run([*build, "-o", f"{where}/", program], _BUILD_TIMEOUT_S, cwd=module)
+            stamp.write_text(wanted)
+    return where / "stripe-mock"
+
+
 def _build_lightning(module: Path, where: Path) -> None:
     go = shutil.which("go")
     if go is None:
@@ -244,6 +265,7 @@ INSTALLERS: dict[str, Callable[[], Path]] = {
     "postgres": _install_postgres,
     "pgbouncer": pgbouncer_program,
     "lightning": lightning_programs,
+    "stripe-mock": stripe_mock_program,
 }
 
 

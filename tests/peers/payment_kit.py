@@ -31,10 +31,10 @@ class PaymentKit:
     def __init__(self) -> None:
         self._home = node_packages("payment-kit")
 
-    def drive(self, scenario: Mapping[str, Any]) -> list[Any]:
-        """Run the client through a scenario; what each step came to. Raises PeerUnavailable."""
+    def drive(self, scenario: Mapping[str, Any], script: str = "client.mjs") -> list[Any]:
+        """Run a client through a scenario; what each step came to. Raises PeerUnavailable."""
         ended = subprocess.run(
-            ["node", str(_SCRIPTS / "client.mjs")],
+            ["node", str(_SCRIPTS / script)],
             input=json.dumps(scenario),
             env=self.env,
             capture_output=True,

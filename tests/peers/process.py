@@ -61,6 +61,19 @@ class PeerProcess:
         self.kill()
         raise PeerUnavailable(f"not ready after {timeout_s} s: {self.said()}")
 
+    def wait_listening(self, port: int, timeout_s: float) -> None:
+        """Until its port takes connections. Raises PeerUnavailable with the last output."""
+        ends_at = time.monotonic() + timeout_s
+        while time.monotonic() < ends_at and self._process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=2).close()
+            except OSError:
+                time.sleep(_POLL_S)
+            else:
+                return
+        self.kill()
+        raise PeerUnavailable(f"it does not listen: {self.said()}")
+
     @property
     def is_running(self) -> bool:
         """Whether it has not ended by itself."""

@@ -22,6 +22,7 @@ from farebox.api import (
     methods,
     payouts,
     wallet,
+    webhooks,
 )
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, Streamed
@@ -55,6 +56,7 @@ _OTHER: dict[str, tuple[str, str, Endpoint]] = {
     "channel": ("GET", "/v1/channels", channels.show),
     "channel funding": ("POST", "/v1/channels", channels.fund),
     "channel closing": ("POST", "/v1/channels/close", channels.close),
+    "webhook": ("POST", "/v1/webhooks/{provider:str}", webhooks.hear),
     "withdraw": ("GET", lnurl.PATH, lnurl.withdraw),
 }
 _OWNED = frozenset(

@@ -9,6 +9,7 @@ from typing import Protocol
 from farebox.channels.ledger_desk import LedgerDesk
 from farebox.identity import FailureLimit, Idempotency, Keys
 from farebox.ledger.service import Ledger
+from farebox.payments.cards.gateway import PaymentGateway
 from farebox.payments.conversions import Conversions
 from farebox.payments.links import WithdrawLinks
 from farebox.payments.operations import Operations
@@ -47,6 +48,7 @@ class ApiContext:
     failures: FailureLimit
     askings: FailureLimit
     deposits: DepositRequests
+    cards: PaymentGateway
     conversions: Conversions
     links: WithdrawLinks
     public_url: str

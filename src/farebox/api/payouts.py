@@ -6,7 +6,7 @@ included. A *payout* pays somebody: the amount arrives, and fees come on top.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -194,6 +194,7 @@ async def _quoted(context: ApiContext, caller: Caller, asked: RefundRequest, way
     request = context.payments.ordered(asked, in_msat=way.in_msat)
     if isinstance(request, Refusal):
         return refused(request)
+    request = replace(request, account=caller.account)
     quote = await context.payments.methods[way.method].quote_refund(request)
     if isinstance(quote, Refusal):
         return refused(quote)

@@ -16,9 +16,11 @@ from farebox.ledger.records import RecordType
 from farebox.ledger.standing import BOOK
 from farebox.ledger.store import Store
 from farebox.operating.root_key import ROOT_SEAL
+from farebox.payments.cards.records import RECORDS as CARD_RECORDS
 from farebox.payments.conversions import CONVERSION
 from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST
 from farebox.payments.links import WITHDRAW_LINK
+from farebox.payments.maturity import MATURING
 from farebox.payments.model import OPERATION
 from farebox.paywall.model import REQUEST
 from farebox.paywall.named import NAMED
@@ -41,6 +43,7 @@ RECORDS: tuple[RecordType[Any], ...] = (
     DEPOSIT,
     DEPOSIT_REQUEST,
     DUTY,
+    MATURING,
     NAMED,
     OPERATION,
     PROCESS,
@@ -51,6 +54,7 @@ RECORDS: tuple[RecordType[Any], ...] = (
     WITHDRAW_LINK,
     *IDENTITY_RECORDS,
     *BITCOIN_RECORDS,
+    *CARD_RECORDS,
     *CASHU_RECORDS,
     *CHANNEL_RECORDS,
     *LIGHTNING_RECORDS,

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Self, cast
 
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
-from farebox.bootstrap.bitcoin import open_bitcoin
 from farebox.bootstrap.channels import House, channels_of
-from farebox.bootstrap.lightning import config_of, node_of
+from farebox.bootstrap.rails import Sessions, card_methods, open_rails
 from farebox.bootstrap.rates import RateRefresh, exchange_of, rate_feeds
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
@@ -32,6 +31,7 @@ from farebox.ledger.store import Store
 from farebox.money import BTC
 from farebox.operating import Doors, Metrics, OperatorDoor, Parts, Vitals, ready
 from farebox.operating.root_key import require_root_key
+from farebox.payments.cards.gateway import PaymentGateway
 from farebox.payments.conversions import Conversions
 from farebox.payments.deposits import Deposits
 from farebox.payments.exchange import REVENUE
@@ -59,7 +59,6 @@ from farebox.rails.cashu import (
     open_session,
 )
 from farebox.rails.cashu.offer import Offers
-from farebox.rails.lightning import LightningMethod, open_node_session
 from farebox.rails.web import open_guarded_session
 from farebox.settings import (
     ChangePolicy,
@@ -227,15 +226,13 @@ class Farebox:
         self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
         self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
         self.reconciling = Reconciling(self.cashu, self.ledger, self.operations, self._upkeep)
-        self.lightning: LightningMethod | None = None
-        found = self.settings.lightning
-        if found.url is not None:
-            session = await self._closing.enter_async_context(open_node_session())
-            node, breaker = node_of(found, session, self.clock)
-            config = config_of(found)
-            self.lightning = LightningMethod(config, node, breaker, self.ledger, guarded)
-        self.bitcoin = open_bitcoin(
-            self.settings, self.ledger, self.operations, self._closing.push_async_callback
+        self._rails = await open_rails(
+            self.settings,
+            self.ledger,
+            self.operations,
+            Sessions(self.session, guarded),
+            self._closing,
+            public_url(self.settings),
         )
         self._feeds = rate_feeds(self.settings, self.session, self.clock)
         methods = self._methods()
@@ -243,15 +240,15 @@ class Farebox:
         self._rates = RateRefresh(rates, self.prices)
         self.payments = Payments(self.ledger, self.operations, methods, self.signer, exchange)
         self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), methods, exchange)
+        self.cards = PaymentGateway(card_methods(self._rails), self.deposits)
 
     async def _start_rails(self) -> None:
         """Put the ceilings into the books, and read what assets are worth."""
         await self._rates.run()
         await self.cashu.start()
-        if self.lightning is not None:
-            await self.lightning.start()
-        if self.bitcoin is not None:
-            await self.bitcoin.start()
+        for rail in self._rails:
+            if rail.start is not None:
+                await rail.start()
 
     def _open_traces(self) -> None:
         """Opened before everything that is traced, and so closed after it."""
@@ -328,10 +325,8 @@ class Farebox:
     def _methods(self) -> PaymentMethods:
         methods = PaymentMethods()
         methods.register(self.cashu)
-        if self.lightning is not None:
-            methods.register(self.lightning)
-        if self.bitcoin is not None:
-            methods.register(self.bitcoin)
+        for rail in self._rails:
+            methods.register(rail.method)
         for plugin in plugins():
             methods.register(plugin)
         return methods
@@ -348,6 +343,7 @@ class Farebox:
             failures=self._failures,
             askings=FailureLimit(self.clock, _ASKINGS_MAX, _ASKINGS_WINDOW_S),
             deposits=self.deposits,
+            cards=self.cards,
             conversions=Conversions(self.ledger, self.payments.exchange),
             links=WithdrawLinks(self.ledger, self.operations, self.payments),
             public_url=public_url(self.settings),
@@ -379,6 +375,7 @@ class Farebox:
             Job("found", _UPKEEP_EVERY_S, found.run),
             Job("idempotency", _PRUNE_EVERY_S, self._idempotency.prune),
             *(self.channels.jobs if self.channels else ()),
+            *(job for rail in self._rails for job in rail.jobs),
         ]
         for rail in self.deposits.rails().values():
             watch = RailWatch(rail, self.deposits, self.ledger)

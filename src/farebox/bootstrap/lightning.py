@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import AsyncExitStack
 
 import aiohttp
 
 from farebox.clock import Clock
 from farebox.errors import InvalidSettings
+from farebox.ledger.service import Ledger
 from farebox.payments.rail import Limits
-from farebox.rails.lightning import Cln, LightningConfig, LightningNode, Line, Lnbits, Lnd
+from farebox.rails.lightning import (
+    Cln,
+    LightningConfig,
+    LightningMethod,
+    LightningNode,
+    Line,
+    Lnbits,
+    Lnd,
+    open_node_session,
+)
 from farebox.rails.web import Breaker
 from farebox.settings import LightningNodeKind, LightningSettings
+
+
+async def open_lightning(
+    found: LightningSettings,
+    ledger: Ledger,
+    guarded: aiohttp.ClientSession,
+    closing: AsyncExitStack,
+) -> LightningMethod | None:
+    """The rail, or None where no node is named. Raises InvalidSettings."""
+    if found.url is None:
+        return None
+    session = await closing.enter_async_context(open_node_session())
+    node, breaker = node_of(found, session, ledger.clock)
+    return LightningMethod(config_of(found), node, breaker, ledger, guarded)
 
 
 def node_of(

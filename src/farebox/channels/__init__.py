@@ -53,6 +53,7 @@ from farebox.channels.payer import (
 from farebox.channels.pending import PendingSubRAVStore
 from farebox.channels.processor import Admission, PaymentProcessor, PaymentProcessorConfig
 from farebox.channels.rules import load_rules, parse_rules
+from farebox.channels.tools import PaidToolResult, call_paid_tool
 
 #: What a book must know to hold channels.
 RECORDS = (SUB_CHANNEL, PAYER_SUB_CHANNEL, LEDGER_CHANNEL)
@@ -79,6 +80,7 @@ __all__ = [
     "HttpPaymentCodec",
     "LedgerContract",
     "McpPaymentCodec",
+    "PaidToolResult",
     "PayeeContract",
     "PayerContract",
     "PaymentChannelPayeeClient",
@@ -98,6 +100,7 @@ __all__ = [
     "SignSubRAVOptions",
     "SpendingLimits",
     "VerificationResult",
+    "call_paid_tool",
     "ledger_channel_id",
     "load_rules",
     "parse_rules",

@@ -19,7 +19,7 @@ from farebox.channels.rows import SubChannelRows
 from farebox.channels.weighing import Accepted, Clear, Rejected, Verdict, weigh
 from farebox.errors import StoreError
 from farebox.ids import new_id
-from farebox.ledger.model import ABSENT, Applied, Code, Outcome, Refused, Replayed, Unit
+from farebox.ledger.model import ABSENT, Applied, Code, Mismatch, Outcome, Refused, Replayed, Unit
 from farebox.ledger.processes import Processes
 from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger
@@ -33,12 +33,16 @@ _CEILINGS_MAX = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A request's turn on a sub-channel, with what the chain says of it now."""
+    """A request's turn on a sub-channel, with what the chain says of it now.
+
+    `once` names the request where it may be served but once, in whatever process it comes again.
+    """
 
     channel: ChannelInfo
     sub_channel: SubChannelInfo
     voucher: SignedSubRAV | None
     ceiling: int
+    once: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +195,11 @@ class SubChannels:
                         ask.keep(draft)
             return verdict
 
-        standing = await self._change(turn, decide)
+        once = "" if ask is None else turn.once
+        standing = await self._change(turn, decide, once)
         is_taken = isinstance(standing, Standing) and standing.verdict is _BEING_SERVED
         if is_taken and await self._settle_abandoned(turn):
-            standing = await self._change(turn, decide)
+            standing = await self._change(turn, decide, once)
         if isinstance(standing, Standing):
             if ask is not None and isinstance(standing.verdict, Accepted | Clear):
                 self._limited(backing, turn.ceiling)
@@ -205,6 +210,11 @@ class SubChannels:
             await self.serve(turn, None)
         row = await self.read(turn.channel.channel_id, turn.sub_channel.vm_id_fragment)
         return Standing(_uncovered(turn), row)
+
+    async def take_once(self, once: str) -> bool:
+        """Whether nobody took this name before, in any process of the book. Raises StoreError."""
+        outcome = await self.ledger.store.commit(Unit(once, fingerprint=_of_this_call()))
+        return isinstance(outcome, Applied | Replayed)
 
     async def settle(self, channel_id: str, fragment: str, charge: Charge | None) -> SubChannel:
         """End the request that is being served, charged or for nothing. Its turn is held."""
@@ -306,12 +316,13 @@ class SubChannels:
         return True
 
     async def _change(
-        self, turn: Turn, decide: Callable[[SubChannel | None, Draft], Verdict]
+        self, turn: Turn, decide: Callable[[SubChannel | None, Draft], Verdict], once: str
     ) -> Standing | Refused:
         fragment = turn.sub_channel.vm_id_fragment
         key = sub_channel_key(turn.channel.channel_id, fragment)
         made: list[Standing] = []
-        unit_id = new_id("srv")  # of this call alone: a reference may come twice
+        unit_id = once or new_id("srv")  # a reference of the payer's may come twice
+        fingerprint = _of_this_call() if once else b""
 
         def whole(found: Row[SubChannel] | None, now: int) -> Unit | Standing:
             if found is not None and found.value.epoch > turn.channel.epoch:
@@ -322,7 +333,7 @@ class SubChannels:
             if draft.row is before:
                 return Standing(verdict, None if found is None else found.value)
             made.append(Standing(verdict, draft.row))
-            return draft.unit()
+            return draft.unit(fingerprint)
 
         outcome = await self._rows.decide(key, whole)
         match outcome:
@@ -332,6 +343,8 @@ class SubChannels:
                 return made[-1]
             case Refused():
                 return outcome
+            case Mismatch():
+                return Standing(USED_BEFORE, None)
         raise StoreError(f"a sub-channel cannot be changed: {outcome}")
 
     def _limited(self, backing: str, ceiling: int) -> None:
@@ -340,6 +353,12 @@ class SubChannels:
         self._ceilings[backing] = ceiling
 
 
+def _of_this_call() -> bytes:
+    """Tells a name that this call took from one that another did: the store says `Mismatch`."""
+    return new_id("call").encode()
+
+
+USED_BEFORE = Rejected(ErrorCode.AUTH_INVALID, "The authorization was used before; sign a new one.")
 _BEING_SERVED = Rejected(
     ErrorCode.RAV_CONFLICT, "Another request of this sub-channel is being served; try later."
 )

@@ -95,7 +95,11 @@ class McpPaymentCodec:
 
     def decode(self, encoded: str) -> DecodedPayment:
         """Read the payer's argument. Raises InvalidCredential."""
-        return _decoded(request_from(_bounded(encoded)))
+        return _decoded(self.payload(encoded))
+
+    def payload(self, encoded: str) -> RequestPayload:
+        """The payer's argument as it goes into a call. Raises InvalidCredential."""
+        return request_from(_bounded(encoded))
 
     def encode_response(self, payload: ResponsePayload) -> str:
         """The text of the payee's content item."""

@@ -26,7 +26,8 @@ class RequestMetadata:
     `payer_did` and `vm_id_fragment` are taken at their word where no voucher says otherwise:
     whoever fills them in has verified them, and `is_admin`, which opens rules for admins only.
     `max_amount` is the most the payer allows; None or 0: no limit. `usage` is what was used, where
-    that is known already; `facts` are what rules match.
+    that is known already; `facts` are what rules match. `once` is a name that this request alone
+    has, where whoever copied it should not be served: it is good once in all processes of a book.
     """
 
     operation: str
@@ -38,6 +39,7 @@ class RequestMetadata:
     client_tx_ref: str | None = None
     max_amount: int | None = None
     is_admin: bool = False
+    once: str = ""
     usage: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
 

@@ -118,11 +118,12 @@ class PaymentChannelPayeeClient:
     # ── what a voucher is worth ──────────────────────────────────────────────────────────────────
 
     async def turn(
-        self, channel_id: str, fragment: str, voucher: SignedSubRAV | None
+        self, channel_id: str, fragment: str, voucher: SignedSubRAV | None, once: str = ""
     ) -> Turn | Rejected:
         """Everything about a voucher, or its absence, but how it compares with what is stored.
 
-        Fails closed: a chain that cannot be asked lets nobody be served.
+        `once`, where given, names the request that comes with it, so that it is served once. Fails
+        closed: a chain that cannot be asked lets nobody be served.
         """
         try:
             channel = await self.channel_info(channel_id)
@@ -150,7 +151,7 @@ class PaymentChannelPayeeClient:
                 return Rejected(
                     ErrorCode.INVALID_SIGNATURE, f"The voucher is not signed by {fragment}."
                 )
-        return Turn(channel, sub_channel, voucher, 0)
+        return Turn(channel, sub_channel, voucher, 0, once)
 
     async def covered(self, turn: Turn) -> Turn | Rejected:
         """A turn with what the collateral covers."""
@@ -172,7 +173,7 @@ class PaymentChannelPayeeClient:
                 },
             )
         ceiling = min(balance, self.policy.exposure_max)
-        return Turn(turn.channel, turn.sub_channel, turn.voucher, ceiling)
+        return Turn(turn.channel, turn.sub_channel, turn.voucher, ceiling, turn.once)
 
     async def ceiling(self, channel: ChannelInfo) -> int:
         """How much may stand unclaimed against a channel's collateral. Raises RailError."""

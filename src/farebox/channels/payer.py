@@ -9,19 +9,22 @@ payment-kit 0.7.0 signs whatever a payee asks for; this signs the last total plu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from farebox.channels.chain import ChannelInfo, ChannelStatus, PayerContract
 from farebox.channels.codecs import PaymentCodec, PaymentMetadata
 from farebox.channels.model import sub_channel_key
+from farebox.clock import NS_PER_S
 from farebox.errors import SigningRefused, StoreError
 from farebox.ids import new_id
 from farebox.ledger.model import Applied, Put, Replayed, Unit
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger, State
+from farebox.wire.subrav.didauth import DidAuth, sign_did_auth
 from farebox.wire.subrav.keys import SigningKey, sign_sub_rav, verify_sub_rav
 from farebox.wire.subrav.model import VERSION, ErrorCode, SignedSubRAV, SubRAV
 from farebox.wire.subrav.payload import PaymentError
@@ -118,6 +121,24 @@ class PaymentChannelPayerClient:
         """What is stored of the sub-channel; None: nothing was ever sent."""
         row = await self._ledger.store.get(PAYER_SUB_CHANNEL, self._row)
         return None if row is None else row.value
+
+    async def authorize(self, operation: str, params: Mapping[str, Any]) -> DidAuth:
+        """Say who asks, once and to nobody but the channel's payee.
+
+        Of `params` the wire signs nothing; see `wire.subrav.didauth`. Raises SigningRefused and
+        RailError.
+        """
+        channel = await self._open_channel()
+        return sign_did_auth(
+            channel.payer_did,
+            self._fragment,
+            self._key,
+            operation=operation,
+            params=params,
+            nonce=new_id("nonce"),
+            timestamp_s=self._ledger.clock.now_ns() // NS_PER_S,
+            audience=channel.payee_did,
+        )
 
     async def sign_and_encode(
         self,

@@ -90,14 +90,15 @@ class Draft:
         if not version:
             self._open()
 
-    def unit(self) -> Unit:
+    def unit(self, fingerprint: bytes = b"") -> Unit:
         """All of it."""
         row = msgspec.structs.replace(self.row, last_at=self._now)
         put = Put(SUB_CHANNEL, self._key, row, self._version)
         puts = (put, *self._puts)
         if self._told:
             self._events.append(Event("channel.changed", self._key, self._told))
-        return Unit(self._id, tuple(self._steps), puts=puts, events=tuple(self._events))
+        steps, events = tuple(self._steps), tuple(self._events)
+        return Unit(self._id, steps, puts=puts, events=events, fingerprint=fingerprint)
 
     def join(self, put: Put, event: Event | None = None) -> None:
         """Write a row of somebody else's with it."""

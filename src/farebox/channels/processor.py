@@ -22,7 +22,7 @@ from farebox.channels.billing import (
     PerRequest,
     Unpriced,
 )
-from farebox.channels.book import Charge, Cover, Turn
+from farebox.channels.book import USED_BEFORE, Charge, Cover, Turn
 from farebox.channels.claims import ClaimScheduler
 from farebox.channels.model import (
     PaymentErrorCode,
@@ -251,7 +251,7 @@ class PaymentProcessor:
             return found if not rule.payment_required else self._failed(found, _NO_CHANNEL)
         if signed is None and not rule.payment_required:
             return found
-        turn = await self._payee.turn(channel_id, fragment, signed)
+        turn = await self._payee.turn(channel_id, fragment, signed, request.once)
         if isinstance(turn, Rejected):
             return self._failed(found, turn)
         if request.payer_did not in (None, turn.channel.payer_did):
@@ -271,6 +271,9 @@ class PaymentProcessor:
         return turn
 
     async def _free(self, found: _Found) -> PaymentProcessingResult:
+        once = found.request.once
+        if once and not await self._payee.sub_channels.take_once(once):
+            return self._failed(found, USED_BEFORE)
         if found.turn is None:
             return PaymentProcessingResult(success=True, asset_id=found.context.asset_id)
         standing = await self._payee.sub_channels.serve(found.turn, None)

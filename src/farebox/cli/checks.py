@@ -14,6 +14,7 @@ import aiohttp
 
 from farebox.books import book_place, open_audit
 from farebox.bootstrap.bitcoin import examine_bitcoin
+from farebox.bootstrap.cards import connector_of, hears
 from farebox.bootstrap.channels import credit_of, house_did
 from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import NS_PER_S, SystemClock
@@ -66,6 +67,9 @@ async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None
         if found.bitcoin.url is not None:
             say(f"asking {found.bitcoin.url} …")
             findings += await bitcoin(found)
+        if found.stripe.key is not None:
+            say(f"asking {found.stripe.url} …")
+            findings += await cards("stripe", found, session)
         for service in found.upstreams:
             for url in service.urls:
                 say(f"asking {url} …")
@@ -79,14 +83,14 @@ async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None
 def settings(found: Settings, rules: Sequence[Rule]) -> list[Finding]:
     """Whether there is something to sell, a price for it, and money to take."""
     trusted = [mint for mint in found.mints if mint.policy is MintPolicy.TRUSTED]
-    rails = [one.url for one in (found.lightning, found.bitcoin) if one.url is not None]
-    ways = len(trusted) + len(rails)
+    rails = (found.lightning.url, found.bitcoin.url, found.stripe.key)
+    ways = len(trusted) + sum(one is not None for one in rails)
     wants = (
         ("upstream", len(found.upstreams), "name the service with --upstream or [[upstream]]"),
         (
             "mint",
             ways,
-            "name a mint you trust with --mint or [[mint]], or fill in [lightning] or [bitcoin]",
+            "name a mint you trust with --mint or [[mint]], or fill in the table of a rail",
         ),
         ("price", len(rules), "name a price with --price or [[price]]: what has none is refused"),
     )
@@ -266,6 +270,35 @@ async def bitcoin(found: Settings) -> list[Finding]:
         advice = "correct bitcoin.network, or let the node catch up"
         return [Finding(Verdict.FAILURE, check, fault, advice)]
     return [fine(check, told)]
+
+
+async def cards(provider: str, found: Settings, session: aiohttp.ClientSession) -> list[Finding]:
+    """Whether a provider of card money lets us in, and can tell us at once what happened."""
+    check = provider
+    try:
+        connector = connector_of(provider, found, session, SystemClock(), "https://example.com")
+        fault = await connector.probe()
+    except InvalidSettings as error:
+        return [Finding(Verdict.FAILURE, check, str(error), "correct it")]
+    except RailError as error:
+        fault = str(error)
+    if fault:
+        advice = f"check [{provider}] and the network; its deposits are refused until it answers"
+        return [Finding(Verdict.FAILURE, check, fault, advice)]
+    return [fine(check, "lets us in"), webhook(provider, found)]
+
+
+def webhook(provider: str, found: Settings) -> Finding:
+    """Whether a provider can reach us to tell what happened."""
+    check = f"{provider}: webhook"
+    if not hears(provider, found):
+        advice = f"set it in [{provider}]: until then payments are noticed some seconds later"
+        return Finding(Verdict.WARNING, check, "no secret to check webhooks by", advice)
+    url = found.gateway.public_url
+    if url is None:
+        advice = "set gateway.public_url to where the provider reaches us"
+        return Finding(Verdict.WARNING, check, "nobody knows where we are", advice)
+    return fine(check, f"is {url}/v1/webhooks/{provider}")
 
 
 async def clock(session: aiohttp.ClientSession, url: str) -> Finding:

@@ -233,7 +233,7 @@ def _count_other(account: Account, counts: Counter[str]) -> None:
             counts["custody"] += account.held
         case Kind.EXCHANGE:
             counts["exchanged"] += account.held
-        case Kind.CUSTOMER | Kind.IMMATURE | Kind.ESCROW:
+        case Kind.CUSTOMER | Kind.IMMATURE | Kind.ESCROW | Kind.PAYABLE:
             counts["owed"] -= account.held
 
 

@@ -29,7 +29,8 @@ from farebox.gateway.asgi import (
 )
 from farebox.gateway.carrier import Carrier
 from farebox.gateway.catalogue import Catalogue
-from farebox.gateway.channel_endpoints import ChannelService, send_endpoint
+from farebox.gateway.channel_endpoints import send_endpoint
+from farebox.gateway.channel_service import ChannelService
 from farebox.gateway.deadlines import Deadlines
 from farebox.gateway.delivery import Call, Supervision
 from farebox.gateway.exchange import Outgoing

@@ -21,7 +21,8 @@ from farebox.channels.model import PaymentProcessingResult, RequestMetadata
 from farebox.channels.processor import Admission, PaymentProcessor
 from farebox.errors import InvalidCredential, RailError, StoreError
 from farebox.gateway.asgi import App, Message, Receive, Scope, Send
-from farebox.gateway.channel_endpoints import ChannelService, authenticate, send_endpoint
+from farebox.gateway.channel_endpoints import authenticate, send_endpoint
+from farebox.gateway.channel_service import ChannelService
 from farebox.ids import new_id
 from farebox.paywall.channel_callers import Caller, Refused
 from farebox.wire.subrav.documents import failure
@@ -69,28 +70,24 @@ class ChannelPaywall:
         try:
             payload = _payment(scope)
         except InvalidCredential as error:
-            why = PaymentError(ErrorCode.INVALID_PAYMENT, str(error))
-            await _refuse(send, why, ResponsePayload(client_tx_ref=new_id("tx"), error=why))
+            await _refuse(send, refusal(ErrorCode.INVALID_PAYMENT, str(error), new_id("tx")))
             return
         reference = payload.client_tx_ref if payload is not None else new_id("tx")
         caller = await authenticate(self._service, scope)
         if isinstance(caller, Refused):
-            why = PaymentError(caller.code, caller.message)
-            await _refuse(send, why, ResponsePayload(client_tx_ref=reference, error=why))
+            await _refuse(send, refusal(caller.code, caller.message, reference))
             return
         signed = None if payload is None else payload.signed_sub_rav
         request = _metadata(scope, payload, caller, reference)
         try:
             admitted = await self._processor.admit(request, signed)
         except (StoreError, RailError):
-            why = PaymentError(
-                ErrorCode.INTERNAL_SERVER_ERROR, "The payment could not be processed; try again."
-            )
-            await _refuse(send, why, ResponsePayload(client_tx_ref=reference, error=why))
+            why = "The payment could not be processed; try again."
+            await _refuse(send, refusal(ErrorCode.INTERNAL_SERVER_ERROR, why, reference))
             return
         if isinstance(admitted, PaymentProcessingResult):
-            why, told = _why(admitted, reference, is_stranger=payload is None and caller is None)
-            await _refuse(send, why, told)
+            is_stranger = payload is None and caller is None
+            await _refuse(send, refusal_of(admitted, reference, is_stranger=is_stranger))
             return
         scope[_USAGE] = [0]
         sale = _Sale(self._processor, admitted, scope[_USAGE], reference, send)
@@ -167,11 +164,8 @@ class _Sale:
         """The answer costs more than is allowed or covered: it is neither given nor charged."""
         await self._release()
         self.started = True
-        why = PaymentError(
-            ErrorCode.BILLING_MAX_AMOUNT_EXCEEDED,
-            f"The answer costs more than {self.admission.cap}, which is allowed or covered.",
-        )
-        await _refuse(self.out, why, ResponsePayload(client_tx_ref=self.reference, error=why))
+        why = f"The answer costs more than {self.admission.cap}, which is allowed or covered."
+        await _refuse(self.out, refusal(ErrorCode.BILLING_MAX_AMOUNT_EXCEEDED, why, self.reference))
 
     async def _is_within(self) -> bool:
         return await self.processor.is_within(self.admission, self.usage[0])
@@ -213,17 +207,23 @@ def _metadata(
         vm_id_fragment=None if payer is None else payer.fragment,
         payer_did=None if payer is None else payer.did,
         is_admin=caller is not None and caller.is_admin,
+        once="" if caller is None else caller.once,
         client_tx_ref=reference,
         max_amount=None if payload is None else payload.max_amount,
         facts={"method": method, "path": path},
     )
 
 
-def _why(
+def refusal(code: ErrorCode, message: str, reference: str) -> ResponsePayload:
+    """A refusal with nothing to sign."""
+    return ResponsePayload(client_tx_ref=reference, error=PaymentError(code, message))
+
+
+def refusal_of(
     result: PaymentProcessingResult, reference: str, *, is_stranger: bool
-) -> tuple[PaymentError, ResponsePayload]:
-    """The refusal of a request. A replay is one over HTTP: its answer is gone, and to serve the
-    request again would be a second one unpaid. What the first one cost is asked for instead."""
+) -> ResponsePayload:
+    """The refusal of a request. A replay is one, too: its answer is gone, and to serve the request
+    again would be a second one unpaid. What the first one cost is asked for instead."""
     code, message = result.error_code, result.error or ""
     if result.is_replay:
         code, message = ErrorCode.PAYMENT_REQUIRED, "This voucher was taken; sign the next one."
@@ -231,12 +231,12 @@ def _why(
         code = ErrorCode.PAYMENT_REQUIRED
     assert code is not None
     error = PaymentError(code, message, result.error_details)
-    return error, ResponsePayload(
-        client_tx_ref=reference, sub_rav=result.unsigned_sub_rav, error=error
-    )
+    return ResponsePayload(client_tx_ref=reference, sub_rav=result.unsigned_sub_rav, error=error)
 
 
-async def _refuse(send: Send, error: PaymentError, told: ResponsePayload) -> None:
+async def _refuse(send: Send, told: ResponsePayload) -> None:
+    error = told.error
+    assert error is not None
     status = http_status(ErrorCode(error.code))
     headers = [(_PAYMENT_HEADER, told.header().encode())]
     await _answer(send, status, failure(error.code, error.message, status), headers)

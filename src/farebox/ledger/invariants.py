@@ -24,7 +24,7 @@ from farebox.ledger.replay import Broken, BrokenError, Invariant, StoredUnit
 T = TypeVar("T")
 
 #: What we hold, and whom it belongs to.
-_OWED = frozenset({Kind.CUSTOMER, Kind.IMMATURE, Kind.ESCROW})
+_OWED = frozenset({Kind.CUSTOMER, Kind.IMMATURE, Kind.ESCROW, Kind.PAYABLE})
 
 _PROGRESS_EVERY = 1_000
 

@@ -35,12 +35,15 @@ class Kind(enum.StrEnum):
     RECEIVABLE = "receivable"  # owed to us; has a ceiling
     EXPENSE = "expense"  # spent for good
     CLEARING = "clearing"  # returns to zero
+    PAYABLE = "payable"  # what we owe to a provider
     SUSPENSE = "suspense"  # arrived, owner unknown
     EXCHANGE = "exchange"  # the legs of a conversion between assets
 
 
 #: Credit-normal kinds whose debits never exceed their credits.
-CREDIT_LIMITED = frozenset({Kind.CUSTOMER, Kind.IMMATURE, Kind.ESCROW, Kind.REVENUE, Kind.BREAKAGE})
+CREDIT_LIMITED = frozenset(
+    {Kind.CUSTOMER, Kind.IMMATURE, Kind.ESCROW, Kind.REVENUE, Kind.BREAKAGE, Kind.PAYABLE}
+)
 #: Debit-normal kinds whose credits never exceed their debits; these may have a ceiling.
 DEBIT_LIMITED = frozenset({Kind.CUSTODY, Kind.RECEIVABLE})
 

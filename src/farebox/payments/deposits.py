@@ -52,6 +52,7 @@ from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger, RowName, State
 from farebox.money import BTC
 from farebox.payments.exchange import Quoted, balance_of, buying, taking_back
+from farebox.payments.maturity import MATURING, Lot, with_less, with_lot
 
 _log = structlog.get_logger("farebox.deposits")
 
@@ -96,6 +97,7 @@ class Deposit(msgspec.Struct, frozen=True, kw_only=True):
     seen_in: str = ""
     turn: int = 0
     gone_from: tuple[str, ...] = ()
+    matures_at: int = 0
 
     @property
     def key(self) -> str:
@@ -213,10 +215,10 @@ class Deposits:
 
     async def _move(self, seen: Deposit, to: DepositState, request_key: str) -> Deposit | None:
         """None: it cannot be credited now because the custody is full."""
-        rows: list[RowName] = [(DEPOSIT, seen.key)]
-        if request_key:
-            rows.append((DEPOSIT_REQUEST, request_key))
         for _ in range(_REVERSE_TRIES_MAX):
+            rows: list[RowName] = [(DEPOSIT, seen.key)]
+            rows += [(DEPOSIT_REQUEST, request_key)] if request_key else []
+            rows += [(MATURING, seen.account)] if seen.matures_at else []
             # What is written says whose account it is: an earlier reading of the balances serves.
             account = await self._ledger.store.account(seen.balance)
             owing = await self._ledger.store.account(_owed_by(seen.balance))
@@ -224,18 +226,27 @@ class Deposits:
             owed = owing.held if owing is not None else 0
 
             def decide(
-                state: State, now_ns: int, available: int = available, owed: int = owed
-            ) -> Unit | Deposit:
+                state: State,
+                now_ns: int,
+                seen: Deposit = seen,
+                available: int = available,
+                owed: int = owed,
+            ) -> Unit | Deposit | _Elsewhere:
                 request = state.value(DEPOSIT_REQUEST, request_key) if request_key else None
                 known = state.value(DEPOSIT, seen.key)
                 moved = _moved(known, seen, to, request, now_ns)
                 if isinstance(moved, _Known):
                     return moved.deposit
+                if moved.matures_at and moved.account != seen.account:
+                    return _Elsewhere(moved.account)
                 was_credited = known is not None and known.state is DepositState.CREDITED
                 unit = Unit(
                     f"deposit:{seen.key}:{to}" + (f":{moved.turn}" if moved.turn else ""),
                     steps=_postings(moved, available, owed, was_credited=was_credited),
-                    puts=(Put(DEPOSIT, seen.key, moved, state.version(DEPOSIT, seen.key)),),
+                    puts=(
+                        Put(DEPOSIT, seen.key, moved, state.version(DEPOSIT, seen.key)),
+                        *_ripening(moved, state, now_ns),
+                    ),
                     events=(_event(moved),),
                 )
                 if request is None:
@@ -246,6 +257,9 @@ class Deposits:
             outcome = await self._ledger.transact(rows, decide)
             if isinstance(outcome, Deposit):
                 return outcome
+            if isinstance(outcome, _Elsewhere):
+                seen = msgspec.structs.replace(seen, account=outcome.account)
+                continue
             if isinstance(outcome, Refused) and outcome.code is Code.EXCEEDS_CEILING:
                 return None
             if not isinstance(outcome, Refused):  # refused: the balance moved meanwhile
@@ -260,6 +274,28 @@ class _Known:
     """A report that changes nothing: the deposit stands so."""
 
     deposit: Deposit
+
+
+@dataclass(frozen=True, slots=True)
+class _Elsewhere:
+    """The request is another account's by now."""
+
+    account: str
+
+
+def _ripening(deposit: Deposit, state: State, now_ns: int) -> tuple[Put, ...]:
+    """What is remembered of money that is not ripe; what is reversed is not here any more."""
+    is_moved = deposit.state in (DepositState.CREDITED, DepositState.REVERSED)
+    if not deposit.matures_at or not is_moved or deposit.balance != deposit.account:
+        return ()
+    known = state.value(MATURING, deposit.account)
+    if deposit.state is DepositState.CREDITED:
+        lot = Lot(deposit.key, deposit.amount_msat, deposit.matures_at)
+        changed = with_lot(known, lot, now_ns)
+    else:
+        changed = with_less(known, deposit.key, 0, now_ns)
+    version = state.version(MATURING, deposit.account)
+    return (Put(MATURING, deposit.account, changed, version),)
 
 
 def _moved(

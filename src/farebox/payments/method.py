@@ -112,7 +112,8 @@ class RefundRequest:
 
     Amounts are in the asset's own unit (bitcoin: msat). `destination` is empty for the method's
     own kind of money (a new token), else an address; `metadata` is what `get_refund_metadata` said
-    of the account. `is_exact`: the receiver gets `amount` to the unit and the fees come on top.
+    of it. `account` is whose money it is. `is_exact`: the receiver gets `amount` to the unit and
+    the fees come on top.
     `fee_max` is the most that may go in fees; None leaves it to the operator's settings. `quoted`
     is the rate that the core converts at, if any.
     """
@@ -125,6 +126,7 @@ class RefundRequest:
     fee_max: int | None = None
     asset: str = BTC.code
     quoted: Quoted | None = None
+    account: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +146,15 @@ class RefundQuote:
 class RefundPlan:
     """What must be stored before money leaves; `amount` is the most that will be taken.
 
-    In the request's asset, of which `custody` holds what leaves.
+    In the request's asset, of which `custody` holds what leaves. `returns` is the key of the
+    deposit that it gives back, if it does: that may go before it is ripe.
     """
 
     payload: bytes = field(repr=False)
     custody: str
     amount: int
     puts: tuple[Put, ...] = ()
+    returns: str = ""
 
 
 @dataclass(frozen=True, slots=True)

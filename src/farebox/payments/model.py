@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from farebox.ledger.model import Event, Put, Step
+from farebox.ledger.model import Event, Guard, Put, Step
 from farebox.ledger.records import RecordType
 
 
@@ -66,6 +66,7 @@ class Changes:
     steps: tuple[Step, ...] = ()
     puts: tuple[Put, ...] = ()
     events: tuple[Event, ...] = ()
+    guards: tuple[Guard, ...] = ()
 
 
 NO_CHANGES = Changes()

@@ -132,6 +132,7 @@ class Operations:
                 steps=changes.steps,
                 puts=(opening, *changes.puts),
                 events=changes.events,
+                guards=changes.guards,
             )
         )
 

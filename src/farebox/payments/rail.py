@@ -57,7 +57,8 @@ class Sighting:
 
     `asset` and `custody` are those of what arrived, which need not be what was asked for; no
     custody is the request's. `seen_in` is where it was seen, where that may vanish: a block's
-    hash. Once taken back from there it counts only when it is seen in another.
+    hash. Once taken back from there it counts only when it is seen in another. Until `matures_at`
+    it may be spent and not be paid out (`maturity.py`).
     """
 
     reference: str
@@ -69,6 +70,7 @@ class Sighting:
     asset: str = BTC.code
     custody: str = ""
     seen_in: str = ""
+    matures_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,6 +207,7 @@ class DepositRequests:
             at=sighting.at,
             quoted=quoted,
             seen_in=sighting.seen_in,
+            matures_at=sighting.matures_at,
         )
         return await self._deposits.report(deposit, request=request.key)
 

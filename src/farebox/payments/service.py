@@ -49,6 +49,7 @@ from farebox.payments.exchange import (
     legs,
     sold,
 )
+from farebox.payments.maturity import MATURING, kept_back
 from farebox.payments.method import (
     AbstractPaymentMethod,
     PaymentCredentials,
@@ -256,6 +257,7 @@ class Payments:
         for `ordered`.
         """
         is_fresh = False
+        request = replace(request, account=account)
         if await self._operations.get(request.operation_id) is None:
             ordered = self.ordered(request, in_msat=in_msat)
             if isinstance(ordered, Refusal):
@@ -319,7 +321,19 @@ class Payments:
                 asset=BTC.code if request.quoted else request.asset,
                 plan=self._signer.seal(msgspec.json.encode(stored), request.operation_id),
             )
-            outcome = await self._operations.open(operation, Changes(holds, plan.puts))
+            row = await self._ledger.store.get(MATURING, account)
+            kept, guard = kept_back(
+                row,
+                account,
+                operation.id,
+                len(holds),
+                self._ledger.clock.now_ns(),
+                plan.returns,
+            )
+            changes = Changes((*holds, *kept), plan.puts, guards=(guard,))
+            outcome = await self._operations.open(operation, changes)
+            if isinstance(outcome, Refused) and outcome.step >= len(holds):
+                return _UNRIPE
             if isinstance(outcome, Refused) and outcome.code is Code.EXCEEDS_DEBITS:
                 return _NOT_HELD
             if not isinstance(outcome, Stale | Taken) or outcome.kind == "operation":
@@ -352,6 +366,11 @@ class Payments:
 
 
 _NOT_COVERED = Refusal("insufficient_balance", "the balance does not cover this amount")
+_UNRIPE = Refusal(
+    "funds_not_ripe",
+    "card money can be spent here at once, and leaves by another way only once its payer can no "
+    "longer take it back; less may leave, or it goes back to the card",
+)
 _NOT_HELD = Refusal(
     "insufficient_funds", "not so much is held on this way to pay; try less, or another method"
 )

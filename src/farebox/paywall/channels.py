@@ -31,7 +31,7 @@ from farebox.ledger.model import ABSENT, Event, Put
 from farebox.money import BTC, Rounding, divide
 from farebox.payments.exchange import ONLY_BITCOIN, Exchange
 from farebox.paywall import answers, channel_dialect
-from farebox.paywall.channel_callers import Caller, Callers
+from farebox.paywall.channel_callers import Caller, Callers, HttpAsked
 from farebox.paywall.model import REQUEST, Answer, ChannelPresented, Request
 from farebox.pricing.book import Quote
 from farebox.wire.subrav.model import ErrorCode, SubRAV
@@ -176,7 +176,9 @@ class ChannelTill:
                 return answers.too_many_failures(wait_s)
         caller = None
         if payment.auth is not None:
-            asked = await self._callers.identify(payment.auth, payment.method, payment.target)
+            asked = await self._callers.identify(
+                payment.auth, HttpAsked(payment.method, payment.target)
+            )
             if not isinstance(asked, Caller):
                 return self._failed(Rejected(asked.code, asked.message), payment, address)
             caller = asked
@@ -186,7 +188,8 @@ class ChannelTill:
             channel_id, fragment = caller.channel_id, caller.fragment
         else:
             return _refusal(_NO_CHANNEL, payment)
-        turn = await self.payee.turn(channel_id, fragment, signed)
+        once = "" if caller is None else caller.once
+        turn = await self.payee.turn(channel_id, fragment, signed, once)
         if isinstance(turn, Rejected):
             return self._failed(turn, payment, address)
         if caller is not None and not caller.is_admin and caller.did != turn.channel.payer_did:

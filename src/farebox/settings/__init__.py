@@ -7,6 +7,7 @@ Never: a secret among the defaults, in a repr or in an error; a setting read by 
 """
 
 from farebox.settings.bitcoin import BitcoinNetwork, BitcoinSettings, BitcoinSource
+from farebox.settings.cards import CardCurrency, CardSettings, StripeSettings
 from farebox.settings.channels import ChannelChain, ChannelsSettings
 from farebox.settings.load import find_settings, load_settings
 from farebox.settings.model import (
@@ -41,6 +42,8 @@ __all__ = [
     "BitcoinNetwork",
     "BitcoinSettings",
     "BitcoinSource",
+    "CardCurrency",
+    "CardSettings",
     "ChangePolicy",
     "ChannelChain",
     "ChannelsSettings",
@@ -61,6 +64,7 @@ __all__ = [
     "RatesSettings",
     "Secret",
     "Settings",
+    "StripeSettings",
     "TracesSettings",
     "UpstreamSettings",
     "create_root_key",

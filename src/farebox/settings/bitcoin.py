@@ -97,7 +97,7 @@ class BitcoinSettings:
         Kind("an extended public key or a descriptor", lambda raw, _: _public(raw), textual=True),
         "The wallet, so that you sign elsewhere: an extended public key, or a descriptor that ends "
         "in /<0;1>/*. Payments out then wait for your signature.",
-        "wpkh([d34db33f/84h/0h/0h]xpub…/<0;1>/*)",
+        "wpkh([d34db33f/84h/0h/0h]xpub.../<0;1>/*)",
     )
     network: BitcoinNetwork = setting(
         choice(BitcoinNetwork), "The chain; addresses of another one are refused.", "bitcoin"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from farebox.errors import InvalidSettings
 from farebox.settings.bitcoin import check_bitcoin
+from farebox.settings.cards import check_cards
 from farebox.settings.fields import RawTables, Section, Setting, declarations, read_section, unknown
 from farebox.settings.model import LightningSettings, MintSettings, Settings, UpstreamSettings
 from farebox.settings.secrets import read_secret_file
@@ -41,7 +42,10 @@ _SECRET_SETTINGS = (
     ("lightning", "invoice_key"),
     ("bitcoin", "key"),
     ("bitcoin", "login"),
+    ("stripe", "key"),
+    ("stripe", "webhook_secret"),
 )
+
 #: These carry keys, whatever the upstream: not to be written into the settings file.
 _SECRET_HEADERS = re.compile(r"authorization|cookie|.*(key|token|secret)", re.IGNORECASE)
 
@@ -79,6 +83,7 @@ def load_settings(
     _check_unique(settings)
     _check_lightning(settings.lightning)
     check_bitcoin(settings.bitcoin)
+    check_cards("stripe", settings.stripe)
     return settings
 
 

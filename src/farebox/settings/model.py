@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farebox.settings.bitcoin import BitcoinSettings
+from farebox.settings.cards import StripeSettings
 from farebox.settings.channels import ChannelsSettings
 from farebox.settings.fields import (
     optional,
@@ -412,6 +413,9 @@ class Settings:
     )
     bitcoin: BitcoinSettings = section(
         BitcoinSettings, "A Bitcoin wallet of yours, to be paid on the chain and to pay with."
+    )
+    stripe: StripeSettings = section(
+        StripeSettings, "A Stripe account of yours, to be paid by card; needs `[rates]`."
     )
     channels: ChannelsSettings = section(
         ChannelsSettings, "Payment channels: one signed voucher pays for each request."

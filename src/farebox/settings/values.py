@@ -226,6 +226,10 @@ def _rate(raw: object, _: Where) -> str:
     return _text(raw)
 
 
+def _fiat(raw: object, _: Where) -> int:
+    return money.parse_decimal(_text(raw), 2)
+
+
 def _price(raw: object, _: Where) -> str:
     if money.parse_decimal(_text(raw), _PRICE_DECIMALS) == 0:
         raise ValueError
@@ -289,6 +293,7 @@ DATABASE = Kind(
     hidden=True,
 )
 AMOUNT_MSAT = Kind('an amount such as "100000 sat" or "500 msat"', _amount_msat, textual=True)
+FIAT = Kind('an amount of the currency as text, such as "5.00"', _fiat, textual=True)
 RATE = Kind('a price in dollars as text, such as "97000.50"', _rate, textual=True)
 PRICE = Kind('a price as text, such as "3500.25"', _price, textual=True)
 ASSET = Kind(

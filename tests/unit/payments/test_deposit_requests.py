@@ -26,6 +26,7 @@ from farebox.payments.deposits import (
     DepositState,
     Watch,
 )
+from farebox.payments.maturity import MATURING
 from farebox.payments.rail import (
     AssetTerms,
     DepositMethod,
@@ -141,7 +142,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     clock = ManualClock()
-    records: list[RecordType[Any]] = [DEPOSIT, DEPOSIT_REQUEST, WATCH_CURSOR]
+    records: list[RecordType[Any]] = [DEPOSIT, DEPOSIT_REQUEST, MATURING, WATCH_CURSOR]
     store = SqliteStore(tmp_path / "book.db", records, clock=clock)
     ledger, tray = Ledger(store, clock), Tray(clock)
     methods = PaymentMethods()

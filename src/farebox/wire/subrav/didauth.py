@@ -8,6 +8,9 @@ keys)`. JavaScript applies that list of keys at *every* level, so of `params` on
 stand at the top level are signed: of `{uri, method}` nothing. Whoever has seen such a header can
 put it before another URI. Compare `params` with the request all the same, take each nonce once,
 and never let it authorise more than telling a payer about its own channel.
+
+`audience` stands at the top level, where it is signed: the DID of the one service that this is for.
+payment-kit 0.7.0 leaves it out and does not read it.
 """
 
 from __future__ import annotations
@@ -41,7 +44,10 @@ _DID = re.compile(r"did:[a-z0-9]{1,32}:[A-Za-z0-9._:%-]{1,192}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DidAuth:
-    """A claim to be `signer_did`, not yet verified. `params` is not what was signed."""
+    """A claim to be `signer_did`, not yet verified. `params` is not what was signed.
+
+    `audience` is the only service it is for; None: it doesn't say.
+    """
 
     signer_did: str
     fragment: str
@@ -49,6 +55,7 @@ class DidAuth:
     params: Mapping[str, Any]
     nonce: str
     timestamp_s: int
+    audience: str | None = None
     signed_data: Mapping[str, Any] = field(repr=False)
     signature: bytes = field(repr=False)
 
@@ -79,6 +86,7 @@ class _SignedDataJson(msgspec.Struct, frozen=True):
     nonce: str
     timestamp: int
     params: dict[str, Any] = {}
+    audience: str | None = None
 
 
 class _SignatureJson(msgspec.Struct, frozen=True):
@@ -101,14 +109,17 @@ def sign_did_auth(
     params: Mapping[str, Any],
     nonce: str,
     timestamp_s: int,
+    audience: str | None = None,
 ) -> DidAuth:
-    """Say that `did` asks for this, now."""
+    """Say that `did` asks for this, now; of nobody but `audience`, where it is given."""
     signed_data = {
         "operation": operation,
         "params": dict(params),
         "nonce": nonce,
         "timestamp": timestamp_s,
     }
+    if audience is not None:
+        signed_data["audience"] = audience
     return DidAuth(
         signer_did=did,
         fragment=check_fragment(fragment),
@@ -116,6 +127,7 @@ def sign_did_auth(
         params=params,
         nonce=nonce,
         timestamp_s=timestamp_s,
+        audience=audience,
         signed_data=signed_data,
         signature=key.sign(signed_text(signed_data).encode()),
     )
@@ -142,6 +154,7 @@ def parse_did_auth(header: str) -> DidAuth:
         params=data.params,
         nonce=data.nonce,
         timestamp_s=data.timestamp,
+        audience=data.audience,
         signed_data=shape.signed_data,
         signature=multibase.decode(shape.signature.value, SIGNATURE_BYTES * 2, "signature"),
     )

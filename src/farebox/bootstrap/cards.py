@@ -1,0 +1,90 @@
+"""Providers of card money from the settings."""
+
+from __future__ import annotations
+
+import aiohttp
+
+from farebox.clock import Clock
+from farebox.errors import InvalidSettings
+from farebox.ledger.service import Ledger
+from farebox.payments.cards.connector import Connector
+from farebox.payments.cards.method import CardMethod
+from farebox.payments.cards.model import CURRENCIES
+from farebox.payments.cards.terms import CardTerms
+from farebox.payments.rail import Limits
+from farebox.rails.web import Breaker
+from farebox.settings import Secret, Settings, StripeSettings
+from farebox.settings.cards import CardSettings
+
+_DAY_S = 86_400
+
+
+def open_cards(
+    settings: Settings, session: aiohttp.ClientSession, ledger: Ledger, public_url: str
+) -> list[CardMethod]:
+    """A method for each provider that the settings name. Raises InvalidSettings."""
+    clock = ledger.clock
+    for code in sorted(CURRENCIES.keys() & set(settings.rates.held)):
+        # Fees and disputes are told long after, and are borne in what the account is kept in.
+        raise InvalidSettings("rates.held", code, "no currency of cards: it is converted")
+    found: list[CardMethod] = []
+    if settings.stripe.key is not None:
+        connector = stripe_connector(settings.stripe, session, clock, public_url)
+        terms = terms_of("stripe", settings.stripe)
+        found.append(CardMethod(terms, connector, ledger))
+    return found
+
+
+def connector_of(
+    provider: str, settings: Settings, session: aiohttp.ClientSession, clock: Clock, url: str
+) -> Connector:
+    """One provider, to be asked alone. Raises InvalidSettings, KeyError."""
+    return {"stripe": lambda: stripe_connector(settings.stripe, session, clock, url)}[provider]()
+
+
+def hears(provider: str, settings: Settings) -> bool:
+    """Whether webhooks of a provider can be checked."""
+    return {"stripe": settings.stripe.webhook_secret is not None}[provider]
+
+
+def stripe_connector(
+    found: StripeSettings, session: aiohttp.ClientSession, clock: Clock, public_url: str
+) -> Connector:
+    """Stripe's SDK on a session of ours. Raises InvalidSettings."""
+    try:
+        from farebox.rails.stripe import StripeConfig, StripeConnector, open_client
+    except ImportError:
+        allowed = "`pip install 'farebox[cards]'` first, or leave it out"
+        raise InvalidSettings("stripe.key", "a key (hidden)", allowed) from None
+    config = StripeConfig(
+        api_key=_revealed("stripe.key", found.key),
+        webhook_secret=_revealed("stripe.webhook_secret", found.webhook_secret),
+        url=found.url,
+        return_url=found.return_url or public_url,
+        pay_url=found.pay_url or "",
+        title=found.title,
+        timeout_s=found.timeout_s,
+    )
+    breaker = Breaker(clock, who="Stripe")
+    return StripeConnector(config, open_client(config, session), breaker, clock)
+
+
+def terms_of(provider: str, found: CardSettings) -> CardTerms:
+    """The operator's terms as the rail takes them."""
+    limits = Limits(found.deposit_min, found.deposit_max)
+    return CardTerms(
+        provider=provider,
+        name=found.name,
+        currencies={one.value: limits for one in found.currencies},
+        fee_fixed=found.fee_fixed,
+        fee_ppm=found.fee_ppm,
+        expiry_s=found.link_expiry_s,
+        maturity_s=found.maturity_days * _DAY_S,
+    )
+
+
+def _revealed(key: str, secret: Secret | None) -> str:
+    text = secret.reveal().strip() if secret else ""
+    if not text.isascii() or not text.isprintable():
+        raise InvalidSettings(key, "a text (hidden)", "printable ASCII")
+    return text

@@ -1,0 +1,62 @@
+"""The rails beside eCash that the settings name: opened here, each closed again by the stack."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import aiohttp
+
+from farebox.bootstrap.bitcoin import open_bitcoin
+from farebox.bootstrap.cards import open_cards
+from farebox.bootstrap.lightning import open_lightning
+from farebox.ledger.service import Ledger
+from farebox.payments.cards.method import CardMethod
+from farebox.payments.operations import Operations
+from farebox.payments.rail import DepositMethod
+from farebox.settings import Settings
+from farebox.worker import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Rail:
+    """An open rail: what puts its accounts into the books, and its own jobs, where it has any."""
+
+    method: DepositMethod
+    start: Callable[[], Awaitable[None]] | None = None
+    jobs: tuple[Job, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """HTTP to where the operator sends us, and to where strangers do."""
+
+    trusted: aiohttp.ClientSession
+    guarded: aiohttp.ClientSession
+
+
+async def open_rails(
+    settings: Settings,
+    ledger: Ledger,
+    operations: Operations,
+    sessions: Sessions,
+    closing: AsyncExitStack,
+    public_url: str,
+) -> list[Rail]:
+    """All that the settings name, in the order they are asked in. Raises InvalidSettings."""
+    rails: list[Rail] = []
+    lightning = await open_lightning(settings.lightning, ledger, sessions.guarded, closing)
+    if lightning is not None:
+        rails.append(Rail(lightning, lightning.start))
+    bitcoin = open_bitcoin(settings, ledger, operations, closing.push_async_callback)
+    if bitcoin is not None:
+        rails.append(Rail(bitcoin, bitcoin.start))
+    cards = open_cards(settings, sessions.trusted, ledger, public_url)
+    return rails + [Rail(card) for card in cards]
+
+
+def card_methods(rails: Iterable[Rail]) -> dict[str, CardMethod]:
+    """Those of them whose money a card provider keeps."""
+    cards = (rail.method for rail in rails if isinstance(rail.method, CardMethod))
+    return {card.payment_type: card for card in cards}

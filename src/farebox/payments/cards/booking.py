@@ -1,0 +1,257 @@
+"""What becomes of card money after it was credited: fees, disputes, refunds that others made.
+
+A provider tells how a payment stands now; what is booked is the difference to what was booked.
+`amount` is what the deposit brought its account, `captured` what the payer was charged.
+
+| what happened              | in the currency          | in bitcoin                       |
+|----------------------------|--------------------------|----------------------------------|
+| the fee the payer paid     | custody → exchange       | exchange → revenue               |
+| what the provider kept     | exchange → custody       | revenue, then expense → exchange |
+| a dispute, or a refund by  | exchange → custody       | account, then receivable →       |
+| the provider's dashboard   |                          | exchange; ours: from expense     |
+| a dispute that was won     | custody → exchange       | exchange → account               |
+| more than custody has left | custody → payable, first | the provider lends it: see below |
+| money there again          | payable → custody        |                                  |
+
+Custody never goes below zero: where more is taken back than lies there, the provider has lent us
+the rest, and what comes in next pays that first.
+All of it at the rate that the deposit was bought at. What is beyond the deposit's amount was never
+its account's: the house bears it. A refund of our own is an operation of the journal and moved by
+it; here it only counts against what may still be taken from the account.
+
+| boundary             | what can fail       | recovery                                      |
+|----------------------|---------------------|-----------------------------------------------|
+| told → booked        | we stop             | the notice is read again: the same difference |
+| the commit           | a balance has moved | refused or stale: balances are read again     |
+| told before credited |                     | nothing is booked; its own event comes next   |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+
+from farebox.errors import StoreBusy
+from farebox.ledger.model import Event, Kind, Open, Put, Refused, Step, Transfer, Unit
+from farebox.ledger.service import Ledger, RowName, State
+from farebox.money import BTC
+from farebox.payments.cards.model import CardPayment
+from farebox.payments.cards.records import CARD_MONEY, CardMoney
+from farebox.payments.cards.terms import CardTerms
+from farebox.payments.deposits import DEPOSIT, Deposit, DepositState
+from farebox.payments.exchange import (
+    REVENUE,
+    Quoted,
+    bought,
+    buying,
+    exchange_account,
+    legs,
+    taking_back,
+)
+from farebox.payments.maturity import MATURING, with_less
+from farebox.payments.model import OPERATION
+
+_log = structlog.get_logger("farebox.cards")
+
+EXPENSE = "expense:cards"
+_TRIES_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Balances:
+    """What the accounts that a booking takes from have, and what is owed where."""
+
+    account: int
+    revenue: int
+    custody: int
+    payable: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is to be booked, in the currency. `taken` below zero comes back to the account."""
+
+    extra: int
+    fees: int
+    taken: int
+    taken_ours: int
+
+
+def delta_of(deposit: Deposit, known: CardMoney, told: CardPayment, given: int) -> Delta:
+    """The difference between what the provider tells and what is booked.
+
+    `given` is what our own refunds have given back: with what is taken it comes out of the
+    account up to what the account was credited; the rest is ours.
+    """
+    taken = told.disputed + _outside(told)
+
+    def of_account(taken: int) -> int:
+        return min(deposit.amount, given + taken)
+
+    account = of_account(taken) - of_account(known.taken)
+    return Delta(
+        extra=told.captured - deposit.amount - known.extra,
+        fees=told.fees - known.fees,
+        taken=account,
+        taken_ours=taken - known.taken - account,
+    )
+
+
+def _outside(told: CardPayment) -> int:
+    return sum(one.amount for one in told.refunds if not one.key)
+
+
+class Booking:
+    """Books what one provider tells of its payments."""
+
+    def __init__(self, terms: CardTerms, ledger: Ledger) -> None:
+        self._terms = terms
+        self._ledger = ledger
+
+    async def book(self, told: CardPayment) -> None:
+        """Book what is new about a payment. Raises StoreBusy where balances move too fast."""
+        key = f"{self._terms.provider}:{told.external}:0"
+        row = await self._ledger.store.get(DEPOSIT, key)
+        if row is None or row.value.state is not DepositState.CREDITED or not row.value.quoted:
+            return
+        told = await self._attributed(told)
+        given = sum(one.amount for one in told.refunds if one.key)
+        for _ in range(_TRIES_MAX):
+            balances = await self._balances(row.value)
+
+            def decide(state: State, now_ns: int, balances: Balances = balances) -> Unit | None:
+                return self._unit(state, now_ns, told, given, balances, key)
+
+            rows: list[RowName] = [(CARD_MONEY, key), (DEPOSIT, key), (MATURING, row.value.account)]
+            if not isinstance(await self._ledger.transact(rows, decide), Refused):
+                return
+        raise StoreBusy(f"the accounts of {key} move too fast; it is booked with the next notice")
+
+    async def _attributed(self, told: CardPayment) -> CardPayment:
+        """With only those refunds as ours that an operation of this book has asked for."""
+        refunds = []
+        for one in told.refunds:
+            is_ours = bool(one.key) and await self._ledger.store.get(OPERATION, one.key) is not None
+            refunds.append(one if is_ours else type(one)(one.id, one.amount))
+        return type(told)(
+            **{name: getattr(told, name) for name in told.__slots__ if name != "refunds"},
+            refunds=tuple(refunds),
+        )
+
+    async def _balances(self, deposit: Deposit) -> Balances:
+        store = self._ledger.store
+        account, revenue = await store.account(deposit.balance), await store.account(REVENUE)
+        custody = await store.account(self._terms.custody(deposit.asset))
+        payable = await store.account(self._terms.payable(deposit.asset))
+        return Balances(
+            account=max(0, account.available) if account else 0,
+            revenue=max(0, revenue.available) if revenue else 0,
+            custody=custody.held - custody.credits_pending if custody else 0,
+            payable=payable.available if payable else 0,
+        )
+
+    def _unit(
+        self,
+        state: State,
+        now_ns: int,
+        told: CardPayment,
+        given: int,
+        balances: Balances,
+        key: str,
+    ) -> Unit | None:
+        deposit = state.value(DEPOSIT, key)
+        assert deposit is not None, "it was credited"
+        known = state.value(CARD_MONEY, key) or CardMoney()
+        delta = delta_of(deposit, known, told, given)
+        if delta == Delta(0, 0, 0, 0):
+            return None
+        booked = CardMoney(
+            extra=known.extra + delta.extra,
+            fees=told.fees,
+            taken=known.taken + delta.taken + delta.taken_ours,
+        )
+        version = state.version(CARD_MONEY, key)
+        puts: tuple[Put, ...] = (Put(CARD_MONEY, key, booked, version),)
+        if delta.taken > 0:
+            left = deposit.amount - min(deposit.amount, given + booked.taken)
+            left_msat = bought(deposit.quoted, left).account if deposit.quoted else 0
+            less = with_less(state.value(MATURING, deposit.account), key, left_msat, now_ns)
+            version_of_lots = state.version(MATURING, deposit.account)
+            puts = (*puts, Put(MATURING, deposit.account, less, version_of_lots))
+        steps = postings(deposit, delta, balances, self._terms)
+        events = _events(deposit, delta)
+        return Unit(f"card:{key}:{version}", steps=steps, puts=puts, events=events)
+
+
+def postings(
+    deposit: Deposit, delta: Delta, balances: Balances, terms: CardTerms
+) -> tuple[Step, ...]:
+    """The postings of a difference, given how the accounts stand."""
+    quoted = deposit.quoted
+    assert quoted is not None, "card money is converted"
+    asset, custody, payable = deposit.asset, deposit.custody, terms.payable(deposit.asset)
+    arrives = max(0, delta.extra) + max(0, -delta.taken) + max(0, -delta.taken_ours)
+    leaves = max(0, delta.fees) + max(0, delta.taken) + max(0, delta.taken_ours)
+    lent = max(0, leaves - balances.custody - arrives)
+    repaid = min(balances.payable, max(0, balances.custody + arrives - leaves))
+    steps: list[Step] = [*legs(asset), Open(EXPENSE, BTC.code, Kind.EXPENSE)]
+    steps += [Open(custody, asset, Kind.CUSTODY), Open(payable, asset, Kind.PAYABLE)]
+    if lent:
+        steps.append(Transfer(custody, payable, lent, "provider-debt"))
+    revenue = balances.revenue
+    for amount, code in ((delta.extra, "card-fee"), (-delta.taken_ours, "dispute-won")):
+        if amount > 0:
+            revenue += bought(quoted, amount).total
+            steps += _to_house(quoted, custody, amount, code)
+    for amount, code in ((delta.fees, "provider-fee"), (delta.taken_ours, "dispute")):
+        if amount > 0:
+            steps += _from_house(quoted, custody, amount, code, revenue)
+            revenue = max(0, revenue - bought(quoted, amount).total)
+    if delta.taken > 0:
+        steps += _from_account(deposit, quoted, delta.taken, balances)
+    elif delta.taken < 0:
+        steps += buying(quoted, custody, -delta.taken, deposit.balance, "dispute-won")
+    if repaid:
+        steps.append(Transfer(payable, custody, repaid, "provider-debt"))
+    return tuple(steps)
+
+
+def _from_account(
+    deposit: Deposit, quoted: Quoted, amount: int, balances: Balances
+) -> tuple[Step, ...]:
+    owed_by = f"receivable:{deposit.balance}"
+    left_msat = min(balances.account, bought(quoted, amount).account)
+    back = taking_back(quoted, deposit.custody, amount, deposit.balance, left_msat, owed_by)
+    return (Open(owed_by, BTC.code, Kind.RECEIVABLE), *back)
+
+
+def _to_house(quoted: Quoted, custody: str, amount: int, code: str) -> tuple[Step, ...]:
+    worth_msat = bought(quoted, amount).total
+    return (
+        Transfer(custody, exchange_account(quoted.asset), amount, code),
+        Transfer(exchange_account(BTC.code), REVENUE, worth_msat, code),
+    )
+
+
+def _from_house(
+    quoted: Quoted, custody: str, amount: int, code: str, revenue_msat: int
+) -> tuple[Step, ...]:
+    """Out of what was earned; what that does not cover was spent for good."""
+    worth_msat = bought(quoted, amount).total
+    earned_msat = min(worth_msat, revenue_msat)
+    return (
+        Transfer(exchange_account(quoted.asset), custody, amount, code),
+        Transfer(REVENUE, exchange_account(BTC.code), earned_msat, code),
+        Transfer(EXPENSE, exchange_account(BTC.code), worth_msat - earned_msat, code),
+    )
+
+
+def _events(deposit: Deposit, delta: Delta) -> tuple[Event, ...]:
+    moved = delta.taken + delta.taken_ours
+    if not moved:
+        return ()
+    name = "deposit.taken_back" if moved > 0 else "deposit.given_again"
+    _log.warning(name, deposit=deposit.key, amount=abs(moved), asset=deposit.asset)
+    facts = {"method": deposit.source, "reference": deposit.reference, "asset": deposit.asset}
+    return (Event(name, deposit.account, facts | {"amount": str(abs(moved))}),)

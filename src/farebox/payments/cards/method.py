@@ -1,0 +1,280 @@
+"""Card money as a way to pay: asked for by a payment link, given back to where it came from.
+
+    open ──► action ──► (approved) ──► captured ──► credited ──► given back, disputed
+                                          │
+    the payer, at the provider            └── everything behind is ours to book (`booking.py`)
+
+| boundary                    | what can fail        | recovery                                    |
+|-----------------------------|----------------------|---------------------------------------------|
+| link made → request stored  | we stop              | nobody was shown it: nothing can be paid    |
+| approved there → captured   | we stop, answer lost | poller and events: captured by the same key |
+| captured there → credited   | a webhook is lost    | the poller asks; events are read by a cursor|
+| credited → booked (fees …)  | we stop              | the event is read again: its cursor comes   |
+|                             |                      | after the booking                           |
+
+A notice, by webhook or from the list of events, says only that something has happened to a payment.
+What, the provider is asked, and all that follows is the difference to what is booked: the same
+notice twice, late or out of order changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+
+import structlog
+
+from farebox.clock import NS_PER_S
+from farebox.errors import InvalidCredential, RailError, RailRejected, RailUnavailable
+from farebox.ids import derived_id
+from farebox.ledger.service import Ledger
+from farebox.payments.cards.booking import Booking
+from farebox.payments.cards.connector import Connector
+from farebox.payments.cards.model import (
+    CURRENCIES,
+    Captured,
+    CardPayment,
+    CheckoutOrder,
+    Forged,
+    Notice,
+    Phase,
+)
+from farebox.payments.cards.refunds import Refunds
+from farebox.payments.cards.terms import CardTerms
+from farebox.payments.deposits import DEPOSIT_REQUEST, DepositRequest, DepositState
+from farebox.payments.method import (
+    PaymentCredentials,
+    PaymentPlan,
+    RefundPlan,
+    RefundQuote,
+    RefundRequest,
+    RefundResult,
+    Refusal,
+    Reserve,
+    Standing,
+)
+from farebox.payments.model import Rejected, Unresolved
+from farebox.payments.rail import (
+    AssetTerms,
+    DepositMethod,
+    DepositOrder,
+    Payable,
+    Sighting,
+    Terms,
+    Watched,
+)
+
+_log = structlog.get_logger("farebox.cards")
+
+#: How often a provider's list of events is read where it has nothing new.
+_EVENTS_EVERY_S = 10
+
+
+class CardMethod(DepositMethod):
+    """One provider's account: Stripe's, PayPal's."""
+
+    def __init__(self, terms: CardTerms, connector: Connector, ledger: Ledger) -> None:
+        self.payment_type = connector.provider
+        self.credential_hint = f"a {connector.provider} payment that was asked for here"
+        self.card_terms = terms
+        self.connector = connector
+        self._ledger = ledger
+        self._booking = Booking(terms, ledger)
+        self._refunds = Refunds(terms, connector, ledger)
+        self._fault = "the provider was not asked yet"
+
+    # ── credentials ──────────────────────────────────────────────────────────────────────────────
+
+    def can_handle(self, credential: str) -> bool:
+        """Whether it names a payment of this provider."""
+        return bool(self.connector.reference_in(credential))
+
+    async def parse_credential(self, credential: str) -> PaymentCredentials:
+        """Read which payment it names. Raises InvalidCredential."""
+        reference = self.reference_of(credential)
+        identity = derived_id(self.payment_type, reference)
+        return PaymentCredentials(credential, self.payment_type, {"reference": reference}, identity)
+
+    def reference_of(self, credential: str) -> str:
+        """The provider's name for what was to be paid."""
+        reference = self.connector.reference_in(credential)
+        if not reference:
+            raise InvalidCredential(f"this names no payment of {self.payment_type}")
+        return reference
+
+    async def plan_payment(
+        self, credentials: PaymentCredentials, reserve: Reserve | None
+    ) -> PaymentPlan | Refusal:
+        """Refused: whoever has seen a payment link could hand it in."""
+        return Refusal(
+            "credential_public",
+            "a payment link pays for nothing by itself: the account that asked for it can spend "
+            "it, and its claim_secret with POST /create opens an account of its own",
+        )
+
+    @property
+    def place(self) -> str:
+        """This account at the provider."""
+        return self.card_terms.place
+
+    # ── in ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def ask(self, order: DepositOrder) -> Payable | Refusal:
+        """A payment link for the amount, and what is charged for paying by card."""
+        if order.amount is None:
+            return Refusal("amount_required", "a payment by card is asked for with its amount")
+        terms = self.card_terms
+        made = await self.connector.check_out(
+            CheckoutOrder(
+                order=order.request_id,
+                amount=order.amount,
+                currency=order.asset,
+                expires_at_s=self._now_s() + terms.expiry_s,
+                fee=terms.fee(order.amount),
+            )
+        )
+        return Payable(
+            reference=made.reference,
+            text=made.text,
+            uri=made.uri,
+            custody=terms.custody(order.asset),
+            amount=order.amount,
+            expires_at=made.expires_at_s * NS_PER_S,
+        )
+
+    async def look(self, reference: str) -> list[Sighting]:
+        """What was captured of it, once it was."""
+        payment = await self._synced(reference)
+        return [] if payment is None else await self._sightings(payment)
+
+    async def watch(self, cursor: str) -> AsyncGenerator[Watched, None]:
+        """The provider's events from a cursor on; what they mean is booked between two of them."""
+        if not cursor:
+            _, cursor = await self.connector.notices("")
+            yield Watched(_NOTHING, cursor)  # so that nothing is missed from here on
+        while True:
+            notices, after = await self.connector.notices(cursor)
+            for reference in dict.fromkeys(one.reference for one in notices):
+                async for sighting in self.about(reference):
+                    yield Watched(sighting, "")
+            if after == cursor:
+                await asyncio.sleep(_EVENTS_EVERY_S)
+                continue
+            cursor = after
+            yield Watched(_NOTHING, cursor)
+
+    async def about(self, reference: str) -> AsyncGenerator[Sighting, None]:
+        """What a notice about a payment comes to: sightings to be credited, then what is booked.
+
+        Whoever iterates credits each before it takes the next. Raises RailUnavailable.
+        """
+        try:
+            payment = await self._synced(reference)
+        except RailRejected as error:  # of another program on the same account, perhaps
+            _log.warning("cards.notice_ignored", provider=self.payment_type, reason=str(error))
+            return
+        if payment is None or not payment.order:
+            return
+        for sighting in await self._sightings(payment):
+            yield sighting
+        await self._booking.book(payment)
+
+    async def hear(self, headers: Mapping[str, str], body: bytes) -> Notice | Forged | None:
+        """A webhook, checked. Raises RailUnavailable."""
+        return await self.connector.hear(headers, body)
+
+    async def _synced(self, reference: str) -> CardPayment | None:
+        """How it stands, captured where the payer's approval leaves that to us."""
+        payment = await self.connector.sync(reference)
+        if payment is None or payment.phase is not Phase.APPROVED or not payment.order:
+            return payment
+        if await self._request_of(payment) is None:
+            return payment
+        told = await self.connector.capture(reference, 0, payment.currency, payment.order)
+        if not isinstance(told, Captured):
+            _log.warning("cards.not_captured", provider=self.payment_type, order=payment.order)
+            return payment
+        return await self.connector.sync(reference)
+
+    async def _sightings(self, payment: CardPayment) -> list[Sighting]:
+        request = await self._request_of(payment)
+        if request is None or payment.phase is not Phase.CAPTURED:
+            return []
+        return [
+            Sighting(
+                reference=request.reference,
+                external=payment.external,
+                amount=min(request.amount or 0, payment.captured),  # what is beyond is the fee
+                state=DepositState.CONFIRMED,
+                at=payment.at_s * NS_PER_S,
+                asset=payment.currency,
+                custody=self.card_terms.custody(payment.currency),
+                matures_at=self.card_terms.matures_at(payment.at_s),
+            )
+        ]
+
+    async def _request_of(self, payment: CardPayment) -> DepositRequest | None:
+        found = await self._ledger.store.find(DEPOSIT_REQUEST, {"id": payment.order}, limit=1)
+        request = found[0][1].value if found else None
+        return request if request and request.method == self.payment_type else None
+
+    # ── out ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def quote_refund(self, request: RefundRequest) -> RefundQuote | Refusal:
+        """What of the account's payments could be given back; there is no fee on top."""
+        return await self._refunds.quote(request)
+
+    def fee_max(self, amount: int, asset: str) -> int:
+        """Nothing: the provider keeps what it took for the payment."""
+        return 0
+
+    async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
+        """To a payment of this account, a part or all of it."""
+        try:
+            return await self._refunds.plan(request)
+        except RailError as error:
+            return Refusal("rail_unavailable", str(error))
+
+    async def refund_payment(
+        self, payload: bytes, *, asked_before: bool
+    ) -> RefundResult | Rejected | Unresolved:
+        """Give back as planned, or find out what became of an earlier try."""
+        return await self._refunds.give(payload, asked_before=asked_before)
+
+    # ── standing ─────────────────────────────────────────────────────────────────────────────────
+
+    async def probe(self) -> None:
+        """Ask the provider whether it lets us in. Raises RailUnavailable."""
+        try:
+            self._fault = await self.connector.probe()
+        except RailUnavailable as error:
+            self._fault = str(error)
+            raise
+
+    def standing(self) -> Standing:
+        """By the last probe."""
+        return Standing(not self._fault, self._fault)
+
+    def terms(self) -> Terms:
+        """The operator's limits and fees."""
+        terms = self.card_terms
+        assets = tuple(
+            AssetTerms(CURRENCIES[code], limits, type(limits)(1, limits.most))
+            for code, limits in terms.currencies.items()
+        )
+        return Terms(
+            assets=assets,
+            fees=(
+                f"in: {terms.fee_fixed} of the smallest unit and {terms.fee_ppm} millionths of the "
+                "amount, on top of it; out: none, and what was paid for paying in stays paid"
+            ),
+            expected_s=60,
+            destinations=("the card or account that paid", "a deposit's id"),
+        )
+
+    def _now_s(self) -> int:
+        return self._ledger.clock.now_ns() // NS_PER_S
+
+
+#: A cursor goes with something that was seen: this is nobody's.
+_NOTHING = Sighting("", "", 0, DepositState.DETECTED)

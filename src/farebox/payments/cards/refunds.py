@@ -1,0 +1,192 @@
+"""Refunds to the card or account that paid: a part or all, never more than is left there.
+
+| boundary              | what can fail               | recovery                                   |
+|-----------------------|-----------------------------|--------------------------------------------|
+| plan → opening commit | another refund of the same  | its number is taken: planned anew          |
+| opening commit → call | we stop                     | the provider is asked by the operation, or |
+|                       |                             | asked again with the same key              |
+| call → closing commit | the answer is lost, we stop | the same                                   |
+
+A refund is one operation and one payment's; its number among the payment's refunds is a row that
+must not exist yet, so two plans made at the same time don't both count on what is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from farebox.errors import RailError
+from farebox.ledger.model import ABSENT, Put
+from farebox.ledger.service import Ledger
+from farebox.payments.cards.connector import Connector
+from farebox.payments.cards.model import Decline, Declined, GivenBack, Unknown
+from farebox.payments.cards.records import GIVING, Giving, GivingState
+from farebox.payments.cards.terms import CardTerms
+from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST, Deposit, DepositState
+from farebox.payments.method import (
+    RefundPlan,
+    RefundQuote,
+    RefundRequest,
+    RefundResult,
+    Refusal,
+)
+from farebox.payments.model import Changes, Rejected, Unresolved
+
+#: Payments of an account that are looked at for one that can be given back.
+_PAYMENTS_MAX = 100
+
+
+class Job(msgspec.Struct, frozen=True):
+    """All that giving back needs, now or after a crash."""
+
+    operation_id: str
+    giving: str
+    external: str
+    amount: int
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A payment, what of it may go back, and the number of its next refund."""
+
+    deposit: Deposit
+    room: int
+    number: int
+
+
+class Refunds:
+    """Plans and carries out refunds at one provider."""
+
+    def __init__(self, terms: CardTerms, connector: Connector, ledger: Ledger) -> None:
+        self._terms = terms
+        self._connector = connector
+        self._ledger = ledger
+
+    async def quote(self, request: RefundRequest) -> RefundQuote | Refusal:
+        """What `plan` would come to. Raises RailUnavailable, RailRejected."""
+        found = await self._chosen(request)
+        return found if isinstance(found, Refusal) else RefundQuote(_amount(request, found), 0, 0)
+
+    async def plan(self, request: RefundRequest) -> RefundPlan | Refusal:
+        """Choose the payment and fix the amount. Raises RailUnavailable, RailRejected."""
+        found = await self._chosen(request)
+        if isinstance(found, Refusal):
+            return found
+        amount, deposit = _amount(request, found), found.deposit
+        key = f"{deposit.key}:{found.number}"
+        job = Job(request.operation_id, key, deposit.reference, amount, deposit.asset)
+        giving = Giving(deposit.key, request.operation_id, amount)
+        return RefundPlan(
+            msgspec.json.encode(job),
+            deposit.custody,
+            amount,
+            (Put(GIVING, key, giving, ABSENT),),
+            returns=deposit.key,
+        )
+
+    async def give(
+        self, payload: bytes, *, asked_before: bool
+    ) -> RefundResult | Rejected | Unresolved:
+        """Give back as planned, or find out what became of an earlier call."""
+        job = msgspec.json.decode(payload, type=Job)
+        told = await self._connector.refund(
+            job.external, job.amount, job.currency, job.operation_id, asked_before=asked_before
+        )
+        match told:
+            case GivenBack():
+                reply = {
+                    "recipient": "the card or account that paid",
+                    "refund": told.id,
+                    "payment": job.external,
+                }
+                puts = await self._ended(job, GivingState.DONE)
+                return RefundResult(job.amount, told.id, reply, puts)
+            case Declined(Decline.TECHNICAL):
+                return Unresolved(told.message)  # nothing is in the way of trying again
+            case Declined():
+                puts = await self._ended(job, GivingState.FAILED)
+                return Rejected(told.code, told.message, Changes(puts=puts), vague=True)
+            case Unknown():
+                return Unresolved(told.reason)
+
+    async def _ended(self, job: Job, state: GivingState) -> tuple[Put, ...]:
+        row = await self._ledger.store.get(GIVING, job.giving)
+        if row is None:
+            return ()
+        ended = msgspec.structs.replace(row.value, state=state)
+        return (Put(GIVING, job.giving, ended, row.version),)
+
+    # ── which payment ────────────────────────────────────────────────────────────────────────────
+
+    async def _chosen(self, request: RefundRequest) -> _Found | Refusal:
+        """The payment that was named, or of the account's the newest that covers the amount, else
+        the one with the most left."""
+        if request.is_exact:
+            return _NO_PAYOUT
+        best: _Found | None = None
+        for deposit in await self._payments(request):
+            try:
+                found = await self._room(deposit)
+            except RailError:
+                if best is None:
+                    raise
+                break
+            if best is None or found.room > best.room:
+                best = found
+            if best.room >= request.amount:
+                break
+        if best is None or best.room <= 0:
+            return _NOTHING_LEFT
+        return best
+
+    async def _payments(self, request: RefundRequest) -> list[Deposit]:
+        found = await self._ledger.store.find(
+            DEPOSIT, {"account": request.account}, limit=_PAYMENTS_MAX
+        )
+        mine = [
+            row.value
+            for _, row in found
+            if row.value.source == self._terms.provider
+            and row.value.asset == request.asset
+            and row.value.state is DepositState.CREDITED
+        ]
+        if request.destination:
+            named = await self._named(request.destination)
+            mine = [one for one in mine if one.reference == request.destination or one.key in named]
+        return sorted(mine, key=lambda one: one.at, reverse=True)
+
+    async def _named(self, deposit_id: str) -> tuple[str, ...]:
+        rows = await self._ledger.store.find(DEPOSIT_REQUEST, {"id": deposit_id}, limit=1)
+        return rows[0][1].value.deposits if rows else ()
+
+    async def _room(self, deposit: Deposit) -> _Found:
+        """What is left of a payment there, without what is under way here."""
+        rows = await self._ledger.store.find(GIVING, {"payment": deposit.key})
+        givings = [row.value for _, row in rows]
+        told = await self._connector.sync(deposit.reference)
+        if told is None:
+            return _Found(deposit, 0, len(givings))
+        there = {one.key for one in told.refunds}
+        under_way = sum(
+            one.amount
+            for one in givings
+            if one.state is not GivingState.FAILED and one.operation_id not in there
+        )
+        gone = sum(one.amount for one in told.refunds) + max(0, told.disputed) + under_way
+        return _Found(deposit, min(deposit.amount, told.captured - gone), len(givings))
+
+
+def _amount(request: RefundRequest, found: _Found) -> int:
+    return min(request.amount, found.room)
+
+
+_NO_PAYOUT = Refusal(
+    "payout_not_supported",
+    "a card is only given back what it has paid: ask for a refund, or pay out another way",
+)
+_NOTHING_LEFT = Refusal(
+    "nothing_to_refund", "no payment of this account is left there that could be given back"
+)

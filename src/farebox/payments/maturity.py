@@ -1,0 +1,85 @@
+"""Money that may still be taken back: it can be spent here, and is paid out only once it is ripe.
+
+A rail says of what it saw until when (`Sighting.matures_at`): card money comes back for weeks. What
+an account has of it stands in one row beside it, written in the commit that credits; whatever lets
+money leave reads that row and is refused when less than it would stay behind.
+
+    paid out at most = available - what is not ripe
+
+So what is spent is ripe money first. Back to where it came from it may go at any time. One row, one
+writer at a time: a payment out guards the version that it has read.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from farebox.ledger.model import Guard, Hold, Kind, Open, Step, Void, hold_id
+from farebox.ledger.records import RecordType, Row
+from farebox.money import BTC
+from farebox.payments.exchange import REVENUE
+
+#: Deposits that one account remembers as unripe; of more, the two oldest ripen together.
+_LOTS_MAX = 256
+
+
+class Lot(msgspec.Struct, frozen=True):
+    """What one deposit has brought, and when that is ripe (UTC nanoseconds)."""
+
+    deposit: str
+    amount_msat: int
+    until: int
+
+
+class Maturing(msgspec.Struct, frozen=True):
+    """What an account has that is not ripe. The key is the account."""
+
+    lots: tuple[Lot, ...] = ()
+
+
+MATURING = RecordType("maturing", Maturing)
+
+
+def unripe_msat(known: Maturing | None, now_ns: int, *, returning: str = "") -> int:
+    """How much is not ripe, without that of the deposit that is to be given back."""
+    lots = known.lots if known else ()
+    return sum(lot.amount_msat for lot in lots if lot.until > now_ns and lot.deposit != returning)
+
+
+def with_lot(known: Maturing | None, lot: Lot, now_ns: int) -> Maturing:
+    """The row with a deposit more, and without what has ripened."""
+    lots = [one for one in (known.lots if known else ()) if one.until > now_ns]
+    lots = [one for one in lots if one.deposit != lot.deposit]
+    if lot.amount_msat:
+        lots.append(lot)
+    while len(lots) > _LOTS_MAX:
+        first, second, *rest = lots
+        until = max(first.until, second.until)
+        lots = [Lot(second.deposit, first.amount_msat + second.amount_msat, until), *rest]
+    return Maturing(tuple(lots))
+
+
+def with_less(known: Maturing | None, deposit: str, left_msat: int, now_ns: int) -> Maturing:
+    """The row after some of a deposit has gone back: at most `left_msat` of it is still here."""
+    for lot in known.lots if known else ():
+        if lot.deposit == deposit:
+            amount_msat = min(lot.amount_msat, left_msat)
+            return with_lot(known, Lot(deposit, amount_msat, lot.until), now_ns)
+    return known or Maturing()
+
+
+def kept_back(
+    row: Row[Maturing] | None, account: str, unit_id: str, steps: int, now_ns: int, returning: str
+) -> tuple[tuple[Step, ...], Guard]:
+    """What joins a unit of `steps` steps that lets money leave: it is refused at one of these where
+    what is not ripe would not be covered any more, and is stale when that has changed.
+
+    The hold is there for the length of the unit alone.
+    """
+    guard = Guard(MATURING, account, row.version if row else 0)
+    kept_msat = unripe_msat(row.value if row else None, now_ns, returning=returning)
+    if not kept_msat:
+        return (), guard
+    probe = hold_id(unit_id, steps + 1)
+    opened = Open(REVENUE, BTC.code, Kind.REVENUE)
+    return (opened, Hold(account, REVENUE, kept_msat, "unripe"), Void(probe)), guard

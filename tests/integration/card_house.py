@@ -1,0 +1,142 @@
+"""A whole house with a provider of card money, behind its real door.
+
+Leaving it proves that the book verifies, nothing is open, and no key stands in any log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from farebox.books import open_audit
+from farebox.bootstrap import Farebox
+from farebox.ledger.invariants import verify
+from farebox.ledger.replay import Broken
+from farebox.settings import load_settings
+from farebox.testing.asgi import serving
+from farebox.testing.upstream import PlayUpstream
+from tests.crash.victim import AheadClock
+from tests.integration.whole_house import listening
+
+ROOT_KEY = b"k" * 32
+PRICE_MSAT = 10_000
+#: A bitcoin is 100,000 dollars.
+CENT_MSAT = 10_000
+#: Long enough on a machine that does other things.
+WAIT_S = 30
+
+
+@dataclass
+class CardHouse:
+    """A running house."""
+
+    farebox: Farebox
+    clock: AheadClock
+    http: httpx.AsyncClient
+    url: str
+    log: io.StringIO
+    secrets: tuple[str, ...]
+
+    async def post(
+        self, path: str, body: object, bearer: str = "", name: str = ""
+    ) -> httpx.Response:
+        """One call of the API."""
+        headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
+        if name:
+            headers["Idempotency-Key"] = name
+        return await self.http.post(path, json=body, headers=headers)
+
+    async def get(self, path: str, bearer: str = "") -> Any:
+        """What a call tells."""
+        headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
+        return (await self.http.get(path, headers=headers)).json()
+
+    async def asked(self, method: str, cents: int, bearer: str = "") -> dict[str, Any]:
+        """A deposit that was asked for."""
+        body = {"method": method, "asset": "USD", "amount": cents}
+        answer = await self.post("/v1/deposits", body, bearer)
+        assert answer.status_code == 201, answer.text
+        asked: dict[str, Any] = answer.json()
+        return asked
+
+    async def opened(self, asked: Mapping[str, Any]) -> str:
+        """The key of the account that a paid deposit opens."""
+        claim = {"initial_balance_token": asked["uri"], "claim_secret": asked["claim_secret"]}
+        made = await self.post("/create", claim)
+        assert made.status_code == 200, made.text
+        return str(made.json()["api_key"])
+
+    async def until_credited(self, asked: Mapping[str, Any]) -> None:
+        """Wait for the house to hear of it by itself; nobody asks the provider here."""
+        for _ in range(WAIT_S * 20):
+            request = await self.farebox.deposits.by_id(asked["deposit"])
+            assert request is not None
+            if request.credited_msat:
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError("it was never credited")
+
+    async def balance_msat(self, bearer: str) -> int:
+        """What an account can spend."""
+        return int((await self.get("/info", bearer))["balance"])
+
+    async def held(self, account: str) -> int:
+        """What stands on a ledger account, on its own side."""
+        found = await self.farebox.store.account(account)
+        if found is None:
+            return 0
+        return abs(found.debits_posted - found.credits_posted)
+
+    async def settled(self) -> None:
+        """Recover until nothing is open, as time passes."""
+        for _ in range(30):
+            if not await self.farebox.operations.unfinished():
+                return
+            self.clock.ahead_s += 400
+            await self.farebox.recover()
+            await asyncio.sleep(0.05)
+        found = await self.farebox.operations.unfinished()
+        raise AssertionError([(one.id, one.error) for one in found])
+
+    async def assert_whole(self) -> None:
+        """The books verify: cover of each asset is among what that means."""
+        with open_audit(self.farebox.settings) as reader:
+            verified = verify(reader)
+        assert not isinstance(verified, Broken), str(verified)
+        assert verified[0].open_holds == 0
+
+
+@asynccontextmanager
+async def card_house(
+    data_dir: Path, rails: Mapping[str, object], secrets: tuple[str, ...], *, spread_ppm: int = 0
+) -> AsyncIterator[CardHouse]:
+    """A house by the settings of its card rails; what was done is audited when its doors close."""
+    clock = AheadClock()
+    async with AsyncExitStack() as open_things:
+        heard = open_things.enter_context(listening())
+        upstream_url = await open_things.enter_async_context(serving(PlayUpstream()))
+        settings = {
+            "data_dir": str(data_dir),
+            "upstream": [{"urls": [upstream_url]}],
+            "price": [{"path": "/*", "per_request": f"{PRICE_MSAT} msat"}],
+            "rates": {"btc_usd": "100000", "spread_ppm": spread_ppm},
+            **rails,
+        }
+        farebox = await open_things.enter_async_context(
+            Farebox(load_settings(None, {}, settings), ROOT_KEY, clock=clock)
+        )
+        url = await open_things.enter_async_context(serving(farebox.app))
+        http = await open_things.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
+        house = CardHouse(farebox, clock, http, url, heard, secrets)
+        yield house
+        await house.settled()
+        await house.assert_whole()
+        for secret in house.secrets:
+            assert secret not in heard.getvalue()
