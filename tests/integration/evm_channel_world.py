@@ -56,6 +56,7 @@ class House:
     client: PaymentChannelPayeeClient
     claims: ClaimScheduler
     token: Contract
+    rpc: Rpc
     reader: ChannelReader
     exchange: Exchange
     batches: BatchPolicy
@@ -176,7 +177,7 @@ async def house_of(
         await processes.start()
         client = PaymentChannelPayeeClient(desk.ledger, processes, payee, payee.did, policy=POLICY)
         claims = ClaimScheduler(client, EAGER)
-        yield House(desk, payee, client, claims, token, reader, exchange, batches)
+        yield House(desk, payee, client, claims, token, rpc, reader, exchange, batches)
         await processes.stop()
         await desk.audited()
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import re
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import farebox.channels
+import farebox.rails.evm.channels
+from farebox.channels import HttpPaymentCodec
 from farebox.channels.chain import ChannelStatus
 from farebox.errors import InvalidInput, RailRejected
+from farebox.rails.evm import reads, sending
 from farebox.rails.evm.channels import BatchPolicy
+from farebox.wire.subrav.keys import KeyType, SigningKey
 from tests.integration.evm_channel_world import ASSET, TOKEN, House, Payer, house_of, payer_of
 from tests.integration.evm_channels import DAY_S, FRAGMENT
-from tests.peers.anvil import Anvil
+from tests.peers.anvil import CHAIN_ID, Anvil
 
 pytestmark = pytest.mark.peer
 
@@ -204,3 +213,21 @@ async def test_what_nobody_knows_the_worth_of_is_claimed(anvil: Anvil, tmp_path:
         await payer.pays(1)
         await house.claims.trigger(payer.channel)
         assert await house.send() == 1
+
+
+async def test_the_payer_of_the_page_pays(house: House, payer: Payer) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "channels.md").read_text()
+    (block,) = re.findall(r"<!-- on anvil -->\n```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    for room in (farebox.channels, farebox.rails.evm.channels, sending, reads):
+        names |= vars(room)
+    names |= {"KeyType": KeyType, "SigningKey": SigningKey, "secrets": secrets}
+    names |= {"chain_id": CHAIN_ID, "rpc": house.rpc, "usdc": house.token.address.lower()}
+    names |= {"payee_did": house.payee.did}
+    names |= {"wallet": payer.desk.keys, "ledger": payer.desk.ledger}
+    code = compile(block, "docs/channels.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    await payer.done(eval(code, names))
+    assert await house.payee.balance(names["channel"].channel_id, TOKEN) == 50_000_000
+    codec = HttpPaymentCodec()
+    asked = codec.decode(await names["payer"].sign_and_encode(None, codec))
+    assert asked.signed_sub_rav is None  # the first request is served on credit
