@@ -50,7 +50,7 @@ from farebox.channels.payer import (
     SignSubRAVOptions,
     SpendingLimits,
 )
-from farebox.channels.pending import PendingSubRAVStore
+from farebox.channels.pending import PendingSubRAVStats, PendingSubRAVStore
 from farebox.channels.processor import Admission, PaymentProcessor, PaymentProcessorConfig
 from farebox.channels.rules import load_rules, parse_rules
 from farebox.channels.tools import PaidToolResult, call_paid_tool
@@ -92,6 +92,7 @@ __all__ = [
     "PaymentProcessor",
     "PaymentProcessorConfig",
     "PaymentUtils",
+    "PendingSubRAVStats",
     "PendingSubRAVStore",
     "PerRequest",
     "PerToken",
