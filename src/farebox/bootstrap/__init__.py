@@ -162,7 +162,8 @@ class Farebox:
             self.payments.exchange,
             public_url(self.settings),
         )
-        self.channels = channels_of(self.settings.channels, house, {})
+        methods = [rail.method for rail in self._rails]
+        self.channels = channels_of(self.settings.channels, house, methods)
         self.paywall = Paywall(
             self.ledger,
             self.payments,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from farebox.channels.chain import PayeeContract
 from farebox.channels.claims import ClaimPolicy, ClaimScheduler
@@ -18,13 +17,11 @@ from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
 from farebox.payments.exchange import Exchange
+from farebox.payments.rail import DepositMethod
 from farebox.paywall.channels import ChannelTill
 from farebox.settings import ChannelChain, ChannelsSettings
 from farebox.wire.subrav.documents import WELL_KNOWN_PATH, ServiceInfo
 from farebox.worker import Duty, Job
-
-if TYPE_CHECKING:
-    from farebox.bootstrap.evm_channels import BackingChain
 
 _CLAIM_EVERY_S = 2
 _SEND_EVERY_S = 5
@@ -57,9 +54,9 @@ class House:
 
 
 def channels_of(
-    found: ChannelsSettings, house: House, chains: Mapping[str, BackingChain]
+    found: ChannelsSettings, house: House, methods: Iterable[DepositMethod]
 ) -> Channels | None:
-    """Everything that channels need; None where none pays. `chains` are those that may back them.
+    """Everything that channels need; None where none pays. A chain of `methods` may back them.
 
     Raises InvalidSettings.
     """
@@ -69,15 +66,7 @@ def channels_of(
         case ChannelChain.LEDGER:
             return _on_ledger(found, house)
         case ChannelChain.EVM:
-            return _on_evm(found, house, chain_of(found, chains))
-
-
-def chain_of(found: ChannelsSettings, chains: Mapping[str, BackingChain]) -> BackingChain:
-    """The chain that backs channels. Raises InvalidSettings."""
-    if found.evm is None or found.evm not in chains:
-        allowed = f"one of {', '.join(chains)}" if chains else "an [[evm]] chain first"
-        raise InvalidSettings("channels.evm", found.evm or "nothing", allowed)
-    return chains[found.evm]
+            return _on_evm(found, house, methods)
 
 
 def _on_ledger(found: ChannelsSettings, house: House) -> Channels:
@@ -99,11 +88,14 @@ def _on_ledger(found: ChannelsSettings, house: House) -> Channels:
     return Channels(service, till, desk, jobs)
 
 
-def _on_evm(found: ChannelsSettings, house: House, chain: BackingChain) -> Channels:
-    from farebox.bootstrap.evm_channels import NOBODY, WATCH_S, SatLimits, payee_of
-    from farebox.rails.evm.channels import CHALLENGE_S
-
-    contract = payee_of(found, chain, house.exchange)
+def _on_evm(found: ChannelsSettings, house: House, methods: Iterable[DepositMethod]) -> Channels:
+    try:
+        from farebox.bootstrap.evm_channels import NOBODY, WATCH_S, SatLimits, payee_of
+        from farebox.rails.evm.channels import CHALLENGE_S
+    except ImportError:
+        allowed = "`pip install 'farebox[evm]'` first, or another one"
+        raise InvalidSettings("channels.chain", found.chain.value, allowed) from None
+    contract = payee_of(found, methods, house.exchange)
     claiming = replace(claiming_of(found), watch_s=WATCH_S)
     payee = _payee(house, contract, contract.did, NOBODY)
     claims = ClaimScheduler(payee, claiming)
