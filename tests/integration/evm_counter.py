@@ -123,7 +123,8 @@ def _counter(desk: Desk, tokens: Mapping[str, Contract], mnemonic: str) -> Count
         exchange,
     )
     sweep_terms = SweepTerms(assets=contracts, treasury=desk.sender, gas_percent=100)
-    sweeping = Sweeping(sweep_terms, desk.sending, Gas(desk.sending, L1Fee.NONE), arrivals, ledger)
+    gas = Gas(desk.sending, L1Fee.NONE)
+    sweeping = Sweeping(sweep_terms, desk.sending, gas, arrivals, ledger, exchange)
     method = EvmMethod(config, desk.rpc, scan, arrivals, addresses, payouts, sweeping, ledger)
     methods = PaymentMethods()
     methods.register(method)

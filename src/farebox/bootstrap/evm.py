@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from farebox.bootstrap.rails import Ground
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidCredential, InvalidSettings, RailRejected, SignerError
-from farebox.ledger.processes import Processes
-from farebox.ledger.service import Ledger
 from farebox.money import Asset, parse_decimal
-from farebox.payments.operations import Operations
 from farebox.payments.rail import Limits
 from farebox.rails.evm.addresses import Addresses, DepositTree
 from farebox.rails.evm.arrivals import FINALIZED, Arrivals, Depth, WatchTerms
@@ -52,11 +50,7 @@ class EvmRail:
 
 
 async def open_chains(
-    found: Sequence[EvmSettings],
-    ledger: Ledger,
-    operations: Operations,
-    processes: Processes,
-    closing: AsyncExitStack,
+    found: Sequence[EvmSettings], ground: Ground, closing: AsyncExitStack
 ) -> tuple[EvmRail, ...]:
     """Every chain of the settings; `closing` ends what they need. Raises InvalidSettings."""
     if not found:
@@ -64,19 +58,17 @@ async def open_chains(
     session = await closing.enter_async_context(open_rpc_session())
     rails = []
     for one in found:
-        rail, disperse = rail_of(one, session, ledger, processes)
-        operations.register(disperse.kind, disperse)
+        rail, disperse = rail_of(one, session, ground)
+        ground.operations.register(disperse.kind, disperse)
         rails.append(rail)
     return tuple(rails)
 
 
 def rail_of(
-    found: EvmSettings,
-    session: aiohttp.ClientSession,
-    ledger: Ledger,
-    processes: Processes,
+    found: EvmSettings, session: aiohttp.ClientSession, ground: Ground
 ) -> tuple[EvmRail, Disperse]:
     """One chain, put together. Raises InvalidSettings."""
+    ledger, exchange = ground.ledger, ground.exchange
     config, preset, keys = config_of(found), preset_of(found), keys_of(found)
     rpc = rpc_of(found, session, ledger.clock)
     send_terms = SendTerms(
@@ -95,7 +87,7 @@ def rail_of(
         l1=preset.l1,
         batch_wait_s=found.batch_wait_s,
     )
-    payouts = Payouts(pay_terms, sending, ledger)
+    payouts = Payouts(pay_terms, sending, ledger, exchange)
     addresses = Addresses(found.name, tree_of(found), ledger, watch_days=found.watch_days)
     watch_terms = WatchTerms(
         chain=found.name,
@@ -110,9 +102,9 @@ def rail_of(
         treasury=read_address(found.treasury or keys.addresses[0], config.chain_id),
         gas_percent=found.sweep_gas_percent,
     )
-    sweeping = Sweeping(sweep_terms, sending, Gas(sending, preset.l1), arrivals, ledger)
+    sweeping = Sweeping(sweep_terms, sending, Gas(sending, preset.l1), arrivals, ledger, exchange)
     upkeep = Upkeep(sending, sweeping, disperse if found.batch_wait_s else None)
-    duty = Duty(f"evm:{found.name}", upkeep.run, ledger, processes)
+    duty = Duty(f"evm:{found.name}", upkeep.run, ledger, ground.processes)
     jobs = (Job(f"evm {found.name}", _UPKEEP_EVERY_S, duty.run),)
     method = EvmMethod(config, rpc, scan, arrivals, addresses, payouts, sweeping, ledger)
     return EvmRail(method, jobs), disperse

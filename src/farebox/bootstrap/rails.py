@@ -29,46 +29,36 @@ class Rail:
     method: DepositMethod
     start: Callable[[], Awaitable[None]] | None = None
     jobs: tuple[Job, ...] = ()
-    convert: Callable[[Exchange], None] = lambda _: None  # hears what assets are worth
 
 
 @dataclass(frozen=True, slots=True)
-class Sessions:
-    """HTTP to where the operator sends us, and to where strangers do."""
+class Ground:
+    """What rails stand on. `session` goes where the operator says, `guarded` where strangers do."""
 
-    trusted: aiohttp.ClientSession
+    ledger: Ledger
+    operations: Operations
+    processes: Processes
+    exchange: Exchange
+    session: aiohttp.ClientSession
     guarded: aiohttp.ClientSession
+    public_url: str
 
 
-async def open_rails(
-    settings: Settings,
-    ledger: Ledger,
-    operations: Operations,
-    processes: Processes,
-    sessions: Sessions,
-    closing: AsyncExitStack,
-    public_url: str,
-) -> list[Rail]:
+async def open_rails(settings: Settings, ground: Ground, closing: AsyncExitStack) -> list[Rail]:
     """All that the settings name, in the order they are asked in. Raises InvalidSettings."""
     rails: list[Rail] = []
-    lightning = await open_lightning(settings.lightning, ledger, sessions.guarded, closing)
+    lightning = await open_lightning(settings.lightning, ground.ledger, ground.guarded, closing)
     if lightning is not None:
         rails.append(Rail(lightning, lightning.start))
-    bitcoin = open_bitcoin(settings, ledger, operations, closing.push_async_callback)
+    bitcoin = open_bitcoin(settings, ground.ledger, ground.operations, closing.push_async_callback)
     if bitcoin is not None:
         rails.append(Rail(bitcoin, bitcoin.start))
-    rails += await _open_chains(settings, ledger, operations, processes, closing)
-    cards = open_cards(settings, sessions.trusted, ledger, public_url)
+    rails += await _open_chains(settings, ground, closing)
+    cards = open_cards(settings, ground.session, ground.ledger, ground.public_url)
     return rails + [Rail(card) for card in cards]
 
 
-async def _open_chains(
-    settings: Settings,
-    ledger: Ledger,
-    operations: Operations,
-    processes: Processes,
-    closing: AsyncExitStack,
-) -> list[Rail]:
+async def _open_chains(settings: Settings, ground: Ground, closing: AsyncExitStack) -> list[Rail]:
     """The EVM chains; their libraries are loaded only for them."""
     if not settings.evm:
         return []
@@ -77,8 +67,8 @@ async def _open_chains(
     except ImportError:
         allowed = "`pip install 'farebox[evm]'` first, or leave it out"
         raise InvalidSettings("evm", settings.evm[0].name, allowed) from None
-    chains = await open_chains(settings.evm, ledger, operations, processes, closing)
-    return [Rail(one.method, one.method.start, one.jobs, one.method.convert) for one in chains]
+    chains = await open_chains(settings.evm, ground, closing)
+    return [Rail(one.method, one.method.start, one.jobs) for one in chains]
 
 
 def card_methods(rails: Iterable[Rail]) -> dict[str, CardMethod]:

@@ -24,7 +24,6 @@ from farebox.payments import (
     Standing,
     Unresolved,
 )
-from farebox.payments.exchange import Exchange
 from farebox.payments.rail import (
     AssetTerms,
     DepositMethod,
@@ -79,10 +78,6 @@ class EvmMethod(DepositMethod):
         self.sending = sweeping.sending
         self._ledger = ledger
         self._fault = "the node was not asked yet"
-
-    def convert(self, exchange: Exchange) -> None:
-        """Charge and weigh gas at these rates."""
-        self._payouts.exchange = self.sweeping.exchange = exchange
 
     async def start(self) -> None:
         """Put the ceilings into the books. Raises StoreError."""

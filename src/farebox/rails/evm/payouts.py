@@ -37,7 +37,7 @@ from farebox.payments import (
     Rejected,
     Unresolved,
 )
-from farebox.payments.exchange import ONLY_BITCOIN, REVENUE, Exchange, balance_of
+from farebox.payments.exchange import REVENUE, Exchange, balance_of
 from farebox.payments.method import no_rate
 from farebox.payments.model import Changes
 from farebox.payments.rail import Limits
@@ -135,15 +135,14 @@ class Payouts:
         terms: PayoutTerms,
         sending: Sending,
         ledger: Ledger,
-        exchange: Exchange = ONLY_BITCOIN,
+        exchange: Exchange,
     ) -> None:
         self.terms = terms
         self._sending = sending
         self._chain = sending.chain
         self._gas = Gas(sending, terms.l1)
         self._ledger = ledger
-        #: At what rates gas is charged; set before anything is planned.
-        self.exchange = exchange
+        self._exchange = exchange
 
     # ── before ───────────────────────────────────────────────────────────────────────────────────
 
@@ -213,7 +212,7 @@ class Payouts:
         terms = self._sending.terms
         gas = PLAIN_GAS if asset == terms.native else _TOKEN_GAS
         cost = gas * terms.fee_cap * (100 + self.terms.fee_margin_percent) // 100
-        return self.exchange.worth(cost, terms.native, asset, Rounding.UP)
+        return self._exchange.worth(cost, terms.native, asset, Rounding.UP)
 
     async def _fee(self, of: PaidAsset, to: str, amount: int) -> int | Refusal:
         """What gas costs now and the operator's margin, in the asset that is paid."""
@@ -234,7 +233,7 @@ class Payouts:
         native = self._sending.terms.native
         if of.asset == native:
             return cost
-        fee = self.exchange.worth(cost, native, of.asset, Rounding.UP)
+        fee = self._exchange.worth(cost, native, of.asset, Rounding.UP)
         return no_rate(native) if fee is None else fee
 
     async def _try(self, of: PaidAsset, to: str, amount: int) -> Refusal | None:

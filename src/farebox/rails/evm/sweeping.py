@@ -27,7 +27,7 @@ from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger
 from farebox.money import Rounding
 from farebox.payments.deposits import DepositState
-from farebox.payments.exchange import ONLY_BITCOIN, Exchange
+from farebox.payments.exchange import Exchange
 from farebox.rails.evm.arrivals import Arrivals
 from farebox.rails.evm.fees import Fees
 from farebox.rails.evm.gas import PLAIN_GAS, Gas
@@ -71,6 +71,7 @@ class Sweeping:
         gas: Gas,
         arrivals: Arrivals,
         ledger: Ledger,
+        exchange: Exchange,
     ) -> None:
         self.terms = terms
         self.sending = sending
@@ -78,8 +79,7 @@ class Sweeping:
         self._gas = gas
         self._arrivals = arrivals
         self._ledger = ledger
-        #: At what rates gas is weighed; set before the first round.
-        self.exchange: Exchange = ONLY_BITCOIN
+        self._exchange = exchange
         self._not_before: dict[str, int] = {}
         self._after = ""
 
@@ -164,7 +164,7 @@ class Sweeping:
         limit = gas + gas // 4
         needs = limit * offered.max_fee + l1_fee
         funding = 0 if coin >= needs else PLAIN_GAS * _price(offered)
-        cost = self.exchange.worth(
+        cost = self._exchange.worth(
             gas * _price(offered) + l1_fee + funding,
             self.sending.terms.native,
             asset,
