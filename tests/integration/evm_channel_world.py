@@ -156,9 +156,9 @@ async def house_of(
     exchange: Exchange = ONLY_BITCOIN,
     batches: BatchPolicy = GENEROUS,
     key: str = "",
+    is_deployed: bool = True,
 ) -> AsyncIterator[House]:
     """A house with a hundred ether for gas; ether and a token back its channels."""
-    await asyncio.to_thread(deployed, anvil)
     token = await asyncio.to_thread(anvil.deploy, CONTRACTS / "TetherLike.sol")
     async with AsyncExitStack() as opened:
         (folder / "house").mkdir(exist_ok=True)
@@ -171,12 +171,13 @@ async def house_of(
         )
         rpc = Rpc(anvil.url, session, Breaker(desk.ledger.clock, who="the node"))
         reader = ChannelReader(rpc, terms)
-        await reader.check()
         payee = EvmPayee(reader, desk.sending, exchange, batches)
         processes = Processes(desk.ledger, alone=True)
         await processes.start()
         client = PaymentChannelPayeeClient(desk.ledger, processes, payee, payee.did, policy=POLICY)
         claims = ClaimScheduler(client, EAGER)
+        if is_deployed:
+            await asyncio.to_thread(deployed, anvil)
         yield House(desk, payee, client, claims, token, rpc, reader, exchange, batches)
         await processes.stop()
         await desk.audited()

@@ -215,6 +215,44 @@ async def test_what_nobody_knows_the_worth_of_is_claimed(anvil: Anvil, tmp_path:
         assert await house.send() == 1
 
 
+async def test_two_processes_that_claim_at_once_move_each_unit_once(
+    house: House, payer: Payer
+) -> None:
+    await payer.open()
+    await payer.pays(1_000)
+    await house.claims.trigger(payer.channel)
+    first = house.payee
+    house.again()
+    await house.claims.trigger(payer.channel)
+    assert sum(await asyncio.gather(first.run(), house.payee.run())) >= 1
+    assert await house.settle(payer.channel) == ({FRAGMENT: 1_000}, {})
+    await house.desk.finish()
+    assert await house.custody() == 1_000
+    sub = await house.reader.sub_at(payer.channel, FRAGMENT, "latest")
+    assert sub is not None
+    assert sub.claimed == 1_000
+
+
+async def test_a_house_puts_the_contract_where_it_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "anvil").mkdir()  # a chain of its own
+    chain = Anvil(tmp_path / "anvil")
+    await asyncio.to_thread(chain.start)
+    try:
+        async with house_of(chain, tmp_path, is_deployed=False) as house:
+            with pytest.raises(RailRejected, match="no contract"):
+                await house.reader.check()
+            await house.send()
+            await house.desk.finish()
+            await house.reader.check()
+            assert await house.send() == 0
+            assert int(chain.rpc("eth_getTransactionCount", house.desk.sender, "latest"), 16) == 1
+            await asyncio.to_thread(chain.rpc, "anvil_setCode", house.reader.terms.contract, "0xfe")
+            with pytest.raises(RailRejected, match="another contract"):
+                await house.reader.check()
+    finally:
+        await asyncio.to_thread(chain.stop)
+
+
 async def test_the_payer_of_the_page_pays(house: House, payer: Payer) -> None:
     page = (Path(__file__).parents[2] / "docs" / "channels.md").read_text()
     (block,) = re.findall(r"<!-- on anvil -->\n```python\n(.*?)```", page, re.DOTALL)

@@ -227,6 +227,8 @@ class EvmPayee:
         made = artifact("FareboxChannels")
         if await self._sending.chain.code(self.terms.contract):
             return True
+        if not await self._sending.chain.code(DEPLOYER):
+            raise RailRejected(f"the chain lacks {DEPLOYER}, which would put the contract there")
         if not await self._is_on_its_way(_DEPLOY):
             call = Call(DEPLOYER, 0, made.deployment)
             await self._send(call, await self._gas(call), _DEPLOY)
