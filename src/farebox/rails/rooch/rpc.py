@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -18,6 +18,9 @@ _SAID_MAX_CHARS = 200
 _CALL_S = 20
 _EXECUTED = "executed"
 _SEQUENCE_NUMBER = f"0x{2:064x}::account::sequence_number"
+
+
+_Number: Any = str | int  # a union, which mypy takes for no type of values
 
 
 class _Error(msgspec.Struct, frozen=True):
@@ -72,7 +75,7 @@ class RoochRpc:
 
     async def chain_id(self) -> int:
         """Which chain this is: 1 is the main net, 4 a local one. Raises RailUnavailable."""
-        return int(await self._ask("rooch_getChainID", [], str | int))
+        return int(await self._ask("rooch_getChainID", [], _Number))
 
     async def object_state(self, object_id: str) -> bytes | None:
         """An object's value in BCS; None: there is none. Raises RailUnavailable."""
@@ -86,7 +89,7 @@ class RoochRpc:
 
     async def sequence_number(self, address: bytes) -> int:
         """The number of an account's next transaction. Raises RailUnavailable."""
-        call = {"function_id": _SEQUENCE_NUMBER, "args": ["0x" + address.hex()], "ty_args": []}
+        call = {"function_id": _SEQUENCE_NUMBER, "args": [address.hex()], "ty_args": []}
         told = await self._ask("rooch_executeViewFunction", [call], _Viewed)
         return int(told.return_values[0].decoded_value) if told.return_values else 0
 
