@@ -29,7 +29,7 @@ from farebox.rails.evm.channels import (
     EvmPayee,
     EvmPayer,
 )
-from farebox.rails.evm.payouts import custody_of
+from farebox.rails.evm.outbox import custody_of
 from farebox.rails.evm.rpc import Rpc, open_rpc_session
 from farebox.rails.web import Breaker
 from farebox.wire.subrav.keys import KeyType, SigningKey

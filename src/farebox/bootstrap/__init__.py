@@ -229,6 +229,7 @@ class Farebox:
             self.settings,
             self.ledger,
             self.operations,
+            self.processes,
             Sessions(self.session, guarded),
             self._closing,
             public_url(self.settings),
@@ -237,6 +238,8 @@ class Farebox:
         methods = self._methods()
         exchange, rates = exchange_of(self.settings, self._feeds, methods, self.clock)
         self._rates = RateRefresh(rates, self.prices)
+        for rail in self._rails:
+            rail.convert(exchange)
         self.payments = Payments(self.ledger, self.operations, methods, self.signer, exchange)
         self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), methods, exchange)
         self.cards = PaymentGateway(card_methods(self._rails), self.deposits)

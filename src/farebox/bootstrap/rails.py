@@ -11,8 +11,11 @@ import aiohttp
 from farebox.bootstrap.bitcoin import open_bitcoin
 from farebox.bootstrap.cards import open_cards
 from farebox.bootstrap.lightning import open_lightning
+from farebox.errors import InvalidSettings
+from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
 from farebox.payments.cards.method import CardMethod
+from farebox.payments.exchange import Exchange
 from farebox.payments.operations import Operations
 from farebox.payments.rail import DepositMethod
 from farebox.settings import Settings
@@ -26,6 +29,7 @@ class Rail:
     method: DepositMethod
     start: Callable[[], Awaitable[None]] | None = None
     jobs: tuple[Job, ...] = ()
+    convert: Callable[[Exchange], None] = lambda _: None  # hears what assets are worth
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ async def open_rails(
     settings: Settings,
     ledger: Ledger,
     operations: Operations,
+    processes: Processes,
     sessions: Sessions,
     closing: AsyncExitStack,
     public_url: str,
@@ -52,8 +57,28 @@ async def open_rails(
     bitcoin = open_bitcoin(settings, ledger, operations, closing.push_async_callback)
     if bitcoin is not None:
         rails.append(Rail(bitcoin, bitcoin.start))
+    rails += await _open_chains(settings, ledger, operations, processes, closing)
     cards = open_cards(settings, sessions.trusted, ledger, public_url)
     return rails + [Rail(card) for card in cards]
+
+
+async def _open_chains(
+    settings: Settings,
+    ledger: Ledger,
+    operations: Operations,
+    processes: Processes,
+    closing: AsyncExitStack,
+) -> list[Rail]:
+    """The EVM chains; their libraries are loaded only for them."""
+    if not settings.evm:
+        return []
+    try:
+        from farebox.bootstrap.evm import open_chains
+    except ImportError:
+        allowed = "`pip install 'farebox[evm]'` first, or leave it out"
+        raise InvalidSettings("evm", settings.evm[0].name, allowed) from None
+    chains = await open_chains(settings.evm, ledger, operations, processes, closing)
+    return [Rail(one.method, one.method.start, one.jobs, one.method.convert) for one in chains]
 
 
 def card_methods(rails: Iterable[Rail]) -> dict[str, CardMethod]:

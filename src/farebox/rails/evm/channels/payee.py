@@ -41,8 +41,7 @@ from farebox.rails.evm.channels.names import account_did
 from farebox.rails.evm.channels.reading import ChannelReader
 from farebox.rails.evm.contracts import DEPLOYER, artifact
 from farebox.rails.evm.fees import TooDear
-from farebox.rails.evm.outbox import Call, Slot
-from farebox.rails.evm.payouts import custody_of
+from farebox.rails.evm.outbox import Call, Slot, custody_of
 from farebox.rails.evm.sending import Parcel, Sending
 from farebox.wire.subrav.model import SignedSubRAV
 
