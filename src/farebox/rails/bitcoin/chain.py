@@ -1,8 +1,7 @@
 """The source port: where the chain is asked, and what of it concerns the wallet.
 
-`core.py` does it. Calls block: they all run in the one
-thread of `wallet.py`. Each raises RailUnavailable when nobody knows, RailRejected for a definite
-no.
+`core.py`, `electrum.py` and `esplora.py` do it. Calls block: they all run in the one thread of
+`wallet.py`. Each raises RailUnavailable when nobody knows, RailRejected for a definite no.
 """
 
 from __future__ import annotations
