@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import bdkpython as bdk
 import pytest
 
 from farebox.testing.asgi import serving
@@ -27,17 +28,22 @@ SOURCES = ("core", "electrum", "esplora")
 
 @asynccontextmanager
 async def house_by(
-    source: str, folder: Path, chain: BitcoinChain, electrumx: ElectrumX
+    source: str, folder: Path, chain: BitcoinChain, electrumx: ElectrumX, key: str
 ) -> AsyncIterator[BitcoinHouse]:
-    """A house that asks there."""
+    """A house that asks there. Its wallet is new: servers know what an old one was ever paid."""
     async with serving(FakeEsplora(chain.node)) as esplora:
         url = {"core": chain.node.url, "electrum": electrumx.url, "esplora": esplora}[source]
         since = chain.node.height() + 1
         terms = bitcoin_settings(
-            chain, source=source, url=url, start_height=since, bump_after_blocks=2
+            chain, source=source, url=url, key=key, start_height=since, bump_after_blocks=2
         )
         async with bitcoin_house(folder, terms) as house:
             yield house
+
+
+@pytest.fixture
+def words() -> str:
+    return str(bdk.Mnemonic(bdk.WordCount.WORDS12))
 
 
 async def mine(house: BitcoinHouse, chain: BitcoinChain, *, empty: bool = False) -> None:
@@ -47,10 +53,10 @@ async def mine(house: BitcoinHouse, chain: BitcoinChain, *, empty: bool = False)
 
 @pytest.mark.parametrize("source", SOURCES)
 async def test_money_comes_and_goes_and_a_stuck_payment_goes_dearer(
-    source: str, tmp_path: Path, bitcoin: BitcoinChain, electrumx: ElectrumX
+    source: str, tmp_path: Path, bitcoin: BitcoinChain, electrumx: ElectrumX, words: str
 ) -> None:
     place = 50 + SOURCES.index(source)
-    async with house_by(source, tmp_path, bitcoin, electrumx) as house:
+    async with house_by(source, tmp_path, bitcoin, electrumx, words) as house:
         asked = await house.asked(None)
         await asyncio.to_thread(bitcoin.payer.pay, asked["pay"], IN_SAT)
         await house.until(asked, "detected")
@@ -75,10 +81,10 @@ async def test_money_comes_and_goes_and_a_stuck_payment_goes_dearer(
 
 @pytest.mark.parametrize("source", SOURCES)
 async def test_what_is_replaced_or_leaves_the_chain_is_taken_back(
-    source: str, tmp_path: Path, bitcoin: BitcoinChain, electrumx: ElectrumX
+    source: str, tmp_path: Path, bitcoin: BitcoinChain, electrumx: ElectrumX, words: str
 ) -> None:
     payer = bitcoin.payer
-    async with house_by(source, tmp_path, bitcoin, electrumx) as house:
+    async with house_by(source, tmp_path, bitcoin, electrumx, words) as house:
         gone, stays = await house.asked(None), await house.asked(None)
         raw = await asyncio.to_thread(payer.signed, [(gone["pay"], IN_SAT)])
         await asyncio.to_thread(payer.send, raw)
@@ -100,9 +106,9 @@ async def test_what_is_replaced_or_leaves_the_chain_is_taken_back(
 
 @pytest.mark.parametrize("source", SOURCES)
 async def test_a_house_that_starts_again_finds_its_change(
-    source: str, tmp_path: Path, bitcoin: BitcoinChain, electrumx: ElectrumX
+    source: str, tmp_path: Path, bitcoin: BitcoinChain, electrumx: ElectrumX, words: str
 ) -> None:
-    async with house_by(source, tmp_path, bitcoin, electrumx) as house:
+    async with house_by(source, tmp_path, bitcoin, electrumx, words) as house:
         key, _ = await house.credited(bitcoin, IN_SAT)
         await house.paid_out(key, bitcoin.payer.address(55), OUT_SAT, "first")
         await eventually(lambda: asyncio.to_thread(bitcoin.node.pool))
@@ -110,7 +116,7 @@ async def test_a_house_that_starts_again_finds_its_change(
             await mine(house, bitcoin)
         await house.settled()
         left = await house.held_msat()
-    async with house_by(source, tmp_path, bitcoin, electrumx) as house:
+    async with house_by(source, tmp_path, bitcoin, electrumx, words) as house:
         await eventually(house.wallet_sat, lambda found: found * 1_000 == left)
         await house.paid_out(key, bitcoin.payer.address(56), OUT_SAT, "second")
         await eventually(lambda: asyncio.to_thread(bitcoin.node.pool))

@@ -26,6 +26,7 @@ class FakeEsplora:
     def __init__(self, node: BitcoinNode) -> None:
         self._node = node
         self._seen: object = None
+        self._known: dict[str, Document] = {}
         self._blocks: list[Document] = []
         self._txs: dict[str, Document] = {}
         self._raw: dict[str, bytes] = {}
@@ -77,38 +78,30 @@ class FakeEsplora:
 
     def _read(self) -> None:
         node = self._node
-        seen = (node.call("getbestblockhash"), sorted(node.pool()))
-        if seen == self._seen:
+        best, pool = node.call("getbestblockhash"), sorted(node.pool())
+        if (best, pool) == self._seen:
             return
+        chain = [best]
+        while parent := self._block(chain[-1]).get("previousblockhash"):
+            chain.append(parent)
         self._blocks, self._txs, self._raw, self._paid = [], {}, {}, {}
-        for height in range(node.height() + 1):
-            block = node.call("getblock", node.call("getblockhash", height), 2)
-            at = {"block_height": height, "block_hash": block["hash"], "block_time": block["time"]}
+        for height, name in enumerate(reversed(chain)):
+            block = self._block(name)
+            at = {"block_height": height, "block_hash": name, "block_time": block["time"]}
             for one in block.get("rawtx") or block.get("tx", []):
                 self._add(bytes.fromhex(one["hex"]), {"confirmed": True, **at})
-            parent = block.get("previousblockhash")
-            root = block["merkleroot"]
-            self._blocks.append(
-                {
-                    "id": block["hash"],
-                    "height": height,
-                    "version": block["version"],
-                    "timestamp": block["time"],
-                    "tx_count": 1,
-                    "size": 1,
-                    "weight": 4,
-                    "merkle_root": root,
-                    "previousblockhash": None if not height else parent,
-                    "mediantime": block["time"],
-                    "nonce": block["nonce"],
-                    "bits": int(block["bits"], 16),
-                    "difficulty": 0,
-                }
-            )
-        for txid in node.pool():
+            self._blocks.append(_summary(height, block))
+        for txid in pool:
             raw = bytes.fromhex(node.call("getrawtransaction", txid))
             self._add(raw, {"confirmed": False})
-        self._seen = seen
+        self._seen = (best, pool)
+
+    def _block(self, name: str) -> Document:
+        if name not in self._known:
+            self._known[name] = self._node.call("getblock", name, 2)
+            if self._known[name]["height"] == 0:
+                self._known[name].pop("previousblockhash", None)
+        return self._known[name]
 
     def _add(self, raw: bytes, status: Document) -> None:
         tx = bdk.Transaction(raw)
@@ -146,3 +139,21 @@ class FakeEsplora:
         }
         for script in scripts:
             self._paid.setdefault(hashlib.sha256(script).hexdigest(), []).append(txid)
+
+
+def _summary(height: int, block: Document) -> Document:
+    return {
+        "id": block["hash"],
+        "height": height,
+        "version": block["version"],
+        "timestamp": block["time"],
+        "tx_count": 1,
+        "size": 1,
+        "weight": 4,
+        "merkle_root": block["merkleroot"],
+        "previousblockhash": block.get("previousblockhash"),
+        "mediantime": block["time"],
+        "nonce": block["nonce"],
+        "bits": int(block["bits"], 16),
+        "difficulty": 0,
+    }

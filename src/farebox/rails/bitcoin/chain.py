@@ -98,6 +98,14 @@ class ChainSource(Protocol):
         ...
 
 
+_KNOWN_WORDS = ("already have", "already in", "already exist", "already known", "txn-already")
+
+
+def is_known(refusal: str) -> bool:
+    """Whether a transaction was refused because it is there already, in the words of nodes."""
+    return any(word in refusal.lower() for word in _KNOWN_WORDS)
+
+
 #: The first blocks of the networks, as everybody shows them.
 GENESIS = {
     "bitcoin": "000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f",

@@ -9,7 +9,7 @@ from typing import TypeVar
 import bdkpython as bdk
 
 from farebox.errors import RailRejected, RailUnavailable
-from farebox.rails.bitcoin.chain import Block, ChainInfo
+from farebox.rails.bitcoin.chain import Block, ChainInfo, is_known
 from farebox.rails.bitcoin.indexed import IndexedSource
 from farebox.wire.bitcoin import block_hash
 
@@ -17,7 +17,6 @@ T = TypeVar("T")
 _SAT = 100_000_000
 _TIMEOUT_S = 30
 _BATCH = 50
-_KNOWN_WORDS = ("already have", "already in", "already known", "txn-already")
 
 
 class Electrum(IndexedSource):
@@ -54,12 +53,15 @@ class Electrum(IndexedSource):
         try:
             self._ask(lambda client: client.transaction_broadcast(bdk.Transaction(raw)))
         except RailRejected as error:
-            if not any(word in str(error).lower() for word in _KNOWN_WORDS):
+            if not is_known(str(error)):
                 raise
 
     def fee_rate(self, blocks: int) -> int | None:
         """`blockchain.estimatefee`."""
-        told = self._ask(lambda client: client.estimate_fee(blocks))
+        try:
+            told = self._ask(lambda client: client.estimate_fee(blocks))
+        except RailRejected:  # its node cannot say
+            return None
         rate = int(Decimal(str(told)) * _SAT)
         return rate if rate > 0 else None
 

@@ -9,14 +9,13 @@ from typing import TypeVar
 import bdkpython as bdk
 
 from farebox.errors import RailRejected, RailUnavailable
-from farebox.rails.bitcoin.chain import Block, ChainInfo
+from farebox.rails.bitcoin.chain import Block, ChainInfo, is_known
 from farebox.rails.bitcoin.indexed import IndexedSource
 
 T = TypeVar("T")
 _AT_ONCE = 4
 _KVB = 1_000
 _BAD_REQUEST = 400
-_KNOWN_WORDS = ("already have", "already in", "already known", "txn-already")
 
 
 class Esplora(IndexedSource):
@@ -46,7 +45,7 @@ class Esplora(IndexedSource):
         try:
             self._ask(lambda client: client.broadcast(bdk.Transaction(raw)))
         except RailRejected as error:
-            if not any(word in str(error).lower() for word in _KNOWN_WORDS):
+            if not is_known(str(error)):
                 raise
 
     def fee_rate(self, blocks: int) -> int | None:
