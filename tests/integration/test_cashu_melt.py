@@ -246,6 +246,28 @@ async def test_no_error_code_loses_or_doubles_a_payment(tmp_path: Path, code: in
         await house.assert_whole(mint)
 
 
+async def test_what_another_payment_has_reserved_is_lacking_and_no_amount_too_small(
+    tmp_path: Path,
+) -> None:
+    mint = PlayMint()
+    async with paying_house(tmp_path, mint, 64) as (house, payee):  # one coin
+        mint.faults.next("melt", StaysPending())
+        assert isinstance(await house.refund(20, "ref_1", destination=invoice(10)), Pending)
+        for destination in (payee.address, invoice(10)):
+            told = await house.refund(20, "ref_2", destination=destination)
+            assert isinstance(told, Refusal)
+            assert told.code == "insufficient_funds", "it passes once the first is through"
+        pending = [
+            row.quote
+            for row in mint._bank._books.melt_quotes.values()
+            if row.state.value == "PENDING"
+        ]
+        mint.settle(pending[0], paid=True)
+        await house.recover()
+        assert isinstance(await house.refund(20, "ref_2", destination=payee.address), Refunded)
+        await house.assert_whole(mint)
+
+
 @pytest.mark.parametrize("paid", [True, False])
 async def test_a_payment_that_hangs_holds_the_money_until_it_ends(
     tmp_path: Path, paid: bool

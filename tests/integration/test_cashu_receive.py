@@ -385,8 +385,9 @@ async def test_a_swap_planned_anew_survives_a_lost_answer_too(tmp_path: Path, fa
         await house.assert_whole(mint)
 
 
+@pytest.mark.parametrize("code", [NutError.KEYSET_INACTIVE, NutError.QUOTE_ISSUED])
 async def test_of_two_processes_that_plan_anew_at_once_the_first_plan_stands(
-    tmp_path: Path,
+    tmp_path: Path, code: NutError
 ) -> None:
     mint = PlayMint()
     async with house_of(tmp_path, mint) as house:
@@ -415,7 +416,7 @@ async def test_of_two_processes_that_plan_anew_at_once_the_first_plan_stands(
             assert plan == swap
             place.mint._keysets_doubted = True  # as a refusal of its own would have it
             await replanning.advance("r", Standing(swap, 0), place, quick, asked_before=True)
-            return refused
+            return saga.Rejected(code, "not this one")
 
         first = Standing(swap, 0)
         _, end = await replanning.advance("r", first, place, slow, asked_before=True)

@@ -15,6 +15,7 @@ _LIGHTNING = "lightning"
 #: What stays on an account where every way out takes its fee.
 _SMALL_MSAT = 2_000
 _EMPTYINGS_MAX = 60
+_SENDS_MOST = 30
 
 
 @dataclass
@@ -35,16 +36,18 @@ class Depositor(Caller):
     node: ModelLnd
     market: dict[str, str]
 
-    def live_with(self, node: ModelLnd, market: dict[str, str]) -> None:
-        """Say which node the house has."""
-        self.node, self.market = node, market
+    def live_with(self, node: ModelLnd, market: dict[str, str], fills: float) -> None:
+        """Say which node the house has, and how often to pay in before one is paid out."""
+        self.node, self.market, self._fills = node, market, fills
         self.asked: dict[str, Asked] = {}
         #: What arrived of what the house paid out, by payment hash.
         self.got_msat = 0
 
     def _acts(self) -> tuple[Act, ...]:
         acts = (self._ask_to_pay, self._ask_to_pay, self._claim, self._send, self._send)
-        return (*super()._acts(), *acts, self._draw, self._claim_anothers)
+        # In some worlds hardly anything else is done than to pay out.
+        often = (self._send,) * round(_SENDS_MOST * self._fills)
+        return (*super()._acts(), *acts, *often, self._draw, self._claim_anothers)
 
     # ── in ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -82,7 +85,11 @@ class Depositor(Caller):
         unpaid = [one for one in self.asked.values() if not one.paid_msat and not one.is_paying]
         if not unpaid or self._chance.random() < 0.2:
             return
-        asked = self._chance.choice(unpaid)
+        await self._pay(self._chance.choice(unpaid))
+
+    async def _pay(self, asked: Asked) -> None:
+        if asked.paid_msat or asked.is_paying:
+            return
         amount_msat = asked.amount_msat or self._chance.randint(1, 90) * 1_000
         asked.is_paying = True
         self._trace(f"{self.name} pays {amount_msat} msat into {asked.text[-12:]}")
@@ -149,6 +156,9 @@ class Depositor(Caller):
     async def _send(self) -> None:
         if not self.keys:
             return await self._create()
+        key = self._chance.choice(self.keys)
+        if self._chance.random() < self._fills:
+            await self._fill(key)
         amount_msat = self._chance.randint(1, 60) * 1_000
         target = self._chance.choice(("/v1/refunds", "/v1/payouts"))
         body: dict[str, object] = {
@@ -158,8 +168,15 @@ class Depositor(Caller):
         }
         if self._chance.random() < 0.1:
             body["dry_run"] = True
-        await self._named(post(target, body, bearer(self._chance.choice(self.keys)), self._name()))
+        await self._named(post(target, body, bearer(key), self._name()))
         return None
+
+    async def _fill(self, key: str) -> None:
+        """Have something on a key's account."""
+        body = {"method": _LIGHTNING, "asset": "BTC", "amount": 300_000}
+        made = await self._named(post("/v1/deposits", body, bearer(key), self._name()))
+        if made.status == 201:
+            await self._pay(self.asked[read_json(made)["deposit"]])
 
     async def _draw(self) -> None:
         """Take money out by a withdraw link, as a wallet does that scans it; or twice."""

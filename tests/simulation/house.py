@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 from farebox import bootstrap
 from farebox.books import places
-from farebox.bootstrap import Farebox
+from farebox.bootstrap import Farebox, lightning
 from farebox.clock import Clock
 from farebox.errors import FareboxError
 from farebox.settings import load_settings
@@ -191,7 +191,7 @@ def outside_replaced(
             Upstreams=upstreams,
             open_session=session,
             open_guarded_session=session,
-            open_node_session=lambda: NodeSession(network),
         ),
+        patch.object(lightning, "open_node_session", lambda: NodeSession(network)),
     ):
         yield

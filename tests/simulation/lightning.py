@@ -49,6 +49,8 @@ class Moods:
     costs: float = 0
     #: How often what comes in is held for a while before it is settled, or fails.
     held_in: float = 0
+    #: How often a call that waits for a payment's end is ended before that.
+    hangs_up: float = 0
     is_down: bool = False
 
     def happens(self, probability: float) -> bool:
@@ -187,7 +189,7 @@ class ModelLnd:
 
     def end_all(self) -> None:
         """Whatever hangs hangs no more, from now on."""
-        self.moods.hangs = self.moods.fails = self.moods.held_in = 0
+        self.moods.hangs = self.moods.fails = self.moods.held_in = self.moods.hangs_up = 0
         self.moods.is_down = False
         for waiters in list(self._ends.values()):
             _wake(waiters)
@@ -323,6 +325,8 @@ class ModelLnd:
         self._background.add(carrying)
         carrying.add_done_callback(self._background.discard)
         await start(send, 200, "application/json")
+        if self.moods.happens(self.moods.hangs_up):
+            return await send({"type": "http.response.body", "body": b""})
         while payment.status == "IN_FLIGHT":
             await self._end_of(payment)
         return await _line(send, payment.document(), more=False)

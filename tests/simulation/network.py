@@ -153,22 +153,27 @@ class Line(Connection):
     dead without a word, while the call goes on.
     """
 
-    def __init__(self, ask: Ask, network: Network) -> None:
+    def __init__(self, ask: Ask, network: Network, host: str) -> None:
         super().__init__(ask)
         self._network = network
+        self._host = host
         self._target = ask.target
         self._came = Gate()
         self._pieces: deque[bytes] = deque()
         self._is_dead = self._is_over = self._is_cut = False
         self.status = 0
 
+    @property
+    def _weather(self) -> NetworkWeather:
+        return self._network.weather_to(self._host)
+
     async def send(self, message: Message) -> None:
         """A piece of the answer."""
         network = self._network
-        await asyncio.sleep(network.weather.pause_s(network._chance))
+        await asyncio.sleep(self._weather.pause_s(network._chance))
         if self.is_gone or self._is_dead:
             return
-        if network._happens(network.weather.loses_answer):
+        if network._happens(self._weather.loses_answer):
             self.lose("line")
             return
         if message["type"] == "http.response.start":
@@ -217,7 +222,13 @@ class Network:
         self._chance = chance
         self._trace = trace
         self.weather = NetworkWeather()
+        #: Of the wire to a machine, where that has one of its own.
+        self.weathers: dict[str, NetworkWeather] = {}
         self.hosts: dict[str, App] = {}
+
+    def weather_to(self, host: str) -> NetworkWeather:
+        """How the wire to a machine is now."""
+        return self.weathers.get(host, self.weather)
 
     async def call(self, host: str, ask: Ask) -> Reply:
         """Call another machine. Raises OSError; may never return."""
@@ -227,12 +238,12 @@ class Network:
 
     def open(self, host: str, ask: Ask) -> Line:
         """Call another machine, and hear its answer as it comes."""
-        line = Line(ask, self)
+        line = Line(ask, self, host)
         self._outside.spawn(self._pour(host, ask, line))
         return line
 
     async def _pour(self, host: str, ask: Ask, line: Line) -> None:
-        weather = self.weather
+        weather = self.weather_to(host)
         await asyncio.sleep(weather.pause_s(self._chance))
         if self._happens(weather.loses_call) or host not in self.hosts:
             return line.lose("call")
@@ -246,7 +257,7 @@ class Network:
         return await served(self.hosts[host], line, ask)
 
     async def _carry(self, host: str, ask: Ask, answer: asyncio.Future[Reply]) -> None:
-        weather = self.weather
+        weather = self.weather_to(host)
         await asyncio.sleep(weather.pause_s(self._chance))
         if self._happens(weather.loses_call):
             return self._lose(ask, "call", answer)

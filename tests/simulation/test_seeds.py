@@ -176,6 +176,8 @@ def counters_are_kept_in_memory() -> AbstractContextManager[object]:
         (planted_rails.every_sighting_is_a_deposit_of_its_own, (2, 3)),
         (planted_rails.whoever_hands_in_an_invoice_has_its_money, (2, 28)),
         (planted_rails.nobody_asks_about_open_deposits, (28,)),
+        (planted_rails.a_payment_in_flight_counts_as_failed, (3,)),
+        (planted_rails.a_failed_payment_is_believed_at_once, (1648,)),
     ],
 )
 def test_a_planted_defect_is_found(

@@ -65,6 +65,16 @@ class NodeWeather:
     held_in: float = 0
     #: Whether the node is away for a while, now and then.
     goes_down: bool = False
+    #: How often it ends a call before the payment has ended, as a proxy does that waits no longer.
+    hangs_up: float = 0
+    #: The wire to it.
+    wire: NetworkWeather = NetworkWeather()
+    #: How often a caller sees to it that there is something to pay out.
+    fills: float = 0
+
+    def calm(self) -> NodeWeather:
+        """The same node once nothing fails any more."""
+        return NodeWeather(costs=self.costs, wire=NetworkWeather(latency_s=self.wire.latency_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,7 @@ class Weather:
             mint_refuses=0,
             upstream_fails=0,
             caller_leaves=0,
+            node=None if self.node is None else self.node.calm(),
         )
 
 
@@ -181,6 +192,10 @@ def _node(chance: Random) -> NodeWeather:
         costs=chance.choice((0, 0.3, 1)),
         held_in=_often(chance),
         goes_down=chance.random() < 0.3,
+        hangs_up=_often(chance),
+        # Payments that take long, on a wire that brings a call late, are what is hard for a rail.
+        wire=replace(_network(chance), delays_call=chance.choice((0, 0.05, 0.3))),
+        fills=chance.choice((0, 0.5, 0.9)),
     )
 
 

@@ -110,14 +110,22 @@ class World:
             self._add_node(weather.node, clock, seeded(seed, "node"))
 
     def _add_node(self, drawn: NodeWeather, clock: WorldClock, chance: Random) -> None:
-        moods = Moods(chance, drawn.fails, drawn.hangs, drawn.hangs_s, drawn.costs, drawn.held_in)
+        moods = Moods(
+            chance,
+            fails=drawn.fails,
+            hangs=drawn.hangs,
+            hangs_s=drawn.hangs_s,
+            costs=drawn.costs,
+            held_in=drawn.held_in,
+            hangs_up=drawn.hangs_up,
+        )
         self.node = ModelLnd(clock, moods, self.outside.spawn, macaroon=MACAROON)
         self.network.hosts |= {NODE: self.node, PAYEES: self.node.address_book}
         self.checker.node = NodeChecker(self.disk, self.node)
         market: dict[str, str] = {}
         for caller in self.callers:
             if isinstance(caller, Depositor):
-                caller.live_with(self.node, market)
+                caller.live_with(self.node, market, drawn.fills)
 
     def _share(self) -> SimulatedStore:
         def weather() -> DiskWeather:
@@ -214,6 +222,8 @@ class World:
     def _set_weather(self, weather: Weather) -> None:
         self.weather = weather
         self.network.weather = weather.mint
+        if weather.node is not None:
+            self.network.weathers[NODE] = weather.node.wire
         self.others.set_weather(weather)
 
     async def _crash(self, house: House) -> None:

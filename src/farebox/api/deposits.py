@@ -111,6 +111,7 @@ async def _caller(context: ApiContext, incoming: Incoming) -> Caller | Answer | 
 
 async def _document(context: ApiContext, request: DepositRequest) -> dict[str, object]:
     standing = await context.deposits.standing(request)
+    request = standing.request
     return {
         "deposit": request.id,
         "method": request.method,

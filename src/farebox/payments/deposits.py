@@ -195,7 +195,8 @@ class Deposits:
         """Take note of a deposit at `seen.state`; returns how it stands now.
 
         A state behind the stored one changes nothing. CREDITED credits the account; where that
-        would go over the custody's ceiling it stays CONFIRMED, for later. `request` is the key of
+        would go over the custody's ceiling it stays CONFIRMED, for later. REVERSED undoes what
+        was credited; what the account has spent of it becomes a receivable. `request` is the key of
         the request it answers: whose account that says *now* is the one that counts.
         """
         moved = await self._move(seen, seen.state, request)
@@ -205,13 +206,6 @@ class Deposits:
         waiting = await self._move(seen, DepositState.CONFIRMED, request)
         assert waiting is not None, "only crediting meets a ceiling"
         return waiting
-
-    async def reverse(self, key: str) -> Deposit | None:
-        """Undo a deposit that was taken back. What the account has spent becomes a receivable."""
-        row = await self._ledger.store.get(DEPOSIT, key)
-        if row is None:
-            return None
-        return await self._move(row.value, DepositState.REVERSED, "")
 
     async def _move(self, seen: Deposit, to: DepositState, request_key: str) -> Deposit | None:
         """None: it cannot be credited now because the custody is full."""

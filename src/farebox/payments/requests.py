@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from farebox.clock import NS_PER_S
+from farebox.errors import StoreBusy
 from farebox.ids import new_id, new_secret, secret_hash
 from farebox.ledger.model import ABSENT, Applied, Event, Kind, Open, Put, Unit
 from farebox.ledger.service import Ledger, State
@@ -45,6 +46,14 @@ from farebox.payments.rail import DepositMethod, DepositOrder, Sighting
 from farebox.payments.registry import PaymentMethods
 
 CLAIM_PREFIX = "claim-"
+#: What became of a request, the most advanced last: what was reversed may be back elsewhere.
+_ADVANCED = (
+    DepositState.REVERSED,
+    DepositState.DETECTED,
+    DepositState.CONFIRMED,
+    DepositState.CREDITED,
+)
+_READ_TRIES_MAX = 16
 _POLLED_AT_ONCE = 8
 _POLLED_PAGE = 100
 #: A request is asked about after a tenth of its age, but never more often or seldom than this.
@@ -62,8 +71,12 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class RequestStanding:
-    """Where a request stands. `state` is awaiting, expired, or its most advanced deposit's."""
+    """Where a request stands, at one moment, with what has arrived for it.
 
+    `state` is awaiting, expired, or its most advanced deposit's; reversed where nothing else came.
+    """
+
+    request: DepositRequest
     state: str
     marks: tuple[str, ...]
     deposits: tuple[Deposit, ...]
@@ -164,17 +177,22 @@ class DepositRequests:
         return None if row is None else row.value
 
     async def standing(self, request: DepositRequest) -> RequestStanding:
-        """Where it stands, by what has arrived."""
-        rows = [await self._ledger.store.get(DEPOSIT, key) for key in request.deposits]
-        found = tuple(row.value for row in rows if row is not None)
-        if not found:
-            is_over = self._ledger.clock.now_ns() >= request.expires_at
-            return RequestStanding("expired" if is_over else "awaiting", (), ())
-        order = list(DepositState)
-        latest = max(found, key=lambda one: order.index(one.state))
-        is_credited = latest.state is DepositState.CREDITED
-        marks = marks_of(request, latest.at) if is_credited else ()
-        return RequestStanding(latest.state.value, marks, found)
+        """Where it stands, by what has arrived. Raises StoreBusy where that changes all the while.
+
+        Each step of a deposit writes its request too: while that stays, what was read is of one
+        moment, and nobody is told "credited" of nothing.
+        """
+        before = -1
+        found: tuple[Deposit, ...] = ()
+        for _ in range(_READ_TRIES_MAX):
+            row = await self._ledger.store.get(DEPOSIT_REQUEST, request.key)
+            assert row is not None, "requests are never removed"
+            if row.version == before:
+                return _standing(row.value, found, self._ledger.clock.now_ns())
+            before = row.version
+            rows = [await self._ledger.store.get(DEPOSIT, key) for key in row.value.deposits]
+            found = tuple(one.value for one in rows if one is not None)
+        raise StoreBusy(f"deposit {request.id} moves too fast; ask again")
 
     # ── crediting ────────────────────────────────────────────────────────────────────────────────
 
@@ -337,6 +355,16 @@ class DepositRequests:
         if held is None or held.ceiling is None or held.held + amount_msat <= held.ceiling:
             return None
         return Refusal("custody_full", "we hold as much at this place as we are ready to")
+
+
+def _standing(request: DepositRequest, found: tuple[Deposit, ...], now_ns: int) -> RequestStanding:
+    if not found:
+        is_over = now_ns >= request.expires_at
+        return RequestStanding(request, "expired" if is_over else "awaiting", (), ())
+    latest = max(found, key=lambda one: _ADVANCED.index(one.state))
+    is_credited = latest.state is DepositState.CREDITED
+    marks = marks_of(request, latest.at) if is_credited else ()
+    return RequestStanding(request, latest.state.value, marks, found)
 
 
 def _is_due(request: DepositRequest, asked_at_ns: Mapping[str, int], now: int) -> bool:

@@ -272,13 +272,46 @@ async def test_over_the_ceiling_it_waits_confirmed_until_there_is_room(bench: Be
 async def test_a_reversed_deposit_is_owed_and_shown(bench: Bench) -> None:
     asked = await bench.ask()
     seen = bench.tray.lay(asked.request, ASKED)
-    deposit = await bench.requests.seen("tray", seen)
-    assert deposit is not None
-    await Deposits(bench.ledger).reverse(deposit.key)
+    await bench.requests.seen("tray", seen)
+    await bench.requests.seen("tray", replace(seen, state=DepositState.REVERSED))
     assert await bench.state(asked) == ("reversed", ())
     assert await bench.available() == 0
     await bench.requests.seen("tray", seen)
     assert await bench.available() == 0, "what was taken back is not credited again"
+
+
+async def test_what_came_beside_a_reversed_deposit_is_not_hidden_by_it(bench: Bench) -> None:
+    asked = await bench.ask()
+    gone, anew = (bench.tray.lay(asked.request, ASKED, index=number) for number in (0, 1))
+    await bench.requests.seen("tray", gone)
+    await bench.requests.seen("tray", replace(gone, state=DepositState.REVERSED))
+    await bench.requests.seen("tray", replace(anew, state=DepositState.DETECTED))
+    assert await bench.state(asked) == ("detected", ())
+    await bench.requests.seen("tray", anew)
+    assert await bench.state(asked) == ("credited", ())
+    assert await bench.available() == ASKED
+
+
+async def test_a_standing_is_of_one_moment_whatever_is_credited_meanwhile(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = await bench.ask()
+    coins = [bench.tray.lay(asked.request, ASKED, index=number) for number in range(3)]
+    honest = bench.ledger.store.get
+
+    async def get(record: RecordType[Any], key: str) -> Any:
+        row = await honest(record, key)
+        if record is DEPOSIT_REQUEST and coins:  # after the request was read, before the rest is
+            with monkeypatch.context() as now:
+                now.setattr(bench.ledger.store, "get", honest)
+                await bench.requests.seen("tray", coins.pop())
+        return row
+
+    monkeypatch.setattr(bench.ledger.store, "get", get)
+    standing = await bench.requests.standing(asked.request)
+    told = sum(one.amount for one in standing.deposits if one.state is DepositState.CREDITED)
+    assert (standing.state, standing.request.credited_msat) == ("credited", told)
+    assert told == 3 * ASKED
 
 
 async def test_the_poller_asks_the_old_less_often_and_a_dead_rail_not_on(bench: Bench) -> None:

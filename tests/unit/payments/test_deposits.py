@@ -64,20 +64,19 @@ async def test_a_reversal_takes_what_is_left_and_books_the_rest_as_owed(ledger: 
         (Open("revenue", "BTC", Kind.REVENUE), Transfer("customer:a", "revenue", 500, "x")),
     )
     assert isinstance(await ledger.store.commit(spend), Applied)
-    reversed_ = await deposits.reverse(SEEN.key)
-    assert reversed_ is not None
+    reversed_ = await deposits.report(at(DepositState.REVERSED))
     assert reversed_.state is DepositState.REVERSED
     owed = await ledger.store.account("receivable:customer:a")
     custody = await ledger.store.account("custody:chain")
     assert owed is not None
     assert custody is not None
     assert (await available(ledger), owed.held, custody.held) == (0, 500, 0)
-    assert await deposits.reverse(SEEN.key) == reversed_
+    assert await deposits.report(at(DepositState.REVERSED)) == reversed_
 
 
 async def test_one_reversed_before_it_was_credited_moves_nothing(ledger: Ledger) -> None:
     deposits = Deposits(ledger)
     await deposits.report(at(DepositState.DETECTED))
-    await deposits.reverse(SEEN.key)
+    await deposits.report(at(DepositState.REVERSED))
     assert (await deposits.report(at(DepositState.CREDITED))).state is DepositState.REVERSED
     assert await available(ledger) == 0

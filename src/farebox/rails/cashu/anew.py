@@ -89,6 +89,9 @@ class Replanning:
             if anew is None:
                 break
             standing, end = anew, await step(anew.plan, False)
+        if isinstance(end, saga.Rejected) and (await self._stored(key, first)) != standing:
+            # Another process has planned anew meanwhile: what was taken was taken by its plan.
+            return standing, saga.Unknown("planned anew elsewhere")
         return standing, end
 
     async def _stored(self, key: str, first: Standing[P]) -> Standing[P]:

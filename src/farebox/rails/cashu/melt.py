@@ -33,6 +33,7 @@ from farebox.wire.cashu.model import Proof
 
 #: The first invoice tells what the mint reserves for fees, the next leaves room for it.
 _INVOICES_MAX = 3
+_NOT_HELD = Refusal("insufficient_funds", "no mint holds this much; ask for less at a time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,13 @@ class _Priced:
 
 @dataclass(frozen=True, slots=True)
 class _TooMuch:
-    """By so much, in the mint's unit, would the payment exceed what may be taken."""
+    """By so much, in the mint's unit, would the payment exceed what may be taken.
+
+    `is_short`: what may be taken would do, but there is not so much here that nobody else wants.
+    """
 
     over: int
+    is_short: bool = False
 
 
 class Melting:
@@ -71,7 +76,7 @@ class Melting:
             return Refusal("destination_invalid", str(error))
         except (RailUnavailable, RailRejected) as error:
             return Refusal("destination_unavailable", str(error))
-        refusal = Refusal("insufficient_funds", "no mint holds this much; ask for less at a time")
+        refusal = _NOT_HELD
         for place in places:
             if place.mint.is_left_alone:
                 refusal = Refusal("mint_unavailable", "the mint does not answer now")
@@ -92,7 +97,7 @@ class Melting:
     ) -> RefundPlan | Refusal:
         """Raises RailUnavailable and RailRejected, of the mint or of the destination."""
         limit = min(request.amount, place.held_msat) // place.unit_msat
-        wanted = limit
+        wanted, is_short = limit, False
         if isinstance(destination, PayEndpoint):
             wanted = min(limit, destination.max_msat // place.unit_msat)
         for _ in range(_INVOICES_MAX):
@@ -107,9 +112,12 @@ class Melting:
             priced = await self._price(place, quote, limit)
             if isinstance(priced, _Priced):
                 return await self._planned(place, request, priced)
+            is_short = priced.is_short
             if isinstance(destination, Fixed):
                 break
             wanted -= priced.over
+        if is_short:
+            return _NOT_HELD
         return Refusal(
             "amount_too_small",
             "the amount does not cover what the destination asks for and the fees of paying it",
@@ -138,7 +146,7 @@ class Melting:
                 priced = _Priced(quote, inputs)
                 return priced if priced.total <= limit else _TooMuch(priced.total - limit)
             over = min(over, max(need - choose.worth(held, keysets), 1))
-        return _TooMuch(over)
+        return _TooMuch(over, is_short=True)
 
     async def _price_exactly(self, place: Place, quote: MeltQuote, limit: int) -> _Priced:
         """Nothing may be over: it would be the mint's. Raises RailRejected, RailUnavailable."""
