@@ -117,7 +117,7 @@ class BitcoinSettings:
     )
     start_height: int | None = optional(
         integer(0, 100_000_000),
-        "The block from which on the wallet may have been paid. Left out, the one after its first "
+        "The block from which on the wallet may have been paid. Left out, a few before its first "
         "start; needed for a wallet that is older.",
         850_000,
     )
