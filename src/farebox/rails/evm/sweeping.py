@@ -156,8 +156,12 @@ class Sweeping:
         call = transfer_of(token, self.terms.treasury, amount)
         try:
             gas = await self._gas.limit(at.address, call)
+            told = await self.sending.chain.run(at.address, call)
         except RailRejected as error:
             _log.warning("evm.not_swept", address=at.address, asset=asset, reason=str(error))
+            return False
+        if told and not any(told):  # it would answer false, move nothing, and take the gas
+            _log.warning("evm.not_swept", address=at.address, asset=asset, reason="it says no")
             return False
         # The l1 fee goes by size: any key of ours signs as much as the address's own.
         l1_fee = await self._gas.l1_fee(self.sending.keys.addresses[0], call)
