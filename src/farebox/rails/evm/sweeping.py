@@ -32,7 +32,7 @@ from farebox.rails.evm.arrivals import Arrivals
 from farebox.rails.evm.fees import Fees
 from farebox.rails.evm.gas import PLAIN_GAS, Gas
 from farebox.rails.evm.outbox import Call
-from farebox.rails.evm.reads import held, transfer_of
+from farebox.rails.evm.reads import held, says_no, transfer_of
 from farebox.rails.evm.records import ADDRESS, Address, Purse
 from farebox.rails.evm.sending import Held, Parcel, Sending
 
@@ -160,7 +160,7 @@ class Sweeping:
         except RailRejected as error:
             _log.warning("evm.not_swept", address=at.address, asset=asset, reason=str(error))
             return False
-        if told and not any(told):  # it would answer false, move nothing, and take the gas
+        if says_no(told):
             _log.warning("evm.not_swept", address=at.address, asset=asset, reason="it says no")
             return False
         # The l1 fee goes by size: any key of ours signs as much as the address's own.
