@@ -16,7 +16,7 @@ from eth_account.messages import encode_defunct
 
 from farebox.clock import NS_PER_S
 from farebox.rails.evm.claims import sentence
-from tests.integration.evm_house import WAIT_S, EvmHouse, evm_house
+from tests.integration.evm_house import PRICE_MSAT, WAIT_S, EvmHouse, evm_house
 from tests.peers.anvil import CHAIN_ID, Anvil
 
 pytestmark = pytest.mark.peer
@@ -183,3 +183,19 @@ async def test_a_signed_transfer_of_another_house_is_refused(house: EvmHouse) ->
     forged = base64.b64encode(json.dumps(document).encode()).decode()
     refused = await house.post("/create", {"initial_balance_token": forged})
     assert refused.json()["code"] == "signature_invalid", refused.text
+
+
+async def test_a_signed_transfer_pays_inside_of_a_request(house: EvmHouse) -> None:
+    payer = await payer_of(house)
+    bearer = {"Authorization": f"Bearer {authorization(house, payer)}"}
+    for _ in range(WAIT_S * 5):
+        served = await house.http.get("/echo", headers=bearer)
+        if served.status_code == 200:
+            break
+        assert served.status_code == 503, served.text
+        await house.mine(1)
+        house.clock.ahead_s += 3
+        await asyncio.sleep(0.1)
+    assert served.status_code == 200, served.text
+    credential = bearer["Authorization"].removeprefix("Bearer ")
+    assert await house.balance_msat(credential) == CREDITED_MSAT - PRICE_MSAT
