@@ -80,7 +80,7 @@ def test_the_abi_is_what_the_source_compiles_to_and_the_code_is_the_artifacts_an
 @pytest.mark.parametrize("token", ["", "PlainToken", "TetherLike"])
 def test_a_channel_pays_its_newest_vouchers_and_gives_back_the_rest(pair: Pair, token: str) -> None:
     pair = with_token(pair, token) if token else pair
-    before, of_others = pair.held(pair.payee), pair.held(pair.contract.address)
+    before, others = pair.held(pair.payee), pair.held(pair.contract.address)
     pair.open(1_000)
     assert (pair.status, pair.collateral) == (OPEN, 1_000)
     stranger = party(pair.anvil)
@@ -95,7 +95,7 @@ def test_a_channel_pays_its_newest_vouchers_and_gives_back_the_rest(pair: Pair, 
     assert pair.held(pair.payee) - before == 400
     assert pair.held(pair.payer) - payer_before == 600
     assert (pair.status, pair.collateral) == (CLOSED, 0)
-    assert pair.held(pair.contract.address) == of_others
+    assert pair.held(pair.contract.address) == others
 
 
 def test_many_vouchers_of_several_keys_and_channels_are_paid_in_one_transaction(

@@ -18,7 +18,7 @@ from farebox.bootstrap.cards import connector_of, hears, providers
 from farebox.bootstrap.channels import credit_of, house_did
 from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import NS_PER_S, SystemClock
-from farebox.errors import InvalidSettings, RailError, StoreError
+from farebox.errors import InvalidSettings, RailError, RailRejected, StoreError
 from farebox.operating.findings import Finding, Verdict, disk_space, existing, fine, free_bytes
 from farebox.pricing.model import Component, Currency, Rule
 from farebox.pricing.parse import parse_rules
@@ -71,6 +71,8 @@ async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None
         for chain in found.evm:
             say(f"asking the node of {chain.name} …")
             findings += await evm(chain)
+        if found.channels.chain is ChannelChain.EVM:
+            findings.append(await channel_contract(found))
         for name in providers(found):
             say(f"asking {name} …")
             findings += await cards(name, found, session)
@@ -92,7 +94,7 @@ def settings(found: Settings, rules: Sequence[Rule]) -> list[Finding]:
     wants = (
         ("upstream", len(found.upstreams), "name the service with --upstream or [[upstream]]"),
         (
-            "mint",
+            "way to be paid",
             ways,
             "name a mint you trust with --mint or [[mint]], or fill in the table of a rail",
         ),
@@ -122,7 +124,28 @@ def channels(found: Settings) -> Finding:
     except InvalidSettings as error:
         return Finding(Verdict.FAILURE, "channels", str(error), "correct it in [channels]")
     exposure = f"at most {credit.exposure_max // 1000} sat of one payer unclaimed"
-    return fine("channels", f"on the {told.chain.value}, to {house_did(told)}, {exposure}")
+    to = house_did(told) if told.chain is ChannelChain.LEDGER else f"our address on {told.evm}"
+    return fine("channels", f"on the {told.chain.value}, to {to}, {exposure}")
+
+
+async def channel_contract(found: Settings) -> Finding:
+    """Whether the contract that backs channels is on its chain, and is the one it should be."""
+    check = "channels: contract"
+    try:
+        from farebox.bootstrap.evm_channels import examine_contract
+    except ImportError:
+        advice = "`pip install 'farebox[evm]'`, or another channels.chain"
+        return Finding(Verdict.FAILURE, check, "the libraries of EVM are not installed", advice)
+    try:
+        return fine(check, await examine_contract(found))
+    except InvalidSettings as error:
+        return Finding(Verdict.FAILURE, check, str(error), "correct it in [channels]")
+    except RailRejected as error:
+        advice = "the first `farebox serve` puts it there; it needs coin for gas"
+        return Finding(Verdict.WARNING, check, str(error), advice)
+    except RailError as error:
+        advice = "check the chain's address; channels are refused until it answers"
+        return Finding(Verdict.FAILURE, check, str(error), advice)
 
 
 def data_directory(path: Path) -> Finding:

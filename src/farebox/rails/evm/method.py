@@ -69,7 +69,7 @@ class EvmMethod(DepositMethod):
         self.config = config
         self.payment_type = config.name
         self.credential_hint = f"a deposit's address or transaction on {config.name} (0x…)"
-        self._rpc = rpc
+        self.rpc = rpc
         self._scan = scan
         self._arrivals = arrivals
         self._addresses = addresses
@@ -217,14 +217,14 @@ class EvmMethod(DepositMethod):
         Raises RailUnavailable.
         """
         try:
-            self._fault = await fault_of(self.config, self._rpc, self._scan, self._ledger.clock)
+            self._fault = await fault_of(self.config, self.rpc, self._scan, self._ledger.clock)
         except RailError as error:
             self._fault = str(error)
             raise
 
     def standing(self) -> Standing:
         """By the last probe and by how calls have fared since."""
-        if self._rpc.breaker.state is BreakerState.OPEN:
+        if self.rpc.breaker.state is BreakerState.OPEN:
             return Standing(False, "the node does not answer; it is left alone for a while")
         return Standing(not self._fault, self._fault)
 
