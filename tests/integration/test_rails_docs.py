@@ -26,9 +26,10 @@ def shown(name: str) -> dict[str, Any]:
 
 def test_the_settings_can_be_read(tmp_path: Path) -> None:
     told = "".join(re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL))
-    key = tmp_path / "lightning.key"
-    key.write_text("00ff\n")
-    key.chmod(0o600)
+    for name in ("lightning.key", "bitcoin.key", "bitcoin.login"):
+        key = tmp_path / name
+        key.write_text("00ff\n")
+        key.chmod(0o600)
     (tmp_path / "farebox.toml").write_text(told)
     settings = load_settings(tmp_path / "farebox.toml", {}, {})
     assert settings.rates.held == ("DAI",)
@@ -37,6 +38,7 @@ def test_the_settings_can_be_read(tmp_path: Path) -> None:
     assert found.url == tomllib.loads(told)["lightning"]["url"]
     assert found.key is not None
     assert found.key.reveal() == "00ff"
+    assert settings.bitcoin.url == tomllib.loads(told)["bitcoin"]["url"]
 
 
 @pytest.mark.peer
