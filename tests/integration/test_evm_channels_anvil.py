@@ -14,6 +14,7 @@ import pytest
 
 import farebox.channels
 import farebox.rails.evm.channels
+from farebox.bootstrap.evm_channels import NOBODY
 from farebox.channels import HttpPaymentCodec
 from farebox.channels.chain import ChannelStatus
 from farebox.errors import InvalidInput, RailRejected
@@ -213,6 +214,18 @@ async def test_what_nobody_knows_the_worth_of_is_claimed(anvil: Anvil, tmp_path:
         await payer.pays(1)
         await house.claims.trigger(payer.channel)
         assert await house.send() == 1
+
+
+async def test_what_is_signed_is_claimed_while_nobody_is_trusted_for_want_of_a_rate(
+    house: House, payer: Payer
+) -> None:
+    await payer.open()
+    await payer.pays(1_000)
+    house.client.policy = NOBODY
+    with pytest.raises(InvalidInput, match="HUB_INSUFFICIENT_FUNDS"):
+        await payer.pays(1)
+    assert await house.settle(payer.channel) == ({FRAGMENT: 1_000}, {})
+    assert await house.custody() == 1_000
 
 
 async def test_two_processes_that_claim_at_once_move_each_unit_once(
