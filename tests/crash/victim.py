@@ -269,6 +269,7 @@ def _patch(switch: Switch) -> None:
     store.commit, mint.exchange = counted_commit, counted_exchange
     _patch_node(switch)
     _patch_chain(switch)
+    _patch_evm(switch)
     # Each chunk of a stream is made durable, so that there is something to die between.
     gateway.Supervision = partial(Supervision, checkpoint_s=0, checkpoint_msat=1)
     # The foreign mint of these tests is on loopback too.
@@ -320,6 +321,19 @@ def _patch_chain(switch: Switch) -> None:
             switch.strike(Point(Kind.NODE, number, after=True))
 
     core.broadcast = counted
+
+
+def _patch_evm(switch: Switch) -> None:
+    """What is handed to an EVM chain."""
+    from farebox.rails.evm.reads import RpcChain
+
+    chain: Any = RpcChain
+    broadcast = chain.broadcast
+
+    async def counted(self: RpcChain, raw: str) -> None:
+        await switch.around(Kind.NODE, "broadcast", lambda: broadcast(self, raw))
+
+    chain.broadcast = counted
 
 
 async def _live(order: Order, tell: Callable[[object], None]) -> None:

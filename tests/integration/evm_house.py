@@ -50,6 +50,7 @@ def evm_settings(anvil: Anvil, usdc: Contract, mnemonic: str, **terms: object) -
     return {
         "name": "anvil",
         "chain_id": CHAIN_ID,
+        "block_s": 0.25,
         "url": anvil.url,
         "key": mnemonic,
         "send_confirmations": CONFIRMATIONS,

@@ -249,7 +249,14 @@ class Farebox:
         self._rates = RateRefresh(rates, self.prices)
         self.payments = Payments(self.ledger, self.operations, methods, self.signer, exchange)
         self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), methods, exchange)
-        self.cards = PaymentGateway(card_methods(self._rails), self.deposits)
+        self.cards = PaymentGateway(
+            card_methods(self._rails),
+            self.deposits,
+            self.ledger,
+            self.operations,
+            self.signer,
+            exchange,
+        )
 
     async def _start_rails(self) -> None:
         """Put the ceilings into the books, and read what assets are worth."""

@@ -34,8 +34,8 @@ from farebox.rails.web import Breaker
 from farebox.settings import EvmAssetSettings, EvmChain, EvmSettings
 from farebox.worker import Duty, Job
 
-_UPKEEP_EVERY_S = 3
-_POLL_LEAST_S, _POLL_MOST_S = 1, 6
+#: Bounds of how often a chain is looked at.
+_POLL_LEAST_S, _POLL_MOST_S = 0.2, 6
 #: What limits are where the operator says nothing: least, most, ceiling.
 _USUAL = ("1", "10000", "100000")
 _USUAL_OF = {"ETH": ("0.001", "5", "50"), "WETH": ("0.001", "5", "50")}
@@ -105,7 +105,7 @@ def rail_of(
     sweeping = Sweeping(sweep_terms, sending, Gas(sending, preset.l1), arrivals, ledger, exchange)
     upkeep = Upkeep(sending, sweeping, disperse if found.batch_wait_s else None)
     duty = Duty(f"evm:{found.name}", upkeep.run, ledger, ground.processes)
-    jobs = (Job(f"evm {found.name}", _UPKEEP_EVERY_S, duty.run),)
+    jobs = (Job(f"evm {found.name}", config.poll_s, duty.run),)
     method = EvmMethod(config, rpc, scan, arrivals, addresses, payouts, sweeping, ledger)
     return EvmRail(method, jobs), disperse
 
@@ -156,7 +156,13 @@ def preset_of(found: EvmSettings) -> Preset:
         raise InvalidSettings(f"evm.{found.name}.chain_id", "nothing", "a custom chain's id")
     coin = Asset(found.coin, 18)
     return Preset(
-        found.chain_id, coin, (), L1Fee.NONE, confirmations=12, block_s=2, settled_blocks=64
+        found.chain_id,
+        coin,
+        (),
+        L1Fee.NONE,
+        confirmations=12,
+        block_s=found.block_s,
+        settled_blocks=64,
     )
 
 

@@ -14,7 +14,7 @@ import aiohttp
 
 from farebox.books import book_place, open_audit
 from farebox.bootstrap.bitcoin import examine_bitcoin
-from farebox.bootstrap.cards import connector_of, hears
+from farebox.bootstrap.cards import connector_of, hears, providers
 from farebox.bootstrap.channels import credit_of, house_did
 from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import NS_PER_S, SystemClock
@@ -73,9 +73,9 @@ async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None
             findings += await evm(chain)
         if found.channels.chain is ChannelChain.EVM:
             findings.append(await channel_contract(found))
-        if found.stripe.key is not None:
-            say(f"asking {found.stripe.url} …")
-            findings += await cards("stripe", found, session)
+        for name in providers(found):
+            say(f"asking {name} …")
+            findings += await cards(name, found, session)
         for service in found.upstreams:
             for url in service.urls:
                 say(f"asking {url} …")
@@ -89,12 +89,12 @@ async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None
 def settings(found: Settings, rules: Sequence[Rule]) -> list[Finding]:
     """Whether there is something to sell, a price for it, and money to take."""
     trusted = [mint for mint in found.mints if mint.policy is MintPolicy.TRUSTED]
-    rails = (found.lightning.url, found.bitcoin.url, found.stripe.key)
+    rails = (found.lightning.url, found.bitcoin.url, *providers(found))
     ways = len(trusted) + sum(one is not None for one in rails) + len(found.evm)
     wants = (
         ("upstream", len(found.upstreams), "name the service with --upstream or [[upstream]]"),
         (
-            "mint",
+            "way to be paid",
             ways,
             "name a mint you trust with --mint or [[mint]], or fill in the table of a rail",
         ),
@@ -342,7 +342,7 @@ async def cards(provider: str, found: Settings, session: aiohttp.ClientSession) 
 def webhook(provider: str, found: Settings) -> Finding:
     """Whether a provider can reach us to tell what happened."""
     check = f"{provider}: webhook"
-    if not hears(provider, found):
+    if not hears(providers(found)[provider]):
         advice = f"set it in [{provider}]: until then payments are noticed some seconds later"
         return Finding(Verdict.WARNING, check, "no secret to check webhooks by", advice)
     url = found.gateway.public_url
