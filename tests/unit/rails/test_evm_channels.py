@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from farebox.bootstrap.evm_channels import NOBODY, SatLimits, terms_of
+from farebox.bootstrap.evm_channels import NOBODY, SatLimits, payee_of, terms_of
 from farebox.channels.claims import ClaimPolicy
 from farebox.channels.payee import CreditPolicy
 from farebox.errors import InvalidCredential, InvalidSettings, RailUnavailable
@@ -110,6 +110,14 @@ def test_a_claim_counts_as_deep_as_the_greatest_arrival() -> None:
     for code in ("FEE", "DAI"):
         with pytest.raises(InvalidSettings, match="USDC"):
             terms_of(channels(asset=code), config)
+
+
+@pytest.mark.parametrize("told", [{}, {"evm": "base"}])
+def test_channels_on_a_chain_that_is_not_in_the_settings_are_refused(
+    told: dict[str, object],
+) -> None:
+    with pytest.raises(InvalidSettings, match=r"channels\.evm"):
+        payee_of(channels(**told), [], Exchange())
 
 
 @dataclass
