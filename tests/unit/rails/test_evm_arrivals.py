@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from eth_account.hdaccount.mnemonic import Mnemonic
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from farebox.clock import SystemClock
@@ -71,15 +71,18 @@ class Chain:
         self.blocks.append((f"0x{secrets.token_hex(32)}", self.waiting))
         self.waiting = []
 
-    def reorganise(self, depth: int, *, keeps: bool) -> None:
-        """Replace the last blocks by as many and one more; what they had waits, or is lost."""
+    def reorganise(self, depth: int, *, keeps: bool, waits: bool) -> None:
+        """Replace the last blocks by as many and one more; what they had is lost, or comes again:
+        at once, or in a block to come."""
         depth = min(depth, len(self.blocks) - 1)
         self.other = list(self.blocks)
         lost = [one for _, payments in self.blocks[len(self.blocks) - depth :] for one in payments]
         del self.blocks[len(self.blocks) - depth :]
-        self.waiting = [*reversed(lost), *self.waiting] if keeps else self.waiting
+        again = [*reversed(lost), *self.waiting] if keeps else self.waiting
+        self.waiting = [] if waits else again
         for _ in range(depth + 1):
             self.mine()
+        self.waiting += again if waits else []
 
     def come_back(self) -> None:
         """The branch before the last reorganisation wins after all: longer, with what was on it."""
@@ -208,9 +211,12 @@ def chain_as_scan(chain: Chain) -> SimpleNamespace:
 
 PAYS = st.tuples(st.just("pay"), st.sampled_from(("ETH", "TOK")), st.integers(1, 3))
 MINES = st.tuples(st.just("mine"), st.integers(1, 4), st.just(0))
-REORGANISES = st.tuples(st.just("reorganise"), st.integers(1, 6), st.integers(0, 1))
+REORGANISES = st.tuples(st.just("reorganise"), st.integers(1, 6), st.integers(0, 2))
 COMES_BACK = st.tuples(st.just("come back"), st.just(0), st.just(0))
 LOOKS = st.tuples(st.just("look"), st.sampled_from((0, 0, 0, 1, 3)), st.integers(0, 1))
+
+
+PAID, MINED, LOOKED = ("pay", "TOK", 2), ("mine", 4, 0), ("look", 0, 0)
 
 
 async def live(steps: Sequence[tuple[str, Any, Any]], folder: Path) -> None:
@@ -240,7 +246,7 @@ async def live(steps: Sequence[tuple[str, Any, Any]], folder: Path) -> None:
             for _ in range(first):
                 chain.mine()
         elif what == "reorganise":
-            chain.reorganise(first, keeps=bool(second))
+            chain.reorganise(first, keeps=bool(second), waits=second == 2)
         elif what == "come back":
             chain.come_back()
         else:
@@ -262,6 +268,8 @@ async def live(steps: Sequence[tuple[str, Any, Any]], folder: Path) -> None:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example([PAID, MINED, LOOKED, ("reorganise", 4, 2), ("mine", 1, 0), LOOKED, MINED, LOOKED])
+@example([PAID, MINED, LOOKED, ("reorganise", 4, 0), LOOKED, ("come back", 0, 0), LOOKED])
 @given(st.lists(st.one_of(PAYS, MINES, REORGANISES, COMES_BACK, LOOKS), max_size=25))
 def test_what_is_credited_is_what_the_chain_has(steps: list[tuple[str, Any, Any]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
