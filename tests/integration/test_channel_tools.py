@@ -13,7 +13,7 @@ import httpx
 import pytest
 from mcp import Client
 from mcp.server.mcpserver import MCPServer
-from mcp.types import CallToolResult, TextContent
+from mcp.types import CallToolResult, InputRequiredResult, TextContent
 
 from farebox.channels import (
     BillingEngine,
@@ -56,6 +56,7 @@ RULES = """
 rules:
   - {id: add, when: {path: /tool/add}, strategy: {type: PerRequest, price: "1e9"}}
   - {id: fails, when: {path: /tool/fails}, strategy: {type: PerRequest, price: "1e9"}}
+  - {id: asks, when: {path: /tool/asks}, strategy: {type: PerRequest, price: "1e9"}}
   - {id: slow, when: {path: /tool/slow}, strategy: {type: PerRequest, price: "1e9"}}
   - {id: write, when: {path: /tool/write}, strategy: {type: PerToken, unitPricePicoUSD: "2e7"}}
   - {id: meta, when: {path: /tool/meta}, strategy: {type: PerToken, unitPricePicoUSD: "2e7"}}
@@ -95,6 +96,10 @@ class Shop:
         @server.tool()
         async def fails() -> str:
             raise ValueError("no")
+
+        @server.tool()
+        async def asks() -> InputRequiredResult:
+            return InputRequiredResult(request_state="more, please")
 
         @server.tool()
         async def slow() -> str:
@@ -283,6 +288,19 @@ async def test_a_call_that_fails_or_is_given_up_costs_nothing(tmp_path: Path) ->
     assert (served.payment.sub_rav.nonce, served.payment.cost) == (1, ECHO_COST)
 
 
+async def test_a_tool_that_asks_back_is_not_sold_and_costs_nothing(tmp_path: Path) -> None:
+    async with shop(tmp_path) as made, Client(f"{made.url}/mcp") as client:
+        payer = made.payer()
+        asked = await calls(client, payer, "asks")
+        assert asked.payment is not None
+        assert asked.payment.error is not None
+        assert asked.payment.error.code == "AUTH_INVALID"
+        served = await calls(client, payer, "add", a=1, b=1)
+    assert served.payment is not None
+    assert served.payment.sub_rav is not None
+    assert served.payment.sub_rav.accumulated_amount == ECHO_COST
+
+
 async def test_what_costs_more_than_allowed_is_withheld(tmp_path: Path) -> None:
     async with shop(tmp_path) as made, Client(f"{made.url}/mcp") as client:
         payer = made.payer()
@@ -390,7 +408,8 @@ async def test_payment_kits_client_pays_for_tools(
         happened = await asyncio.to_thread(payment_kit.drive, scenario, "tools.mjs")
         latest = await made.latest()
     listed, one, two, write, free, health, recovered, other, three, _, retried, unpriced = happened
-    assert listed["tools"] == ["add", "write", "meta", "fails", "slow", "free", "unpriced"]
+    sold = ["add", "write", "meta", "fails", "asks", "slow", "free", "unpriced"]
+    assert listed["tools"] == sold
     assert listed["arguments"]["add"] == ["a", "b"]
     results = [each["data"] for each in (one, two, other, three, retried)]
     assert [str(each) for each in results] == ["3", "7", "11", "15", "19"]
