@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from mcp import Client
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver import MCPServer
 from mcp.types import CallToolResult, InputRequiredResult, TextContent
 
@@ -56,6 +57,7 @@ RULES = """
 rules:
   - {id: add, when: {path: /tool/add}, strategy: {type: PerRequest, price: "1e9"}}
   - {id: fails, when: {path: /tool/fails}, strategy: {type: PerRequest, price: "1e9"}}
+  - {id: cached, when: {path: /tool/cached}, strategy: {type: PerRequest, price: "1e9"}}
   - {id: asks, when: {path: /tool/asks}, strategy: {type: PerRequest, price: "1e9"}}
   - {id: slow, when: {path: /tool/slow}, strategy: {type: PerRequest, price: "1e9"}}
   - {id: write, when: {path: /tool/write}, strategy: {type: PerToken, unitPricePicoUSD: "2e7"}}
@@ -65,6 +67,13 @@ rules:
 WRITE_COST = 24_000_000
 LIMITS = SpendingLimits(request_max=10**9, unserved_max=10**9, total_max=10**12)
 OTHER_KEY = SigningKey(KeyType.SECP256K1, b"\x02" * 32)
+
+
+async def cached(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+    """Middleware within ours that answers by itself, with a model of the SDK's."""
+    if ctx.method == "tools/call" and (ctx.params or {}).get("name") == "cached":
+        return CallToolResult(content=[TextContent(type="text", text="kept")])
+    return await call_next(ctx)
 
 
 @dataclass
@@ -77,7 +86,7 @@ class Shop:
     started: asyncio.Event = field(default_factory=asyncio.Event)
 
     def tools(self, service: ChannelService) -> MCPServer[Any]:
-        server: MCPServer[Any] = MCPServer("shop", middleware=[PaidTools(service)])
+        server: MCPServer[Any] = MCPServer("shop", middleware=[PaidTools(service), cached])
 
         @server.tool()
         async def add(a: int, b: int) -> int:
@@ -187,12 +196,13 @@ async def test_tools_are_paid_for_over_streamable_http(tmp_path: Path, mode: Any
         meta = await calls(client, payer, "meta")
         free = await calls(client, payer, "free")
         assert await made.latest() == 2 * ECHO_COST + 2 * WRITE_COST
+        kept = await calls(client, payer, "cached")
         last = await calls(client, payer, "add", a=3, b=4)
         latest = await made.latest()
     assert [each.result.structured_content for each in sums] == [{"result": 2}, {"result": 3}]
     assert made.called == [{"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 3, "b": 4}]
-    costs = [each.payment.cost for each in (*sums, written, meta, last) if each.payment]
-    assert costs == [ECHO_COST, ECHO_COST, WRITE_COST, WRITE_COST, ECHO_COST]
+    costs = [each.payment.cost for each in (*sums, written, meta, kept, last) if each.payment]
+    assert costs == [ECHO_COST, ECHO_COST, WRITE_COST, WRITE_COST, ECHO_COST, ECHO_COST]
     assert written.result.structured_content == {"text": "hi"}
     assert mcp.USAGE_KEY not in (meta.result.meta or {})
     assert free.payment is None
