@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,29 @@ async def test_payments_whose_coins_the_same_key_has_spent_elsewhere_leave_anew(
         await house.settled()
         assert (await house.told_of(key, to, OUT_SAT, "anew"))["txid"] == second
         assert await asyncio.to_thread(bitcoin.payer.received_sat, 40) == OUT_SAT
+
+
+async def test_a_payment_that_is_undone_after_it_was_over_calls_a_person(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    async with bitcoin_house(tmp_path, terms(bitcoin, payout_confirmations=1)) as house:
+        key, _ = await house.credited(bitcoin, IN_SAT)
+        await house.paid_out(key, bitcoin.payer.address(45), OUT_SAT, "undone")
+        raw = await raw_of(bitcoin, await waiting(bitcoin))
+        spent = read_tx(raw).spends
+        back = house.method.wallet.keys.address(5_000)
+        other = await house.method.wallet.build([(back, 60_000)], 40_000, spent)
+        await mine(house, bitcoin)
+        await house.settled()
+        await asyncio.to_thread(bitcoin.node.undo, 1)
+        for _ in range(2):
+            await mine(house, bitcoin, other.raw)
+            other = replace(other, raw=b"")
+
+        async def heard() -> bool:
+            return "bitcoin.payments_undone" in house.log.getvalue()
+
+        await eventually(heard)
 
 
 async def test_an_answer_that_is_lost_on_the_way_pays_once(
