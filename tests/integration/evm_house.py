@@ -244,6 +244,7 @@ async def house_on(
         private = keys_from(mnemonic)._accounts[sender].key.hex()
         house = EvmHouse(farebox, anvil, usdc, http, sender, clock, (private, mnemonic))
         yield house
+        await farebox.worker.stop()  # nothing is begun any more
         await house.settled()
         await house.assert_whole()
         for secret in (*house.secrets, " ".join(words[:2])):

@@ -43,7 +43,7 @@ class Receiving:
         got = await self.authorizations.receive(operation.plan)
         if isinstance(got, Rejected | Unresolved):
             return got
-        return Succeeded(got.amount, got.transaction.encode(), Changes(puts=got.puts))
+        return Succeeded(got.amount, got.transaction_id.encode(), Changes(puts=got.puts))
 
 
 @dataclass
@@ -97,9 +97,8 @@ class Counter:
 
     async def take(self, credential: str) -> str | Refusal:
         """Open its operation, as the core does for whoever hands it in."""
-        one = self.taking.read(credential)
-        name = self.taking.identity(one)
-        plan = await self.taking.plan(one)
+        name = self.taking.identity(credential)
+        plan = await self.taking.plan(credential)
         if isinstance(plan, Refusal):
             return plan
         opened = await self.operations.open(
@@ -190,7 +189,7 @@ async def test_what_cannot_be_taken_is_refused_before_anything(counter: Counter)
         assert refused.code == code
     for wrong in (counter.signed(network="eip155:1"), "e30=", "!", "A" * 10_000):
         with pytest.raises(InvalidCredential):
-            counter.taking.read(wrong)
+            counter.taking.identity(wrong)
 
 
 async def test_another_amount_than_was_signed_is_refused(counter: Counter) -> None:
@@ -206,10 +205,9 @@ async def test_a_no_before_it_was_sent_releases_it(counter: Counter) -> None:
     payer = Account.create()
     counter.desk.anvil.mined(counter.token.send("mint", payer.address, VALUE))
     credential = counter.signed_by(payer)
-    one = counter.taking.read(credential)
-    plan = await counter.taking.plan(one)
+    plan = await counter.taking.plan(credential)
     assert not isinstance(plan, Refusal)
-    name, rpc = counter.taking.identity(one), counter.desk.anvil.rpc
+    name, rpc = counter.taking.identity(credential), counter.desk.anvil.rpc
     holding = (
         Open(plan.custody, "USDC", Kind.CUSTODY),
         Open(CUSTOMER, "USDC", Kind.CUSTOMER),
@@ -228,7 +226,7 @@ async def test_a_no_before_it_was_sent_releases_it(counter: Counter) -> None:
     assert (ended.state, ended.may_try_again) == (OperationState.REJECTED, True)
     assert await counter.desk.sending.chain.used(counter.desk.sender) == 0
     await asyncio.to_thread(rpc, "evm_revert", kept)
-    again = await counter.taking.plan(one)
+    again = await counter.taking.plan(credential)
     assert not isinstance(again, Refusal)
     assert again.payload != plan.payload
 
@@ -247,5 +245,5 @@ async def test_if_somebody_else_sends_it_the_money_is_credited_all_the_same(
         assert counter.desk.anvil.receipt(other)
         done = await counter.finish(name)
     assert done.state is OperationState.SUCCEEDED
-    assert done.result.decode() == other
+    assert done.result.decode().startswith(other)
     assert await counter.credited() == VALUE

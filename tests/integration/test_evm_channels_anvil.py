@@ -14,6 +14,7 @@ import pytest
 
 import farebox.channels
 import farebox.rails.evm.channels
+from farebox.bootstrap.evm_channels import NOBODY
 from farebox.channels import HttpPaymentCodec
 from farebox.channels.chain import ChannelStatus
 from farebox.errors import InvalidInput, RailRejected
@@ -144,7 +145,9 @@ async def test_what_was_claimed_too_late_is_lost_and_said(house: House, payer: P
     assert loss.held == 1_000
 
 
-async def test_the_payee_closes_at_once_when_both_agree(house: House, payer: Payer) -> None:
+async def test_the_payee_closes_at_once_when_both_agree_and_it_opens_anew(
+    house: House, payer: Payer
+) -> None:
     await payer.open()
     last = await payer.pays(2_500)
     with pytest.raises(RailRejected):
@@ -158,6 +161,12 @@ async def test_the_payee_closes_at_once_when_both_agree(house: House, payer: Pay
     assert channel.status is ChannelStatus.CLOSED
     assert await house.settle(payer.channel) == ({FRAGMENT: 2_500}, {})
     assert await house.custody() == 2_500
+    # Opened anew, it is in its next epoch, where all begins at nothing.
+    assert (await payer.open()).epoch == 1
+    house.again()  # what the chain said is believed for seconds
+    await payer.pays(700)
+    assert await house.settle(payer.channel) == ({FRAGMENT: 700}, {})
+    assert await house.custody() == 3_200
 
 
 async def test_no_more_is_served_than_the_collateral_covers(house: House, payer: Payer) -> None:
@@ -213,6 +222,18 @@ async def test_what_nobody_knows_the_worth_of_is_claimed(anvil: Anvil, tmp_path:
         await payer.pays(1)
         await house.claims.trigger(payer.channel)
         assert await house.send() == 1
+
+
+async def test_what_is_signed_is_claimed_while_nobody_is_trusted_for_want_of_a_rate(
+    house: House, payer: Payer
+) -> None:
+    await payer.open()
+    await payer.pays(1_000)
+    house.client.policy = NOBODY
+    with pytest.raises(InvalidInput, match="HUB_INSUFFICIENT_FUNDS"):
+        await payer.pays(1)
+    assert await house.settle(payer.channel) == ({FRAGMENT: 1_000}, {})
+    assert await house.custody() == 1_000
 
 
 async def test_two_processes_that_claim_at_once_move_each_unit_once(

@@ -117,7 +117,7 @@ async def work(house: EvmHouse, rounds: int = 12) -> None:
     channels = house.farebox.channels
     assert channels is not None
     for _ in range(rounds):
-        house.clock.ahead_s += 10
+        house.clock.ahead_s += 20
         for job in channels.jobs:
             await job.run()
         await house.rail.sending.tick()

@@ -23,7 +23,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 from eth_abi.abi import encode
@@ -37,7 +37,7 @@ from farebox.errors import InvalidCredential, RailRejected
 from farebox.ids import derived_id
 from farebox.ledger.model import ABSENT, Put, Unit
 from farebox.ledger.service import Ledger, State
-from farebox.payments import Refusal, Rejected, Unresolved
+from farebox.payments import PaymentPlan, PaymentResult, Refusal, Rejected, Unresolved
 from farebox.payments.model import Changes
 from farebox.rails.evm.contracts import answered, calldata, topic
 from farebox.rails.evm.outbox import INTENT, Call, Intent, IntentState, SlotState, custody_of
@@ -130,28 +130,6 @@ class Job(msgspec.Struct, frozen=True):
     since: int  # the chain's height when it was handed in
 
 
-@dataclass(frozen=True, slots=True)
-class AuthorizationPlan:
-    """What must be stored before: `puts` join the opening commit."""
-
-    payload: bytes = field(repr=False)
-    custody: str
-    asset: str
-    amount: int
-    puts: tuple[Put, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """It is ours for good; `puts` join the crediting commit."""
-
-    asset: str
-    amount: int
-    transaction: str
-    payer: str
-    puts: tuple[Put, ...]
-
-
 def read_authorization(text: str, chain: str, chain_id: int) -> Authorization:
     """Read a credential: its form and chain alone are checked. Raises InvalidCredential."""
     if len(text) > _CREDENTIAL_MAX_CHARS:
@@ -238,13 +216,24 @@ class Authorizations:
         self._chain = sending.chain
         self._ledger = ledger
 
-    def read(self, credential: str) -> Authorization:
-        """Raises InvalidCredential."""
+    def can_handle(self, credential: str) -> bool:
+        """Whether it is an authorisation for this chain, as far as its form goes."""
+        try:
+            self._read(credential)
+        except InvalidCredential:
+            return False
+        return True
+
+    def _read(self, credential: str) -> Authorization:
         terms = self._sending.terms
         return read_authorization(credential, terms.chain, terms.chain_id)
 
-    def identity(self, one: Authorization) -> str:
-        """The same for every text that would use up the same nonce of the same payer."""
+    def identity(self, credential: str) -> str:
+        """The same for every text that would use up the same nonce of the same payer.
+
+        Raises InvalidCredential.
+        """
+        one = self._read(credential)
         of = signed_for(one, self._assets, self._sending.terms.chain_id)
         return derived_id("auth", self._key(one, of.token if of else ""))
 
@@ -252,9 +241,9 @@ class Authorizations:
         parts = (self._sending.terms.chain, token.lower(), one.payer.lower(), one.nonce)
         return ":".join(parts)
 
-    async def plan(self, one: Authorization) -> AuthorizationPlan | Refusal:
+    async def plan(self, credential: str) -> PaymentPlan | Refusal:
         """Check it and reserve its nonce. Raises RailUnavailable, RailRejected."""
-        terms = self._sending.terms
+        terms, one = self._sending.terms, self._read(credential)
         of = signed_for(one, self._assets, terms.chain_id)
         if of is None:
             return Refusal("signature_invalid", "this is not signed by its payer for a token here")
@@ -288,7 +277,8 @@ class Authorizations:
         )
         job = Job(intent, key, of.asset, of.token, one, await self._chain.height())
         custody = custody_of(terms.chain, of.asset)
-        return AuthorizationPlan(msgspec.json.encode(job), custody, of.asset, one.value, puts)
+        payload = msgspec.json.encode(job)
+        return PaymentPlan(payload, custody, puts=puts, asset=of.asset, amount=one.value)
 
     def _untimely(self, one: Authorization) -> Refusal | None:
         now_s = self._ledger.clock.now_ns() // NS_PER_S
@@ -298,7 +288,7 @@ class Authorizations:
             return Refusal("authorization_expired", "it has expired, or is about to; sign anew")
         return None
 
-    async def receive(self, payload: bytes) -> Arrived | Rejected | Unresolved:
+    async def receive(self, payload: bytes) -> PaymentResult | Rejected | Unresolved:
         """Settle as planned, or find out how far it is. Raises RailUnavailable."""
         job = msgspec.json.decode(payload, type=Job)
         row = await self._ledger.store.get(INTENT, job.intent)
@@ -319,7 +309,7 @@ class Authorizations:
             return await self._arrived(job, slot.mined.hash)
         return await self._elsewhere(job) or await self._refused(job, ReservationState.FAILED)
 
-    async def _begin(self, job: Job) -> Arrived | Rejected | Unresolved | None:
+    async def _begin(self, job: Job) -> PaymentResult | Rejected | Unresolved | None:
         """Send it; what keeps it from being sent, or None."""
         one = job.authorization
         if await self._is_used(job.token, one):
@@ -348,7 +338,7 @@ class Authorizations:
 
         await self._ledger.transact([(INTENT, job.intent)], decide)
 
-    async def _elsewhere(self, job: Job) -> Arrived | Unresolved | None:
+    async def _elsewhere(self, job: Job) -> PaymentResult | Unresolved | None:
         """Anybody may send it: the money came to us all the same. None: it did not."""
         one = job.authorization
         if not await self._is_used(job.token, one):
@@ -365,7 +355,7 @@ class Authorizations:
 
     async def _arrived(
         self, job: Job, transaction: str, receipt: Receipt | None = None
-    ) -> Arrived | Unresolved:
+    ) -> PaymentResult | Unresolved:
         receipt = receipt or await self._chain.receipt(transaction)
         if receipt is None:
             return Unresolved("the node does not show the receipt now")
@@ -373,7 +363,14 @@ class Authorizations:
             return Unresolved("the token has moved another amount", alarm=True)
         one = job.authorization
         puts = await self._ended(job, ReservationState.SETTLED)
-        return Arrived(job.asset, one.value, transaction, one.payer, puts)
+        return PaymentResult(
+            amount_msats=0,
+            currency=job.asset,
+            payment_method=self._sending.terms.chain,
+            transaction_id=f"{transaction}:{one.nonce}",  # one transaction may settle several
+            amount=one.value,
+            puts=puts,
+        )
 
     async def _refused(self, job: Job, state: ReservationState) -> Rejected:
         changes = Changes(puts=await self._ended(job, state))
