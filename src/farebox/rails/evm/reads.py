@@ -110,6 +110,12 @@ def transfer_of(token: str, to: str, amount: int) -> Call:
     return Call(token, 0, calldata("transfer(address,uint256)", to, amount))
 
 
+def says_no(answer: bytes) -> bool:
+    """Whether a token's transfer answers false: it moves nothing then, and does not revert. Some
+    answer with nothing at all, which is no no."""
+    return bool(answer) and not any(answer)
+
+
 class _FeeHistory(msgspec.Struct, frozen=True, rename="camel"):
     base_fee_per_gas: tuple[Quantity, ...]
     gas_used_ratio: tuple[float, ...]  # a ratio of gas_s, no money
