@@ -38,6 +38,8 @@ _DUST_SAT: Final = 546
 _LEAST_RATE: Final = 1_000
 _PRICES: Final = (1_000, 2_000, 4_000, 8_000)
 _TIMEOUT_S: Final = 30
+_OPERATORS: Final = 1_000_000_000
+_FLOAT_SAT: Final = (100_000, 100_000, 300_000)
 _CALM_BLOCK_S: Final = 10
 #: What no transaction of the model brought forth, and anybody may spend who has thought of it.
 _ELSEWHERE: Final = "elsewhere"
@@ -122,6 +124,11 @@ class ModelChain:
         self.deepest: dict[str, int] = {}
         self.rate = 2 * _LEAST_RATE
         self._seen: View | None = None
+        #: The operator's own, at an address that was given to nobody: what fees are paid from
+        #: where customers' money alone would not do.
+        self.float_sat = sum(_FLOAT_SAT)
+        own = [(f"{_OURS}{_OPERATORS + number}", each) for number, each in enumerate(_FLOAT_SAT)]
+        self.accept(self.pay(own, _DUST_SAT))
         self.mine()
 
     # ── what others do ───────────────────────────────────────────────────────────────────────────

@@ -165,7 +165,8 @@ class Checker:
         return 1 + len(self._disk.accounts) // 16
 
     def _verify(self) -> None:
-        found = verify(DiskReader(self._disk), self._checkpoint)
+        may_lack_cover = self.rail is not None and self.rail.may_lack_cover
+        found = verify(DiskReader(self._disk), self._checkpoint, may_lack_cover=may_lack_cover)
         if isinstance(found, Broken):
             raise PromiseBroken(f"{found.invariant}: {found}")
         self._checkpoint = found[1]
