@@ -13,7 +13,7 @@ class Kind(enum.StrEnum):
 
     COMMIT = "commit"  # a unit given to the store
     MINT = "mint"  # an HTTP call to a mint
-    NODE = "node"  # an HTTP call that makes an invoice, pays one, or asks about a payment
+    NODE = "node"  # a call that makes an invoice, pays one or asks about it, or sends to a chain
     ANSWER = "answer"  # an ASGI message on its way to a client
 
 

@@ -10,10 +10,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from tests.crash.exploring import rehearse
+from tests.crash.exploring import Lived, rehearse
 from tests.crash.points import Kind, Point, points
 from tests.crash.scenarios import patiently
 from tests.crash.world import Lost, Nursery, Outside, Run, new_run
@@ -107,6 +108,7 @@ def story(
 
 
 Act = Callable[[Story], Awaitable[None]]
+S = TypeVar("S", bound=Lived)
 
 
 async def _nothing(_: Story) -> None:
@@ -120,7 +122,12 @@ ACTS: dict[str, tuple[Act, Act]] = {
 }
 
 
-async def die_at(one: Story, prepare: Act, act: Act, point: Point) -> bool:
+async def die_at(
+    one: S,
+    prepare: Callable[[S], Awaitable[None]],
+    act: Callable[[S], Awaitable[None]],
+    point: Point,
+) -> bool:
     """Live it through with a death at the point; returns whether it came to that."""
     assert await one.run.start()
     await prepare(one)

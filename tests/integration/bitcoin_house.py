@@ -72,16 +72,38 @@ class BitcoinHouse(LightningHouse):
         await asyncio.to_thread(chain.payer.pay, asked["pay"], amount_sat)
         await asyncio.to_thread(chain.node.mine)
         await self.until(asked, "credited")
+        return await self.key_of(asked), asked
+
+    async def key_of(self, asked: Mapping[str, Any]) -> str:
+        """The key of the account that a deposit has opened."""
         claim = {"initial_balance_token": asked["uri"], "claim_secret": asked["claim_secret"]}
         made = await self.post("/create", claim)
         assert made.status_code == 200, made.text
-        return str(made.json()["api_key"]), asked
+        return str(made.json()["api_key"])
 
-    async def done(self, operation_id: str) -> str:
-        """How an operation stands."""
-        found = await self.farebox.operations.get(operation_id)
-        assert found is not None
-        return found.state.value
+    async def paid_out(self, key: str, to: str, amount_sat: int, name: str) -> str:
+        """A payout that was asked for; its operation."""
+        body = {"destination": to, "amount_msat": amount_sat * 1_000}
+        asked = await self.post("/v1/payouts", body, key, name)
+        assert asked.status_code == 202, asked.text
+        return str(asked.json()["operation"])
+
+    async def told_of(self, key: str, to: str, amount_sat: int, name: str) -> dict[str, Any]:
+        """What the same asking tells at the end."""
+        body = {"destination": to, "amount_msat": amount_sat * 1_000}
+        asked = await self.post("/v1/payouts", body, key, name)
+        assert asked.status_code == 200, asked.text
+        found: dict[str, Any] = asked.json()
+        return found
+
+    async def passed(self, blocks: int) -> None:
+        """Wait until the house has looked at the chain at this height."""
+
+        async def height() -> int:
+            view = self.method.wallet.view
+            return view.tip.height if view else 0
+
+        await eventually(height, lambda found: found == blocks)
 
     async def wallet_sat(self) -> int:
         """What the wallet holds in blocks, by the node."""
@@ -107,10 +129,11 @@ async def eventually(ask: Callable[[], Awaitable[Any]], holds: Callable[[Any], b
 
 def bitcoin_settings(chain: BitcoinChain, **terms: object) -> dict[str, object]:
     """How a house is told of its wallet and its node."""
+    wallet = {} if "watch" in terms else {"key": WORDS}
     return {
         "url": chain.node.url,
         "login": f"{USER}:{PASSWORD}",
-        "key": WORDS,
+        **wallet,
         "network": "regtest",
         "start_height": 1,
         "round_s": 0.1,

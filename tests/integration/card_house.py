@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,9 @@ import httpx
 from farebox.books import open_audit
 from farebox.bootstrap import Farebox
 from farebox.ledger.invariants import verify
+from farebox.ledger.model import Kind, Open, Transfer, Unit
 from farebox.ledger.replay import Broken
+from farebox.money import BTC
 from farebox.settings import load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.upstream import PlayUpstream
@@ -27,6 +29,7 @@ from tests.integration.whole_house import listening
 
 ROOT_KEY = b"k" * 32
 PRICE_MSAT = 10_000
+EARNED_MSAT = 50_000_000
 #: A bitcoin is 100,000 dollars.
 CENT_MSAT = 10_000
 #: Long enough on a machine that does other things.
@@ -83,6 +86,14 @@ class CardHouse:
             await asyncio.sleep(0.05)
         raise AssertionError("it was never credited")
 
+    async def until(self, look: Callable[[], Awaitable[int]], wanted: int) -> None:
+        """Wait for a figure to be what it has to become."""
+        for _ in range(WAIT_S * 20):
+            if await look() == wanted:
+                return
+            await asyncio.sleep(0.05)
+        assert await look() == wanted
+
     async def balance_msat(self, bearer: str) -> int:
         """What an account can spend."""
         return int((await self.get("/info", bearer))["balance"])
@@ -111,6 +122,17 @@ class CardHouse:
             verified = verify(reader)
         assert not isinstance(verified, Broken), str(verified)
         assert verified[0].open_holds == 0
+
+
+async def have_earned(house: CardHouse) -> None:
+    """As if the house had been open for a while: losses come out of what it has earned."""
+    till = "custody:till"
+    steps = (
+        Open(till, BTC.code, Kind.CUSTODY),
+        Open("revenue", BTC.code, Kind.REVENUE),
+        Transfer(till, "revenue", EARNED_MSAT, "sale"),
+    )
+    await house.farebox.store.commit(Unit("earned-before", steps))
 
 
 @asynccontextmanager

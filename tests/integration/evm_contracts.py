@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from farebox.rails.evm.contracts import ARTIFACTS
+from farebox.rails.evm.contracts import ABIS, ARTIFACTS
 from tests.peers.anvil import Anvil, compile_contract
 
 
@@ -20,7 +20,16 @@ def compiled(anvil: Anvil) -> str:
     return json.dumps(made, indent=1) + "\n"
 
 
+def interfaces() -> str:
+    """The text of `abis.json`: how others call what they are to call themselves."""
+    source = ARTIFACTS.with_name("FareboxChannels.sol")
+    abi, _ = compile_contract(source)
+    lines = ",\n".join(f"  {json.dumps(entry, sort_keys=True)}" for entry in abi)
+    return f'{{"{source.stem}": [\n{lines}\n]}}\n'
+
+
 if __name__ == "__main__":
+    ABIS.write_text(interfaces())
     with tempfile.TemporaryDirectory() as folder:
         chain = Anvil(Path(folder))
         chain.start()

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from farebox.channels import RECORDS as CHANNEL_RECORDS
 from farebox.clock import SystemClock
 from farebox.ledger.checkpoint import Checkpoint
 from farebox.ledger.invariants import Verified, verify
@@ -16,11 +17,12 @@ from farebox.ledger.model import ABSENT, Applied, Put, Unit
 from farebox.ledger.processes import PROCESS
 from farebox.ledger.replay import Broken
 from farebox.ledger.service import Ledger
+from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST
 from farebox.payments.model import OPERATION
 from farebox.rails.evm.keys import Keys, keys_from
 from farebox.rails.evm.outbox import INTENT, Call, Intent, Slot
-from farebox.rails.evm.outbox import RECORDS as EVM_RECORDS
 from farebox.rails.evm.reads import RpcChain
+from farebox.rails.evm.records import RECORDS as EVM_RECORDS
 from farebox.rails.evm.rpc import Rpc, open_rpc_session
 from farebox.rails.evm.sending import Held, Parcel, Sending, SendTerms
 from farebox.rails.web import Breaker
@@ -28,7 +30,7 @@ from farebox.stores.sqlite import SqliteStore
 from farebox.stores.sqlite.audit import SqliteAuditReader
 from tests.peers.anvil import CHAIN_ID, Anvil
 
-RECORDS = (*EVM_RECORDS, OPERATION, PROCESS)
+RECORDS = (*EVM_RECORDS, *CHANNEL_RECORDS, OPERATION, PROCESS, DEPOSIT, DEPOSIT_REQUEST)
 ETHER = 10**18
 CONFIRMATIONS = 3
 
@@ -47,6 +49,7 @@ class Desk:
     ledger: Ledger
     keys: Keys
     sending: Sending
+    rpc: Rpc
 
     @property
     def sender(self) -> str:
@@ -72,6 +75,7 @@ class Desk:
         key = await self.intend(to, amount)
         slot = await self.sending.send(self.parcel(key, to, amount))
         assert isinstance(slot, Slot), slot
+        await asyncio.to_thread(self.anvil.taken, slot.newest.hash)
         return slot
 
     async def held(self, to: str) -> Held:
@@ -108,16 +112,16 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk_of(anvil: Anvil, folder: Path, **terms: int) -> AsyncIterator[Desk]:
-    """A sender with a hundred ether and an empty book."""
+async def desk_of(anvil: Anvil, folder: Path, key: str = "", **terms: int) -> AsyncIterator[Desk]:
+    """A sender with a hundred ether and its book: with a new key, an empty one."""
     path = folder / "book.db"
     store = SqliteStore(path, RECORDS, clock=SystemClock())
     ledger = Ledger(store, SystemClock())
-    keys = keys_from(secrets.token_hex(32))
+    keys = keys_from(key or secrets.token_hex(32))
     await asyncio.to_thread(anvil.rpc, "anvil_setBalance", keys.addresses[0], hex(100 * ETHER))
     async with open_rpc_session() as session:
         rpc = Rpc(anvil.url, session, Breaker(SystemClock(), who="the node"))
         asked = {"confirmations": CONFIRMATIONS, **terms}
         send_terms = SendTerms(chain="anvil", chain_id=CHAIN_ID, native="ETH", **asked)
-        yield Desk(anvil, path, ledger, keys, Sending(send_terms, RpcChain(rpc), keys, ledger))
+        yield Desk(anvil, path, ledger, keys, Sending(send_terms, RpcChain(rpc), keys, ledger), rpc)
     await store.close()

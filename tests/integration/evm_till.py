@@ -17,12 +17,12 @@ from farebox.payments.exchange import Exchange
 from farebox.payments.model import Changes, Operation, OperationState, Succeeded, Verdict
 from farebox.payments.operations import Operations
 from farebox.payments.rail import Limits
-from farebox.rails.evm.disperse import BATCH, Disperse
+from farebox.rails.evm.disperse import Disperse
+from farebox.rails.evm.outbox import custody_of
 from farebox.rails.evm.payouts import (
     PaidAsset,
     Payouts,
     PayoutTerms,
-    custody_of,
 )
 from tests.integration.evm_desk import ETHER, Desk, desk_of
 from tests.peers.anvil import CONTRACTS, Anvil, Contract
@@ -150,6 +150,6 @@ async def till_of(
         payouts = Payouts(payout_terms, desk.sending, desk.ledger, Exchange(rates))
         disperse = Disperse(desk.sending, desk.ledger)
         operations.register("payout", Carrying(payouts))
-        operations.register(BATCH, disperse)
+        operations.register(disperse.kind, disperse)
         yield Till(desk, contract, payouts, disperse, operations, rates)
         await processes.stop()

@@ -39,8 +39,7 @@ async def test_a_deposit_is_credited_spent_refunded_and_paid_out(
     assert told["credited_msat"] == 0
     await asyncio.to_thread(bitcoin.node.mine)
     assert (await house.until(asked, "credited"))["credited_msat"] == 50_000_000
-    claim = {"initial_balance_token": asked["uri"], "claim_secret": asked["claim_secret"]}
-    key = str((await house.post("/create", claim)).json()["api_key"])
+    key = await house.key_of(asked)
     spent = await house.http.get("/echo", headers={"Authorization": f"Bearer {key}"})
     assert spent.status_code == 200
     assert await house.balance_msat(key) == 50_000_000 - PRICE_MSAT

@@ -85,7 +85,7 @@ async def test_a_voucher_over_the_threshold_is_claimed_and_the_books_agree(
         paid = await store.account(f"custody:rooch:{ASSET}")
         owed = await store.account(f"custody:channel:{town.contract.channels[CHANNEL_ID].backing}")
         receivable = await store.account(f"receivable:channel:{CHANNEL_ID}#{FRAGMENT}")
-        earned = await store.account(f"revenue:{ASSET}")
+        earned = await store.account(f"revenue/{ASSET}")
         assert paid is not None
         assert owed is not None
         assert receivable is not None

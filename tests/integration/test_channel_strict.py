@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
 
 from farebox.channels import (
     BillingEngine,
@@ -17,11 +18,13 @@ from farebox.channels import (
     PaymentErrorCode,
     PaymentProcessor,
     PaymentProcessorConfig,
+    PendingSubRAVStore,
     RequestMetadata,
     parse_rules,
 )
 from farebox.channels.processor import Admission
 from farebox.clock import ManualClock
+from farebox.errors import InvalidInput
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
 from farebox.testing.channels import RGAS, PlayContract
@@ -42,6 +45,7 @@ from tests.integration.channel_world import (
     RULES,
     Told,
     World,
+    check_books,
     world,
 )
 
@@ -456,6 +460,65 @@ async def test_an_expired_proposal_is_written_off_and_still_asked_for(tmp_path: 
         is_refused(await town.asks(), 402, "PAYMENT_REQUIRED")
         assert (await town.asks(voucher=sign_sub_rav(proposal, KEY))).status == 200
         assert town.served == {"/echo": 2}
+
+
+async def test_the_store_of_proposals_makes_finds_and_writes_off(tmp_path: Path) -> None:
+    async with world(tmp_path) as town:
+        store, paid = town.payee.pending, await first_request(town)
+        with pytest.raises(InvalidInput):
+            await store.save(replace(paid, nonce=2))
+        await store.save(paid)  # it is proposed already
+        stats = await store.get_stats()
+        assert (stats.pending_count, stats.oldest_at) == (1, town.clock.now_ns())
+        assert await store.find(CHANNEL_ID, 1) == paid
+        assert await store.find(CHANNEL_ID, 2) is None
+        assert not await store.remove(CHANNEL_ID, 2)
+        assert await store.remove(CHANNEL_ID, 1)
+        assert not await store.remove(CHANNEL_ID, 1)
+        assert (await store.get_stats()).pending_count == 0
+        is_refused(await town.asks(), 402, "PAYMENT_REQUIRED")
+        assert (await town.asks("/free", sign_sub_rav(paid, KEY))).status == 200
+        upcoming = replace(paid, nonce=2, accumulated_amount=paid.accumulated_amount + 7)
+        for wrong in (
+            replace(upcoming, nonce=3),
+            replace(upcoming, channel_epoch=1),
+            replace(upcoming, chain_id=1),
+            replace(upcoming, accumulated_amount=paid.accumulated_amount - 1),
+            replace(upcoming, vm_id_fragment="nobody"),
+        ):
+            with pytest.raises(InvalidInput):
+                await store.save(wrong)
+        await store.save(upcoming)
+        assert await store.find_latest_by_sub_channel(CHANNEL_ID, FRAGMENT) == upcoming
+        assert await store.clear() == 1
+    check_books(tmp_path)
+
+
+async def test_a_processor_says_what_became_of_each_payment_where_it_should(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as town:
+        await town.open()
+        config = PaymentProcessorConfig(
+            payee_client=town.payee,
+            billing_engine=BillingEngine(parse_rules(RULES, "yaml"), FixedRates({ASSET: 100})),
+            service_id="echo",
+            pending_sub_rav_store=town.payee.pending,
+            debug=True,
+        )
+        request = RequestMetadata(
+            operation="echo",
+            channel_id=CHANNEL_ID,
+            vm_id_fragment=FRAGMENT,
+            payer_did=PAYER_DID,
+            facts={"path": "/echo"},
+        )
+        with structlog.testing.capture_logs() as said:
+            result = await PaymentProcessor(config).process_payment(request)
+        assert result.is_admitted
+        assert [(each["event"], each["cost"]) for each in said] == [("channel.payment", ECHO_COST)]
+        with pytest.raises(InvalidInput):
+            replace(config, pending_sub_rav_store=PendingSubRAVStore(town.payee.sub_channels, None))  # type: ignore[arg-type]
 
 
 async def test_a_handshake_shows_a_key_and_pays_nothing(tmp_path: Path) -> None:

@@ -38,10 +38,11 @@ Document = dict[str, Any]
 
 
 class RpcError(Exception):
-    """The node answered with an error; `code` is JSON-RPC's."""
+    """The node answered with an error; `code` is JSON-RPC's, `data` what a contract said (0x…)."""
 
     def __init__(self, error: Document) -> None:
         self.code = int(error["code"])
+        self.data = str(error.get("data", ""))
         super().__init__(str(error.get("message", "")))
 
 
@@ -142,6 +143,14 @@ class Anvil:
         if self._process is not None:
             self._process.stop()
 
+    def taken(self, tx_hash: str) -> None:
+        """Wait until a transaction is in a block, where one is mined for each: not at once."""
+        deadline = time.monotonic() + _CALL_TIMEOUT_S
+        while self.rpc("anvil_getAutomine") and not self.rpc("eth_getTransactionReceipt", tx_hash):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{tx_hash} is in no block")
+            time.sleep(_POLL_S)
+
     def rpc(self, method: str, *parameters: object) -> Any:
         """One call. Raises RpcError."""
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": list(parameters)}
@@ -161,7 +170,9 @@ class Anvil:
     def send(self, to: str, value: int, *, sender: str = "", data: str = "0x") -> str:
         """Send wei, or call a contract, from an unlocked account; the transaction's hash."""
         asked = {"from": sender or self.accounts[0], "to": to, "value": hex(value), "data": data}
-        return str(self.rpc("eth_sendTransaction", asked))
+        sent = str(self.rpc("eth_sendTransaction", asked))
+        self.taken(sent)
+        return sent
 
     def receipt(self, transaction: str) -> Document | None:
         """What became of a transaction, once it is in a block."""

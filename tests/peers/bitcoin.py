@@ -6,11 +6,13 @@ The payer reads blocks as the node explains them and builds with bdk; Farebox's 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,13 @@ class BitcoinNode:
         """Make blocks now, with what waits."""
         self.call("generate", blocks)
 
+    def mine_only(self, *raws: bytes) -> None:
+        """Make a block of these transactions alone: miners leave out what pays too little."""
+        parent = self.call("getblockheader", self.call("getbestblockhash"), True)
+        raw = _block(parent["hash"], int(parent["height"]) + 1, int(parent["time"]) + 1, raws)
+        told = self.call("submitblock", raw.hex())
+        assert told is None, told
+
     def undo(self, blocks: int) -> None:
         """Let the last blocks be no part of the best chain any more."""
         self.call("invalidateblock", self.call("getblockhash", self.height() - blocks + 1))
@@ -106,6 +115,18 @@ class BitcoinNode:
     def pool(self) -> list[str]:
         """What waits."""
         return list(self.call("getrawmempool"))
+
+    def paid_sat(self, address: str, since: int) -> list[int]:
+        """What each output paid to an address is worth, of the blocks from a height on."""
+        found = []
+        for height in range(since, self.height() + 1):
+            shown = self.call("getblock", self.call("getblockhash", height), 2)
+            for one in shown.get("rawtx") or shown.get("tx", []):
+                for output in bdk.Transaction(bytes.fromhex(one["hex"])).output():
+                    script = bytes(output.script_pubkey.to_bytes())
+                    if script == _script(address):
+                        found.append(int(output.value.to_sat()))
+        return found
 
     def call(self, method: str, *parameters: object) -> Any:
         """One call. Raises Refused."""
@@ -234,6 +255,41 @@ class BitcoinChain:
         self.node.stop()
 
 
+def _block(parent: str, height: int, time_s: int, raws: Sequence[bytes]) -> bytes:
+    """A block by BIP-34 and BIP-141, with the work that regtest wants; its reward is nothing."""
+    txs = [bdk.Transaction(raw) for raw in raws]
+    txids = [bytes.fromhex(str(one.compute_txid()))[::-1] for one in txs]
+    wtxids = [bytes.fromhex(str(one.compute_wtxid()))[::-1] for one in txs]
+    commitment = _twice(_merkle([bytes(32), *wtxids]) + bytes(32))
+    number = height.to_bytes((height.bit_length() + 8) // 8, "little")
+    script = bytes([len(number)]) + number + b"\x05tests"
+    paid = b"\x6a\x24\xaa\x21\xa9\xed" + commitment
+    body = b"\x01" + bytes(32) + b"\xff" * 4 + bytes([len(script)]) + script + b"\xff" * 4
+    body += b"\x01" + bytes(8) + bytes([len(paid)]) + paid
+    version, end = (2).to_bytes(4, "little"), bytes(4)
+    witness = b"\x01\x20" + bytes(32)
+    coinbase = version + b"\x00\x01" + body + witness + end
+    root = _merkle([_twice(version + body + end), *txids])
+    head = (0x20000000).to_bytes(4, "little") + bytes.fromhex(parent)[::-1] + root
+    head += time_s.to_bytes(4, "little") + (0x207FFFFF).to_bytes(4, "little")
+    nonce = 0
+    while _twice(head + nonce.to_bytes(4, "little"))[-1] > 0x7F:
+        nonce += 1
+    head += nonce.to_bytes(4, "little")
+    return head + bytes([1 + len(raws)]) + coinbase + b"".join(raws)
+
+
+def _merkle(hashes: list[bytes]) -> bytes:
+    while len(hashes) > 1:
+        hashes += hashes[-1:] * (len(hashes) % 2)
+        hashes = [_twice(a + b) for a, b in zip(hashes[::2], hashes[1::2], strict=True)]
+    return hashes[0]
+
+
+def _twice(raw: bytes) -> bytes:
+    return hashlib.sha256(hashlib.sha256(raw).digest()).digest()
+
+
 class _Kept(bdk.Persistence):  # type: ignore[misc]  # bdkpython has no types
     def __init__(self, whole: bdk.ChangeSet) -> None:
         self._whole = whole
@@ -243,6 +299,10 @@ class _Kept(bdk.Persistence):  # type: ignore[misc]  # bdkpython has no types
 
     def persist(self, changeset: bdk.ChangeSet) -> None:
         pass
+
+
+def _script(address: str) -> bytes:
+    return bytes(bdk.Address(address, bdk.Network.REGTEST).script_pubkey().to_bytes())
 
 
 def _named(one: bdk.LocalOutput) -> str:

@@ -104,3 +104,5 @@ def _stored(key: SigningKey) -> bytes:
         case KeyType.SECP256R1:
             scalar = int.from_bytes(key.secret, "big")
             return ec.derive_private_key(scalar, ec.SECP256R1()).private_bytes(der, pkcs8, plain)
+        case KeyType.EIP712:
+            raise ValueError("payment-kit has no such key")

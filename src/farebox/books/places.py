@@ -26,6 +26,7 @@ from farebox.paywall.model import REQUEST
 from farebox.paywall.named import NAMED
 from farebox.rails.bitcoin import RECORDS as BITCOIN_RECORDS
 from farebox.rails.cashu import RECORDS as CASHU_RECORDS
+from farebox.rails.evm.records import RECORDS as EVM_RECORDS
 from farebox.rails.lightning import RECORDS as LIGHTNING_RECORDS
 from farebox.settings import Settings
 from farebox.stores.audit import BookReader
@@ -57,6 +58,7 @@ RECORDS: tuple[RecordType[Any], ...] = (
     *CARD_RECORDS,
     *CASHU_RECORDS,
     *CHANNEL_RECORDS,
+    *EVM_RECORDS,
     *LIGHTNING_RECORDS,
 )
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Self, cast
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
 from farebox.bootstrap.channels import channels_of
-from farebox.bootstrap.rails import Sessions, card_methods, open_rails
-from farebox.bootstrap.rates import RateRefresh, exchange_of, rate_feeds
+from farebox.bootstrap.rails import Ground, card_methods, open_rails
+from farebox.bootstrap.rates import RateRefresh, count_assets, exchange_of, rate_feeds
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidSettings, StoreError
 from farebox.gateway import Catalogue, Gateway, Limits, UpstreamConfig, Upstreams
@@ -47,6 +47,7 @@ from farebox.paywall.service import Paywall
 from farebox.pricing.book import PriceBook
 from farebox.pricing.parse import parse_rules
 from farebox.pricing.tokens import local_tokenizer
+from farebox.pricing.worths import AssetRates
 from farebox.rails.cashu import (
     CashuConfig,
     CashuMethod,
@@ -225,17 +226,24 @@ class Farebox:
         self.sweep = Sweep(self.cashu, self.ledger, self.operations, self.signer)
         self._upkeep = Upkeep(self.cashu, self.ledger, self.operations, self.signer)
         self.reconciling = Reconciling(self.cashu, self.ledger, self.operations, self._upkeep)
+        self._feeds = rate_feeds(self.settings, self.session, self.clock)
+        rates = AssetRates(self._feeds, self.clock)
+        exchange = exchange_of(self.settings.rates, rates)
         self._rails = await open_rails(
             self.settings,
-            self.ledger,
-            self.operations,
-            Sessions(self.session, guarded),
+            Ground(
+                self.ledger,
+                self.operations,
+                self.processes,
+                exchange,
+                self.session,
+                guarded,
+                public_url(self.settings),
+            ),
             self._closing,
-            public_url(self.settings),
         )
-        self._feeds = rate_feeds(self.settings, self.session, self.clock)
         methods = self._methods()
-        exchange, rates = exchange_of(self.settings, self._feeds, methods, self.clock)
+        count_assets(rates, methods)
         self._rates = RateRefresh(rates, self.prices)
         self.payments = Payments(self.ledger, self.operations, methods, self.signer, exchange)
         self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), methods, exchange)

@@ -89,26 +89,19 @@ def _median(
     )
 
 
-def exchange_of(
-    settings: Settings,
-    feeds: dict[str, RateFeed],
-    methods: Iterable[AbstractPaymentMethod],
-    clock: Clock,
-) -> tuple[Exchange, AssetRates]:
-    """How what the rails bring is converted. Raises InvalidSettings where two disagree on units."""
-    scales: dict[str, int] = {}
+def exchange_of(found: RatesSettings, rates: AssetRates) -> Exchange:
+    """At what rates the operator converts, and what not."""
+    return Exchange(rates, found.spread_ppm, frozenset(found.held))
+
+
+def count_assets(rates: AssetRates, methods: Iterable[AbstractPaymentMethod]) -> None:
+    """Tell the rates how the rails count. Raises InvalidSettings where two disagree."""
     for rail in (one for one in methods if isinstance(one, DepositMethod)):
         for one in rail.terms().assets:
-            scale = scales.setdefault(one.asset.code, one.asset.scale)
-            if scale != one.asset.scale:
-                raise InvalidSettings(
-                    rail.payment_type,
-                    f"{one.asset.code} with {one.asset.scale} decimals",
-                    f"another code for it: elsewhere {one.asset.code} has {scale}",
-                )
-    rates = AssetRates(feeds, scales, clock)
-    found = settings.rates
-    return Exchange(rates, found.spread_ppm, frozenset(found.held)), rates
+            if not rates.count(one.asset):
+                found = f"{one.asset.code} with {one.asset.scale} decimals"
+                allowed = "another code for it: elsewhere it has others"
+                raise InvalidSettings(rail.payment_type, found, allowed)
 
 
 class RateRefresh:

@@ -25,7 +25,13 @@ from farebox.channels.billing import (
     PerToken,
     RateProvider,
 )
-from farebox.channels.chain import ChannelInfo, ChannelStatus, PayeeContract, PayerContract
+from farebox.channels.chain import (
+    ChannelInfo,
+    ChannelStatus,
+    ClaimUnderway,
+    PayeeContract,
+    PayerContract,
+)
 from farebox.channels.claims import ClaimPolicy, ClaimScheduler
 from farebox.channels.codecs import HttpPaymentCodec, McpPaymentCodec, PaymentCodec
 from farebox.channels.ledger_chain import LEDGER_CHANNEL, LedgerContract, ledger_channel_id
@@ -44,7 +50,7 @@ from farebox.channels.payer import (
     SignSubRAVOptions,
     SpendingLimits,
 )
-from farebox.channels.pending import PendingSubRAVStore
+from farebox.channels.pending import PendingSubRAVStats, PendingSubRAVStore
 from farebox.channels.processor import Admission, PaymentProcessor, PaymentProcessorConfig
 from farebox.channels.rules import load_rules, parse_rules
 from farebox.channels.tools import PaidToolResult, call_paid_tool
@@ -66,6 +72,7 @@ __all__ = [
     "ChannelStatus",
     "ClaimPolicy",
     "ClaimScheduler",
+    "ClaimUnderway",
     "CostCalculator",
     "CreditPolicy",
     "FinalCost",
@@ -85,6 +92,7 @@ __all__ = [
     "PaymentProcessor",
     "PaymentProcessorConfig",
     "PaymentUtils",
+    "PendingSubRAVStats",
     "PendingSubRAVStore",
     "PerRequest",
     "PerToken",

@@ -17,6 +17,7 @@ from farebox.errors import FareboxError
 from farebox.ids import new_id
 from farebox.money import Rounding, divide
 from farebox.wire.subrav.model import ErrorCode, SubRAV
+from farebox.wire.subrav.payload import RequestPayload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,14 +219,22 @@ class BillingContextBuilder:
 
     @staticmethod
     def from_http_request(
-        service_id: str, method: str, path: str, default_asset_id: str = "", **facts: object
+        service_id: str,
+        method: str,
+        path: str,
+        default_asset_id: str = "",
+        payment: RequestPayload | None = None,
+        **facts: object,
     ) -> BillingContext:
-        """From a request's method and path, without its query."""
+        """From a request's method and path, without its query, and the voucher it brought."""
         operation = f"{method}:{path}"
+        signed = None if payment is None else payment.signed_sub_rav
         return BillingContext(
             service_id=service_id,
             operation=operation,
             asset_id=default_asset_id,
+            channel_id=None if signed is None else signed.sub_rav.channel_id,
+            vm_id_fragment=None if signed is None else signed.sub_rav.vm_id_fragment,
             facts={"operation": operation, "method": method, "path": path, **facts},
         )
 

@@ -1,6 +1,7 @@
 """The port to where channels are backed: the ledger itself, or a chain.
 
-`ledger_chain` implements it on the book; `farebox.testing.channels` in memory, named as on Rooch.
+`ledger_chain` implements it on the book, `farebox.rails.evm.channels` on a contract of ours;
+`farebox.testing.channels` in memory, named as on Rooch.
 On Rooch the calls are `getChannelStatus`, `getSubChannel`, `getHubBalance`, `claimFromChannel`,
 `openChannelWithSubChannel`, `authorizeSubChannel` and `closeChannel` of `0x3::payment_channel`.
 """
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from farebox.errors import RailUnavailable
 from farebox.ledger.model import Kind
 from farebox.wire.subrav.keys import VerificationKey
 from farebox.wire.subrav.model import SignedSubRAV
@@ -59,6 +61,10 @@ class PaidTo:
     kind: Kind
 
 
+class ClaimUnderway(RailUnavailable):
+    """A claim waits to be sent, or for the blocks that make it final. Ask again later."""
+
+
 class PayeeContract(Protocol):
     """What a payee asks of the chain. All methods raise RailUnavailable and RailRejected."""
 
@@ -83,7 +89,8 @@ class PayeeContract(Protocol):
         """Redeem a voucher; returns all that is claimed of its sub-channel now.
 
         What was claimed up to this voucher or further before is no error and moves nothing.
-        RailRejected: it was not paid and will not be, as things stand.
+        RailRejected: it was not paid and will not be, as things stand. ClaimUnderway: on a chain
+        that takes its time; called again, it tells when it is done.
         """
         ...
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from farebox.channels.chain import ChannelStatus
+from farebox.channels.chain import ChannelStatus, ClaimUnderway
 from farebox.channels.model import SubChannel, accepted_voucher, sub_channel_key
 from farebox.channels.payee import PaymentChannelPayeeClient
+from farebox.channels.postings import custody_account
 from farebox.clock import NS_PER_S
 from farebox.errors import RailError, RailRejected, StoreError
 from farebox.ledger.store import PAGE_MAX
@@ -25,8 +26,9 @@ class ClaimPolicy:
 
     Below `min_claim_amount` (base units) nothing is ever claimed, because its fee would cost more;
     that apart, `age_s` after the first unclaimed voucher, `idle_s` after the last request, and
-    when unclaimed vouchers take `exposure_percent` of what the collateral covers. Every `watch_s`
-    the channels that owe anything are looked at: what closes is claimed whatever its amount.
+    when the unclaimed vouchers of all sub-channels together take `exposure_percent` of what their
+    collateral covers. Every `watch_s`, and at the start, the channels that owe anything are looked
+    at: what closes is claimed whatever its amount.
     """
 
     min_claim_amount: int = 10_000_000
@@ -57,7 +59,11 @@ class ClaimOutcome(enum.StrEnum):
     NOTHING = "no_delta"
     REFUSED = "refused"
     LOST = "channel_closed"
+    UNDERWAY = "underway"
     UNKNOWN = "unknown"
+
+
+_AGAIN = (ClaimOutcome.REFUSED, ClaimOutcome.UNDERWAY, ClaimOutcome.UNKNOWN)
 
 
 @dataclass(slots=True)
@@ -71,21 +77,47 @@ class ClaimStatus:
 
 
 def claim_reason(
-    row: SubChannel, policy: ClaimPolicy, now: int, ceiling: int = 0
+    row: SubChannel, policy: ClaimPolicy, now: int, ceiling: int = 0, exposed: int = 0
 ) -> ClaimReason | None:
-    """Why a sub-channel is due, if it is. `ceiling`: what its collateral covers; 0: unknown."""
+    """Why a sub-channel is due, if it is. `ceiling`: what its collateral covers; 0: unknown.
+
+    `exposed`: what is unclaimed of the same collateral in all, where more is known than this row.
+    """
     unclaimed = row.unclaimed_amount
     if unclaimed < max(1, policy.min_claim_amount) or row.unclaimed_since is None:
         return None
     if unclaimed >= policy.threshold:
         return ClaimReason.THRESHOLD
-    if ceiling and unclaimed * 100 >= ceiling * policy.exposure_percent:
+    if ceiling and max(unclaimed, exposed) * 100 >= ceiling * policy.exposure_percent:
         return ClaimReason.EXPOSURE
     if now - row.unclaimed_since >= policy.age_s * NS_PER_S:
         return ClaimReason.AGE
     if now - row.last_at >= policy.idle_s * NS_PER_S:
         return ClaimReason.IDLE
     return None
+
+
+#: How long until a claim that is underway is asked after again.
+_UNDERWAY_S = 10
+#: What `watch_s` finds later needs no place in memory.
+_HEARD_MAX = 10_000
+
+
+class _Exposures:
+    """What stands unclaimed of each collateral, and what it covers, read once a run."""
+
+    def __init__(self, payee: PaymentChannelPayeeClient) -> None:
+        self._store = payee.sub_channels.ledger.store
+        self._known: dict[str, tuple[int, int]] = {}
+
+    async def of(self, backing: str) -> tuple[int, int]:
+        """Ceiling and unclaimed amount, in base units."""
+        if backing not in self._known:
+            account = await self._store.account(custody_account(backing))
+            self._known[backing] = (
+                (0, 0) if account is None else (account.ceiling or 0, account.held)
+            )
+        return self._known[backing]
 
 
 @dataclass(slots=True)
@@ -109,19 +141,29 @@ class ClaimScheduler:
         self._payee = payee
         self._clock = payee.sub_channels.ledger.clock
         self._noticed: dict[str, SubChannel] = {}
+        #: Vouchers that came and made nothing due by themselves; their sum may.
+        self._heard: dict[str, SubChannel] = {}
         self._waiting: dict[str, _Waiting] = {}
         self._watch_at = 0
 
     def notice(self, row: SubChannel, ceiling: int) -> bool:
         """Hear of a voucher; True when it makes its sub-channel due. `run_once` then claims it."""
         due = claim_reason(row, self.policy, self._clock.now_ns(), ceiling) is not None
+        key = sub_channel_key(row.channel_id, row.fragment)
         if due:
-            self._noticed[sub_channel_key(row.channel_id, row.fragment)] = row
+            self._noticed[key] = row
+        elif len(self._heard) < _HEARD_MAX or key in self._heard:
+            self._heard[key] = row
         return due
 
     async def run_noticed(self) -> int:
         """Claim what this process has noticed; returns how many claims were paid. Where several
         share a book, one of them has `run_once`, and the others this."""
+        exposures = _Exposures(self._payee)
+        heard, self._heard = self._heard, {}
+        for key, row in heard.items():
+            if await self._is_due(row, exposures):
+                self._noticed.setdefault(key, row)
         noticed, self._noticed = self._noticed, {}
         return await self._claim_all(noticed)
 
@@ -131,6 +173,7 @@ class ClaimScheduler:
         What was noticed comes first; then what age or idleness made due, also after a restart.
         """
         done = await self.run_noticed()
+        exposures = _Exposures(self._payee)
         # A sub-channel that is idle for so long has had something to claim for as long.
         quiet_s = min(self.policy.age_s, self.policy.idle_s)
         now = self._clock.now_ns()
@@ -143,12 +186,16 @@ class ClaimScheduler:
             due = {
                 key: row
                 for key, row in page
-                if claim_reason(row, self.policy, now) or (is_watch and await self._closes(row))
+                if await self._is_due(row, exposures) or (is_watch and await self._closes(row))
             }
             done += await self._claim_all(due)
             if len(page) < PAGE_MAX:
                 return done
             after = page[-1][0]
+
+    async def _is_due(self, row: SubChannel, exposures: _Exposures) -> bool:
+        ceiling, exposed = await exposures.of(row.backing)
+        return claim_reason(row, self.policy, self._clock.now_ns(), ceiling, exposed) is not None
 
     async def _closes(self, row: SubChannel) -> bool:
         """Whether a channel closes or is closed; one that cannot be read is looked at again."""
@@ -166,7 +213,7 @@ class ClaimScheduler:
                 waiting = self._waiting.get(key)
                 may_try = waiting is None or waiting.next_at <= now
                 outcome = await self.claim(row) if may_try else ClaimOutcome.REFUSED
-                if outcome in (ClaimOutcome.REFUSED, ClaimOutcome.UNKNOWN):
+                if outcome in _AGAIN:
                     self._noticed.setdefault(key, row)  # a newer voucher may have come meanwhile
                 return outcome is ClaimOutcome.CLAIMED
 
@@ -210,6 +257,9 @@ class ClaimScheduler:
                 return ClaimOutcome.LOST
             self._wait(key, str(error))
             return ClaimOutcome.REFUSED
+        except ClaimUnderway:
+            self._waiting[key] = _Waiting(0, self._clock.now_ns() + _UNDERWAY_S * NS_PER_S)
+            return ClaimOutcome.UNDERWAY
         except (RailError, StoreError) as error:
             self.status.unknown += 1
             self._wait(key, str(error))

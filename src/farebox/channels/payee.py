@@ -79,7 +79,7 @@ class PaymentChannelPayeeClient:
         self.payee_did = payee_did
         self.policy = policy or CreditPolicy()
         self.sub_channels = SubChannels(ledger, processes, contract.chain_id, wait_s=wait_s)
-        self.pending = PendingSubRAVStore(self.sub_channels)
+        self.pending = PendingSubRAVStore(self.sub_channels, self.generate_proposal)
         clock = ledger.clock
         self._channels: _Remembered[str, ChannelInfo] = _Remembered(clock)
         self._subs: _Remembered[tuple[str, str], SubChannelInfo] = _Remembered(clock)

@@ -88,6 +88,7 @@ class ValidatedResponse:
     """A payee's answer that was checked. `sub_rav` will be signed with the next request.
 
     `is_retry_wanted`: nothing was served; send the request again, it will carry the voucher.
+    `metadata` is what was sent with the request that this answers.
     """
 
     sub_rav: SubRAV | None
@@ -95,6 +96,7 @@ class ValidatedResponse:
     error: PaymentError | None = None
     service_tx_ref: str | None = None
     is_retry_wanted: bool = False
+    metadata: PaymentMetadata | None = None
 
 
 class PaymentChannelPayerClient:
@@ -186,6 +188,7 @@ class PaymentChannelPayerClient:
         error, proposal = payload.error, payload.sub_rav
         is_demand = error is not None and error.code == ErrorCode.PAYMENT_REQUIRED
         kept: list[Next | None] = []
+        sent: list[Asked] = []
 
         def decide(state: State) -> PayerSubChannel:
             found = self._current(state.value(PAYER_SUB_CHANNEL, self._row), base)
@@ -199,6 +202,7 @@ class PaymentChannelPayerClient:
                     raise SigningRefused("the answer states no cost for what it asks to sign")
                 upcoming = self._weigh_cost(found, proposal, channel, payload.cost)
             kept[:] = [upcoming]
+            sent[:] = [found.asked]
             return msgspec.structs.replace(found, next=upcoming, asked=None)
 
         await self._commit(decide)
@@ -209,6 +213,9 @@ class PaymentChannelPayerClient:
             error=error,
             service_tx_ref=payload.service_tx_ref,
             is_retry_wanted=is_demand and upcoming is not None,
+            metadata=PaymentMetadata(
+                client_tx_ref=sent[0].client_tx_ref, max_amount=sent[0].max_amount
+            ),
         )
 
     async def answered_free(self, client_tx_ref: str | None = None) -> None:

@@ -62,8 +62,8 @@ def receivable_account(channel_id: str, fragment: str) -> str:
 
 
 def revenue_account(asset_id: str) -> str:
-    """Where charges are earned."""
-    return "revenue" if asset_id == _HOME_ASSET else f"revenue:{asset_id}"
+    """Where charges are earned: what is withdrawn from there is what claims have brought."""
+    return "revenue" if asset_id == _HOME_ASSET else f"revenue/{asset_id}"
 
 
 def loss_account(asset_id: str) -> str:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import structlog
+
 from farebox.channels.billing import (
     BillingContext,
     BillingContextBuilder,
@@ -36,8 +38,11 @@ from farebox.channels.model import (
 from farebox.channels.payee import PaymentChannelPayeeClient, payer_key_id
 from farebox.channels.pending import PendingSubRAVStore
 from farebox.channels.weighing import Accepted, Clear, Owing, Rejected, Replayed, is_handshake
+from farebox.errors import InvalidInput
 from farebox.money import Rounding, divide
 from farebox.wire.subrav.model import ErrorCode, SignedSubRAV, SubRAV
+
+_log = structlog.get_logger("farebox.channels")
 
 _S_PER_MINUTE = 60
 
@@ -46,14 +51,22 @@ _S_PER_MINUTE = 60
 class PaymentProcessorConfig:
     """What a processor works with.
 
-    `claim_scheduler`, where given, hears of every voucher. Proposals are kept with `payee_client`.
+    `claim_scheduler`, where given, hears of every voucher. `pending_sub_rav_store` is that of
+    `payee_client` and may be left out: proposals are kept with what they charge. `debug` logs what
+    became of each payment.
     """
 
     payee_client: PaymentChannelPayeeClient
     billing_engine: CostCalculator
     service_id: str
     default_asset_id: str = ""
+    pending_sub_rav_store: PendingSubRAVStore | None = None
     claim_scheduler: ClaimScheduler | None = None
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pending_sub_rav_store not in (None, self.payee_client.pending):
+            raise InvalidInput("proposals are kept with their payee; pass `payee_client.pending`")
 
 
 @dataclass(slots=True)
@@ -419,6 +432,17 @@ class PaymentProcessor:
         counts.failed += not result.success
         counts.replayed += result.is_replay
         counts.handshakes += result.success and result.is_handshake
+        if self._config.debug:
+            _log.info(
+                "channel.payment",
+                is_admitted=result.is_admitted,
+                is_replay=result.is_replay,
+                cost=result.cost,
+                asset=result.asset_id,
+                payer_key=result.payer_key_id,
+                error=result.error_code,
+                service_tx_ref=result.service_tx_ref,
+            )
         return result
 
 

@@ -24,6 +24,7 @@ from farebox.cli import (
     migrate,
     money,
     moving,
+    psbt,
     reconcile,
     recover,
     serve,
@@ -66,6 +67,7 @@ app = typer.Typer(
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
 app.add_typer(keys.app, name="keys")
+app.add_typer(psbt.app, name="psbt")
 
 
 def _show_version(wanted: bool) -> None:

@@ -27,6 +27,7 @@ from farebox.rails.cashu import HttpMint, MintLimits, open_session
 from farebox.rails.lightning import fault_of, open_node_session
 from farebox.settings import (
     ChannelChain,
+    EvmSettings,
     LightningSettings,
     MintPolicy,
     MintSettings,
@@ -67,6 +68,9 @@ async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None
         if found.bitcoin.url is not None:
             say(f"asking {found.bitcoin.url} …")
             findings += await bitcoin(found)
+        for chain in found.evm:
+            say(f"asking the node of {chain.name} …")
+            findings += await evm(chain)
         if found.stripe.key is not None:
             say(f"asking {found.stripe.url} …")
             findings += await cards("stripe", found, session)
@@ -84,11 +88,11 @@ def settings(found: Settings, rules: Sequence[Rule]) -> list[Finding]:
     """Whether there is something to sell, a price for it, and money to take."""
     trusted = [mint for mint in found.mints if mint.policy is MintPolicy.TRUSTED]
     rails = (found.lightning.url, found.bitcoin.url, found.stripe.key)
-    ways = len(trusted) + sum(one is not None for one in rails)
+    ways = len(trusted) + sum(one is not None for one in rails) + len(found.evm)
     wants = (
         ("upstream", len(found.upstreams), "name the service with --upstream or [[upstream]]"),
         (
-            "mint",
+            "way to be paid",
             ways,
             "name a mint you trust with --mint or [[mint]], or fill in the table of a rail",
         ),
@@ -270,6 +274,30 @@ async def bitcoin(found: Settings) -> list[Finding]:
         advice = "correct bitcoin.network, or let the node catch up"
         return [Finding(Verdict.FAILURE, check, fault, advice)]
     return [fine(check, told)]
+
+
+async def evm(found: EvmSettings) -> list[Finding]:
+    """Whether the chain's node answers, is on the right chain, knows the tokens, and has gas."""
+    check = f"evm {found.name}"
+    try:
+        from farebox.bootstrap.evm import examine_chain
+    except ImportError:
+        advice = "`pip install 'farebox[evm]'`, or leave it out"
+        return [Finding(Verdict.FAILURE, check, "its libraries are not installed", advice)]
+    try:
+        examined = await examine_chain(found)
+    except InvalidSettings as error:
+        return [Finding(Verdict.FAILURE, check, str(error), "correct it")]
+    except RailError as error:
+        advice = "check its address and key; deposits are refused until it answers"
+        return [Finding(Verdict.FAILURE, check, str(error), advice)]
+    if examined.fault:
+        advice = "correct chain_id, or let the node catch up"
+        return [Finding(Verdict.FAILURE, check, examined.fault, advice)]
+    findings = [fine(check, examined.told)]
+    for what, found_there, advice in examined.doubts:
+        findings.append(Finding(Verdict.WARNING, f"{check}: {what}", found_there, advice))
+    return findings
 
 
 async def cards(provider: str, found: Settings, session: aiohttp.ClientSession) -> list[Finding]:

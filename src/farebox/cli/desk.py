@@ -16,6 +16,7 @@ import msgspec
 
 from farebox.bootstrap import Farebox
 from farebox.cli import checks
+from farebox.cli.signing import sign, unsigned
 from farebox.clock import iso
 from farebox.errors import InvalidInput
 from farebox.identity import ApiKey, KeysExhausted, KeyTerms, new_account
@@ -115,8 +116,19 @@ class Reconcile(msgspec.Struct, frozen=True, tag="reconcile"):
     claim: bool = False
 
 
+class Unsigned(msgspec.Struct, frozen=True, tag="psbt list"):
+    """What waits for a signature of the operator's own."""
+
+
+class Sign(msgspec.Struct, frozen=True, tag="psbt import"):
+    """Take a signed PSBT (base64) back, and send what it pays."""
+
+    id: str
+    psbt: str
+
+
 #: What may be asked of a closed book.
-_WHILE_CLOSED = (Balance, ListKeys, ShowKey, RevokeKey, Examine, Reconcile)
+_WHILE_CLOSED = (Balance, ListKeys, ShowKey, RevokeKey, Examine, Reconcile, Unsigned)
 
 Request = (
     Balance
@@ -130,6 +142,8 @@ Request = (
     | Resolve
     | Examine
     | Reconcile
+    | Unsigned
+    | Sign
 )
 
 
@@ -161,6 +175,10 @@ async def carry_out(house: Farebox, request: Request) -> Facts:
         case Resolve():
             await _resolve(house, request)
             return await _recover(house)
+        case Unsigned():
+            return {"unsigned": await unsigned(house)}
+        case Sign(id=batch, psbt=psbt):
+            return await sign(house, batch, psbt)
         case Examine():
             looked = await checks.examine(house.settings, is_served=True, say=lambda _: None)
             now = (house.vitals.serving(), house.vitals.book(), house.vitals.clock())

@@ -22,7 +22,7 @@ from farebox.errors import FareboxError, InvalidInput, StoreError
 _log = structlog.get_logger("farebox.door")
 
 _NAME = "admin.sock"
-_REQUEST_MAX_BYTES = 1 << 16
+_REQUEST_MAX_BYTES = 1 << 20
 _ANSWER_MAX_BYTES = 1 << 26
 #: Long enough for a Lightning payment; the operation goes on in the server if it takes longer.
 _ANSWER_TIMEOUT_S = 300

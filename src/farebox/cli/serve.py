@@ -99,8 +99,8 @@ def _check_complete(found: Settings) -> None:
     if not found.upstreams:
         raise InvalidSettings("upstream", "none", "--upstream URL, or [[upstream]] in the file")
     trusted = any(mint.policy is MintPolicy.TRUSTED for mint in found.mints)
-    if not trusted and found.lightning.url is None and found.bitcoin.url is None:
-        allowed = "--mint URL, [[mint]], [lightning] or [bitcoin] in the file"
+    if not (trusted or found.lightning.url or found.bitcoin.url or found.evm):
+        allowed = "--mint URL, [[mint]], [lightning], [bitcoin] or [[evm]] in the file"
         raise InvalidSettings("mint", "none trusted", allowed)
     if not parse_rules(found.prices):
         raise InvalidSettings("price", "none", '--price "10 sat", or [[price]] in the file')
@@ -249,5 +249,6 @@ def _announce(found: Settings, as_json: bool) -> None:
         facts["metrics"] = f"http://{found.metrics.listen}/metrics"
     sold = f"{services[0]} for {prices[0]}" if len(services) == len(prices) == 1 else "services"
     places = [*mints, *filter(None, (found.lightning.url, found.bitcoin.url))]
+    places += [chain.name for chain in found.evm]
     text = f"listening on {url}, selling {sold}, paid at {', '.join(places)}"
     show(facts, text, as_json=as_json)

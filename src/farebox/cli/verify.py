@@ -134,6 +134,6 @@ def _text(verified: Verified) -> str:
         shown = sat if asset == BTC.code else str
         held = f"{shown(cover.custody)} in custody, {shown(cover.owed)} owed"
         if cover.exchanged:
-            held += f", {cover.exchanged} given for other assets"
+            held += f", {shown(cover.exchanged)} given for other assets"
         rows.append((asset, held))
     return f"{columns(rows)}\ndigest {verified.digest.hex()}\nthe books balance"

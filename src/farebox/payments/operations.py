@@ -415,12 +415,13 @@ class Operations:
             lease_owner="",
             error=verdict.reason,
         )
-        _log.warning(
-            "operation.manual" if manual else "operation.unresolved",
-            operation=operation.id,
-            kind=operation.kind,
-            reason=verdict.reason,
-        )
+        if manual or verdict.reason != operation.error:  # what goes on waiting was told
+            _log.warning(
+                "operation.manual" if manual else "operation.unresolved",
+                operation=operation.id,
+                kind=operation.kind,
+                reason=verdict.reason,
+            )
         events = (_event("operation.manual", waiting),) if manual else ()
         unit = Unit(
             f"{operation.id}:wait:{row.version}",

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from farebox.channels.book import USED_BEFORE
 from farebox.channels.payee import PaymentChannelPayeeClient
 from farebox.clock import NS_PER_S, Clock
-from farebox.errors import RailError
+from farebox.errors import InvalidCredential, RailError
 from farebox.ids import derived_id
 from farebox.wire.subrav import didauth
 from farebox.wire.subrav.keys import VerificationKey
@@ -108,9 +108,11 @@ class Callers:
         if admin is not None:
             refused = self._judge(auth, admin, asked)
             return refused or Caller(auth.signer_did, auth.fragment, "", once, is_admin=True)
-        channel_id = self.channel_id(auth.signer_did, self.payee.payee_did, self.asset_id)
         try:
+            channel_id = self.channel_id(auth.signer_did, self.payee.payee_did, self.asset_id)
             sub_channel = await self.payee.sub_channel_info(channel_id, auth.fragment)
+        except InvalidCredential as error:
+            return Refused(ErrorCode.AUTH_INVALID, f"{auth.key_id}: {error}")
         except RailError:
             return Refused(ErrorCode.DID_RESOLVE_FAILED, "The chain cannot be asked; try later.")
         if sub_channel is None:

@@ -9,6 +9,7 @@ Never: a secret among the defaults, in a repr or in an error; a setting read by 
 from farebox.settings.bitcoin import BitcoinNetwork, BitcoinSettings, BitcoinSource
 from farebox.settings.cards import CardCurrency, CardSettings, StripeSettings
 from farebox.settings.channels import ChannelChain, ChannelsSettings
+from farebox.settings.evm import EvmAssetSettings, EvmChain, EvmSettings
 from farebox.settings.load import find_settings, load_settings
 from farebox.settings.model import (
     AccountsSettings,
@@ -49,6 +50,9 @@ __all__ = [
     "ChannelsSettings",
     "DatabaseSettings",
     "EcashSettings",
+    "EvmAssetSettings",
+    "EvmChain",
+    "EvmSettings",
     "ForeignPolicy",
     "GatewaySettings",
     "LightningNodeKind",

@@ -42,6 +42,8 @@ _SECRET_SETTINGS = (
     ("lightning", "invoice_key"),
     ("bitcoin", "key"),
     ("bitcoin", "login"),
+    ("evm", "key"),
+    ("evm", "deposit_key"),
     ("stripe", "key"),
     ("stripe", "webhook_secret"),
 )
@@ -119,13 +121,14 @@ def _refuse_plain_secrets(tree: Mapping[str, object]) -> None:
             "an address without one; FAREBOX_DATABASE or FAREBOX_DATABASE_FILE may have it",
         )
     for table, name in _SECRET_SETTINGS:
-        rail = tree.get(table)
-        if isinstance(rail, dict) and isinstance(rail.get(name), str):
-            raise InvalidSettings(
-                f"{table}.{name}",
-                "a secret in the settings file (hidden)",
-                '{ env = "NAME" } or { file = "path" }',
-            )
+        rails = tree.get(table)
+        for rail in rails if isinstance(rails, list) else [rails]:
+            if isinstance(rail, dict) and isinstance(rail.get(name), str):
+                raise InvalidSettings(
+                    f"{table}.{name}",
+                    "a secret in the settings file (hidden)",
+                    '{ env = "NAME" } or { file = "path" }',
+                )
     tables = tree.get("upstream")
     for i, upstream in enumerate(tables if isinstance(tables, list) else []):
         headers = upstream.get("headers") if isinstance(upstream, dict) else None
@@ -241,3 +244,6 @@ def _check_unique(settings: Settings) -> None:
     check("upstream.path", (upstream.path for upstream in upstreams))
     check("rate.asset", (one.asset for one in settings.asset_rates))
     check("mint.url", (mint.url for mint in mints))
+    check("evm.name", (chain.name for chain in settings.evm))
+    for chain in settings.evm:
+        check(f"evm.{chain.name}.asset", (one.asset for one in chain.assets))

@@ -10,6 +10,7 @@ from pathlib import Path
 from farebox.settings.bitcoin import BitcoinSettings
 from farebox.settings.cards import StripeSettings
 from farebox.settings.channels import ChannelsSettings
+from farebox.settings.evm import EvmSettings
 from farebox.settings.fields import (
     optional,
     raw_tables,
@@ -413,6 +414,11 @@ class Settings:
     )
     bitcoin: BitcoinSettings = section(
         BitcoinSettings, "A Bitcoin wallet of yours, to be paid on the chain and to pay with."
+    )
+    evm: tuple[EvmSettings, ...] = sections(
+        EvmSettings,
+        "An EVM chain, to be paid in its coin and tokens and to pay in them. Repeat it for each.",
+        key="evm",
     )
     stripe: StripeSettings = section(
         StripeSettings, "A Stripe account of yours, to be paid by card; needs `[rates]`."

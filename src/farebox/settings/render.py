@@ -53,6 +53,7 @@ def _table(key: str, declared: Declaration, chosen: object) -> Iterator[str]:
             for table in tables:
                 yield from ("", *_prose(declared.doc), f"{'#' * (table is None)}[[{key}]]")
                 yield from _settings(declared.type, table or {})
+                yield from _within(key, declared.type, table or {})
         case RawTables():
             tables = chosen if isinstance(chosen, Sequence) and chosen else [None]
             for table in tables:
@@ -62,6 +63,13 @@ def _table(key: str, declared: Declaration, chosen: object) -> Iterator[str]:
                     yield f"{mark}{name} = {_value(value)}"
         case Setting():
             pass
+
+
+def _within(key: str, of: type[object], chosen: Mapping[str, object]) -> Iterator[str]:
+    """The tables inside of a table."""
+    for inner, (_, declared) in declarations(of).items():
+        if isinstance(declared, Section):
+            yield from _table(f"{key}.{inner}", declared, chosen.get(inner))
 
 
 def _settings(of: type[object], chosen: Mapping[str, object]) -> Iterator[str]:

@@ -27,7 +27,8 @@ from farebox.channels.billing import Cost, RateUnknown, Unpriced
 from farebox.channels.rules import strategy_from
 from farebox.errors import InvalidSettings
 from farebox.wire.subrav.documents import SubRavJson, convert, sub_rav_from
-from farebox.wire.subrav.model import ErrorCode
+from farebox.wire.subrav.model import ErrorCode, SignedSubRAV
+from farebox.wire.subrav.payload import RequestPayload
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "subrav.json").read_text())
 
@@ -172,6 +173,17 @@ async def test_a_cost_is_rounded_up_once(
     assert isinstance(cost, Cost)
     assert 0 <= cost.amount * rate - cost.pico_usd < rate
     assert cost.pico_usd == unit * max(units, 1)
+
+
+def test_the_context_of_an_http_request_has_the_channel_of_its_voucher() -> None:
+    shape = convert(VECTORS["subravs"][0]["subRav"], SubRavJson, "SubRAV")
+    voucher = SignedSubRAV(sub_rav_from(shape), bytes(64))
+    payment = RequestPayload(client_tx_ref="r", signed_sub_rav=voucher)
+    context = BillingContextBuilder.from_http_request("s", "GET", "/a", "A", payment, model="m")
+    assert context.channel_id == voucher.sub_rav.channel_id
+    assert context.vm_id_fragment == voucher.sub_rav.vm_id_fragment
+    facts = {"operation": "GET:/a", "method": "GET", "path": "/a", "model": "m"}
+    assert (context.operation, context.facts) == ("GET:/a", facts)
 
 
 def test_a_final_cost_is_never_negative() -> None:

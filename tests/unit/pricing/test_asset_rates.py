@@ -11,6 +11,7 @@ import pytest
 from farebox.bootstrap.rates import rate_feeds
 from farebox.clock import NS_PER_S, ManualClock
 from farebox.errors import InvalidSettings
+from farebox.money import Asset
 from farebox.pricing.rates import InDollars, MedianFeed, Rate, RateStale, SetPrice, StaticFeed
 from farebox.pricing.worths import AssetRates
 from farebox.settings import Settings, load_settings
@@ -28,7 +29,9 @@ def settings(**changed: object) -> Settings:
 
 async def rates_of(found: Settings, session: aiohttp.ClientSession, **scales: int) -> AssetRates:
     clock = ManualClock()
-    rates = AssetRates(rate_feeds(found, session, clock), scales, clock)
+    rates = AssetRates(rate_feeds(found, session, clock), clock)
+    for code, scale in scales.items():
+        assert rates.count(Asset(code, scale))
     await rates.refresh()
     return rates
 
@@ -93,8 +96,16 @@ async def test_without_a_dollar_there_is_no_crossed_rate() -> None:
 
 async def test_a_rate_in_memory_is_none_once_it_is_too_old() -> None:
     clock = ManualClock()
-    rates = AssetRates({"EUR": StaticFeed({"EUR": Fraction(7)}, clock)}, {"EUR": 2}, clock)
+    rates = AssetRates({"EUR": StaticFeed({"EUR": Fraction(7)}, clock)}, clock)
+    rates.count(Asset("EUR", 2))
     await rates.refresh()
     assert rates.msat_per_unit("EUR") == Fraction(7, 100)
     clock.advance(3_601)
     assert rates.msat_per_unit("EUR") is None
+
+
+def test_an_asset_that_two_rails_count_otherwise_is_noticed() -> None:
+    rates = AssetRates({}, ManualClock())
+    assert rates.count(Asset("USDC", 6))
+    assert rates.count(Asset("USDC", 6))
+    assert not rates.count(Asset("USDC", 18))

@@ -78,6 +78,9 @@ class Delta:
     taken_ours: int
 
 
+_NOTHING = Delta(0, 0, 0, 0)
+
+
 def delta_of(deposit: Deposit, known: CardMoney, told: CardPayment, given: int) -> Delta:
     """The difference between what the provider tells and what is booked.
 
@@ -164,24 +167,25 @@ class Booking:
         assert deposit is not None, "it was credited"
         known = state.value(CARD_MONEY, key) or CardMoney()
         delta = delta_of(deposit, known, told, given)
-        if delta == Delta(0, 0, 0, 0):
-            return None
         booked = CardMoney(
             extra=known.extra + delta.extra,
             fees=told.fees,
             taken=known.taken + delta.taken + delta.taken_ours,
         )
+        lots = state.value(MATURING, deposit.account)
+        here = deposit.amount - min(deposit.amount, given + booked.taken)
+        here_msat = bought(deposit.quoted, here).account if deposit.quoted else 0
+        less = with_less(lots, key, here_msat, now_ns)
         version = state.version(CARD_MONEY, key)
+        version_of_lots = state.version(MATURING, deposit.account)
         puts: tuple[Put, ...] = (Put(CARD_MONEY, key, booked, version),)
-        if delta.taken > 0:
-            left = deposit.amount - min(deposit.amount, given + booked.taken)
-            left_msat = bought(deposit.quoted, left).account if deposit.quoted else 0
-            less = with_less(state.value(MATURING, deposit.account), key, left_msat, now_ns)
-            version_of_lots = state.version(MATURING, deposit.account)
+        if less != (lots or less):
             puts = (*puts, Put(MATURING, deposit.account, less, version_of_lots))
-        steps = postings(deposit, delta, balances, self._terms)
-        events = _events(deposit, delta)
-        return Unit(f"card:{key}:{version}", steps=steps, puts=puts, events=events)
+        elif delta == _NOTHING:
+            return None
+        steps = postings(deposit, delta, balances, self._terms) if delta != _NOTHING else ()
+        name = f"card:{key}:{version}"
+        return Unit(name, steps=steps, puts=puts, events=_events(deposit, delta))
 
 
 def postings(

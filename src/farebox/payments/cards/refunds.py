@@ -176,7 +176,7 @@ class Refunds:
             if one.state is not GivingState.FAILED and one.operation_id not in there
         )
         gone = sum(one.amount for one in told.refunds) + max(0, told.disputed) + under_way
-        return _Found(deposit, min(deposit.amount, told.captured - gone), len(givings))
+        return _Found(deposit, min(deposit.amount, told.captured) - gone, len(givings))
 
 
 def _amount(request: RefundRequest, found: _Found) -> int:

@@ -11,6 +11,9 @@ from farebox.rails.bitcoin.config import BitcoinConfig
 from farebox.rails.bitcoin.records import ADDRESS, COUNTER, AddressCounter, GivenAddress
 from farebox.rails.bitcoin.wallet import Wallet
 
+#: A new wallet looks so many blocks back: a reorganisation may put what pays it there.
+_MAY_BE_REPLACED = 6
+
 
 class Addresses:
     """Gives addresses out, and looks at the chain with all of them."""
@@ -64,7 +67,7 @@ class Addresses:
         if row is None:
             since = self._config.start_height
             if since is None:
-                since = (await self._wallet.info()).tip.height + 1
+                since = max(0, (await self._wallet.info()).tip.height - _MAY_BE_REPLACED)
             put = Put(COUNTER, name, AddressCounter(0, checksum, since), ABSENT)
             await self._ledger.store.commit(Unit(new_id("wallet"), puts=(put,)))
             row = await self._ledger.store.get(COUNTER, name)

@@ -7,8 +7,8 @@
 |-------------------|------------------------------------------------------------------------------|
 | a payout is asked | Hold account → custody, amount and most fee (the core's)                     |
 | its batch is made | none; the inputs are reserved, one row each, which only one batch can have   |
-| the batch is paid | Transfer expense ← custody: what bumping took beyond the receivers' fees     |
-| then each payout  | Post amount and its share of the first fee, at most what was quoted          |
+| the batch is paid | none; its fee, never above its payouts' limits together, is parted to them   |
+| then each payout  | Post amount and its share of the fee, at most its own limit                  |
 
 | boundary               | what can fail                | recovery                                 |
 |------------------------|------------------------------|------------------------------------------|
@@ -35,17 +35,11 @@ from farebox.ids import derived_id, new_id
 from farebox.ledger.model import (
     ABSENT,
     Applied,
-    Balancing,
-    Kind,
-    Open,
     Put,
-    Step,
-    Transfer,
     Unit,
 )
 from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger
-from farebox.money import BTC, MSAT_PER_SAT
 from farebox.payments.model import (
     Changes,
     Operation,
@@ -74,7 +68,6 @@ from farebox.rails.bitcoin.wallet import Draft, NotEnough, Wallet
 _log = structlog.get_logger("farebox.bitcoin")
 
 KIND = "bitcoin_batch"
-FEES = "expense:bitcoin-fees"
 _SAFE_DEPTH = 100
 _WAITING_MAX = 1_000
 #: A replacement pays at least a quarter more, and the pool's own least step (BIP-125, rule 4).
@@ -129,18 +122,40 @@ class Batches:
     async def _form(self, waiting: Sequence[tuple[str, Row[Payout]]], rate: int) -> str:
         view = await self._addresses.look()
         spendable = await self._spendable(view)
+        reason = ""
         while waiting:
             try:
                 outputs = [(row.value.address, row.value.amount_sat) for _, row in waiting]
                 draft = await self._wallet.build(outputs, rate, spendable)
             except NotEnough:
+                reason = "the wallet holds too little that is confirmed; it waits"
                 waiting = waiting[: len(waiting) // 2]
+                continue
+            limits = [row.value.fee_max_sat for _, row in waiting]
+            if draft.fee_sat > sum(limits):
+                reason = "the chain's fees are above what was allowed for it; it waits"
+                waiting = [
+                    one
+                    for one, limit in zip(waiting, limits, strict=True)
+                    if limit * len(limits) >= draft.fee_sat
+                ]
                 continue
             operation_id = await self._store(waiting, draft, rate, view)
             if operation_id:
                 await self._operations.advance(operation_id, fresh=True)
             return ""
-        return "the wallet holds too little that is confirmed; it waits"
+        return reason
+
+    async def estimate_sat(self, address: str, amount_sat: int, rate: int) -> int | None:
+        """What a payment would take if it left alone, by the coins as last seen; None: too few."""
+        view = self._wallet.view
+        if view is None:
+            return None
+        try:
+            spendable = await self._spendable(view)
+            return (await self._wallet.build([(address, amount_sat)], rate, spendable)).fee_sat
+        except NotEnough:
+            return None
 
     async def _store(
         self, waiting: Sequence[tuple[str, Row[Payout]]], draft: Draft, rate: int, view: View
@@ -155,11 +170,10 @@ class Batches:
             tries=(attempt,),
             psbt=draft.psbt,
         )
-        fees = shares(draft.fee_sat, [row.value.fee_max_sat for _, row in waiting])
         puts = [Put(BATCH, operation_id, batch, ABSENT)]
-        for (key, row), fee_sat in zip(waiting, fees, strict=True):
+        for key, row in waiting:
             batched = msgspec.structs.replace(
-                row.value, state=PayoutState.BATCHED, batch=operation_id, fee_sat=fee_sat
+                row.value, state=PayoutState.BATCHED, batch=operation_id
             )
             puts.append(Put(PAYOUT, key, batched, row.version))
         puts += await self._reserved(draft.inputs, operation_id)
@@ -201,8 +215,6 @@ class Batches:
         """Broadcast it, or see what became of it. The bytes are the same each time."""
         row = await self._ledger.store.get(BATCH, operation.id)
         assert row is not None, "it was stored with its operation"
-        if row.value.state is BatchState.UNSIGNED:
-            return Unresolved("it waits for the operator's signature")
         view = await self._addresses.look()
         won, block = winner(row.value, view)
         if won is not None and view.confirmations(block) >= self._config.payout_confirmations:
@@ -213,34 +225,35 @@ class Batches:
             return Unresolved(f"{won.txid} has {view.confirmations(block)} confirmations")
         if self._is_stuck(row.value, view):
             row = await self._bumped(row, operation.id, view)
-        latest = row.value.tries[-1]
-        await self._send(latest)
-        return Unresolved(f"{latest.txid} is on its way")
+        await self._send(row.value)
+        if row.value.psbt:
+            return Unresolved("it waits for your signature: `farebox psbt list`")
+        return Unresolved(f"{row.value.tries[-1].txid} is on its way")
 
-    async def _send(self, one: BatchTry) -> None:
-        """Raises RailUnavailable; a refusal is no end: an earlier try may have won."""
-        try:
-            await self._wallet.broadcast(one.raw)
-        except RailRejected as error:
-            _log.warning("bitcoin.not_broadcast", txid=one.txid, reason=str(error))
+    async def _send(self, batch: Batch) -> None:
+        """The last try that is signed. A refusal is no end: an earlier one may have won.
+
+        Raises RailUnavailable.
+        """
+        for one in reversed(batch.tries):
+            if one.raw:
+                try:
+                    await self._wallet.broadcast(one.raw)
+                except RailRejected as error:
+                    _log.warning("bitcoin.not_broadcast", txid=one.txid, reason=str(error))
+                return
 
     async def _paid(self, row: Row[Batch], key: str, won: BatchTry) -> Succeeded:
         payouts = await self._payouts(row.value)
-        borne_sat = sum(one.value.fee_sat for _, one in payouts)
-        extra_msat = (won.fee_sat - borne_sat) * MSAT_PER_SAT
+        fees = shares(won.fee_sat, [one.value.fee_max_sat for _, one in payouts])
         paid = msgspec.structs.replace(row.value, state=BatchState.PAID)
         puts = [Put(BATCH, key, paid, row.version)]
-        for payout_id, one in payouts:
-            done = msgspec.structs.replace(one.value, state=PayoutState.PAID, txid=won.txid)
-            puts.append(Put(PAYOUT, payout_id, done, one.version))
-        steps: tuple[Step, ...] = ()
-        if extra_msat > 0:
-            custody = self._config.custody
-            steps = (
-                Open(FEES, BTC.code, Kind.EXPENSE),
-                Transfer(FEES, custody, extra_msat, "chain fee", Balancing.CREDIT),
+        for (payout_id, one), fee_sat in zip(payouts, fees, strict=True):
+            done = msgspec.structs.replace(
+                one.value, state=PayoutState.PAID, txid=won.txid, fee_sat=fee_sat
             )
-        return Succeeded(0, won.txid.encode(), Changes(steps, tuple(puts)))
+            puts.append(Put(PAYOUT, payout_id, done, one.version))
+        return Succeeded(0, won.txid.encode(), Changes(puts=tuple(puts)))
 
     async def _is_dead(self, batch: Batch, view: View) -> bool:
         ours = {one.txid for one in batch.tries}
@@ -257,9 +270,7 @@ class Batches:
             Put(BATCH, key, msgspec.structs.replace(row.value, state=BatchState.DEAD), row.version)
         ]
         for payout_id, one in await self._payouts(row.value):
-            again = msgspec.structs.replace(
-                one.value, state=PayoutState.WAITING, batch="", fee_sat=0
-            )
+            again = msgspec.structs.replace(one.value, state=PayoutState.WAITING, batch="")
             puts.append(Put(PAYOUT, payout_id, again, one.version))
         for outpoint in row.value.inputs:
             held = await self._ledger.store.get(INPUT, outpoint)
@@ -275,7 +286,8 @@ class Batches:
     # ── bumping ──────────────────────────────────────────────────────────────────────────────────
 
     def _is_stuck(self, batch: Batch, view: View) -> bool:
-        return view.tip.height >= batch.tries[-1].height + self._config.bump_after_blocks
+        since = batch.tries[-1].height
+        return not batch.psbt and view.tip.height >= since + self._config.bump_after_blocks
 
     async def _bumped(self, row: Row[Batch], key: str, view: View) -> Row[Batch]:
         """Another try at a higher fee, stored before it is sent; the row as it was if none can be.
@@ -287,23 +299,21 @@ class Batches:
         if rate > self._config.fee_rate_max:
             return row
         try:
-            draft = await self._wallet.bump(last.raw, rate)
+            now_s = self._ledger.clock.now_ns() // NS_PER_S
+            draft = await self._wallet.bump(last.raw, rate, now_s)
         except NotEnough:
             return row
+        limits = [one.value.fee_max_sat for _, one in await self._payouts(row.value)]
         added = [one for one in draft.inputs if one not in row.value.inputs]
-        if not set(added).issubset(await self._spendable(view)):
+        if draft.fee_sat > sum(limits) or not set(added).issubset(await self._spendable(view)):
             return row
         attempt = BatchTry(draft.txid, draft.raw, draft.fee_sat, rate, view.tip.height)
-        state = BatchState.SENT if draft.raw else BatchState.UNSIGNED
         bumped = msgspec.structs.replace(
             row.value,
             inputs=(*row.value.inputs, *added),
-            tries=(*row.value.tries, attempt) if draft.raw else row.value.tries,
-            state=BatchState.SENT,
+            tries=(*row.value.tries, attempt),
             psbt=draft.psbt,
         )
-        if state is BatchState.UNSIGNED:
-            return row  # who signs elsewhere replaces it there
         puts = (Put(BATCH, key, bumped, row.version), *await self._reserved(added, key))
         await self._ledger.store.commit(Unit(derived_id("bump", key, str(row.version)), puts=puts))
         fresh = await self._ledger.store.get(BATCH, key)
@@ -314,8 +324,9 @@ class Batches:
 
     async def tend(self, view: View) -> None:
         """One round: new batches, news of old ones, and again what a reorganisation took back."""
-        for key, row in await self._ledger.store.find(BATCH, {"state": BatchState.SENT}):
-            await self._tend_sent(key, row.value, view)
+        for state in (BatchState.UNSIGNED, BatchState.SENT):
+            for key, row in await self._ledger.store.find(BATCH, {"state": state}):
+                await self._tend_sent(key, row.value, view)
         for key, row in await self._ledger.store.find(BATCH, {"state": BatchState.PAID}):
             await self._tend_paid(key, row, view)
         with suppress(RailError):
@@ -332,13 +343,13 @@ class Batches:
                     await self._operations.advance(payout_id)
         elif won is None:
             with suppress(RailError):
-                await self._send(batch.tries[-1])
+                await self._send(batch)
 
     async def _tend_paid(self, key: str, row: Row[Batch], view: View) -> None:
         won, block = winner(row.value, view)
         if won is None or block is None:
             with suppress(RailError):
-                await self._send(won or row.value.tries[-1])
+                await self._send(row.value)
         elif view.confirmations(block) >= _SAFE_DEPTH:
             old = msgspec.structs.replace(row.value, state=BatchState.OLD)
             unit = Unit(derived_id("old", key), puts=(Put(BATCH, key, old, row.version),))
@@ -347,30 +358,49 @@ class Batches:
     # ── signed elsewhere ─────────────────────────────────────────────────────────────────────────
 
     async def unsigned(self) -> dict[str, Batch]:
-        """The batches that wait for a signature."""
-        found = await self._ledger.store.find(BATCH, {"state": BatchState.UNSIGNED})
-        return {key: row.value for key, row in found}
+        """The batches that wait for a signature, also of a dearer form of what was sent."""
+        found = dict[str, Batch]()
+        for state in (BatchState.UNSIGNED, BatchState.SENT):
+            rows = await self._ledger.store.find(BATCH, {"state": state})
+            found |= {key: row.value for key, row in rows if row.value.psbt}
+        return found
+
+    async def pays_sat(self, batch: Batch) -> int:
+        """What its receivers get together."""
+        return sum(row.value.amount_sat for _, row in await self._payouts(batch))
 
     async def sign(self, key: str, psbt: str) -> Operation:
         """Take a batch's PSBT back, signed, and send it. Raises InvalidCredential."""
         row = await self._ledger.store.get(BATCH, key)
-        if row is None or row.value.state is not BatchState.UNSIGNED:
-            raise InvalidCredential("no batch of this name waits for a signature")
+        if row is None or not row.value.psbt:
+            raise InvalidCredential("no payment of this name waits for a signature")
         txid, raw = await self._wallet.combined(row.value.psbt, psbt)
         attempt = msgspec.structs.replace(row.value.tries[-1], txid=txid, raw=raw)
         signed = msgspec.structs.replace(
             row.value, state=BatchState.SENT, tries=(*row.value.tries[:-1], attempt), psbt=""
         )
-        unit = Unit(derived_id("signed", key), puts=(Put(BATCH, key, signed, row.version),))
-        await self._ledger.store.commit(unit)
+        unit = Unit(
+            derived_id("signed", key, str(row.version)),
+            puts=(Put(BATCH, key, signed, row.version),),
+        )
+        if not isinstance(await self._ledger.store.commit(unit), Applied):
+            raise InvalidCredential("it has changed meanwhile: look at it again")
         await self._operations.reopen(key)
         return await self._operations.advance(key)
 
 
-def shares(fee_sat: int, most: Sequence[int]) -> list[int]:
-    """Who bears how much of a fee: alike, the odd satoshi first, nobody more than his most."""
-    each, odd = divmod(fee_sat, len(most))
-    return [min(each + (place < odd), limit) for place, limit in enumerate(most)]
+def shares(fee_sat: int, limits: Sequence[int]) -> list[int]:
+    """Who bears how much of a fee: all alike, nobody more than his limit; all of it together.
+
+    The limits suffice for the fee.
+    """
+    found, left = [0] * len(limits), fee_sat
+    by_limit = sorted(range(len(limits)), key=lambda place: limits[place])
+    for number, place in enumerate(by_limit):  # what the tight ones cannot bear the others do
+        found[place] = min(-(-left // (len(limits) - number)), limits[place])
+        left -= found[place]
+    assert left == 0, "no try costs more than the limits together"
+    return found
 
 
 def winner(batch: Batch, view: View) -> tuple[BatchTry | None, Block | None]:

@@ -160,20 +160,24 @@ class Core:
         """Bring the scan up to `tip`; whether it changed."""
         before = self._scan.ring[-1:]
         self._step_back()
-        ring = self._scan.ring
-        while (height := ring[-1][0] + 1 if ring else self._scan.since) <= tip.height:
+        while True:
+            ring = self._scan.ring
+            if not ring:  # begin on the block before the first that may concern us
+                height = min(max(0, self._scan.since - 1), tip.height)
+                ring.append((height, str(self._call("getblockhash", height)), 0))
+            height = ring[-1][0] + 1
+            if height > tip.height:
+                return ring[-1:] != before
             block_hash = str(self._call("getblockhash", height))
             block = self._read(block_hash)
-            if ring and block.parent != ring[-1][1]:
+            if block.parent != ring[-1][1]:
                 self._step_back()
-                ring = self._scan.ring
                 continue
             for tx in block.txs:
                 if self._is_ours(wallet, tx):
                     self._scan.found[tx.txid] = Found(tx.raw, height, block_hash, block.time_s)
             ring.append((height, block_hash, block.time_s))
             del ring[:-_RING]
-        return ring[-1:] != before
 
     def _step_back(self) -> None:
         """Leave the blocks that the best chain has left. What they held waits in the pool."""
@@ -190,9 +194,7 @@ class Core:
             for txid, one in list(self._scan.found.items()):
                 if one.height == height:
                     del self._scan.found[txid]
-            if not ring and height > self._scan.since:
-                self._scan = Scan(self._scan.descriptor, self._scan.since)  # all of it, again
-                return
+        self._scan = Scan(self._scan.descriptor, self._scan.since)  # all of it, again
 
     def _read(self, block_hash: str) -> Any:
         try:
@@ -256,9 +258,8 @@ class Core:
             at = bdk.ConfirmationBlockTime(block_id=place, confirmation_time=one.time_s)
             anchors.append(bdk.Anchor(confirmation_block_time=at, txid=tx.compute_txid()))
             txs.append(tx)
-        if self._scan.ring:
-            height, block_hash, _ = self._scan.ring[-1]
-            blocks[height] = bdk.ChainChange(height=height, hash=_hash(block_hash))
+        height, block_hash, _ = self._scan.ring[-1]
+        blocks[height] = bdk.ChainChange(height=height, hash=_hash(block_hash))
         seen = {}
         for number, tx in enumerate(pool.values()):
             txs.append(unconfirmed := bdk.Transaction(tx.raw))

@@ -115,7 +115,11 @@ class Paying:
         except RailUnavailable as error:
             return Refusal("rail_unavailable", str(error))
         config = self._config
-        estimate_msat = config.fee_msat(rate, _AROUND_VBYTES + script_bytes)
+        whole_sat = max(config.dust_sat, request.amount // MSAT_PER_SAT)
+        alone_sat = await self._batches.estimate_sat(address, whole_sat, rate)
+        estimate_msat = (alone_sat or 0) * MSAT_PER_SAT
+        if alone_sat is None:
+            estimate_msat = config.fee_msat(rate, _AROUND_VBYTES + script_bytes)
         limit_msat = _MARGIN * estimate_msat
         fee_max_msat = limit_msat
         if request.fee_max is not None:

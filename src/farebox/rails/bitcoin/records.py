@@ -80,7 +80,10 @@ class BatchState(enum.StrEnum):
 
 
 class BatchTry(msgspec.Struct, frozen=True):
-    """One signed form of a batch. Any of them may win. `rate` is sat per 1,000 virtual bytes."""
+    """One form of a batch. Any of them may win. `rate` is sat per 1,000 virtual bytes.
+
+    `raw` is empty where an operator signs elsewhere and has not yet: he may send it himself.
+    """
 
     txid: str
     raw: bytes
@@ -90,16 +93,17 @@ class BatchTry(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """Payments that leave in one transaction. The key is the operation that carries it out."""
+    """Payments that leave in one transaction. The key is the operation that carries it out.
+
+    `psbt` is what an operator is to sign, for the last of the tries; else empty.
+    """
 
     wallet: str
     payouts: tuple[str, ...]
     inputs: tuple[str, ...]
     state: BatchState
-    tries: tuple[BatchTry, ...] = ()
+    tries: tuple[BatchTry, ...]
     psbt: str = ""
-    psbt_fee_sat: int = 0
-    psbt_rate: int = 0
 
 
 class ReservedInput(msgspec.Struct, frozen=True):

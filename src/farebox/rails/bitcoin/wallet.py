@@ -7,7 +7,6 @@ counter of given addresses and the chain; nothing that is kept nowhere else is i
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -156,13 +155,13 @@ class Wallet:
 
         return await self._work(work)
 
-    async def bump(self, raw: bytes, rate: int) -> Draft:
+    async def bump(self, raw: bytes, rate: int, now_s: int) -> Draft:
         """The same payments once more, at a higher rate (BIP-125). Raises NotEnough."""
 
         def work() -> Draft:
             wallet, tx = self._bdk, bdk.Transaction(raw)
             if wallet.get_tx(tx.compute_txid()) is None:  # the pool may have dropped it
-                seen = bdk.UnconfirmedTx(tx=tx, last_seen=int(time.monotonic()) + 1_000_000_000)
+                seen = bdk.UnconfirmedTx(tx=tx, last_seen=now_s)
                 wallet.apply_unconfirmed_txs([seen])
             try:
                 return self._signed(

@@ -40,8 +40,6 @@ from farebox.rails.evm.outbox import INTENT, Call, Intent, IntentState, SlotStat
 from farebox.rails.evm.reads import held
 from farebox.rails.evm.sending import Held, Parcel, Sending
 
-#: The kind of a batch's operation.
-BATCH = "evm_batch"
 ITEMS_MAX = 100
 _EVERYTHING = 2**256 - 1
 _DEPLOY_GAS = 1_200_000
@@ -100,6 +98,8 @@ class Disperse:
         self._sending = sending
         self._chain = sending.chain
         self._ledger = ledger
+        #: The kind of a batch's operation.
+        self.kind = f"evm_batch:{sending.terms.chain}"
         self.contract = artifact("Disperse").address
 
     async def run(self) -> list[str]:
@@ -188,7 +188,7 @@ class Disperse:
     async def _family(self, batch_id: str, keys: Sequence[str]) -> tuple[Put, ...]:
         """The batch's operation, and its children's rows with its name in them."""
         plan = msgspec.json.encode(BatchPlan(tuple(keys)))
-        parent = Operation(id=batch_id, kind=BATCH, account="", hold="", plan=plan)
+        parent = Operation(id=batch_id, kind=self.kind, account="", hold="", plan=plan)
         puts = [opens(parent, self._ledger.clock.now_ns())]
         for key in keys:
             row = await self._ledger.store.get(OPERATION, key)

@@ -180,6 +180,11 @@ INTENT = RecordType(
 RECORDS = (SLOT, SENDER, INTENT)
 
 
+def custody_of(chain: str, asset: str) -> str:
+    """The ledger account of what our addresses on a chain hold for customers."""
+    return f"custody:evm:{chain}:{asset}"
+
+
 def lane_of(chain: str, sender: str) -> str:
     """The name of a sender on a chain."""
     return f"{chain}:{sender}"

@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
 import msgspec
@@ -44,8 +43,18 @@ from farebox.payments.model import Changes
 from farebox.payments.rail import Limits
 from farebox.rails.evm.contracts import answered, artifact, calldata, topic
 from farebox.rails.evm.fees import Fees
-from farebox.rails.evm.outbox import INTENT, Call, Intent, IntentState, Mined, Slot, SlotState
-from farebox.rails.evm.reads import Receipt, held
+from farebox.rails.evm.gas import PLAIN_GAS, Gas, L1Fee
+from farebox.rails.evm.outbox import (
+    INTENT,
+    Call,
+    Intent,
+    IntentState,
+    Mined,
+    Slot,
+    SlotState,
+    custody_of,
+)
+from farebox.rails.evm.reads import Receipt, held, transfer_of
 from farebox.rails.evm.sending import Held, Parcel, Sending
 
 ZERO_ADDRESS = f"0x{'0' * 40}"
@@ -55,17 +64,7 @@ _REVERTED = 3
 _DELEGATED = bytes.fromhex("ef0100")
 _TRANSFER = topic("Transfer(address,address,uint256)")
 _FAILED = topic("Failed(uint256)")
-_PLAIN_GAS = 21_000
-_ORACLE = "0x420000000000000000000000000000000000000F"
-_NODE_INTERFACE = "0x00000000000000000000000000000000000000C8"
-
-
-class L1Fee(enum.StrEnum):
-    """How a chain charges for what it writes to the chain below."""
-
-    NONE = "none"
-    OP = "op"  # beside the gas: GasPriceOracle.getL1Fee
-    ARBITRUM = "arbitrum"  # as gas: NodeInterface.gasEstimateL1Component
+_TOKEN_GAS = 65_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +103,6 @@ class Job(msgspec.Struct, frozen=True):
     fee: int
 
 
-def custody_of(chain: str, asset: str) -> str:
-    """The ledger account of what a chain's senders hold for customers."""
-    return f"custody:evm:{chain}:{asset}"
-
-
 def read_address(text: str, chain_id: int) -> str:
     """An address with its checksum, out of itself, EIP-681 (`ethereum:0x…@1`) or CAIP-10
     (`eip155:1:0x…`). One that is mixed in case must have the right checksum (EIP-55), a chain
@@ -137,11 +131,16 @@ class Payouts:
     """Plans and carries out payments from one chain's senders."""
 
     def __init__(
-        self, terms: PayoutTerms, sending: Sending, ledger: Ledger, exchange: Exchange
+        self,
+        terms: PayoutTerms,
+        sending: Sending,
+        ledger: Ledger,
+        exchange: Exchange,
     ) -> None:
         self.terms = terms
         self._sending = sending
         self._chain = sending.chain
+        self._gas = Gas(sending, terms.l1)
         self._ledger = ledger
         self._exchange = exchange
 
@@ -208,44 +207,34 @@ class Payouts:
             return Refusal("destination_is_contract", "a contract is at this address")
         return None
 
+    def fee_at_cap(self, asset: str) -> int | None:
+        """The most that the gas of an ordinary payment may cost; None where there is no rate."""
+        terms = self._sending.terms
+        gas = PLAIN_GAS if asset == terms.native else _TOKEN_GAS
+        cost = gas * terms.fee_cap * (100 + self.terms.fee_margin_percent) // 100
+        return self._exchange.worth(cost, terms.native, asset, Rounding.UP)
+
     async def _fee(self, of: PaidAsset, to: str, amount: int) -> int | Refusal:
         """What gas costs now and the operator's margin, in the asset that is paid."""
         sender = self._sending.keys.addresses[0]
-        call = _call(of.token, to, amount)
+        call = transfer_of(of.token, to, amount)
         try:
-            gas = await self._gas(sender, call)
+            gas = await self._gas.limit(sender, call)
         except RailRejected as error:
             if error.code == _REVERTED and await held(self._chain, sender, of.token) >= amount:
                 return Refusal("destination_refused", "the token refuses this transfer")
-            gas = _PLAIN_GAS if not of.token else 65_000
+            gas = PLAIN_GAS if not of.token else _TOKEN_GAS
         history = await self._chain.history()
         offered = await self._sending.offer()
         tip = offered.tip if isinstance(offered, Fees) else 0
         price = min(history.base_fee + tip, self._sending.terms.fee_cap)
         cost = divide(gas * price * (100 + self.terms.fee_margin_percent), 100, Rounding.UP)
-        cost += await self._l1_fee(sender, call)
+        cost += await self._gas.l1_fee(sender, call)
         native = self._sending.terms.native
         if of.asset == native:
             return cost
         fee = self._exchange.worth(cost, native, of.asset, Rounding.UP)
         return no_rate(native) if fee is None else fee
-
-    async def _gas(self, sender: str, call: Call) -> int:
-        gas = await self._chain.gas(sender, call)
-        if self.terms.l1 is not L1Fee.ARBITRUM:
-            return gas
-        # Its own estimate has this in it; a node that leaves it out must not make it too little.
-        signature = "gasEstimateL1Component(address,bool,bytes)"
-        data = calldata(signature, call.to, False, bytes.fromhex(call.data[2:]))
-        told = await self._chain.run(sender, Call(_NODE_INTERFACE, 0, data))
-        return max(gas, _PLAIN_GAS + answered(("uint64", "uint256", "uint256"), told)[0])
-
-    async def _l1_fee(self, sender: str, call: Call) -> int:
-        if self.terms.l1 is not L1Fee.OP:
-            return 0
-        _, raw = self._sending.keys.sign(sender, self._sending.terms.chain_id, 0, call, Fees(1, 1))
-        data = calldata("getL1Fee(bytes)", bytes.fromhex(raw[2:]))
-        return answered(("uint256",), await self._chain.run(sender, Call(_ORACLE, 0, data)))[0]
 
     async def _try(self, of: PaidAsset, to: str, amount: int) -> Refusal | None:
         """What a token's transfer would do, run at the node in the place of a sender of ours."""
@@ -317,14 +306,14 @@ class Payouts:
         sender = await self._payer(job.token, job.amount)
         if sender is None:
             return Unresolved("held: no sender has so much")
-        call = _call(job.token, job.to, job.amount)
+        call = transfer_of(job.token, job.to, job.amount)
         try:
-            gas = await self._gas(sender, call)
+            gas = await self._gas.limit(sender, call)
         except RailRejected as error:
             if error.code == _REVERTED and await self._give_up(job.operation_id):
                 return Rejected("reverted", "the recipient or the token refuses it")
             return Unresolved(f"held: {error}")
-        if gas != _PLAIN_GAS:
+        if gas != PLAIN_GAS:
             gas += gas // 4
         call = msgspec.structs.replace(call, gas=gas)
         spends = job.amount if job.token else 0
@@ -414,12 +403,6 @@ def failed_items(receipt: Receipt, slot: Slot) -> frozenset[int]:
         for log in receipt.logs
         if log.address.lower() == slot.call.to.lower() and log.topics[:1] == (_FAILED,)
     )
-
-
-def _call(token: str, to: str, amount: int) -> Call:
-    if not token:
-        return Call(to, amount)
-    return Call(token, 0, calldata("transfer(address,uint256)", to, amount))
 
 
 def _has_arrived(receipt: Receipt, job: Job) -> bool:

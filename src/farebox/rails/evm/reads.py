@@ -99,6 +99,13 @@ async def held(chain: Chain, address: str, token: str) -> int:
     return answered(("uint256",), await chain.run(address, asked))[0]
 
 
+def transfer_of(token: str, to: str, amount: int) -> Call:
+    """What moves an amount of a token, or of the chain's coin where that is empty."""
+    if not token:
+        return Call(to, amount)
+    return Call(token, 0, calldata("transfer(address,uint256)", to, amount))
+
+
 class _FeeHistory(msgspec.Struct, frozen=True, rename="camel"):
     base_fee_per_gas: tuple[Quantity, ...]
     gas_used_ratio: tuple[float, ...]  # a ratio of gas_s, no money

@@ -94,13 +94,13 @@ class Rpc:
         Raises RailRejected for the node's no, RailUnavailable when nobody knows.
         """
         with self.breaker.attempt():
-            return _decode(await self._ask(method, params), shape)
+            return decoded(await self._ask(method, params), shape)
 
     async def find(self, shape: type[_T], method: str, *params: object) -> _T | None:
         """As `call`, where null is an answer: there is no such block, receipt, transaction."""
         with self.breaker.attempt():
             raw = await self._ask(method, params)
-            return None if raw == b"null" else _decode(raw, shape)
+            return None if raw == b"null" else decoded(raw, shape)
 
     async def batch(
         self, shape: type[_T], method: str, params: Sequence[Sequence[object]]
@@ -117,16 +117,16 @@ class Rpc:
             with self.breaker.attempt():
                 raw = await self._post(body)
                 if not raw.lstrip().startswith(b"["):  # one error for all of it
-                    _result(_decode(raw, _Answer))
+                    _result(decoded(raw, _Answer))
                     raise RailUnavailable("the node answered a batch with one result")
-                told = {one.id: one for one in _decode(raw, list[_Answer])}
+                told = {one.id: one for one in decoded(raw, list[_Answer])}
                 if not told.keys() >= set(range(len(asked))):
                     raise RailUnavailable("the node left calls of a batch unanswered")
-                found += [_decode(_result(told[number]), shape) for number in range(len(asked))]
+                found += [decoded(_result(told[number]), shape) for number in range(len(asked))]
         return found
 
     async def _ask(self, method: str, params: Sequence[object]) -> bytes:
-        return _result(_decode(await self._post({"id": 0, **_asked(method, params)}), _Answer))
+        return _result(decoded(await self._post({"id": 0, **_asked(method, params)}), _Answer))
 
     async def _post(self, body: object) -> bytes:
         try:
@@ -167,7 +167,8 @@ def _result(answer: _Answer) -> bytes:
     raise RailRejected(f"the node refused: {said}", code=error.code)
 
 
-def _decode(raw: bytes, shape: type[_T]) -> _T:
+def decoded(raw: bytes | msgspec.Raw, shape: type[_T]) -> _T:
+    """Read a result as `shape`. Raises RailUnavailable for anything else."""
     try:
         return msgspec.json.decode(raw, type=shape, dec_hook=_read)
     except (msgspec.DecodeError, RecursionError, OverflowError, UnicodeError):

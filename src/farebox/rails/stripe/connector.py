@@ -63,6 +63,8 @@ T = TypeVar("T")
 #: Where our name for an order or a refund stands in Stripe's metadata.
 _MARK = "farebox"
 _PAGE = 100
+#: The cursor of an account to which nothing has happened yet.
+_BEGINNING = "beginning"
 _NAMED = re.compile(r"(?<![A-Za-z0-9])((?:cs|pi)_(?:test_|live_)?[A-Za-z0-9]{8,128})")
 _UNDONE = ("failed", "canceled")
 _PHASES = {
@@ -278,8 +280,9 @@ class StripeConnector:
         """Events behind a cursor, oldest first. Raises RailUnavailable, RailRejected."""
         if not cursor:
             newest = await self._sure(Events, "get", "/v1/events", limit=1)
-            return [], newest.data[0].id if newest.data else ""
-        page = await self._sure(Events, "get", "/v1/events", limit=_PAGE, ending_before=cursor)
+            return [], newest.data[0].id if newest.data else _BEGINNING
+        behind = {} if cursor == _BEGINNING else {"ending_before": cursor}
+        page = await self._sure(Events, "get", "/v1/events", limit=_PAGE, **behind)
         events = page.data[::-1]
         told = [Notice(one.id, one.reference) for one in events if one.reference]
         return told, events[-1].id if events else cursor

@@ -1,6 +1,7 @@
 """Our contracts: Solidity sources, and what they compile to, as the node and the chain take it.
 
-`artifacts.json` is made from the sources by the compiler that the tests pin; a test proves it.
+`artifacts.json` is made from the sources by the compiler that the tests pin; a test proves it. So
+is `abis.json`, for those who call a contract of ours with tools of theirs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 ARTIFACTS = Path(__file__).with_name("artifacts.json")
+ABIS = ARTIFACTS.with_name("abis.json")
 #: Puts a contract at an address that follows from its code alone; there on most chains.
 #: https://github.com/Arachnid/deterministic-deployment-proxy
 DEPLOYER = "0x4e59b44847b379578588920cA78FbF26c0B4956C"

@@ -1,0 +1,293 @@
+"""A payee's side of channels on an EVM chain: claims, in batches that are worth their gas.
+
+    claim ──► waits ──► in a transaction with others ──► mined ──► confirmed ──► told as claimed
+       ▲        │ (memory only: whoever asks again puts it back)                      │
+       └────────┴──────────── asked again by the claim scheduler ◄────────────────────┘
+
+| boundary                       | what can fail      | recovery                                  |
+|--------------------------------|--------------------|-------------------------------------------|
+| waits → sent                   | we stop            | the voucher is stored, and asked for anew |
+| sent → confirmed               | anything           | the outbox follows it, through crashes,   |
+|                                |                    | fees that rise and reorganisations        |
+| a voucher in it is bad by now  | its channel closed | moves nothing, harms no other             |
+| confirmed → booked             | we stop            | asked again: the chain tells what it paid |
+
+What is claimed is read from the contract alone, never from a receipt, and counts once it is as deep
+as everything else here. One transaction of claims is on its way at a time; should two processes
+send one each, what the first has claimed moves nothing in the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from farebox.channels.chain import (
+    ChannelInfo,
+    ClaimUnderway,
+    PaidTo,
+    SubChannelInfo,
+)
+from farebox.errors import RailRejected
+from farebox.ids import new_id
+from farebox.ledger.model import Kind
+from farebox.money import Rounding, divide
+from farebox.payments.exchange import Exchange
+from farebox.rails.evm.channels import contract as abi
+from farebox.rails.evm.channels.contract import ChainStatus
+from farebox.rails.evm.channels.names import account_did
+from farebox.rails.evm.channels.reading import ChannelReader
+from farebox.rails.evm.contracts import DEPLOYER, artifact
+from farebox.rails.evm.fees import TooDear
+from farebox.rails.evm.outbox import Call, Slot, custody_of
+from farebox.rails.evm.sending import Parcel, Sending
+from farebox.wire.subrav.model import SignedSubRAV
+
+_log = structlog.get_logger("farebox.evm")
+_CLAIMS = "channel-claims"
+_CLOSE = "channel-close"
+_DEPLOY = "channel-contract"
+_WAITING_MAX = 10_000
+#: Of the gas that a call used when it was tried, in percent.
+_GAS_PERCENT = 125
+
+_Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A voucher that is to be claimed. `is_urgent`: its channel closes."""
+
+    signed: SignedSubRAV
+    asset_id: str
+    delta: int
+    is_urgent: bool
+
+    @property
+    def key(self) -> _Key:
+        """Its channel and fragment."""
+        return self.signed.sub_rav.channel_id, self.signed.sub_rav.vm_id_fragment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPolicy:
+    """When a batch is sent: once what is in it is worth so many times its gas, in percent.
+
+    One that holds a voucher of a closing channel is sent if it is worth its gas at all.
+    """
+
+    size_max: int = 25
+    worth_percent: int = 1_000
+    urgent_percent: int = 100
+
+
+class EvmPayee:
+    """A payee's contract (`PayeeContract`): the first address of `sending` is who is paid.
+
+    Call `run` every few seconds, in each process of a book.
+    """
+
+    def __init__(
+        self,
+        reader: ChannelReader,
+        sending: Sending,
+        exchange: Exchange,
+        policy: BatchPolicy | None = None,
+    ) -> None:
+        self.terms = reader.terms
+        self._reader = reader
+        self._sending = sending
+        self._exchange = exchange
+        self._policy = policy or BatchPolicy()
+        self._waiting: dict[_Key, Waiting] = {}
+        #: What the contract said to vouchers that it refused, until their claim is asked for again.
+        self._refused: dict[_Key, str] = {}
+
+    @property
+    def chain_id(self) -> int:
+        """The chain's own number, which every SubRAV says."""
+        return self.terms.chain_id
+
+    @property
+    def did(self) -> str:
+        """Who is paid."""
+        return account_did(self.chain_id, self._address)
+
+    async def channel(self, channel_id: str) -> ChannelInfo | None:
+        """A channel as it stood some blocks ago."""
+        return await self._reader.channel(channel_id)
+
+    async def sub_channel(self, channel_id: str, fragment: str) -> SubChannelInfo | None:
+        """A sub-channel in the same way."""
+        return await self._reader.sub_channel(channel_id, fragment)
+
+    async def balance(self, backing: str, asset_id: str) -> int:
+        """What is left of a channel's collateral."""
+        return await self._reader.balance(backing, asset_id)
+
+    def paid_to(self, channel: ChannelInfo) -> PaidTo:
+        """The custody of our addresses on this chain."""
+        return PaidTo(custody_of(self._sending.terms.chain, channel.asset_id), Kind.CUSTODY)
+
+    async def claim(self, signed: SignedSubRAV) -> int:
+        """What is claimed for good. Less than the voucher: put it into the next batch, and raise
+        ClaimUnderway; or the collateral is used up, and this is all there is.
+
+        Raises RailRejected: the channel is closed, or its epoch has ended.
+        """
+        sub_rav = signed.sub_rav
+        key = (sub_rav.channel_id, sub_rav.vm_id_fragment)
+        if refused := self._refused.pop(key, ""):
+            raise RailRejected(refused)
+        block = await self._reader.final_block()
+        channel = await self._reader.at(sub_rav.channel_id, block)
+        sub = await self._reader.sub_at(*key, block)
+        asset = None if channel is None else self.terms.codes.get(channel.token)
+        if channel is None or sub is None or asset is None:
+            raise RailRejected("there is no such channel in an asset of ours, or no such key")
+        if sub_rav.channel_epoch != sub.epoch:
+            raise RailRejected("the voucher is of another epoch")
+        delta = sub_rav.accumulated_amount - sub.claimed
+        if delta > 0 and channel.status is ChainStatus.CLOSED:
+            raise RailRejected("the channel is closed")
+        if delta <= 0 or not channel.collateral:
+            self._waiting.pop(key, None)
+            return sub.claimed
+        if len(self._waiting) < _WAITING_MAX or key in self._waiting:
+            is_urgent = channel.status is ChainStatus.CLOSING
+            self._waiting[key] = Waiting(signed, asset, min(delta, channel.collateral), is_urgent)
+        raise ClaimUnderway("the claim waits for its transaction, or for its confirmations")
+
+    async def run(self) -> int:
+        """Follow what was sent, and send what is worth it; returns how many vouchers went.
+
+        Raises RailUnavailable, RailRejected, StoreError: then vouchers wait on.
+        """
+        await self._sending.tick()
+        return await self.send_claims() if await self._is_ready() else 0
+
+    async def send_claims(self) -> int:
+        """Send the vouchers that wait, in one transaction; returns how many.
+
+        Nothing while an earlier one is on its way, where gas is too dear, or where they are not
+        worth it. Raises as `run` does.
+        """
+        if not self._waiting or await self._is_on_its_way(_CLAIMS):
+            return 0
+        # Who closes first, then whoever has waited longest.
+        urgent_first = sorted(self._waiting.values(), key=lambda one: not one.is_urgent)
+        batch = await self._executable(
+            [one for one in urgent_first[: self._policy.size_max] if await self._is_unclaimed(one)]
+        )
+        if not batch:
+            return 0
+        call = self._call(batch)
+        gas = await self._gas(call)
+        fees = await self._sending.offer()
+        if isinstance(fees, TooDear):
+            _log.warning("channel.claims_held", reason=fees.reason)
+            return 0
+        if not self._is_worth_it(batch, gas * fees.max_fee):
+            return 0
+        sent = await self._send(call, gas, _CLAIMS)
+        if sent is None:
+            return 0
+        for one in batch:
+            self._waiting.pop(one.key, None)
+        _log.info("channel.claims_sent", vouchers=len(batch), nonce=sent.nonce)
+        return len(batch)
+
+    async def close_as_payee(
+        self, channel_id: str, proofs: Sequence[SignedSubRAV] = ()
+    ) -> str | None:
+        """Close a channel at once: claim the last vouchers, give its payer back the rest.
+
+        The cooperative close: its payer asks for it, and needs neither to wait nor to pay for gas.
+        Only for vouchers that are all there is: what is not claimed with it never will be. The key
+        of the transaction's slot, which `run` follows; None: not now.
+        Raises RailRejected, RailUnavailable.
+        """
+        call = Call(self.terms.contract, 0, abi.close_call(channel_id, proofs))
+        sent = await self._send(call, await self._gas(call), _CLOSE)
+        return None if sent is None else sent.key
+
+    # ── steps ────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _sender(self) -> str:
+        return self._sending.keys.addresses[0]
+
+    @property
+    def _address(self) -> str:
+        return self._sender.lower()
+
+    async def _is_ready(self) -> bool:
+        """Whether the contract is on the chain; it is sent for where it is not."""
+        made = artifact("FareboxChannels")
+        if await self._sending.chain.code(self.terms.contract):
+            return True
+        if not await self._is_on_its_way(_DEPLOY):
+            call = Call(DEPLOYER, 0, made.deployment)
+            await self._send(call, await self._gas(call), _DEPLOY)
+        return False
+
+    async def _is_on_its_way(self, purpose: str) -> bool:
+        slots = await self._sending.open_slots(self._sender)
+        return any(slot.purpose.startswith(f"{purpose}_") for slot in slots)
+
+    async def _send(self, call: Call, gas: int, purpose: str) -> Slot | None:
+        whole = Call(call.to, call.value, call.data, gas)
+        sent = await self._sending.send(Parcel(self._sender, whole, new_id(purpose)))
+        if isinstance(sent, Slot):
+            return sent
+        _log.warning("channel.held", purpose=purpose, reason=sent.reason if sent else "")
+        return None
+
+    def _is_worth_it(self, batch: Sequence[Waiting], gas_wei: int) -> bool:
+        """Whether a batch pays for its gas. What nobody knows the worth of is sent."""
+        native = self._sending.terms.native
+        values = [
+            self._exchange.worth(one.delta, one.asset_id, native, Rounding.DOWN) for one in batch
+        ]
+        known = [value for value in values if value is not None]
+        is_urgent = any(one.is_urgent for one in batch)
+        percent = self._policy.urgent_percent if is_urgent else self._policy.worth_percent
+        return len(known) < len(values) or sum(known) * 100 >= gas_wei * percent
+
+    async def _is_unclaimed(self, one: Waiting) -> bool:
+        """Whether a voucher is unclaimed in the newest block; one that is not will be, for good."""
+        sub = await self._reader.sub_at(*one.key, "latest")
+        is_unclaimed = sub is not None and sub.claimed < one.signed.sub_rav.accumulated_amount
+        if not is_unclaimed:
+            self._waiting.pop(one.key, None)
+        return is_unclaimed
+
+    async def _executable(self, batch: list[Waiting]) -> list[Waiting]:
+        """The batch without what the contract would refuse, which would take all with it."""
+        if not batch or not await self._refusal(batch):
+            return batch
+        good: list[Waiting] = []
+        for one in batch:
+            refusal = await self._refusal([one])
+            if not refusal:
+                good.append(one)
+                continue
+            self._waiting.pop(one.key, None)
+            self._refused[one.key] = refusal
+        return good
+
+    async def _refusal(self, batch: Sequence[Waiting]) -> str:
+        try:
+            await self._gas(self._call(batch))
+        except RailRejected as error:
+            return str(error)
+        return ""
+
+    def _call(self, batch: Sequence[Waiting]) -> Call:
+        return Call(self.terms.contract, 0, abi.claim_call([one.signed for one in batch]))
+
+    async def _gas(self, call: Call) -> int:
+        used = await self._sending.chain.gas(self._sender, call)
+        return divide(used * _GAS_PERCENT, 100, Rounding.UP)

@@ -1,0 +1,263 @@
+"""One EVM chain as a way to pay: deposits to addresses of ours in, payments to addresses out."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator
+
+from farebox.clock import NS_PER_S, Clock
+from farebox.errors import InvalidCredential, RailError, RailUnavailable, StoreError
+from farebox.ids import derived_id, new_id
+from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Step, Unit
+from farebox.ledger.service import Ledger
+from farebox.payments import (
+    PaymentCredentials,
+    PaymentPlan,
+    RefundPlan,
+    RefundQuote,
+    RefundRequest,
+    RefundResult,
+    Refusal,
+    Rejected,
+    Reserve,
+    Standing,
+    Unresolved,
+)
+from farebox.payments.rail import (
+    AssetTerms,
+    DepositMethod,
+    DepositOrder,
+    Payable,
+    Sighting,
+    Terms,
+    Watched,
+)
+from farebox.rails.evm.addresses import Addresses
+from farebox.rails.evm.arrivals import Arrivals
+from farebox.rails.evm.config import EvmAsset, EvmConfig
+from farebox.rails.evm.outbox import custody_of
+from farebox.rails.evm.payouts import Payouts, read_address
+from farebox.rails.evm.records import ARRIVAL
+from farebox.rails.evm.rpc import Quantity, Rpc
+from farebox.rails.evm.scan import Scan
+from farebox.rails.evm.sweeping import Sweeping
+from farebox.rails.web.breaker import BreakerState
+
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
+_TRANSACTION = re.compile(r"0x[0-9a-fA-F]{64}")
+#: What people write in front of an address, to say which token they mean.
+_NAMED = re.compile(r"[a-z0-9-]{1,32}:(?=0x)", re.IGNORECASE)
+#: Names of tokens that are none of their codes.
+_ALIASES = {"tether": "USDT"}
+
+
+class EvmMethod(DepositMethod):
+    """Paid to addresses of ours on one chain, pays from its senders."""
+
+    def __init__(
+        self,
+        config: EvmConfig,
+        rpc: Rpc,
+        scan: Scan,
+        arrivals: Arrivals,
+        addresses: Addresses,
+        payouts: Payouts,
+        sweeping: Sweeping,
+        ledger: Ledger,
+    ) -> None:
+        self.config = config
+        self.payment_type = config.name
+        self.credential_hint = f"a deposit's address or transaction on {config.name} (0x…)"
+        self._rpc = rpc
+        self._scan = scan
+        self._arrivals = arrivals
+        self._addresses = addresses
+        self._payouts = payouts
+        self.sweeping = sweeping
+        self.sending = sweeping.sending
+        self._ledger = ledger
+        self._fault = "the node was not asked yet"
+
+    async def start(self) -> None:
+        """Put the ceilings into the books. Raises StoreError."""
+        steps: list[Step] = []
+        for one in self.config.assets:
+            custody = custody_of(self.config.name, one.asset.code)
+            steps += [Open(custody, one.asset.code, Kind.CUSTODY), SetCeiling(custody, one.ceiling)]
+        outcome = await self._ledger.store.commit(Unit(new_id("ceiling"), tuple(steps)))
+        if not isinstance(outcome, Applied):
+            raise StoreError(f"the ceilings of {self.config.name} cannot be set: {outcome}")
+
+    # ── credentials ──────────────────────────────────────────────────────────────────────────────
+
+    def can_handle(self, credential: str) -> bool:
+        """Whether it is an address or a transaction, alone or named as ours.
+
+        One that names no chain is handled by the first chain there is, for all of them.
+        """
+        bare = self._bare(credential)
+        return bool(_ADDRESS.fullmatch(bare) or _TRANSACTION.fullmatch(bare))
+
+    async def parse_credential(self, credential: str) -> PaymentCredentials:
+        """Find out whose deposit it names, on whichever chain. Raises InvalidCredential."""
+        bare = self._bare(credential)
+        chain, reference = self.payment_type, bare
+        if _TRANSACTION.fullmatch(bare):
+            rows = await self._ledger.store.find(ARRIVAL, {"transaction": bare.lower()}, limit=1)
+            if rows:
+                chain, reference = rows[0][1].value.chain, rows[0][1].value.address
+        else:
+            reference = self.reference_of(credential)
+            known = await self._addresses.find(reference)
+            chain = known.chain if known else chain
+        identity = derived_id("evm", chain, reference)
+        return PaymentCredentials(credential, chain, {"reference": reference}, identity)
+
+    def reference_of(self, credential: str) -> str:
+        """The address, with its checksum."""
+        return read_address(self._bare(credential), self.config.chain_id)
+
+    def _bare(self, credential: str) -> str:
+        """What stands behind a name that is this chain's, a token's or a scheme's with its id."""
+        text = credential.strip()
+        ours = str(self.config.chain_id)
+        if text.startswith("ethereum:") and text.partition("@")[2] in ("", ours):
+            return text.removeprefix("ethereum:").partition("@")[0]
+        if text.startswith(f"eip155:{ours}:"):
+            return text.removeprefix(f"eip155:{ours}:")
+        name = _NAMED.match(text)
+        if name is None:
+            return text
+        named = name[0][:-1]
+        code = _ALIASES.get(named.lower(), named.upper())
+        is_ours = named == self.payment_type or self.config.of(code) is not None
+        return text[name.end() :] if is_ours else text
+
+    async def plan_payment(
+        self, credentials: PaymentCredentials, reserve: Reserve | None
+    ) -> PaymentPlan | Refusal:
+        """Refused: everybody can read a chain."""
+        return Refusal(
+            "credential_public",
+            "a transaction pays for nothing by itself: the account that asked for the address can "
+            "spend it, and its claim_secret with POST /create opens an account of its own",
+        )
+
+    @property
+    def place(self) -> str:
+        """All of this chain's custody."""
+        return f"custody:evm:{self.config.name}"
+
+    # ── in ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def ask(self, order: DepositOrder) -> Payable | Refusal:
+        """An address that nobody else was shown."""
+        of = self.config.of(order.asset)
+        assert of is not None, "it is among the terms"
+        head = await self._arrivals.begin()
+        made = await self._addresses.fresh(int(head.number))
+        return Payable(
+            reference=made.address,
+            text=made.address,
+            uri=payment_uri(of, self.config.chain_id, made.address, order.amount),
+            custody=custody_of(self.config.name, order.asset),
+            amount=order.amount,
+            expires_at=self._ledger.clock.now_ns() + self.config.expiry_s * NS_PER_S,
+        )
+
+    async def look(self, reference: str) -> list[Sighting]:
+        """What has arrived at an address, as the chain has it now."""
+        await self._arrivals.advance()
+        return await self._arrivals.of_address(reference)
+
+    async def watch(self, cursor: str) -> AsyncGenerator[Watched, None]:
+        """What arrives from now on. The cursor is the rail's own: it moves without payments too."""
+        while True:
+            is_all = await self._arrivals.advance()
+            for sighting in await self._arrivals.to_be_told():
+                yield Watched(sighting, "")
+            if is_all:
+                await asyncio.sleep(self.config.poll_s)
+
+    # ── out ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def quote_refund(self, request: RefundRequest) -> RefundQuote | Refusal:
+        """Amount, and what gas costs now with the operator's margin."""
+        return await self._payouts.quote(request)
+
+    def fee_max(self, amount: int, asset: str) -> int:
+        """What gas would cost at the operator's cap; all of it where nobody can say."""
+        return self._payouts.fee_at_cap(asset) or amount
+
+    async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
+        """To an address on this chain that is none of ours."""
+        try:
+            to = read_address(request.destination, self.config.chain_id)
+        except InvalidCredential as error:
+            return Refusal("destination_invalid", str(error))
+        if await self._addresses.find(to) is not None:
+            return Refusal("destination_invalid", "this is a deposit address of this house")
+        try:
+            return await self._payouts.plan(request)
+        except RailUnavailable as error:
+            return Refusal("rail_unavailable", str(error))
+
+    async def refund_payment(
+        self, payload: bytes, *, asked_before: bool
+    ) -> RefundResult | Rejected | Unresolved:
+        """Pay as planned, or find out how far it is: the outbox knows."""
+        return await self._payouts.pay(payload)
+
+    # ── standing ─────────────────────────────────────────────────────────────────────────────────
+
+    async def probe(self) -> None:
+        """Ask the node which chain it is on and how old its newest block is.
+
+        Raises RailUnavailable.
+        """
+        try:
+            self._fault = await fault_of(self.config, self._rpc, self._scan, self._ledger.clock)
+        except RailError as error:
+            self._fault = str(error)
+            raise
+
+    def standing(self) -> Standing:
+        """By the last probe and by how calls have fared since."""
+        if self._rpc.breaker.state is BreakerState.OPEN:
+            return Standing(False, "the node does not answer; it is left alone for a while")
+        return Standing(not self._fault, self._fault)
+
+    def terms(self) -> Terms:
+        """The operator's limits."""
+        return Terms(
+            assets=tuple(
+                AssetTerms(one.asset, one.deposits, one.payouts) for one in self.config.assets
+            ),
+            fees="in: none; out: what gas costs at the time, quoted before",
+            expected_s=self.config.expected_s,
+            destinations=(f"an address on {self.config.name} (chain {self.config.chain_id})",),
+        )
+
+
+async def fault_of(config: EvmConfig, rpc: Rpc, scan: Scan, clock: Clock) -> str:
+    """What is wrong with a node that answers; empty when nothing is. Raises RailError."""
+    chain_id = int(await rpc.call(Quantity, "eth_chainId"))
+    if chain_id != config.chain_id:
+        return f"the node is on chain {chain_id}, the settings say {config.chain_id}"
+    head = await scan.header("latest")
+    if head is None:
+        return "the node has no block yet"
+    age_s = clock.now_ns() // NS_PER_S - int(head.timestamp)
+    if age_s > config.stale_after_s:
+        return f"the newest block is {age_s} s old: chain or node stand still"
+    return ""
+
+
+def payment_uri(of: EvmAsset, chain_id: int, address: str, amount: int | None) -> str:
+    """What a wallet opens (EIP-681); amounts in the smallest unit."""
+    if of.token:
+        asked = "" if amount is None else f"&uint256={amount}"
+        return f"ethereum:{of.token}@{chain_id}/transfer?address={address}{asked}"
+    asked = "" if amount is None else f"?value={amount}"
+    return f"ethereum:{address}@{chain_id}{asked}"

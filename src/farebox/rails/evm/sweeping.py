@@ -1,0 +1,208 @@
+"""Sweeping: what lies at deposit addresses goes to the treasury, once it is worth its gas.
+
+The books don't change by it but for the gas: custody is of all our addresses together. An address
+that holds a token and no coin is sent coin first, out of the operator's float; what is left of that
+stays there for another time.
+
+| boundary                | what can fail | recovery                                               |
+|-------------------------|---------------|--------------------------------------------------------|
+| before a nonce commit   | anything      | the next round decides anew, by what the chain has     |
+| nonce commit → confirmed| `outbox.py`   | followed; the address is left alone meanwhile          |
+| coin sent → token swept | we stop       | the coin lies there, and serves the next round         |
+| the sweep reverts       | -             | gas is lost, the money stays where it was              |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+
+from farebox.clock import NS_PER_S
+from farebox.errors import RailRejected
+from farebox.ledger.model import Put, Unit
+from farebox.ledger.records import Row
+from farebox.ledger.service import Ledger
+from farebox.money import Rounding
+from farebox.payments.deposits import DepositState
+from farebox.payments.exchange import Exchange
+from farebox.rails.evm.arrivals import Arrivals
+from farebox.rails.evm.fees import Fees
+from farebox.rails.evm.gas import PLAIN_GAS, Gas
+from farebox.rails.evm.outbox import Call
+from farebox.rails.evm.reads import held, transfer_of
+from farebox.rails.evm.records import ADDRESS, Address, Purse
+from farebox.rails.evm.sending import Held, Parcel, Sending
+
+_log = structlog.get_logger("farebox.evm")
+
+_ADDRESSES_AT_ONCE = 20
+#: What was not worth it is looked at again after so long.
+_LATER_NS = 600 * NS_PER_S
+#: Coin that stays beside a sweep, in what its gas may cost at most: room for better offers.
+_ROOM = 2
+_GAS, _SWEEP = "gas", "sweep"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepTerms:
+    """What is swept where. `assets` are codes to contracts, empty for the coin; gas is at most
+    `gas_percent` of what is moved."""
+
+    assets: Mapping[str, str]
+    treasury: str
+    gas_percent: int = 2
+
+
+def is_worth(cost: int, amount: int, percent: int) -> bool:
+    """Whether moving an amount is worth a cost in the same asset."""
+    return amount > 0 and cost * 100 <= amount * percent
+
+
+class Sweeping:
+    """Sweeps one chain's deposit addresses."""
+
+    def __init__(
+        self,
+        terms: SweepTerms,
+        sending: Sending,
+        gas: Gas,
+        arrivals: Arrivals,
+        ledger: Ledger,
+        exchange: Exchange,
+    ) -> None:
+        self.terms = terms
+        self.sending = sending
+        self._chain = sending.chain
+        self._gas = gas
+        self._arrivals = arrivals
+        self._ledger = ledger
+        self._exchange = exchange
+        self._not_before: dict[str, int] = {}
+        self._after = ""
+
+    async def learn(self) -> None:
+        """Be ready to sign again for every sweep that is on its way."""
+        for slot in await self.sending.open_slots():
+            if slot.purpose.startswith(f"{_SWEEP}:"):
+                rows = await self._ledger.store.find(ADDRESS, {"address": slot.sender}, limit=1)
+                if rows:
+                    self.sending.keys.learn(slot.sender, rows[0][1].value.index)
+
+    async def run(self) -> int:
+        """One round over some addresses; how many transactions were sent.
+
+        Raises RailUnavailable, RailRejected.
+        """
+        offered = await self.sending.offer()
+        if not isinstance(offered, Fees) or not self.sending.keys.can_sweep:
+            return 0
+        where = {"chain": self.sending.terms.chain, "purse": Purse.HOLDS}
+        page = await self._ledger.store.find(
+            ADDRESS, where, after=self._after, limit=_ADDRESSES_AT_ONCE
+        )
+        self._after = page[-1][0] if len(page) == _ADDRESSES_AT_ONCE else ""
+        busy = await self._busy()
+        now, sent = self._ledger.clock.now_ns(), 0
+        for key, row in page:
+            address = row.value.address
+            if address in busy or self._not_before.get(address, 0) > now:
+                continue
+            told = await self._arrivals.of_address(address)
+            if any(one.state is DepositState.DETECTED for one in told):
+                continue
+            if await self._sweep(row.value, offered):
+                sent += 1
+            else:
+                await self._leave(key, row, now)
+        return sent
+
+    async def _busy(self) -> set[str]:
+        """The addresses that something of ours is on its way from, or to."""
+        parts = [one.purpose.split(":") for one in await self.sending.open_slots()]
+        return {one[1] for one in parts if one[0] in (_GAS, _SWEEP)}
+
+    async def _leave(self, key: str, row: Row[Address], now: int) -> None:
+        """Nothing is to be done there now: forget it if nothing is there, else look later."""
+        address = row.value.address
+        for token in self.terms.assets.values():
+            if token and await held(self._chain, address, token):
+                self._not_before[address] = now + _LATER_NS
+                return
+        self._not_before.pop(address, None)
+        empty = msgspec.structs.replace(row.value, purse=Purse.EMPTY)
+        put = Put(ADDRESS, key, empty, row.version)
+        await self._ledger.store.commit(Unit(f"swept:{key}:{row.version}", puts=(put,)))
+
+    async def _sweep(self, at: Address, offered: Fees) -> bool:
+        """Move one asset from an address, or send it coin for that; whether anything was sent."""
+        coin = await self._chain.balance(at.address)
+        for asset, token in self.terms.assets.items():
+            if not token:
+                continue
+            amount = await held(self._chain, at.address, token)
+            if amount and await self._sweep_token(at, asset, token, amount, coin, offered):
+                return True
+        native = self.sending.terms.native
+        if native in self.terms.assets and coin:
+            return await self._sweep_coin(at, coin, offered)
+        return False
+
+    async def _sweep_token(
+        self, at: Address, asset: str, token: str, amount: int, coin: int, offered: Fees
+    ) -> bool:
+        call = transfer_of(token, self.terms.treasury, amount)
+        try:
+            gas = await self._gas.limit(at.address, call)
+        except RailRejected as error:
+            _log.warning("evm.not_swept", address=at.address, asset=asset, reason=str(error))
+            return False
+        # The l1 fee goes by size: any key of ours signs as much as the address's own.
+        l1_fee = await self._gas.l1_fee(self.sending.keys.addresses[0], call)
+        limit = gas + gas // 4
+        needs = limit * offered.max_fee + l1_fee
+        funding = 0 if coin >= needs else PLAIN_GAS * _price(offered)
+        cost = self._exchange.worth(
+            gas * _price(offered) + l1_fee + funding,
+            self.sending.terms.native,
+            asset,
+            Rounding.UP,
+        )
+        if cost is None or not is_worth(cost, amount, self.terms.gas_percent):
+            return False
+        if coin < needs:
+            return await self._fund(at.address, needs * _ROOM - coin, offered)
+        call = msgspec.structs.replace(call, gas=limit)
+        return await self._send(at, call, asset, token, amount)
+
+    async def _sweep_coin(self, at: Address, coin: int, offered: Fees) -> bool:
+        treasury, native = self.terms.treasury, self.sending.terms.native
+        gas = await self._gas.limit(at.address, Call(treasury, 1))
+        l1_fee = await self._gas.l1_fee(self.sending.keys.addresses[0], Call(treasury, coin))
+        amount = coin - (gas * offered.max_fee + l1_fee) * _ROOM
+        cost = gas * _price(offered) + l1_fee
+        if not is_worth(cost, amount, self.terms.gas_percent):
+            return False
+        return await self._send(at, Call(treasury, amount, gas=gas), native, "", amount)
+
+    async def _fund(self, address: str, amount: int, offered: Fees) -> bool:
+        sender = self.sending.keys.addresses[0]
+        if await self._chain.balance(sender) < amount + PLAIN_GAS * offered.max_fee:
+            _log.error("evm.no_gas", sender=sender, chain=self.sending.terms.chain)
+            return False
+        sent = await self.sending.send(Parcel(sender, Call(address, amount), f"{_GAS}:{address}"))
+        return sent is not None and not isinstance(sent, Held)
+
+    async def _send(self, at: Address, call: Call, asset: str, token: str, amount: int) -> bool:
+        self.sending.keys.learn(at.address, at.index)
+        purpose = f"{_SWEEP}:{at.address}:{asset}"
+        parcel = Parcel(at.address, call, purpose, token=token, spends=amount if token else 0)
+        sent = await self.sending.send(parcel)
+        return sent is not None and not isinstance(sent, Held)
+
+
+def _price(offered: Fees) -> int:
+    """What a unit of gas costs now: an offer leaves room for the base fee to double."""
+    return (offered.max_fee - offered.tip) // 2 + offered.tip

@@ -1,0 +1,147 @@
+"""A chain that is watched for deposits, and the frame that credits them; no server around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from eth_account.hdaccount.mnemonic import Mnemonic
+
+from farebox.money import Asset
+from farebox.payments import Refusal
+from farebox.payments.deposits import DepositRequest, Deposits
+from farebox.payments.exchange import Exchange
+from farebox.payments.rail import Limits
+from farebox.payments.registry import PaymentMethods
+from farebox.payments.requests import DepositRequests
+from farebox.rails.evm.addresses import Addresses, DepositTree
+from farebox.rails.evm.arrivals import Arrivals, Depth, WatchTerms
+from farebox.rails.evm.config import EvmAsset, EvmConfig
+from farebox.rails.evm.gas import Gas, L1Fee
+from farebox.rails.evm.keys import deposit_key
+from farebox.rails.evm.method import EvmMethod
+from farebox.rails.evm.payouts import Payouts, PayoutTerms
+from farebox.rails.evm.scan import RpcScan
+from farebox.rails.evm.sweeping import Sweeping, SweepTerms
+from tests.integration.evm_desk import CONFIRMATIONS, Desk, desk_of
+from tests.peers.anvil import CHAIN_ID, CONTRACTS, Anvil, Contract
+
+ACCOUNT = "customer:one"
+DEPTHS = (Depth(0, CONFIRMATIONS), Depth(1_000_000, 6))
+SETTLED_BLOCKS = 12
+
+
+@dataclass
+class Counter:
+    """Asks for deposits and credits them."""
+
+    desk: Desk
+    tokens: Mapping[str, Contract]
+    method: EvmMethod
+    arrivals: Arrivals
+    requests: DepositRequests
+    mnemonic: str
+
+    @property
+    def token(self) -> Contract:
+        return self.tokens["TOK"]
+
+    async def asked(self, asset: str = "TOK", amount: int | None = None) -> DepositRequest:
+        made = await self.requests.ask("anvil", asset, amount, ACCOUNT, opens_account=False)
+        assert not isinstance(made, Refusal), made
+        return made.request
+
+    async def pay(self, request: DepositRequest, amount: int, asset: str = "") -> str:
+        """Pay an address and wait for the block; the transaction."""
+        anvil, token = self.desk.anvil, self.tokens.get(asset or request.asset)
+        if token is None:
+            sent = await asyncio.to_thread(anvil.send, request.reference, amount)
+        else:
+            await asyncio.to_thread(token.send, "mint", anvil.accounts[0], 2 * amount)
+            sent = await asyncio.to_thread(token.send, "transfer", request.reference, amount)
+        await asyncio.to_thread(anvil.mined, sent)
+        return sent
+
+    async def look(self) -> None:
+        """One look by the watch: until it has seen every block, and told all."""
+        while not await self.arrivals.advance():
+            pass
+        for sighting in await self.arrivals.to_be_told():
+            await self.requests.seen("anvil", sighting)
+
+    async def credited(self, asset: str = "TOK") -> int:
+        account = await self.desk.ledger.store.account(f"{ACCOUNT}/{asset}")
+        return account.available if account else 0
+
+    async def owed(self, asset: str = "TOK") -> int:
+        account = await self.desk.ledger.store.account(f"receivable:{ACCOUNT}/{asset}")
+        return account.held if account else 0
+
+    async def states(self, request: DepositRequest) -> list[str]:
+        """How everything stands that has arrived for a request."""
+        rows = await self.requests.by_id(request.id)
+        assert rows is not None
+        standing = await self.requests.standing(rows)
+        return sorted(one.state.value for one in standing.deposits)
+
+    def again(self) -> Counter:
+        """After a restart: nothing in memory."""
+        return _counter(self.desk, self.tokens, self.mnemonic)
+
+
+def _counter(desk: Desk, tokens: Mapping[str, Contract], mnemonic: str) -> Counter:
+    limits, ledger = Limits(1, 10**20), desk.ledger
+    contracts = {"ETH": ""} | {code: token.address for code, token in tokens.items()}
+    assets = [
+        EvmAsset(
+            asset=Asset(code, 6 if contract else 18),
+            token=contract,
+            deposits=limits,
+            payouts=limits,
+            depths=DEPTHS,
+            keeps_part=code == "FEE",
+        )
+        for code, contract in contracts.items()
+    ]
+    config = EvmConfig(name="anvil", chain_id=CHAIN_ID, assets=tuple(assets), stale_after_s=60)
+    addresses = Addresses("anvil", DepositTree(deposit_key(mnemonic)), ledger)
+    terms = WatchTerms(
+        chain="anvil",
+        assets=tuple(one.taken for one in assets),
+        settled_blocks=SETTLED_BLOCKS,
+    )
+    scan = RpcScan(desk.rpc)
+    arrivals = Arrivals(terms, scan, addresses, desk.keys.addresses, ledger)
+    exchange = Exchange(held=frozenset(one.asset.code for one in assets))
+    payouts = Payouts(
+        PayoutTerms(assets=tuple(paid for one in assets for paid in one.paid)),
+        desk.sending,
+        ledger,
+        exchange,
+    )
+    sweep_terms = SweepTerms(assets=contracts, treasury=desk.sender, gas_percent=100)
+    gas = Gas(desk.sending, L1Fee.NONE)
+    sweeping = Sweeping(sweep_terms, desk.sending, gas, arrivals, ledger, exchange)
+    method = EvmMethod(config, desk.rpc, scan, arrivals, addresses, payouts, sweeping, ledger)
+    methods = PaymentMethods()
+    methods.register(method)
+    requests = DepositRequests(ledger, Deposits(ledger), methods, exchange)
+    return Counter(desk, tokens, method, arrivals, requests, mnemonic)
+
+
+@asynccontextmanager
+async def counter_of(anvil: Anvil, folder: Path, **tokens: str) -> AsyncIterator[Counter]:
+    """A counter for ether and tokens: their codes and contracts; a plain TOK always."""
+    wanted = {"TOK": "PlainToken", **tokens}
+    async with desk_of(anvil, folder) as desk:
+        made = {
+            code: await asyncio.to_thread(anvil.deploy, CONTRACTS / f"{name}.sol")
+            for code, name in wanted.items()
+        }
+        counter = _counter(desk, made, Mnemonic().generate(12))
+        await counter.method.start()
+        yield counter
+        await desk.audited()

@@ -1,0 +1,165 @@
+"""Payments out over a real chain: together, dearer where they are stuck, again where lost."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from farebox.errors import RailUnavailable
+from farebox.rails.bitcoin.core import Core
+from tests.integration.bitcoin_house import (
+    BitcoinHouse,
+    bitcoin_house,
+    bitcoin_settings,
+    eventually,
+)
+from tests.peers.bitcoin import BitcoinChain
+
+pytestmark = pytest.mark.peer
+IN_SAT, OUT_SAT = 90_000, 20_000
+
+
+def terms(chain: BitcoinChain, **more: object) -> dict[str, object]:
+    return bitcoin_settings(chain, start_height=chain.node.height() + 1, **more)
+
+
+async def waiting(chain: BitcoinChain, *, beside: str = "") -> str:
+    """The id of the one transaction in the node's pool, once there is one that is not `beside`."""
+    pool = await eventually(
+        lambda: asyncio.to_thread(chain.node.pool), lambda found: found and found != [beside]
+    )
+    (found,) = pool
+    return str(found)
+
+
+async def mine(house: BitcoinHouse, chain: BitcoinChain, *raws: bytes) -> None:
+    """A block of what waits or, with `raws`, of these alone; and the house has seen it."""
+    if raws:
+        await asyncio.to_thread(chain.node.mine_only, *(raw for raw in raws if raw))
+    else:
+        await asyncio.to_thread(chain.node.mine)
+    await house.passed(await asyncio.to_thread(chain.node.height))
+
+
+async def over(house: BitcoinHouse, chain: BitcoinChain) -> None:
+    """Enough blocks for everything that is out; the books hold what the wallet has."""
+    for _ in range(2):
+        await mine(house, chain)
+    await house.settled()
+    assert await house.wallet_sat() * 1_000 == await house.held_msat()
+
+
+async def test_payments_that_wait_leave_in_one_transaction_and_share_its_fee(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    settings = terms(bitcoin, batch_window_s=3_600, batch_most=3)
+    async with bitcoin_house(tmp_path, settings) as house:
+        key, _ = await house.credited(bitcoin, IN_SAT)
+        to = [bitcoin.payer.address(place) for place in (31, 32, 33)]
+        for address in to:
+            assert await asyncio.to_thread(bitcoin.node.pool) == []
+            await house.paid_out(key, address, OUT_SAT, address)
+        await waiting(bitcoin)
+        await over(house, bitcoin)
+        told = [await house.told_of(key, address, OUT_SAT, address) for address in to]
+        assert len({one["txid"] for one in told}) == 1
+        fees = [int(one["fee_msat"]) for one in told]
+        assert max(fees) - min(fees) <= 1_000
+        left = await house.held_msat()
+        assert left == (IN_SAT - 3 * OUT_SAT) * 1_000 - sum(fees)
+        for place in (31, 32, 33):
+            assert await asyncio.to_thread(bitcoin.payer.received_sat, place) == OUT_SAT
+
+
+async def test_a_payment_that_no_miner_takes_is_sent_again_dearer(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    async with bitcoin_house(tmp_path, terms(bitcoin, bump_after_blocks=2)) as house:
+        key, _ = await house.credited(bitcoin, IN_SAT)
+        await house.paid_out(key, bitcoin.payer.address(34), OUT_SAT, "stuck")
+        first = await waiting(bitcoin)
+        for _ in range(2):
+            await mine(house, bitcoin, b"")
+        second = await waiting(bitcoin, beside=first)
+        assert second != first
+        await over(house, bitcoin)
+        told = await house.told_of(key, bitcoin.payer.address(34), OUT_SAT, "stuck")
+        assert told["txid"] == second
+
+
+async def test_an_earlier_try_that_wins_after_all_is_what_was_paid(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    async with bitcoin_house(tmp_path, terms(bitcoin, bump_after_blocks=1)) as house:
+        key, _ = await house.credited(bitcoin, IN_SAT)
+        await house.paid_out(key, bitcoin.payer.address(35), OUT_SAT, "first wins")
+        first = await waiting(bitcoin)
+        raw = await asyncio.to_thread(bitcoin.node.call, "getrawtransaction", first)
+        await mine(house, bitcoin, b"")
+        await waiting(bitcoin, beside=first)
+        await mine(house, bitcoin, bytes.fromhex(raw))
+        await over(house, bitcoin)
+        told = await house.told_of(key, bitcoin.payer.address(35), OUT_SAT, "first wins")
+        assert told["txid"] == first
+        assert await asyncio.to_thread(bitcoin.payer.received_sat, 35) == OUT_SAT
+
+
+async def test_a_payment_whose_block_leaves_the_chain_is_sent_again_and_paid_once(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    async with bitcoin_house(tmp_path, terms(bitcoin)) as house:
+        key, _ = await house.credited(bitcoin, IN_SAT)
+        await house.paid_out(key, bitcoin.payer.address(36), OUT_SAT, "again")
+        await waiting(bitcoin)
+        await mine(house, bitcoin)
+        await asyncio.to_thread(bitcoin.node.undo, 1)
+        await house.passed(await asyncio.to_thread(bitcoin.node.height))
+        assert await house.farebox.operations.unfinished()
+        await waiting(bitcoin)
+        await over(house, bitcoin)
+        assert await asyncio.to_thread(bitcoin.payer.received_sat, 36) == OUT_SAT
+
+
+async def test_an_answer_that_is_lost_on_the_way_pays_once(
+    tmp_path: Path, bitcoin: BitcoinChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, lost = Core.broadcast, list[bytes]()
+
+    def broadcast(self: Core, raw: bytes) -> None:
+        really(self, raw)
+        if len(lost) < 3:
+            lost.append(raw)
+            raise RailUnavailable("the answer is lost")
+
+    monkeypatch.setattr(Core, "broadcast", broadcast)
+    async with bitcoin_house(tmp_path, terms(bitcoin)) as house:
+        key, _ = await house.credited(bitcoin, IN_SAT)
+        await house.paid_out(key, bitcoin.payer.address(37), OUT_SAT, "once")
+        await waiting(bitcoin)
+        await over(house, bitcoin)
+        assert len(set(lost)) == 1
+        assert await asyncio.to_thread(bitcoin.payer.received_sat, 37) == OUT_SAT
+
+
+async def test_fees_have_a_limit_and_dust_is_refused_with_the_reason(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    async with bitcoin_house(tmp_path, terms(bitcoin, payout_min="1 sat")) as house:
+        key, _ = await house.credited(bitcoin, IN_SAT)
+        to = bitcoin.payer.address(38)
+        body = {"destination": to, "amount_msat": OUT_SAT * 1_000}
+        dry = (await house.post("/v1/payouts", {**body, "dry_run": True}, key)).json()
+        assert (dry["amount"], dry["is_covered"]) == (OUT_SAT * 1_000, True)
+        assert 0 < dry["fee_estimate"] <= dry["fee_max"]
+        limited = {**body, "max_fee_msat": dry["fee_estimate"] - 1_000}
+        refused = await house.post("/v1/payouts", limited, key)
+        assert (refused.status_code, refused.json()["code"]) == (400, "fee_over_limit")
+        dust = await house.post("/v1/payouts", {**body, "amount_msat": 500_000}, key)
+        assert dust.json()["code"] == "amount_too_small"
+        assert "dust" in dust.json()["detail"]
+        mainnet = "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4"
+        other = await house.post("/v1/payouts", {**body, "destination": mainnet}, key)
+        assert other.json()["code"] == "destination_invalid"
+        assert await house.balance_msat(key) == IN_SAT * 1_000

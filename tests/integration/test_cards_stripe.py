@@ -1,0 +1,241 @@
+"""What becomes of card money after it was paid: disputes, refunds by others, debt, ripening.
+
+Against our own strict fake of Stripe: neither localstripe nor stripe-mock knows any of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from farebox.testing.asgi import serving
+from farebox.testing.mint import PlayMint
+from farebox.wire.cashu.token import encode_token
+from tests.contract.rail.fake_stripe import FakeStripe, fee_of
+from tests.integration.card_house import (
+    CENT_MSAT,
+    EARNED_MSAT,
+    PRICE_MSAT,
+    CardHouse,
+    card_house,
+    have_earned,
+)
+
+CUSTODY, PAYABLE = "custody:stripe:main:USD", "payable:stripe:main:USD"
+#: 10.00 and the card fee of the settings: 0.30 and 3.5 %.
+PAID, CHARGED = 1_000, 1_065
+DISPUTE_FEE = 1_500
+
+
+@asynccontextmanager
+async def stripe_house(
+    tmp_path: Path,
+    shop: FakeStripe,
+    *,
+    others: Mapping[str, object] | None = None,
+    earned: bool = True,
+    **terms: object,
+) -> AsyncIterator[CardHouse]:
+    settings = {
+        "url": shop.url,
+        "key": shop.api_key,
+        "webhook_secret": shop.webhook_secret,
+        **terms,
+    }
+    secrets = (shop.api_key, shop.webhook_secret)
+    rails = {"stripe": settings, **(others or {})}
+    async with card_house(tmp_path, rails, secrets) as house:
+        shop.hook = f"{house.url}/v1/webhooks/stripe"
+        if earned:
+            await have_earned(house)
+        yield house
+
+
+@pytest.fixture
+async def shop() -> AsyncIterator[FakeStripe]:
+    fake = FakeStripe()
+    async with serving(fake) as fake.url:
+        yield fake
+
+
+@pytest.fixture
+async def house(tmp_path: Path, shop: FakeStripe) -> AsyncIterator[CardHouse]:
+    async with stripe_house(tmp_path, shop) as opened:
+        yield opened
+
+
+async def paid_in(house: CardHouse, shop: FakeStripe, cents: int = PAID) -> tuple[str, str]:
+    """A new account's key, and the payment that is on it."""
+    asked = await house.asked("stripe", cents)
+    payment = shop.pay(asked["pay"])
+    assert await shop.tell() == 200
+    return await house.opened(asked), payment
+
+
+async def spend(house: CardHouse, key: str, times: int = 1) -> None:
+    """Buy something."""
+    for _ in range(times):
+        told = await house.http.get("/echo", headers={"Authorization": f"Bearer {key}"})
+        assert told.status_code == 200, told.text
+
+
+async def test_a_checkout_page_is_paid_and_what_stripe_keeps_is_booked(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    key, _ = await paid_in(house, shop)
+    assert await house.balance_msat(key) == PAID * CENT_MSAT
+    assert await house.held(CUSTODY) == CHARGED - fee_of(CHARGED)
+    earned = CHARGED - PAID - fee_of(CHARGED)
+    assert await house.held("revenue") == EARNED_MSAT + earned * CENT_MSAT
+
+
+async def test_a_notice_heard_twice_or_twenty_times_changes_nothing(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    key, payment = await paid_in(house, shop)
+    shop.dispute(payment, CHARGED, DISPUTE_FEE)
+    for event in [*shop.events, *shop.events, *shop.events[::-1]]:
+        assert await shop.tell(event) == 200
+    house.farebox.cards._heard.clear()  # as after a restart
+    for event in shop.events:
+        assert await shop.tell(event) == 200
+    assert await house.balance_msat(key) == 0
+    assert await house.held(CUSTODY) == 0
+    assert await house.held(PAYABLE) == fee_of(CHARGED) + DISPUTE_FEE
+
+
+async def test_a_notice_that_is_not_stripes_is_refused_and_nothing_is_asked(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    asked = await house.asked("stripe", PAID)
+    shop.pay(asked["pay"])
+    before = shop.calls.total()
+    assert await shop.tell(secret="whsec_of_somebody_else") == 400
+    assert shop.calls.total() == before
+
+
+async def test_a_dispute_takes_what_is_left_and_the_rest_is_owed_until_money_comes(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    key, payment = await paid_in(house, shop)
+    await spend(house, key)
+    shop.dispute(payment, CHARGED, DISPUTE_FEE)
+    assert await shop.tell() == 200
+    assert await house.balance_msat(key) == 0
+    info = await house.get("/info", key)
+    account = next(
+        one.id for one in await house.farebox.store.accounts() if one.id.startswith("receivable:")
+    )
+    assert info is not None
+    assert await house.held(account) == PRICE_MSAT
+    # Stripe took back more than lay there: the house owes it, and customers are covered.
+    assert await house.held(PAYABLE) == fee_of(CHARGED) + DISPUTE_FEE
+
+    asked = await house.asked("stripe", 5_000, key)
+    shop.pay(asked["pay"])
+    assert await shop.tell() == 200
+    assert await house.balance_msat(key) == 5_000 * CENT_MSAT - PRICE_MSAT
+    assert await house.held(account) == 0
+    assert await house.held(PAYABLE) == 0
+
+
+async def test_a_dispute_that_is_won_comes_back_whole(house: CardHouse, shop: FakeStripe) -> None:
+    key, payment = await paid_in(house, shop)
+    dispute = shop.dispute(payment, CHARGED, DISPUTE_FEE)
+    assert await shop.tell() == 200
+    assert await house.balance_msat(key) == 0
+    shop.win(dispute)
+    assert await shop.tell() == 200
+    assert await house.balance_msat(key) == PAID * CENT_MSAT
+
+
+async def test_a_refund_in_the_dashboard_leaves_the_account_once(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    key, payment = await paid_in(house, shop)
+    shop.give_back(payment, 400)
+    for _ in range(2):
+        assert await shop.tell() == 200
+    assert await house.balance_msat(key) == 600 * CENT_MSAT
+    body = {"method": "stripe", "asset": "USD", "amount": 1_000}
+    refunded = await house.post("/v1/refunds", body, key)
+    assert refunded.status_code == 200, refunded.text
+    assert refunded.json()["amount_msat"] == 600 * CENT_MSAT, refunded.text
+    assert await shop.tell() == 200
+    assert await house.balance_msat(key) == 0
+    assert sum(one["amount"] for one in shop.refunds.values()) == 1_000
+
+
+async def test_a_refund_whose_answer_is_lost_is_made_once(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    key, _ = await paid_in(house, shop)
+    shop.lose["post /v1/refunds"] = 1
+    body = {"method": "stripe", "asset": "USD", "amount": 250}
+    told = await house.post("/v1/refunds", body, key, "the-refund")
+    assert told.status_code == 202, told.text
+    await house.settled()
+    told = await house.post("/v1/refunds", body, key, "the-refund")
+    assert told.status_code == 200, told.text
+    assert [one["amount"] for one in shop.refunds.values()] == [250]
+    assert await house.balance_msat(key) == 750 * CENT_MSAT
+
+
+async def test_what_was_missed_while_no_webhook_came_is_found_in_the_events(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    asked = await house.asked("stripe", PAID)
+    payment = shop.pay(asked["pay"])
+    await house.until_credited(asked)
+    shop.dispute(payment, CHARGED, DISPUTE_FEE)
+    await house.until(lambda: house.held(PAYABLE), fee_of(CHARGED) + DISPUTE_FEE)
+
+
+async def test_card_money_leaves_another_way_only_when_it_is_ripe(
+    tmp_path: Path, shop: FakeStripe
+) -> None:
+    mint = PlayMint()
+    async with serving(mint) as mint.url:
+        terms = {"mint": [{"url": mint.url}]}
+        async with stripe_house(tmp_path, shop, others=terms, maturity_days=1) as house:
+            key, _ = await paid_in(house, shop)
+            others = {"initial_balance_token": encode_token(mint.issue(16_384, "sat"))}
+            assert (await house.post("/create", others)).status_code == 200
+            token = encode_token(mint.issue(4_096, "sat"))
+            ripe_msat = int(
+                (await house.post("/topup", {"cashu_token": token}, key)).json()["msats"]
+            )
+            too_much = {"method": "cashu", "amount_msat": ripe_msat + 1_000}
+            refused = await house.post("/v1/refunds", too_much, key)
+            assert refused.json()["code"] == "funds_not_ripe", refused.text
+            some = {"method": "cashu", "amount_msat": 1_000_000}
+            assert (await house.post("/v1/refunds", some, key)).status_code == 200
+            # What is spent is ripe money first; back to the card it may go at any time.
+            await spend(house, key, 2)
+            left_msat = ripe_msat - 1_000_000 - 2 * PRICE_MSAT
+            more = {"method": "cashu", "amount_msat": left_msat + 1_000}
+            refused = await house.post("/v1/refunds", more, key)
+            assert refused.json()["code"] == "funds_not_ripe", refused.text
+            back = {"method": "stripe", "asset": "USD", "amount": 900}
+            assert (await house.post("/v1/refunds", back, key)).status_code == 200
+            assert await shop.tell() == 200  # then less of it is unripe, too
+            assert (await house.post("/v1/refunds", some, key)).status_code == 200
+            house.clock.ahead_s += 90_000
+            rest = {"method": "cashu", "amount_msat": 1_000_000}
+            assert (await house.post("/v1/refunds", rest, key)).status_code == 200
+
+
+async def test_a_loss_that_nothing_has_earned_is_told_by_verify(
+    tmp_path: Path, shop: FakeStripe
+) -> None:
+    async def lose() -> None:
+        async with stripe_house(tmp_path, shop, earned=False) as house:
+            _, payment = await paid_in(house, shop)
+            shop.dispute(payment, CHARGED, DISPUTE_FEE)
+            assert await shop.tell() == 200
+
+    with pytest.raises(AssertionError, match="custody of BTC: expected at least 15610000, found 0"):
+        await lose()

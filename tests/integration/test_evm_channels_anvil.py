@@ -1,0 +1,206 @@
+"""Channels on a real chain: what was signed is claimed, once, and stands in the books."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from farebox.channels.chain import ChannelStatus
+from farebox.errors import InvalidInput, RailRejected
+from farebox.rails.evm.channels import BatchPolicy
+from tests.integration.evm_channel_world import ASSET, TOKEN, House, Payer, house_of, payer_of
+from tests.integration.evm_channels import DAY_S, FRAGMENT
+from tests.peers.anvil import Anvil
+
+pytestmark = pytest.mark.peer
+
+
+@pytest.fixture
+async def house(anvil: Anvil, tmp_path: Path) -> AsyncIterator[House]:
+    async with house_of(anvil, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+async def payer(house: House, tmp_path: Path) -> AsyncIterator[Payer]:
+    async with payer_of(house, tmp_path) as found:
+        yield found
+
+
+async def wait(house: House, seconds: int) -> None:
+    """Let time pass on the chain."""
+    await asyncio.to_thread(house.anvil.rpc, "evm_increaseTime", seconds)
+    await house.desk.mine(3)
+
+
+@pytest.mark.parametrize("asset", [ASSET, TOKEN])
+async def test_vouchers_are_claimed_and_the_rest_goes_back(
+    house: House, tmp_path: Path, asset: str
+) -> None:
+    async with payer_of(house, tmp_path, asset) as payer:
+        channel = await payer.open(500_000)
+        assert channel.status is ChannelStatus.ACTIVE
+        assert (await payer.open(500_000)).epoch == 0  # a top-up
+        assert await house.payee.balance(payer.channel, asset) == 1_000_000
+        for _ in range(3):
+            await payer.pays(100_000)
+        assert await house.settle(payer.channel) == ({FRAGMENT: 300_000}, {})
+        assert await house.custody(asset) == 300_000
+        if asset == TOKEN:
+            assert house.token.call("balanceOf", house.desk.sender) == 300_000
+        await payer.pays(50_000)
+        await payer.done(payer.contract.request_close(payer.channel))
+        assert await house.settle(payer.channel) == ({FRAGMENT: 50_000}, {})
+        await wait(house, DAY_S)
+        closed = await payer.done(payer.contract.close(payer.channel))
+        assert closed.status is ChannelStatus.CLOSED
+        assert await house.custody(asset) == 350_000
+        if asset == TOKEN:
+            assert house.token.call("balanceOf", payer.desk.sender) == 10**9 - 350_000
+
+
+async def test_several_channels_are_claimed_in_one_transaction(
+    house: House, tmp_path: Path
+) -> None:
+    async with payer_of(house, tmp_path) as one, payer_of(house, tmp_path, TOKEN) as other:
+        for payer in (one, other):
+            await payer.open()
+            await payer.pays(1_000)
+            await house.claims.trigger(payer.channel)
+        before = house.anvil.rpc("eth_getTransactionCount", house.desk.sender, "latest")
+        assert await house.payee.run() == 2
+        await house.settle(one.channel)
+        await house.settle(other.channel)
+        after = house.anvil.rpc("eth_getTransactionCount", house.desk.sender, "latest")
+        assert int(after, 16) - int(before, 16) == 1
+        assert (await house.custody(), await house.custody(TOKEN)) == (1_000, 1_000)
+
+
+async def test_a_channel_counts_once_no_reorganisation_can_take_it_back(
+    house: House, payer: Payer
+) -> None:
+    opening = asyncio.ensure_future(payer.open())
+    while await house.reader.at(payer.channel, "latest") is None:  # noqa: ASYNC110  # a chain rings no bell
+        await asyncio.sleep(0.01)
+    assert await house.payee.channel(payer.channel) is None
+    await asyncio.to_thread(house.anvil.reorganise, 1)
+    assert (await opening).status is ChannelStatus.ACTIVE
+    assert await house.payee.balance(payer.channel, ASSET) == 1_000_000
+
+
+async def test_a_claim_that_a_reorganisation_takes_back_is_not_booked_and_paid_again(
+    house: House, payer: Payer
+) -> None:
+    await payer.open()
+    await payer.pays(7_000)
+    await house.claims.trigger(payer.channel)
+    assert await house.payee.run() == 1
+    await asyncio.to_thread(house.anvil.reorganise, 1)
+    assert await house.claims.trigger(payer.channel) == ({}, {FRAGMENT: "underway"})
+    assert await house.custody() == 0
+    assert await house.settle(payer.channel) == ({FRAGMENT: 7_000}, {})
+    assert await house.custody() == 7_000
+
+
+async def test_a_stale_close_is_answered_by_whoever_was_away(house: House, payer: Payer) -> None:
+    await payer.open()
+    await payer.pays(1_000)
+    await house.settle(payer.channel)
+    await payer.pays(9)  # too little to be claimed before
+    await payer.done(payer.contract.request_close(payer.channel))
+    for _ in range(4):  # one restart after the other
+        house.again()
+        await house.claims.run_once()
+        await house.payee.run()
+        await house.desk.mine(3)
+    assert (await house.row(payer.channel)).unclaimed_amount == 0
+    await wait(house, DAY_S)
+    await payer.done(payer.contract.close(payer.channel))
+    assert await house.custody() == 1_009
+
+
+async def test_what_was_claimed_too_late_is_lost_and_said(house: House, payer: Payer) -> None:
+    await payer.open()
+    await payer.pays(1_000)
+    await payer.done(payer.contract.request_close(payer.channel))
+    await wait(house, DAY_S)
+    await payer.done(payer.contract.close(payer.channel))
+    house.again()
+    assert await house.settle(payer.channel) == ({}, {FRAGMENT: "channel_closed"})
+    loss = await house.desk.ledger.store.account("expense:channel-loss:ETH")
+    assert loss is not None
+    assert loss.held == 1_000
+
+
+async def test_the_payee_closes_at_once_when_both_agree(house: House, payer: Payer) -> None:
+    await payer.open()
+    last = await payer.pays(2_500)
+    with pytest.raises(RailRejected):
+        await payer.contract.close(payer.channel, (last,))
+    assert await house.payee.close_as_payee(payer.channel, (last,))
+    for _ in range(4):
+        await house.payee.run()
+        await house.desk.mine()
+    channel = await house.payee.channel(payer.channel)
+    assert channel is not None
+    assert channel.status is ChannelStatus.CLOSED
+    assert await house.settle(payer.channel) == ({FRAGMENT: 2_500}, {})
+    assert await house.custody() == 2_500
+
+
+async def test_no_more_is_served_than_the_collateral_covers(house: House, payer: Payer) -> None:
+    await payer.open(1_000)
+    await payer.pays(900)
+    with pytest.raises(InvalidInput, match="HUB_INSUFFICIENT_FUNDS"):
+        await payer.pays(101)
+    await payer.pays(100)
+
+
+async def test_a_voucher_that_the_contract_refuses_holds_up_no_other(
+    house: House, tmp_path: Path
+) -> None:
+    async with payer_of(house, tmp_path) as good, payer_of(house, tmp_path) as bad:
+        for payer in (good, bad):
+            await payer.open()
+            await payer.pays(1_000)
+        row = await house.row(bad.channel)
+        assert row.accepted is not None
+        forged = bad.key.sign_sub_rav(
+            await house.client.generate_proposal(bad.channel, FRAGMENT, 1)
+        )
+        wrong = type(forged)(forged.sub_rav, bytes(64))
+        with pytest.raises(Exception, match="waits"):
+            await house.payee.claim(wrong)
+        await house.claims.trigger(good.channel)
+        assert await house.payee.run() == 1
+        with pytest.raises(RailRejected):
+            await house.payee.claim(wrong)
+        assert await house.settle(good.channel) == ({FRAGMENT: 1_000}, {})
+
+
+async def test_what_is_worth_less_than_its_gas_waits_for_more(anvil: Anvil, tmp_path: Path) -> None:
+    async with (
+        house_of(anvil, tmp_path, batches=BatchPolicy(worth_percent=100)) as house,
+        payer_of(house, tmp_path) as payer,
+    ):
+        await payer.open(10**18)
+        await payer.pays(1_000)
+        await house.claims.trigger(payer.channel)
+        assert await house.payee.run() == 0
+        await payer.pays(10**17)
+        await house.claims.trigger(payer.channel)
+        assert await house.payee.run() == 1
+
+
+async def test_what_nobody_knows_the_worth_of_is_claimed(anvil: Anvil, tmp_path: Path) -> None:
+    async with (
+        house_of(anvil, tmp_path, batches=BatchPolicy()) as house,
+        payer_of(house, tmp_path, TOKEN) as payer,
+    ):
+        await payer.open()
+        await payer.pays(1)
+        await house.claims.trigger(payer.channel)
+        assert await house.payee.run() == 1

@@ -1,0 +1,101 @@
+"""The whole house on a real chain: paid in USDC and ether, spent, given back, paid out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from eth_utils.address import to_checksum_address
+
+from tests.integration.evm_house import PRICE_MSAT, EvmHouse, evm_house, somebody
+from tests.peers.anvil import CHAIN_ID, Anvil
+
+pytestmark = pytest.mark.peer
+DEPOSIT = 500_000_000  # dollars, in millionths
+#: Less one percent of spread; 1 msat for each unit.
+CREDITED_MSAT = 495_000_000
+
+
+@pytest.fixture
+async def house(anvil: Anvil, tmp_path: Path) -> AsyncIterator[EvmHouse]:
+    async with evm_house(tmp_path / "house", anvil) as found:
+        yield found
+
+
+async def test_dollars_come_in_are_spent_go_back_and_go_out(house: EvmHouse) -> None:
+    asked = await house.asked("USDC", DEPOSIT)
+    assert asked["uri"] == (
+        f"ethereum:{to_checksum_address(house.usdc.address)}@{CHAIN_ID}/transfer"
+        f"?address={asked['pay']}&uint256={DEPOSIT}"
+    )
+    assert asked["amount_msat"] == CREDITED_MSAT
+    await house.pay(asked, DEPOSIT)
+    await house.mine()
+    told = await house.until_credited(asked)
+    assert (told["state"], told["marks"]) == ("credited", [])
+    body = {"initial_balance_token": asked["pay"], "claim_secret": asked["claim_secret"]}
+    key = str((await house.post("/create", body)).json()["api_key"])
+    assert await house.balance_msat(key) == CREDITED_MSAT
+
+    served = await house.http.get("/echo", headers={"Authorization": f"Bearer {key}"})
+    assert served.status_code == 200, served.text
+    assert await house.balance_msat(key) == CREDITED_MSAT - PRICE_MSAT
+
+    await house.until_swept(asked["pay"])
+    back, friend = somebody(), somebody()
+    order: dict[str, object] = {"method": "anvil", "asset": "USDC", "destination": back}
+    quote = await house.post(
+        "/v1/refunds", {**order, "amount_msat": 1_000_000, "dry_run": True}, key
+    )
+    assert quote.status_code == 200, quote.text
+    refund = await house.paid_out(
+        "/v1/refunds", {**order, "amount_msat": 1_000_000}, key, "the-refund"
+    )
+    assert refund["asset"] == "USDC"
+    got = house.usdc.call("balanceOf", back)
+    assert 0 < got < 1_000_000
+
+    await house.paid_out(
+        "/v1/payouts",
+        {"method": "anvil", "asset": "USDC", "destination": friend, "amount": "500000"},
+        key,
+        "the-payout",
+    )
+    assert house.usdc.call("balanceOf", friend) == 500_000
+    left = await house.balance_msat(key)
+    assert 0 < left < CREDITED_MSAT - PRICE_MSAT - 1_500_000
+
+
+async def test_ether_comes_in_and_goes_out(house: EvmHouse) -> None:
+    key = await house.funded(10**16, "ETH")
+    before = await house.balance_msat(key)
+    assert before == 19_800_000  # 0.01 of 2,000 dollars, less one percent
+    to = somebody()
+    await house.paid_out(
+        "/v1/payouts",
+        {"method": "anvil", "asset": "ETH", "destination": to, "amount": str(10**15)},
+        key,
+        "the-payout",
+    )
+    assert house.anvil.balance(to) == 10**15
+
+
+async def test_what_can_be_paid_with_says_that_it_works(house: EvmHouse) -> None:
+    for _ in range(100):
+        told = await house.get("/v1/methods")
+        (method,) = [one for one in told["methods"] if one["method"] == "anvil"]
+        if method["works"]:
+            break
+        await asyncio.sleep(0.05)
+    assert method["works"], method
+    assert {one["asset"]: one["scale"] for one in method["assets"]} == {"ETH": 18, "USDC": 6}
+
+
+async def test_a_deposit_address_is_not_paid(house: EvmHouse) -> None:
+    key = await house.funded(DEPOSIT)
+    other = await house.asked("USDC", None, key)
+    order = {"method": "anvil", "asset": "USDC", "amount": "100000"}
+    refused = await house.post("/v1/payouts", {**order, "destination": other["pay"]}, key)
+    assert refused.json()["code"] == "destination_invalid", refused.text
