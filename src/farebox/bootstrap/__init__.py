@@ -246,7 +246,11 @@ class Farebox:
         count_assets(rates, methods)
         self._rates = RateRefresh(rates, self.prices)
         self.payments = Payments(self.ledger, self.operations, methods, self.signer, exchange)
-        self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), methods, exchange)
+        self._deposits = Deposits(self.ledger)
+        self.deposits = DepositRequests(self.ledger, self._deposits, methods, exchange)
+        self._watches = [
+            RailWatch(rail, self.deposits, self.ledger) for rail in self.deposits.rails().values()
+        ]
         self.cards = PaymentGateway(card_methods(self._rails), self.deposits)
 
     async def _start_rails(self) -> None:
@@ -282,7 +286,8 @@ class Farebox:
             gateway=self.app,
             upstreams=upstreams,
             mints=self.cashu.mints,
-            rails=tuple(self.deposits.rails().values()),
+            watches=self._watches,
+            deposits=self._deposits,
             worker=self.worker,
             wallet_calls=wallet_calls,
             data_dir=self.settings.data_dir,
@@ -384,8 +389,7 @@ class Farebox:
             *(self.channels.jobs if self.channels else ()),
             *(job for rail in self._rails for job in rail.jobs),
         ]
-        for rail in self.deposits.rails().values():
-            watch = RailWatch(rail, self.deposits, self.ledger)
+        for watch in self._watches:
             self._closing.push_async_callback(watch.stop)
             # One process listens and polls; each knows for itself whether the rail is there.
             duty = Duty(f"watch:{watch.name}", watch.poll, self.ledger, self.processes)
