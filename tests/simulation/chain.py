@@ -38,6 +38,7 @@ _DUST_SAT: Final = 546
 _LEAST_RATE: Final = 1_000
 _PRICES: Final = (1_000, 2_000, 4_000, 8_000)
 _TIMEOUT_S: Final = 30
+_OLD_BLOCKS: Final = 6
 _OPERATORS: Final = 1_000_000_000
 _FLOAT_SAT: Final = (100_000, 100_000, 300_000)
 _CALM_BLOCK_S: Final = 10
@@ -110,7 +111,7 @@ class ModelChain:
     """The best chain, the pool beside it, and what was ever seen."""
 
     def __init__(self, clock: Clock, moods: ChainMoods, trace: Callable[[str], None]) -> None:
-        self.moods = moods
+        self.moods = ChainMoods(moods.chance)
         self._clock = clock
         self._trace = trace
         self._mined = [Mined(Block(0, GENESIS[NETWORK]), ())]
@@ -129,7 +130,9 @@ class ModelChain:
         self.float_sat = sum(_FLOAT_SAT)
         own = [(f"{_OURS}{_OPERATORS + number}", each) for number, each in enumerate(_FLOAT_SAT)]
         self.accept(self.pay(own, _DUST_SAT))
-        self.mine()
+        for _ in range(_OLD_BLOCKS):  # so deep that no branch leaves them
+            self.mine()
+        self.moods = moods
 
     # ── what others do ───────────────────────────────────────────────────────────────────────────
 
@@ -408,7 +411,7 @@ class ModelWallet:
         coins = [one for one in self._unspent() if one.outpoint in allowed]
         return self._drawn(outputs, rate, [], coins)
 
-    async def bump(self, raw: bytes, rate: int) -> Draft:
+    async def bump(self, raw: bytes, rate: int, _: int) -> Draft:
         """The same payments once more, at a higher rate. Raises NotEnough."""
         tx = msgspec.json.decode(raw, type=Tx)
         known = {one.outpoint: one for one in (self.view.coins if self.view else ())}

@@ -12,7 +12,7 @@ from tests.simulation.network import Ask
 _MSAT = 1_000
 _RATES = (1_000, 2_000, 5_000)
 _VBYTES_MOST = 200
-_LOOKS_MAX = 400
+_LOOKS_MAX = 45
 _LOOK_EVERY_S = 20
 
 

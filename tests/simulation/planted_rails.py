@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 from farebox.payments import Rejected, Unresolved
 from farebox.payments.deposits import Deposit, DepositState
-from farebox.payments.model import Succeeded
 from farebox.payments.requests import Claimed, DepositRequests
 from farebox.rails.bitcoin import arrivals
 from farebox.rails.bitcoin.arrivals import Arrivals
@@ -124,13 +123,3 @@ def a_payment_is_over_once_it_is_sent() -> AbstractContextManager[object]:
         return end
 
     return patch.object(Batches, "attempt", attempt)
-
-
-def what_bumping_cost_is_not_booked() -> AbstractContextManager[object]:
-    honest = Batches._paid
-
-    async def paid(self: Batches, *args: Any) -> Succeeded:
-        done = await honest(self, *args)
-        return replace(done, changes=replace(done.changes, steps=()))
-
-    return patch.object(Batches, "_paid", paid)

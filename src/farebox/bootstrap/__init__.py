@@ -13,6 +13,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
+import msgspec
+
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
 from farebox.bootstrap.channels import channels_of
@@ -30,6 +32,7 @@ from farebox.ledger.service import Ledger
 from farebox.ledger.store import Store
 from farebox.money import BTC
 from farebox.operating import Doors, Metrics, OperatorDoor, Parts, Vitals, ready
+from farebox.operating.comparing import catch_up
 from farebox.operating.root_key import require_root_key
 from farebox.payments.cards.gateway import PaymentGateway
 from farebox.payments.conversions import Conversions
@@ -324,11 +327,14 @@ class Farebox:
         self.app.carrier.is_closed = self.doors.is_closed
 
     async def reconcile(self) -> Reconciled:
-        """Hold a closed book against what the mints say, and open it if they all have answered."""
+        """Hold a closed book against what mints and rails say; open it if all have answered."""
         async with self._reconciled:  # whoever asked before may have hung up, and it goes on
             if not self.doors.is_closed:
                 return Reconciled()
             found = await self.reconciling.run()
+            # After the operations: what they end is asked of the rails as well.
+            away = await catch_up(self.deposits.rails().values(), self.deposits)
+            found = msgspec.structs.replace(found, away=(*found.away, *away))
             if found.is_whole:
                 await self.doors.reopen()
             self.app.carrier.is_closed = self.doors.is_closed
