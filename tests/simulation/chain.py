@@ -43,6 +43,7 @@ _OPERATORS: Final = 1_000_000_000
 _FLOAT_SAT: Final = (100_000, 100_000, 300_000)
 _CALM_BLOCK_S: Final = 10
 #: What no transaction of the model brought forth, and anybody may spend who has thought of it.
+_THIEF: Final = "bcrt1thief"
 _ELSEWHERE: Final = "elsewhere"
 
 
@@ -92,6 +93,8 @@ class ChainMoods:
     leaves_out: float = 0
     reorganises: float = 0
     returns: float = 0
+    #: How often what a branch had is left out of the longer one, or spent otherwise there.
+    double_spends: float = 0
     #: How often the pool forgets, for each block.
     forgets: float = 0
     #: How often the house's node stays where it is, for each block.
@@ -224,8 +227,22 @@ class ModelChain:
         """Leave some blocks for a longer branch, found with what the pool has then."""
         self._left = self._disconnect(min(depth, len(self._mined) - 1))
         self._trace(f"the chain leaves {depth} blocks")
+        held_back = []
+        for txid in (one for mined in self._left for one in mined.txids if one in self.pool):
+            if not self.moods.happens(self.moods.double_spends):
+                continue
+            tx = self.txs[txid]
+            if self.moods.happens(0.5) and tx.spends[0].startswith(_ELSEWHERE):
+                self._trace(f"{txid[:8]} is spent otherwise")
+                self.accept(self.pay([(_THIEF, 5_000)], 2 * tx.fee_sat + 2_000, tx.spends[0]))
+            else:
+                held_back += self._behind([txid])
+        for one in held_back:
+            self.pool.pop(one, None)
         for _ in range(depth + 1):
             self.mine()
+        for one in held_back:
+            self.accept(self.txs[one])
 
     def return_to_left(self) -> None:
         """The branch that was left grows longer: its very blocks count again."""

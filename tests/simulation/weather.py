@@ -85,6 +85,7 @@ class ChainWeather:
     leaves_out: float = 0
     reorganises: float = 0
     returns: float = 0
+    double_spends: float = 0
     forgets: float = 0
     lags: float = 0
     #: How often the price of room in a block moves.
@@ -232,6 +233,7 @@ def _chain(chance: Random) -> ChainWeather:
         leaves_out=_often(chance),
         reorganises=chance.choice((0, 0.1, 0.3)),
         returns=chance.choice((0, 0.1, 0.3)),
+        double_spends=chance.choice((0, 0.3, 0.6)),
         forgets=_often(chance),
         lags=chance.choice((0, 0.1, 0.5)),
         price_moves=chance.choice((0, 0.1, 0.5)),

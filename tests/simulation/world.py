@@ -150,6 +150,7 @@ class World:
             leaves_out=drawn.leaves_out,
             reorganises=drawn.reorganises,
             returns=drawn.returns,
+            double_spends=drawn.double_spends,
             forgets=drawn.forgets,
             lags=drawn.lags,
             price_moves=drawn.price_moves,

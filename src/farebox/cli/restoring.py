@@ -69,10 +69,11 @@ async def give(house: Farebox, give_id: str, account: str, amount_msat: int) -> 
             Transfer(SUSPENSE, account, amount_msat, "restored"),
         ),
         events=(Event("restored.given", account, {"amount_msat": amount_msat}),),
+        fingerprint=f"{account} {amount_msat}".encode(),
     )
     outcome = await house.store.commit(unit)
     if not isinstance(outcome, Applied | Replayed):
-        raise InvalidInput(f"nothing was given: this was given already, to another ({outcome})")
+        raise InvalidInput(f"nothing moved: {give_id!r} has given something else already")
     return done | {"suspense_msat": await _suspense_msat(house.ledger)}
 
 
