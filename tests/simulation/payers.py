@@ -115,6 +115,14 @@ class ChainPayer(RailCaller):
             await self._until_credited(key, asked)
         await super().collect()
 
+    async def empty_accounts(self) -> None:
+        """Open what was paid meanwhile as well: the house pays to addresses of its own, too."""
+        for key, asked in self.asked.items():
+            await self._until_credited(key, asked)
+            if asked.paid_msat and not asked.key:
+                await self._open(asked)
+        await super().empty_accounts()
+
     async def _until_credited(self, key: str, asked: Asked) -> None:
         ask = Ask("GET", f"/v1/deposits/{key}", (bearer(asked.claim_secret),))
         for _ in range(_LOOKS_MAX):
