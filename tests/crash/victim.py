@@ -41,6 +41,7 @@ from farebox.rails.bitcoin.core import Core
 from farebox.rails.cashu import http_mint
 from farebox.rails.cashu.records import PROOF, ProofUse
 from farebox.rails.lightning import Line
+from farebox.rails.stripe import StripeConnector
 from farebox.rails.web.guard import open_guarded_session
 from farebox.settings import load_settings
 from farebox.stores.sqlite import SqliteStore
@@ -269,6 +270,8 @@ def _patch(switch: Switch) -> None:
     store.commit, mint.exchange = counted_commit, counted_exchange
     _patch_node(switch)
     _patch_chain(switch)
+    _patch_cards(switch)
+    _patch_evm(switch)
     # Each chunk of a stream is made durable, so that there is something to die between.
     gateway.Supervision = partial(Supervision, checkpoint_s=0, checkpoint_msat=1)
     # The foreign mint of these tests is on loopback too.
@@ -320,6 +323,34 @@ def _patch_chain(switch: Switch) -> None:
             switch.strike(Point(Kind.NODE, number, after=True))
 
     core.broadcast = counted
+
+
+def _patch_cards(switch: Switch) -> None:
+    """The calls to a card provider that move something or make something to be paid."""
+    connector: Any = StripeConnector
+    exchange = connector._exchange
+
+    async def counted(self: StripeConnector, method: str, path: str, params: Any) -> Any:
+        if method != "post":
+            return await exchange(self, method, path, params)
+        return await switch.around(
+            Kind.NODE, f"{method} {path}", lambda: exchange(self, method, path, params)
+        )
+
+    connector._exchange = counted
+
+
+def _patch_evm(switch: Switch) -> None:
+    """What is handed to an EVM chain."""
+    from farebox.rails.evm.reads import RpcChain
+
+    chain: Any = RpcChain
+    broadcast = chain.broadcast
+
+    async def counted(self: RpcChain, raw: str) -> None:
+        await switch.around(Kind.NODE, "broadcast", lambda: broadcast(self, raw))
+
+    chain.broadcast = counted
 
 
 async def _live(order: Order, tell: Callable[[object], None]) -> None:

@@ -164,7 +164,8 @@ async def bitcoin_house(
         )
         url = await open_things.enter_async_context(serving(farebox.app))
         http = await open_things.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
-        house = BitcoinHouse(farebox, clock, http, heard, (WORDS, PASSWORD, "prv"))
+        words = str(bitcoin.get("key", WORDS))
+        house = BitcoinHouse(farebox, clock, http, heard, (words, PASSWORD, "prv"))
         yield house
         await house.assert_whole()
         for secret in house.secrets:

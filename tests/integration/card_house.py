@@ -65,7 +65,7 @@ class CardHouse:
         """A deposit that was asked for."""
         body = {"method": method, "asset": "USD", "amount": cents}
         answer = await self.post("/v1/deposits", body, bearer)
-        assert answer.status_code == 201, answer.text
+        assert answer.status_code == 201, answer.text + self.log.getvalue()[-1500:]
         asked: dict[str, Any] = answer.json()
         return asked
 

@@ -14,6 +14,7 @@ import httpx
 from farebox.books import open_audit
 from farebox.bootstrap import Farebox
 from farebox.channels.ledger_chain import account_did, ledger_channel_id
+from farebox.channels.ledger_desk import LedgerDesk
 from farebox.channels.model import SUB_CHANNEL, SubChannel, sub_channel_key
 from farebox.clock import NS_PER_S, Clock, ManualClock, SystemClock
 from farebox.identity.keys import KeyTerms, NewKey, new_account
@@ -110,6 +111,14 @@ class House:
     clock: Clock
     key: str = ""
     account: str = ""
+
+    @property
+    def desk(self) -> LedgerDesk:
+        """Where accounts of this house back channels."""
+        channels = self.farebox.channels
+        assert channels is not None
+        assert channels.desk is not None
+        return channels.desk
 
     # ── a payer ──────────────────────────────────────────────────────────────────────────────────
 

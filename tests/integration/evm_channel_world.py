@@ -42,7 +42,7 @@ T = TypeVar("T")
 ASSET, TOKEN = "ETH", "TOK"
 POLICY = CreditPolicy(exposure_max=10**18, request_max=10**9, backing_min=10)
 #: Everything is sent, whatever its gas costs.
-GENEROUS = BatchPolicy(worth_percent=0, urgent_percent=0)
+GENEROUS = BatchPolicy(gas_percent=10**20)
 #: Everything is due at once.
 EAGER = ClaimPolicy(min_claim_amount=1, threshold=1)
 
@@ -56,6 +56,7 @@ class House:
     client: PaymentChannelPayeeClient
     claims: ClaimScheduler
     token: Contract
+    rpc: Rpc
     reader: ChannelReader
     exchange: Exchange
     batches: BatchPolicy
@@ -77,6 +78,11 @@ class House:
         )
         self.claims = ClaimScheduler(self.client, EAGER)
 
+    async def send(self) -> int:
+        """What a process does every few seconds; how many vouchers it has sent."""
+        await self.desk.sending.tick()
+        return await self.payee.run()
+
     async def row(self, channel: str, fragment: str = FRAGMENT) -> SubChannel:
         row = await self.client.sub_channels.read(channel, fragment)
         assert row is not None
@@ -88,7 +94,7 @@ class House:
             done, skipped = await self.claims.trigger(channel)
             if "underway" not in skipped.values():
                 return done, skipped
-            await self.payee.run()
+            await self.send()
             await self.desk.mine()
         raise AssertionError(skipped)
 
@@ -150,9 +156,9 @@ async def house_of(
     exchange: Exchange = ONLY_BITCOIN,
     batches: BatchPolicy = GENEROUS,
     key: str = "",
+    is_deployed: bool = True,
 ) -> AsyncIterator[House]:
     """A house with a hundred ether for gas; ether and a token back its channels."""
-    await asyncio.to_thread(deployed, anvil)
     token = await asyncio.to_thread(anvil.deploy, CONTRACTS / "TetherLike.sol")
     async with AsyncExitStack() as opened:
         (folder / "house").mkdir(exist_ok=True)
@@ -165,13 +171,14 @@ async def house_of(
         )
         rpc = Rpc(anvil.url, session, Breaker(desk.ledger.clock, who="the node"))
         reader = ChannelReader(rpc, terms)
-        await reader.check()
         payee = EvmPayee(reader, desk.sending, exchange, batches)
         processes = Processes(desk.ledger, alone=True)
         await processes.start()
         client = PaymentChannelPayeeClient(desk.ledger, processes, payee, payee.did, policy=POLICY)
         claims = ClaimScheduler(client, EAGER)
-        yield House(desk, payee, client, claims, token, reader, exchange, batches)
+        if is_deployed:
+            await asyncio.to_thread(deployed, anvil)
+        yield House(desk, payee, client, claims, token, rpc, reader, exchange, batches)
         await processes.stop()
         await desk.audited()
 

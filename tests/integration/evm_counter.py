@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from eth_account.hdaccount.mnemonic import Mnemonic
@@ -23,15 +24,25 @@ from farebox.rails.evm.config import EvmAsset, EvmConfig
 from farebox.rails.evm.gas import Gas, L1Fee
 from farebox.rails.evm.keys import deposit_key
 from farebox.rails.evm.method import EvmMethod
+from farebox.rails.evm.outbox import custody_of
 from farebox.rails.evm.payouts import Payouts, PayoutTerms
+from farebox.rails.evm.records import Address
 from farebox.rails.evm.scan import RpcScan
 from farebox.rails.evm.sweeping import Sweeping, SweepTerms
-from tests.integration.evm_desk import CONFIRMATIONS, Desk, desk_of
+from farebox.rails.evm.upkeep import Upkeep
+from tests.integration.evm_desk import CONFIRMATIONS, ETHER, Desk, desk_of
 from tests.peers.anvil import CHAIN_ID, CONTRACTS, Anvil, Contract
 
 ACCOUNT = "customer:one"
 DEPTHS = (Depth(0, CONFIRMATIONS), Depth(1_000_000, 6))
 SETTLED_BLOCKS = 12
+
+
+class OneForOne:
+    """A unit of every asset is worth a wei."""
+
+    def msat_per_unit(self, asset: str) -> Fraction | None:
+        return Fraction(1)
 
 
 @dataclass
@@ -43,6 +54,7 @@ class Counter:
     method: EvmMethod
     arrivals: Arrivals
     requests: DepositRequests
+    upkeep: Upkeep
     mnemonic: str
 
     @property
@@ -87,8 +99,32 @@ class Counter:
         standing = await self.requests.standing(rows)
         return sorted(one.state.value for one in standing.deposits)
 
+    async def assert_right(self) -> None:
+        """Books and chain agree: our addresses have custody and the operator's float."""
+        for _ in range(10):
+            await self.desk.sending.tick()
+            if not await self.desk.sending.open_slots():
+                break
+            await self.desk.mine()
+        ours = [self.desk.sender, *(one.address for one in self.addresses.values())]
+        for asset, token in self.tokens.items():
+            held = sum(int(token.call("balanceOf", one)) for one in ours)
+            assert held == await self._held(asset), asset
+        wei = sum(self.desk.anvil.balance(one) for one in ours)
+        assert wei == await self._held("ETH") + 100 * ETHER - await self.desk.gas_booked()
+
+    @property
+    def addresses(self) -> Mapping[str, Address]:
+        """All that were watched so far."""
+        return self.arrivals.addresses.known
+
+    async def _held(self, asset: str) -> int:
+        account = await self.desk.ledger.store.account(custody_of("anvil", asset))
+        return account.held if account else 0
+
     def again(self) -> Counter:
         """After a restart: nothing in memory."""
+        self.desk.keys._learned.clear()
         return _counter(self.desk, self.tokens, self.mnemonic)
 
 
@@ -115,7 +151,7 @@ def _counter(desk: Desk, tokens: Mapping[str, Contract], mnemonic: str) -> Count
     )
     scan = RpcScan(desk.rpc)
     arrivals = Arrivals(terms, scan, addresses, desk.keys.addresses, ledger)
-    exchange = Exchange(held=frozenset(one.asset.code for one in assets))
+    exchange = Exchange(OneForOne(), held=frozenset(one.asset.code for one in assets))
     payouts = Payouts(
         PayoutTerms(assets=tuple(paid for one in assets for paid in one.paid)),
         desk.sending,
@@ -125,23 +161,27 @@ def _counter(desk: Desk, tokens: Mapping[str, Contract], mnemonic: str) -> Count
     sweep_terms = SweepTerms(assets=contracts, treasury=desk.sender, gas_percent=100)
     gas = Gas(desk.sending, L1Fee.NONE)
     sweeping = Sweeping(sweep_terms, desk.sending, gas, arrivals, ledger, exchange)
-    method = EvmMethod(config, desk.rpc, scan, arrivals, addresses, payouts, sweeping, ledger)
+    method = EvmMethod(config, desk.rpc, scan, arrivals, addresses, payouts, sweeping, {}, ledger)
     methods = PaymentMethods()
     methods.register(method)
     requests = DepositRequests(ledger, Deposits(ledger), methods, exchange)
-    return Counter(desk, tokens, method, arrivals, requests, mnemonic)
+    upkeep = Upkeep(desk.sending, sweeping, None)
+    return Counter(desk, tokens, method, arrivals, requests, upkeep, mnemonic)
 
 
 @asynccontextmanager
-async def counter_of(anvil: Anvil, folder: Path, **tokens: str) -> AsyncIterator[Counter]:
+async def counter_of(
+    anvil: Anvil, folder: Path, *, sweeps: bool = True, **tokens: str
+) -> AsyncIterator[Counter]:
     """A counter for ether and tokens: their codes and contracts; a plain TOK always."""
     wanted = {"TOK": "PlainToken", **tokens}
-    async with desk_of(anvil, folder) as desk:
+    mnemonic = Mnemonic().generate(12)
+    async with desk_of(anvil, folder, deposits=mnemonic if sweeps else "") as desk:
         made = {
             code: await asyncio.to_thread(anvil.deploy, CONTRACTS / f"{name}.sol")
             for code, name in wanted.items()
         }
-        counter = _counter(desk, made, Mnemonic().generate(12))
+        counter = _counter(desk, made, mnemonic)
         await counter.method.start()
         yield counter
         await desk.audited()

@@ -112,12 +112,17 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk_of(anvil: Anvil, folder: Path, key: str = "", **terms: int) -> AsyncIterator[Desk]:
-    """A sender with a hundred ether and its book: with a new key, an empty one."""
+async def desk_of(
+    anvil: Anvil, folder: Path, key: str = "", *, deposits: str = "", **terms: int
+) -> AsyncIterator[Desk]:
+    """A sender with a hundred ether and its book: with a new key, an empty one.
+
+    It may sign for the addresses of `deposits` as well.
+    """
     path = folder / "book.db"
     store = SqliteStore(path, RECORDS, clock=SystemClock())
     ledger = Ledger(store, SystemClock())
-    keys = keys_from(key or secrets.token_hex(32))
+    keys = keys_from(key or secrets.token_hex(32), 1, deposits)
     await asyncio.to_thread(anvil.rpc, "anvil_setBalance", keys.addresses[0], hex(100 * ETHER))
     async with open_rpc_session() as session:
         rpc = Rpc(anvil.url, session, Breaker(SystemClock(), who="the node"))

@@ -50,6 +50,7 @@ def evm_settings(anvil: Anvil, usdc: Contract, mnemonic: str, **terms: object) -
     return {
         "name": "anvil",
         "chain_id": CHAIN_ID,
+        "block_s": 0.25,
         "url": anvil.url,
         "key": mnemonic,
         "send_confirmations": CONFIRMATIONS,
@@ -213,9 +214,14 @@ class EvmHouse:
 
 @asynccontextmanager
 async def house_on(
-    data_dir: Path, anvil: Anvil, usdc: Contract, mnemonic: str, **terms: object
+    data_dir: Path,
+    anvil: Anvil,
+    usdc: Contract,
+    mnemonic: str,
+    more: Mapping[str, object] | None = None,
+    **terms: object,
 ) -> AsyncIterator[EvmHouse]:
-    """A house whose book is in a folder; it may be opened again."""
+    """A house whose book is in a folder; it may be opened again. `more`: settings beside these."""
     sender = keys_from(mnemonic).addresses[0]
     clock = AheadClock()
     async with AsyncExitStack() as open_things:
@@ -227,6 +233,7 @@ async def house_on(
             "price": [{"path": "/*", "per_request": f"{PRICE_MSAT} msat"}],
             "evm": [evm_settings(anvil, usdc, mnemonic, **terms)],
             **RATES,
+            **(more or {}),
         }
         farebox = await open_things.enter_async_context(
             Farebox(load_settings(None, {}, settings), ROOT_KEY, clock=clock)
@@ -237,6 +244,7 @@ async def house_on(
         private = keys_from(mnemonic)._accounts[sender].key.hex()
         house = EvmHouse(farebox, anvil, usdc, http, sender, clock, (private, mnemonic))
         yield house
+        await farebox.worker.stop()  # nothing is begun any more
         await house.settled()
         await house.assert_whole()
         for secret in (*house.secrets, " ".join(words[:2])):
@@ -244,14 +252,16 @@ async def house_on(
 
 
 @asynccontextmanager
-async def evm_house(data_dir: Path, anvil: Anvil, **terms: object) -> AsyncIterator[EvmHouse]:
+async def evm_house(
+    data_dir: Path, anvil: Anvil, more: Mapping[str, object] | None = None, **terms: object
+) -> AsyncIterator[EvmHouse]:
     """A new house on the chain, with a USDC of its own and coin for gas."""
     usdc = await asyncio.to_thread(anvil.deploy, CONTRACTS / "AuthorizedToken.sol")
     await asyncio.to_thread(data_dir.mkdir)
     mnemonic = Mnemonic().generate(12)
     sender = keys_from(mnemonic).addresses[0]
     await asyncio.to_thread(anvil.rpc, "anvil_setBalance", sender, hex(FLOAT_WEI))
-    async with house_on(data_dir, anvil, usdc, mnemonic, **terms) as house:
+    async with house_on(data_dir, anvil, usdc, mnemonic, more, **terms) as house:
         yield house
 
 

@@ -106,6 +106,30 @@ async def test_an_earlier_try_that_wins_after_all_is_what_was_paid(
         assert await asyncio.to_thread(bitcoin.payer.received_sat, 35) == OUT_SAT
 
 
+async def test_what_its_receiver_has_spent_already_is_not_replaced_but_paid_for_by_its_change(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    payer = bitcoin.payer
+    async with bitcoin_house(tmp_path, terms(bitcoin, bump_after_blocks=1)) as house:
+        key, _ = await house.credited(bitcoin, IN_SAT)
+        to = payer.address(39)
+        await house.paid_out(key, to, OUT_SAT, "pinned")
+        first = await waiting(bitcoin)
+        raw = bytes.fromhex(await asyncio.to_thread(bitcoin.node.call, "getrawtransaction", first))
+        spent = await asyncio.to_thread(payer.spending, raw, 39, 5_000)
+        theirs = await asyncio.to_thread(payer.send, spent)
+
+        async def nothing_is_mined() -> list[str]:
+            await mine(house, bitcoin, b"")
+            return await asyncio.to_thread(bitcoin.node.pool)
+
+        pool = await eventually(nothing_is_mined, lambda found: len(found) == 3)
+        assert {first, theirs} < set(pool)
+        await over(house, bitcoin)
+        told = await house.told_of(key, to, OUT_SAT, "pinned")
+        assert told["txid"] == first
+
+
 async def test_a_payment_whose_block_leaves_the_chain_is_sent_again_and_paid_once(
     tmp_path: Path, bitcoin: BitcoinChain
 ) -> None:

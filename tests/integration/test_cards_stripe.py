@@ -9,8 +9,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
 
+from farebox.cli import checks
+from farebox.operating import Verdict
+from farebox.settings import Settings, load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.mint import PlayMint
 from farebox.wire.cashu.token import encode_token
@@ -108,13 +112,15 @@ async def test_a_notice_heard_twice_or_twenty_times_changes_nothing(
 
 
 async def test_a_notice_that_is_not_stripes_is_refused_and_nothing_is_asked(
-    house: CardHouse, shop: FakeStripe
+    house: CardHouse, shop: FakeStripe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = await house.asked("stripe", PAID)
     shop.pay(asked["pay"])
-    before = shop.calls.total()
+    followed: list[str] = []
+    rail = house.farebox.cards.rails["stripe"]
+    monkeypatch.setattr(type(rail), "about", lambda _, reference: followed.append(reference))
     assert await shop.tell(secret="whsec_of_somebody_else") == 400
-    assert shop.calls.total() == before
+    assert followed == []
 
 
 async def test_a_dispute_takes_what_is_left_and_the_rest_is_owed_until_money_comes(
@@ -239,3 +245,19 @@ async def test_a_loss_that_nothing_has_earned_is_told_by_verify(
 
     with pytest.raises(AssertionError, match="custody of BTC: expected at least 15610000, found 0"):
         await lose()
+
+
+async def test_doctor_says_whether_stripe_lets_us_in(tmp_path: Path, shop: FakeStripe) -> None:
+    def told(key: str, **more: object) -> Settings:
+        stripe = {"url": shop.url, "key": key, **more}
+        overrides = {"data_dir": str(tmp_path), "stripe": stripe}
+        return load_settings(None, {}, {**overrides, "gateway.public_url": "https://pay.test"})
+
+    async with aiohttp.ClientSession() as session:
+        well = await checks.cards("stripe", told(shop.api_key, webhook_secret="w"), session)
+        deaf = await checks.cards("stripe", told(shop.api_key), session)
+        out = await checks.cards("stripe", told("sk_of_nobody"), session)
+    assert [one.verdict for one in well] == [Verdict.FINE, Verdict.FINE]
+    assert well[1].found == "is https://pay.test/v1/webhooks/stripe"
+    assert [one.verdict for one in deaf] == [Verdict.FINE, Verdict.WARNING]
+    assert [one.verdict for one in out] == [Verdict.FAILURE]

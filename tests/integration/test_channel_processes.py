@@ -163,7 +163,8 @@ async def test_two_that_claim_and_close_at_once_move_each_unit_once(world: World
     for turn in range(1, 4):
         last = await doors[turn % 2].asks(PATH, sign(last.proposal))
     await pay_off(doors[0], last)
-    desks = [house.farebox.channels.desk for house in (a, b) if house.farebox.channels]
+    channels = [house.farebox.channels for house in (a, b)]
+    desks = [one.desk for one in channels if one is not None and one.desk is not None]
     await asyncio.gather(*(desk.close(doors[0].account) for desk in desks))
     for house in (a, b):
         house.clock.advance(601)

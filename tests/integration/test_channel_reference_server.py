@@ -10,12 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
+from mcp import Client
 
 from farebox.channels import (
     RECORDS,
     HttpPaymentCodec,
     PaymentChannelPayerClient,
     SpendingLimits,
+    call_paid_tool,
 )
 from farebox.channels.payer import PayerSubChannel
 from farebox.clock import SystemClock
@@ -138,6 +140,41 @@ async def test_our_payer_pays_payment_kits_server(
             await begins_again_from_nothing(payer)
     finally:
         server.stop()
+
+
+async def test_our_payer_pays_for_tools_of_payment_kits_server(
+    tmp_path: Path, payment_kit: PaymentKit
+) -> None:
+    key = SigningKey(KeyType.ED25519, b"\x01" * 32)
+    server = payment_kit.server(tmp_path, settings_for(key), "tools_server.mjs")
+    try:
+        server.wait_ready()
+        async with customer(tmp_path / "first.db", server.url, key) as payer:
+            await buys_tools(payer, f"{server.url}/mcp")
+    finally:
+        server.stop()
+
+
+async def buys_tools(payer: Customer, url: str) -> None:
+    async with Client(url, mode="legacy") as client:
+
+        async def calls(name: str, **arguments: Any) -> tuple[str, int]:
+            told = await call_paid_tool(client.call_tool, payer.payer, name, arguments)
+            assert told.payment is None or told.payment.error is None, told.payment
+            return told.result.content[0].text, told.payment.cost if told.payment else 0
+
+        async def loses(name: str, given: dict[str, Any]) -> Any:
+            await client.call_tool(name, given)
+            raise ConnectionResetError
+
+        assert await calls("add", a=1, b=2) == ("3", ECHO_COST)
+        assert await calls("add", a=3, b=4) == ("7", ECHO_COST)
+        assert (await calls("write", text="hi"))[1] == CHAT_COST
+        assert await calls("free") == ('"free"', 0)
+        with pytest.raises(ConnectionResetError):
+            await call_paid_tool(loses, payer.payer, "add", {"a": 5, "b": 6})
+        assert await calls("add", a=7, b=8) == ("15", ECHO_COST)
+    assert (await payer.state()).unserved == ECHO_COST
 
 
 async def sees_its_prices(payer: Customer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections import Counter
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -26,6 +27,7 @@ from farebox.channels.model import SubChannel
 from farebox.channels.processor import Admission
 from farebox.clock import ManualClock
 from farebox.errors import SigningRefused
+from farebox.ids import new_id
 from farebox.ledger.service import Ledger
 from farebox.stores.sqlite import SqliteStore
 from farebox.testing.channels import PlayContract
@@ -74,7 +76,10 @@ class Trade(RuleBasedStateMachine):
         self.served = dict.fromkeys(FRAGMENTS, 0)
         self.answered_cost = dict.fromkeys(FRAGMENTS, 0)
         self.forgotten = dict.fromkeys(FRAGMENTS, 0)
-        self.sent: dict[str, str] = {}
+        #: What was sent last, and the name of its authorization.
+        self.sent: dict[str, tuple[str, str]] = {}
+        #: How often each authorization was served.
+        self.authorized: Counter[str] = Counter()
         self.life = 0
 
     def run(self, work: Coroutine[Any, Any, R]) -> R:
@@ -124,7 +129,13 @@ class Trade(RuleBasedStateMachine):
     def replay(self, fragment: str, path: str) -> None:
         """Somebody sends again what was sent before, with a request of his own."""
         if fragment in self.sent:
-            self.run(self.serve(fragment, path, self.sent[fragment], is_killed=False))
+            self.run(self.serve(fragment, path, *self.sent[fragment], is_killed=False))
+
+    @rule(fragment=fragments, path=routes, count=st.integers(2, 4))
+    def requests_come_at_once(self, fragment: str, path: str, count: int) -> None:
+        """A client that keeps no queue sends one voucher with several requests; and all answers
+        are lost."""
+        self.run(self.asks_at_once(fragment, path, count))
 
     @rule(mishap=st.sampled_from(MISHAPS))
     def mishap(self, mishap: str) -> None:
@@ -157,6 +168,17 @@ class Trade(RuleBasedStateMachine):
 
     # ── how ──────────────────────────────────────────────────────────────────────────────────────
 
+    async def asks_at_once(self, fragment: str, path: str, count: int) -> None:
+        sent, before = (
+            await self.payers[fragment].sign_and_encode(None, CODEC),
+            self.served[fragment],
+        )
+        calls = [
+            self.serve(fragment, path, sent, new_id("auth"), is_killed=False) for _ in range(count)
+        ]
+        await asyncio.gather(*calls)
+        assert self.served[fragment] - before <= 1
+
     async def asks(self, fragment: str, path: str, fate: str) -> None:
         payer = self.payers[fragment]
         for _ in range(2):  # payment-kit retries once, and so does whoever follows it
@@ -167,8 +189,9 @@ class Trade(RuleBasedStateMachine):
                 return
             if fate == "request lost":
                 return
-            self.sent[fragment] = sent
-            told = await self.serve(fragment, path, sent, is_killed=fate == "payee killed")
+            self.sent[fragment] = sent, new_id("auth")
+            is_killed = fate == "payee killed"
+            told = await self.serve(fragment, path, *self.sent[fragment], is_killed=is_killed)
             if told is None or fate != "answered":
                 return
             if told.sub_rav is None and told.error is None:
@@ -183,7 +206,7 @@ class Trade(RuleBasedStateMachine):
                 return
 
     async def serve(
-        self, fragment: str, path: str, sent: str, *, is_killed: bool
+        self, fragment: str, path: str, sent: str, once: str, *, is_killed: bool
     ) -> ResponsePayload | None:
         payment = CODEC.decode(sent)
         request = RequestMetadata(
@@ -191,6 +214,7 @@ class Trade(RuleBasedStateMachine):
             channel_id=CHANNEL_ID,
             vm_id_fragment=fragment,
             payer_did=PAYER_DID,
+            once=once,
             max_amount=payment.metadata.max_amount,
             facts={"path": path, "method": "POST"},
         )
@@ -204,6 +228,7 @@ class Trade(RuleBasedStateMachine):
                 sub_rav=admitted.unsigned_sub_rav,
                 error=PaymentError(code, "refused"),
             )
+        self.authorized[once] += 1
         if path == "/broken":
             result = await processor.release(admitted)
         else:
@@ -237,6 +262,10 @@ class Trade(RuleBasedStateMachine):
             row = self.run(self.row(fragment))
             paid = 0 if row is None else row.paid_nonce
             assert 0 <= self.served[fragment] - paid <= 1
+
+    @invariant()
+    def an_authorization_is_served_once(self) -> None:
+        assert max(self.authorized.values(), default=0) <= 1
 
     @invariant()
     def a_payer_signs_no_more_than_was_answered_and_its_limit(self) -> None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import re
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import farebox.channels
+import farebox.rails.evm.channels
+from farebox.bootstrap.evm_channels import NOBODY
+from farebox.channels import HttpPaymentCodec
 from farebox.channels.chain import ChannelStatus
 from farebox.errors import InvalidInput, RailRejected
+from farebox.rails.evm import reads, sending
 from farebox.rails.evm.channels import BatchPolicy
+from farebox.wire.subrav.keys import KeyType, SigningKey
 from tests.integration.evm_channel_world import ASSET, TOKEN, House, Payer, house_of, payer_of
 from tests.integration.evm_channels import DAY_S, FRAGMENT
-from tests.peers.anvil import Anvil
+from tests.peers.anvil import CHAIN_ID, Anvil
 
 pytestmark = pytest.mark.peer
 
@@ -71,7 +81,7 @@ async def test_several_channels_are_claimed_in_one_transaction(
             await payer.pays(1_000)
             await house.claims.trigger(payer.channel)
         before = house.anvil.rpc("eth_getTransactionCount", house.desk.sender, "latest")
-        assert await house.payee.run() == 2
+        assert await house.send() == 2
         await house.settle(one.channel)
         await house.settle(other.channel)
         after = house.anvil.rpc("eth_getTransactionCount", house.desk.sender, "latest")
@@ -97,7 +107,7 @@ async def test_a_claim_that_a_reorganisation_takes_back_is_not_booked_and_paid_a
     await payer.open()
     await payer.pays(7_000)
     await house.claims.trigger(payer.channel)
-    assert await house.payee.run() == 1
+    assert await house.send() == 1
     await asyncio.to_thread(house.anvil.reorganise, 1)
     assert await house.claims.trigger(payer.channel) == ({}, {FRAGMENT: "underway"})
     assert await house.custody() == 0
@@ -114,7 +124,7 @@ async def test_a_stale_close_is_answered_by_whoever_was_away(house: House, payer
     for _ in range(4):  # one restart after the other
         house.again()
         await house.claims.run_once()
-        await house.payee.run()
+        await house.send()
         await house.desk.mine(3)
     assert (await house.row(payer.channel)).unclaimed_amount == 0
     await wait(house, DAY_S)
@@ -135,20 +145,28 @@ async def test_what_was_claimed_too_late_is_lost_and_said(house: House, payer: P
     assert loss.held == 1_000
 
 
-async def test_the_payee_closes_at_once_when_both_agree(house: House, payer: Payer) -> None:
+async def test_the_payee_closes_at_once_when_both_agree_and_it_opens_anew(
+    house: House, payer: Payer
+) -> None:
     await payer.open()
     last = await payer.pays(2_500)
     with pytest.raises(RailRejected):
         await payer.contract.close(payer.channel, (last,))
     assert await house.payee.close_as_payee(payer.channel, (last,))
     for _ in range(4):
-        await house.payee.run()
+        await house.send()
         await house.desk.mine()
     channel = await house.payee.channel(payer.channel)
     assert channel is not None
     assert channel.status is ChannelStatus.CLOSED
     assert await house.settle(payer.channel) == ({FRAGMENT: 2_500}, {})
     assert await house.custody() == 2_500
+    # Opened anew, it is in its next epoch, where all begins at nothing.
+    assert (await payer.open()).epoch == 1
+    house.again()  # what the chain said is believed for seconds
+    await payer.pays(700)
+    assert await house.settle(payer.channel) == ({FRAGMENT: 700}, {})
+    assert await house.custody() == 3_200
 
 
 async def test_no_more_is_served_than_the_collateral_covers(house: House, payer: Payer) -> None:
@@ -175,7 +193,7 @@ async def test_a_voucher_that_the_contract_refuses_holds_up_no_other(
         with pytest.raises(Exception, match="waits"):
             await house.payee.claim(wrong)
         await house.claims.trigger(good.channel)
-        assert await house.payee.run() == 1
+        assert await house.send() == 1
         with pytest.raises(RailRejected):
             await house.payee.claim(wrong)
         assert await house.settle(good.channel) == ({FRAGMENT: 1_000}, {})
@@ -183,16 +201,16 @@ async def test_a_voucher_that_the_contract_refuses_holds_up_no_other(
 
 async def test_what_is_worth_less_than_its_gas_waits_for_more(anvil: Anvil, tmp_path: Path) -> None:
     async with (
-        house_of(anvil, tmp_path, batches=BatchPolicy(worth_percent=100)) as house,
+        house_of(anvil, tmp_path, batches=BatchPolicy(gas_percent=100)) as house,
         payer_of(house, tmp_path) as payer,
     ):
         await payer.open(10**18)
         await payer.pays(1_000)
         await house.claims.trigger(payer.channel)
-        assert await house.payee.run() == 0
+        assert await house.send() == 0
         await payer.pays(10**17)
         await house.claims.trigger(payer.channel)
-        assert await house.payee.run() == 1
+        assert await house.send() == 1
 
 
 async def test_what_nobody_knows_the_worth_of_is_claimed(anvil: Anvil, tmp_path: Path) -> None:
@@ -203,4 +221,72 @@ async def test_what_nobody_knows_the_worth_of_is_claimed(anvil: Anvil, tmp_path:
         await payer.open()
         await payer.pays(1)
         await house.claims.trigger(payer.channel)
-        assert await house.payee.run() == 1
+        assert await house.send() == 1
+
+
+async def test_what_is_signed_is_claimed_while_nobody_is_trusted_for_want_of_a_rate(
+    house: House, payer: Payer
+) -> None:
+    await payer.open()
+    await payer.pays(1_000)
+    house.client.policy = NOBODY
+    with pytest.raises(InvalidInput, match="HUB_INSUFFICIENT_FUNDS"):
+        await payer.pays(1)
+    assert await house.settle(payer.channel) == ({FRAGMENT: 1_000}, {})
+    assert await house.custody() == 1_000
+
+
+async def test_two_processes_that_claim_at_once_move_each_unit_once(
+    house: House, payer: Payer
+) -> None:
+    await payer.open()
+    await payer.pays(1_000)
+    await house.claims.trigger(payer.channel)
+    first = house.payee
+    house.again()
+    await house.claims.trigger(payer.channel)
+    assert sum(await asyncio.gather(first.run(), house.payee.run())) >= 1
+    assert await house.settle(payer.channel) == ({FRAGMENT: 1_000}, {})
+    await house.desk.finish()
+    assert await house.custody() == 1_000
+    sub = await house.reader.sub_at(payer.channel, FRAGMENT, "latest")
+    assert sub is not None
+    assert sub.claimed == 1_000
+
+
+async def test_a_house_puts_the_contract_where_it_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "anvil").mkdir()  # a chain of its own
+    chain = Anvil(tmp_path / "anvil")
+    await asyncio.to_thread(chain.start)
+    try:
+        async with house_of(chain, tmp_path, is_deployed=False) as house:
+            with pytest.raises(RailRejected, match="no contract"):
+                await house.reader.check()
+            await house.send()
+            await house.desk.finish()
+            await house.reader.check()
+            assert await house.send() == 0
+            assert int(chain.rpc("eth_getTransactionCount", house.desk.sender, "latest"), 16) == 1
+            await asyncio.to_thread(chain.rpc, "anvil_setCode", house.reader.terms.contract, "0xfe")
+            with pytest.raises(RailRejected, match="another contract"):
+                await house.reader.check()
+    finally:
+        await asyncio.to_thread(chain.stop)
+
+
+async def test_the_payer_of_the_page_pays(house: House, payer: Payer) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "channels.md").read_text()
+    (block,) = re.findall(r"<!-- on anvil -->\n```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    for room in (farebox.channels, farebox.rails.evm.channels, sending, reads):
+        names |= vars(room)
+    names |= {"KeyType": KeyType, "SigningKey": SigningKey, "secrets": secrets}
+    names |= {"chain_id": CHAIN_ID, "rpc": house.rpc, "usdc": house.token.address.lower()}
+    names |= {"payee_did": house.payee.did}
+    names |= {"wallet": payer.desk.keys, "ledger": payer.desk.ledger}
+    code = compile(block, "docs/channels.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    await payer.done(eval(code, names))
+    assert await house.payee.balance(names["channel"].channel_id, TOKEN) == 50_000_000
+    codec = HttpPaymentCodec()
+    asked = codec.decode(await names["payer"].sign_and_encode(None, codec))
+    assert asked.signed_sub_rav is None  # the first request is served on credit

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from pathlib import Path
 
 import pytest
 from eth_utils.crypto import keccak
@@ -29,7 +30,6 @@ from tests.peers.anvil import CHAIN_ID, CONTRACTS, Anvil, Contract
 
 pytestmark = pytest.mark.peer
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-Make = Callable[..., Pair]
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_the_abi_is_what_the_source_compiles_to_and_the_code_is_the_artifacts_an
 @pytest.mark.parametrize("token", ["", "PlainToken", "TetherLike"])
 def test_a_channel_pays_its_newest_vouchers_and_gives_back_the_rest(pair: Pair, token: str) -> None:
     pair = with_token(pair, token) if token else pair
-    before, of_others = pair.held(pair.payee), pair.held(pair.contract.address)
+    before, others = pair.held(pair.payee), pair.held(pair.contract.address)
     pair.open(1_000)
     assert (pair.status, pair.collateral) == (OPEN, 1_000)
     stranger = party(pair.anvil)
@@ -95,7 +95,7 @@ def test_a_channel_pays_its_newest_vouchers_and_gives_back_the_rest(pair: Pair, 
     assert pair.held(pair.payee) - before == 400
     assert pair.held(pair.payer) - payer_before == 600
     assert (pair.status, pair.collateral) == (CLOSED, 0)
-    assert pair.held(pair.contract.address) == of_others
+    assert pair.held(pair.contract.address) == others
 
 
 def test_many_vouchers_of_several_keys_and_channels_are_paid_in_one_transaction(
@@ -151,6 +151,27 @@ def test_what_one_channel_owes_is_never_paid_by_another(pair: Pair) -> None:
     other.open(10_000)
     pair.claim(pair.voucher(5_000))
     assert (pair.claimed(), other.collateral) == (100, 10_000)
+
+
+def test_a_claim_takes_the_gas_that_the_page_says(pair: Pair) -> None:
+    payee, token = pair.payee, pair.anvil.deploy(CONTRACTS / "PlainToken.sol")
+    pairs = [Pair(pair.anvil, pair.contract, party(pair.anvil), payee, token) for _ in range(11)]
+    for one in pairs:
+        one.open(1_000)
+
+    def gas(*channels: Pair, amount: int) -> int:
+        vouchers = [one.voucher(amount, nonce=amount) for one in channels]
+        return int(pair.claim(*vouchers)["gasUsed"], 16)
+
+    gas(*pairs, amount=1)  # the first claim of a sub-channel takes more
+    alone, ten = gas(pairs[0], amount=2), gas(*pairs[1:], amount=2)
+    each = (ten - alone) // 9
+    told = (Path(__file__).parents[2] / "docs" / "channels.md").read_text()
+    figures = re.search(r"takes ([\d,]+) gas alone, and ([\d,]+) in a batch of ten", told)
+    assert figures is not None, (alone, ten // 10, each)
+    for figure, measured in zip(figures.groups(), (alone, ten // 10), strict=True):
+        # A second recovery, for every other signature, takes 3,300 more.
+        assert abs(int(figure.replace(",", "")) - measured) * 20 <= measured, (alone, ten // 10)
 
 
 # ── who may sign ─────────────────────────────────────────────────────────────────────────────────

@@ -143,3 +143,35 @@ async def test_a_reverted_one_is_a_definite_no(till: Till) -> None:
     assert ended.error.startswith("reverted")
     assert await till.balance(CUSTOMER["TOK"]) == FUNDS
     assert await till.desk.gas_booked() > 0
+
+
+async def test_a_token_that_refuses_is_asked_before_anything_is_stored(
+    anvil: Anvil, tmp_path: Path
+) -> None:
+    async with till_of(anvil, tmp_path, token="GuardedToken") as till:
+        to = somebody()
+        for name, arguments in (("setBlocked", (to,)), ("setPaused", ()), ("setLies", ())):
+            await asyncio.to_thread(till.token.send, name, *arguments, True)
+            assert await till.refused(to, AMOUNT, "TOK", is_exact=True) == "destination_refused", (
+                name
+            )
+            await asyncio.to_thread(till.token.send, name, *arguments, False)
+        await till.order(to, AMOUNT, "TOK", is_exact=True)
+        await till.finish()
+        assert till.token.call("balanceOf", to) == AMOUNT
+        await till.assert_right()
+
+
+@pytest.mark.parametrize("name", ["setPaused", "setLies"])
+async def test_a_token_that_stops_after_that_gives_the_money_back(
+    anvil: Anvil, tmp_path: Path, name: str
+) -> None:
+    async with till_of(anvil, tmp_path, token="GuardedToken") as till:
+        before = await till.balance(CUSTOMER["TOK"])
+        await till.order(somebody(), AMOUNT, "TOK", is_exact=True)
+        await asyncio.to_thread(till.token.send, name, True)
+        (ended,) = await till.finish()
+        assert ended.state is OperationState.REJECTED, ended
+        assert await till.balance(CUSTOMER["TOK"]) == before
+        await asyncio.to_thread(till.token.send, name, False)
+        await till.assert_right()

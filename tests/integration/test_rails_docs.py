@@ -26,11 +26,12 @@ def shown(name: str) -> dict[str, Any]:
 
 def test_the_settings_can_be_read(tmp_path: Path) -> None:
     told = "".join(re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL))
-    key = tmp_path / "lightning.key"
-    key.write_text("00ff\n")
-    key.chmod(0o600)
+    for name in re.findall(r'\{ file = "(.*?)" \}', told):
+        (tmp_path / name).write_text("00ff\n")
+        (tmp_path / name).chmod(0o600)
+    environ = dict.fromkeys(re.findall(r'\{ env = "(.*?)" \}', told), "https://node.example")
     (tmp_path / "farebox.toml").write_text(told)
-    settings = load_settings(tmp_path / "farebox.toml", {}, {})
+    settings = load_settings(tmp_path / "farebox.toml", environ, {})
     assert settings.rates.held == ("DAI",)
     assert [one.asset for one in settings.asset_rates] == ["ETH"]
     found = settings.lightning

@@ -26,6 +26,7 @@ _CALL_TIMEOUT_S = 60
 _POLL_S = 0.05
 #: Segregated witness is active on a regtest chain, and the first rewards are mature.
 _FIRST_BLOCKS = 450
+_EXTERNAL = bdk.KeychainKind.EXTERNAL
 USER, PASSWORD = "regtest", "regtest-rpc-password"
 _PAYER = "legal winner thank year wave sausage worth useful legal winner thank yellow"
 
@@ -180,6 +181,19 @@ class Payer:
         inputs = [one.previous_output for one in bdk.Transaction(bytes.fromhex(raw)).input()]
         builder = bdk.TxBuilder().add_utxos(inputs).manually_selected_only()
         return self._finished(builder, wallet, outputs, rate)
+
+    def spending(self, raw: bytes, place: int, fee_sat: int) -> str:
+        """A signed transaction that spends what `raw`, still in no block, pays to that address."""
+        wallet, tx = self._wallet(), bdk.Transaction(raw)
+        wallet.apply_unconfirmed_txs([bdk.UnconfirmedTx(tx=tx, last_seen=1)])
+        mine = bytes(wallet.peek_address(_EXTERNAL, place).address.script_pubkey().to_bytes())
+        scripts = [bytes(one.script_pubkey.to_bytes()) for one in tx.output()]
+        spent = bdk.OutPoint(txid=tx.compute_txid(), vout=scripts.index(mine))
+        builder = bdk.TxBuilder().add_utxo(spent).manually_selected_only()
+        builder = builder.drain_to(wallet.peek_address(_EXTERNAL, 98).address.script_pubkey())
+        psbt = builder.fee_absolute(bdk.Amount.from_sat(fee_sat)).finish(wallet)
+        assert wallet.sign(psbt)
+        return bytes(psbt.extract_tx().serialize()).hex()
 
     def send(self, raw: str) -> str:
         """Hand it to the node."""

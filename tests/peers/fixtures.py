@@ -16,6 +16,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.peers.anvil import Anvil
 from tests.peers.bitcoin import BitcoinChain
+from tests.peers.electrumx import ElectrumX
 from tests.peers.install import PeerUnavailable
 from tests.peers.lnbits import LnbitsServer
 from tests.peers.lnd import LightningNetwork
@@ -28,6 +29,7 @@ P = TypeVar(
     "P",
     Anvil,
     BitcoinChain,
+    ElectrumX,
     Nutshell,
     LightningNetwork,
     LnbitsServer,
@@ -38,7 +40,7 @@ P = TypeVar(
 #: Each peer, and the fixtures below that start it.
 PEERS = {
     "anvil": {"anvil"},
-    "bitcoin": {"bitcoin"},
+    "bitcoin": {"bitcoin", "electrumx"},
     "lightning": {"lightning"},
     "lnbits": {"lnbits"},
     "localstripe": {"localstripe"},
@@ -141,6 +143,15 @@ def lightning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightningNet
 def bitcoin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BitcoinChain]:
     """A regtest chain, and a payer who has mined it."""
     yield from _started("btcd", lambda: BitcoinChain(tmp_path_factory.mktemp("bitcoin")))
+
+
+@pytest.fixture(scope="session")
+def electrumx(
+    bitcoin: BitcoinChain, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ElectrumX]:
+    """ElectrumX over that chain."""
+    folder = tmp_path_factory.mktemp("electrumx")
+    yield from _started("ElectrumX", lambda: ElectrumX(bitcoin, folder))
 
 
 @pytest.fixture(scope="session")

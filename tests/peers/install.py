@@ -25,7 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PEERS = HERE.parent.parent / ".peers"
 #: The peers that are Python packages; each has a lock file of the same name beside this one.
-PYTHON_PEERS = ("nutshell", "lnbits", "localstripe")
+PYTHON_PEERS = ("nutshell", "lnbits", "localstripe", "electrumx")
 #: The peers that are npm packages; each has a directory of the same name beside this file.
 NODE_PEERS = ("evm", "payment-kit")
 _INSTALL_TIMEOUT_S = 600

@@ -47,9 +47,11 @@ class PaymentKit:
         happened: list[Any] = json.loads(told)
         return happened
 
-    def server(self, directory: Path, settings: Mapping[str, Any]) -> PaymentKitServer:
-        """A server of theirs; `start` it."""
-        return PaymentKitServer(self.env, directory, settings)
+    def server(
+        self, directory: Path, settings: Mapping[str, Any], script: str = "server.mjs"
+    ) -> PaymentKitServer:
+        """A server of theirs, `server.mjs` or `tools_server.mjs`; `wait_ready` for it."""
+        return PaymentKitServer(self.env, directory, settings, script)
 
     @property
     def env(self) -> dict[str, str]:
@@ -61,11 +63,11 @@ class PaymentKitServer:
     """payment-kit's Express server on a free port of loopback."""
 
     def __init__(
-        self, env: Mapping[str, str], directory: Path, settings: Mapping[str, Any]
+        self, env: Mapping[str, str], directory: Path, settings: Mapping[str, Any], script: str
     ) -> None:
         self._port = free_port()
         arguments = json.dumps({**settings, "port": self._port})
-        command: Sequence[str] = ["node", str(_SCRIPTS / "server.mjs"), arguments]
+        command: Sequence[str] = ["node", str(_SCRIPTS / script), arguments]
         self._process = PeerProcess(command, env, directory / "payment_kit.log")
 
     @property

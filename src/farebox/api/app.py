@@ -13,6 +13,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from farebox.api import (
     account,
+    cards,
     change,
     channels,
     conversions,
@@ -56,6 +57,15 @@ _OTHER: dict[str, tuple[str, str, Endpoint]] = {
     "channel": ("GET", "/v1/channels", channels.show),
     "channel funding": ("POST", "/v1/channels", channels.fund),
     "channel closing": ("POST", "/v1/channels/close", channels.close),
+    "stored methods": ("GET", "/v1/payment-methods", cards.show),
+    "storing": ("POST", "/v1/payment-methods", cards.add),
+    "charge": ("POST", "/v1/payment-methods/charge", cards.charge),
+    "default method": (
+        "POST",
+        "/v1/payment-methods/{method_id:str}/default",
+        cards.make_default,
+    ),
+    "removing": ("DELETE", "/v1/payment-methods/{method_id:str}", cards.remove),
     "webhook": ("POST", "/v1/webhooks/{provider:str}", webhooks.hear),
     "withdraw": ("GET", lnurl.PATH, lnurl.withdraw),
 }
@@ -139,7 +149,12 @@ def _handler(
         context.calls.add(f"{name} {status}")
         return _response(answer)
 
-    return HTTPRouteHandler(paths, http_method=list(methods), name=name)(handle)  # type: ignore[arg-type]
+    return HTTPRouteHandler(
+        paths,
+        http_method=list(methods),  # type: ignore[arg-type]
+        name=name,
+        status_code=200,  # each answer says its own
+    )(handle)
 
 
 def _response(answer: Answer | Streamed) -> Response[Any]:

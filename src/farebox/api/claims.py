@@ -20,8 +20,9 @@ _CREATE = "create"
 
 
 def is_public(context: ApiContext, credentials: PaymentCredentials) -> bool:
-    """Whether a credential is one that anybody can know."""
-    return isinstance(context.payments.methods[credentials.payment_type], DepositMethod)
+    """Whether a credential is one that anybody can know: it names a deposit and signs nothing."""
+    is_rail = isinstance(context.payments.methods[credentials.payment_type], DepositMethod)
+    return is_rail and "reference" in credentials.metadata
 
 
 async def create(

@@ -8,6 +8,7 @@ from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, document
 from farebox.api.problems import bad_request
 from farebox.payments.cards.model import Forged
+from farebox.paywall.answers import too_many_failures
 from farebox.paywall.model import Answer
 
 _log = structlog.get_logger("farebox.cards")
@@ -23,8 +24,13 @@ async def hear(context: ApiContext, incoming: Incoming) -> Answer:
         for name, value in (incoming.headers)
     }
     provider = incoming.path["provider"]
+    # To look at one may cost a call to its provider, who sends again what is not taken now.
+    wait_s = context.failures.wait_s(incoming.address)
+    if wait_s:
+        return too_many_failures(wait_s)
     forged = await context.cards.hear(provider, headers, incoming.body)
     if isinstance(forged, Forged):
         _log.warning("cards.webhook_refused", provider=provider[:32], reason=forged.reason)
+        context.failures.failed(incoming.address)
         return bad_request("webhook_refused", "This is not signed by the provider.")
     return document({"received": True})

@@ -17,7 +17,7 @@ import msgspec
 
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
-from farebox.bootstrap.channels import channels_of
+from farebox.bootstrap.channels import House, channels_of
 from farebox.bootstrap.rails import Ground, card_methods, open_rails
 from farebox.bootstrap.rates import RateRefresh, count_assets, exchange_of, rate_feeds
 from farebox.clock import Clock, SystemClock
@@ -159,13 +159,15 @@ class Farebox:
         self.keys = Keys(self.ledger, keys_max=self.settings.accounts.keys_max)
         accounts = self.settings.accounts
         self._failures = FailureLimit(self.clock, accounts.failures_max, accounts.failures_window_s)
-        self.channels = channels_of(
-            self.settings.channels,
+        house = House(
             self.ledger,
             self.processes,
             self._failures,
+            self.payments.exchange,
             public_url(self.settings),
         )
+        methods = [rail.method for rail in self._rails]
+        self.channels = channels_of(self.settings.channels, house, methods)
         self.paywall = Paywall(
             self.ledger,
             self.payments,
@@ -254,7 +256,14 @@ class Farebox:
         self._watches = [
             RailWatch(rail, self.deposits, self.ledger) for rail in self.deposits.rails().values()
         ]
-        self.cards = PaymentGateway(card_methods(self._rails), self.deposits)
+        self.cards = PaymentGateway(
+            card_methods(self._rails),
+            self.deposits,
+            self.ledger,
+            self.operations,
+            self.signer,
+            exchange,
+        )
 
     async def _start_rails(self) -> None:
         """Put the ceilings into the books, and read what assets are worth."""

@@ -110,6 +110,14 @@ def _source_of(settings: Settings, keys: WalletKeys) -> ChainSource:
             login = found.login.reveal().strip() if found.login else ""
             file = settings.data_dir / f"bitcoin-{found.name}.scan"
             return Core(found.url, login, keys, file=file, tls=_tls(found))
+        case BitcoinSource.ELECTRUM:
+            from farebox.rails.bitcoin.electrum import Electrum
+
+            return Electrum(found.url)
+        case BitcoinSource.ESPLORA:
+            from farebox.rails.bitcoin.esplora import Esplora
+
+            return Esplora(found.url)
 
 
 def _tls(found: BitcoinSettings) -> ssl.SSLContext | None:

@@ -12,39 +12,73 @@ from farebox.payments.cards.method import CardMethod
 from farebox.payments.cards.model import CURRENCIES
 from farebox.payments.cards.terms import CardTerms
 from farebox.payments.rail import Limits
+from farebox.rails.paypal import PaypalConfig, PaypalConnector, PaypalLine
 from farebox.rails.web import Breaker
-from farebox.settings import Secret, Settings, StripeSettings
+from farebox.settings import PaypalSettings, Secret, Settings, StripeSettings
 from farebox.settings.cards import CardSettings
 
 _DAY_S = 86_400
 
 
 def open_cards(
-    settings: Settings, session: aiohttp.ClientSession, ledger: Ledger, public_url: str
+    settings: Settings, session: aiohttp.ClientSession, ledger: Ledger, url: str
 ) -> list[CardMethod]:
     """A method for each provider that the settings name. Raises InvalidSettings."""
     clock = ledger.clock
     for code in sorted(CURRENCIES.keys() & set(settings.rates.held)):
         # Fees and disputes are told long after, and are borne in what the account is kept in.
         raise InvalidSettings("rates.held", code, "no currency of cards: it is converted")
-    found: list[CardMethod] = []
+    return [
+        CardMethod(terms_of(name, told), connector_of(name, settings, session, clock, url), ledger)
+        for name, told in providers(settings).items()
+    ]
+
+
+def providers(settings: Settings) -> dict[str, CardSettings]:
+    """The providers that the settings name."""
+    found: dict[str, CardSettings] = {}
     if settings.stripe.key is not None:
-        connector = stripe_connector(settings.stripe, session, clock, public_url)
-        terms = terms_of("stripe", settings.stripe)
-        found.append(CardMethod(terms, connector, ledger))
+        found["stripe"] = settings.stripe
+    if settings.paypal.client_id is not None:
+        found["paypal"] = settings.paypal
     return found
 
 
 def connector_of(
     provider: str, settings: Settings, session: aiohttp.ClientSession, clock: Clock, url: str
 ) -> Connector:
-    """One provider, to be asked alone. Raises InvalidSettings, KeyError."""
-    return {"stripe": lambda: stripe_connector(settings.stripe, session, clock, url)}[provider]()
+    """One provider's connector. Raises InvalidSettings."""
+    if provider == "stripe":
+        return stripe_connector(settings.stripe, session, clock, url)
+    return paypal_connector(settings.paypal, session, clock, url)
 
 
-def hears(provider: str, settings: Settings) -> bool:
+def hears(found: CardSettings) -> bool:
     """Whether webhooks of a provider can be checked."""
-    return {"stripe": settings.stripe.webhook_secret is not None}[provider]
+    match found:
+        case StripeSettings():
+            return found.webhook_secret is not None
+        case PaypalSettings():
+            return found.webhook_id is not None
+        case _:
+            return False
+
+
+def paypal_connector(
+    found: PaypalSettings, session: aiohttp.ClientSession, clock: Clock, public_url: str
+) -> Connector:
+    """PayPal's REST API on a session of ours. Raises InvalidSettings."""
+    config = PaypalConfig(
+        client_id=found.client_id or "",
+        client_secret=_revealed("paypal.client_secret", found.client_secret),
+        webhook_id=found.webhook_id or "",
+        url=found.url,
+        return_url=found.return_url or public_url,
+        title=found.title,
+        timeout_s=found.timeout_s,
+    )
+    line = PaypalLine(config, session, Breaker(clock, who="PayPal"), clock)
+    return PaypalConnector(config, line, clock)
 
 
 def stripe_connector(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
+from farebox.channels.chain import PayeeContract
 from farebox.channels.claims import ClaimPolicy, ClaimScheduler
 from farebox.channels.ledger_chain import LedgerContract, ledger_channel_id
 from farebox.channels.ledger_desk import LedgerDesk
@@ -15,12 +16,16 @@ from farebox.identity import FailureLimit
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
+from farebox.payments.exchange import Exchange
+from farebox.payments.rail import DepositMethod
 from farebox.paywall.channels import ChannelTill
 from farebox.settings import ChannelChain, ChannelsSettings
 from farebox.wire.subrav.documents import WELL_KNOWN_PATH, ServiceInfo
 from farebox.worker import Duty, Job
 
 _CLAIM_EVERY_S = 2
+_SEND_EVERY_S = 5
+_LIMITS_EVERY_S = 30
 _CLOSE_EVERY_S = 10
 _WRITE_OFF_EVERY_S = 60
 _OPEN_PATH = "/v1/channels"
@@ -28,37 +33,111 @@ _OPEN_PATH = "/v1/channels"
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """What a house that sells through channels has more than another."""
+    """What a house that sells through channels has more than another. `desk` is for channels that
+    accounts of its own back."""
 
     service: ChannelService
     till: ChannelTill
-    desk: LedgerDesk
+    desk: LedgerDesk | None
     jobs: tuple[Job, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class House:
+    """What channels need of the house they sell for."""
+
+    ledger: Ledger
+    processes: Processes
+    failures: FailureLimit
+    exchange: Exchange
+    public_url: str
+
+
 def channels_of(
-    found: ChannelsSettings,
-    ledger: Ledger,
-    processes: Processes,
-    failures: FailureLimit,
-    public_url: str,
+    found: ChannelsSettings, house: House, methods: Iterable[DepositMethod]
 ) -> Channels | None:
-    """Everything that channels need; None where none pays. Raises InvalidSettings."""
-    if found.chain is ChannelChain.NONE:
-        return None
+    """Everything that channels need; None where none pays. A chain of `methods` may back them.
+
+    Raises InvalidSettings.
+    """
+    match found.chain:
+        case ChannelChain.NONE:
+            return None
+        case ChannelChain.LEDGER:
+            return _on_ledger(found, house)
+        case ChannelChain.EVM:
+            return _on_evm(found, house, methods)
+
+
+def _on_ledger(found: ChannelsSettings, house: House) -> Channels:
     did = house_did(found)
-    contract = LedgerContract(ledger, did, challenge_s=found.challenge_s)
-    payee = PaymentChannelPayeeClient(ledger, processes, contract, did, policy=credit_of(found))
+    contract = LedgerContract(house.ledger, did, challenge_s=found.challenge_s)
+    payee = _payee(house, contract, did, credit_of(found))
     claims = ClaimScheduler(payee, claiming_of(found))
     info = ServiceInfo(
         service_id=found.name, service_did=did, network="farebox", default_asset_id=BTC.code
     )
-    service = ChannelService(
-        payee=payee, info=info, channel_id=ledger_channel_id, claims=claims, clock=ledger.clock
-    )
-    till = ChannelTill(payee, service.callers, failures, claims, terms=_terms(service, public_url))
+    service = _service(payee, info, ledger_channel_id, claims)
     desk = LedgerDesk(contract, payee, claims, BTC.code)
-    return Channels(service, till, desk, _jobs(found, ledger, processes, claims, payee, desk))
+    closing = Duty("channel closing", desk.close_due, house.ledger, house.processes)
+    jobs = (
+        *_jobs(found, house, claims, payee),
+        Job("channel closing", _CLOSE_EVERY_S, closing.run),
+    )
+    till = _till(house, service, claims, {"open": f"{house.public_url}{_OPEN_PATH}"})
+    return Channels(service, till, desk, jobs)
+
+
+def _on_evm(found: ChannelsSettings, house: House, methods: Iterable[DepositMethod]) -> Channels:
+    try:
+        from farebox.bootstrap.evm_channels import NOBODY, WATCH_S, SatLimits, payee_of
+        from farebox.rails.evm.channels import CHALLENGE_S
+    except ImportError:
+        allowed = "`pip install 'farebox[evm]'` first, or another one"
+        raise InvalidSettings("channels.chain", found.chain.value, allowed) from None
+    contract = payee_of(found, methods, house.exchange)
+    claiming = replace(claiming_of(found), watch_s=WATCH_S)
+    payee = _payee(house, contract, contract.did, NOBODY)
+    claims = ClaimScheduler(payee, claiming)
+    limits = SatLimits(credit_of(found), claiming, house.exchange, found.asset)
+    info = ServiceInfo(
+        service_id=found.name,
+        service_did=contract.did,
+        network=f"eip155:{contract.chain_id}",
+        default_asset_id=found.asset,
+    )
+    service = _service(payee, info, contract.terms.channel_id, claims)
+
+    async def keep_limits() -> None:
+        limits.keep(payee, claims)
+
+    jobs = (
+        Job("channel limits", _LIMITS_EVERY_S, keep_limits),
+        *_jobs(found, house, claims, payee),
+        Job("claims on the chain", _SEND_EVERY_S, contract.run),
+    )
+    where = {
+        "contract": contract.terms.contract,
+        "token": contract.terms.token(found.asset),
+        "challenge_s": CHALLENGE_S,
+    }
+    return Channels(service, _till(house, service, claims, where), None, jobs)
+
+
+def _payee(
+    house: House, contract: PayeeContract, did: str, policy: CreditPolicy
+) -> PaymentChannelPayeeClient:
+    return PaymentChannelPayeeClient(house.ledger, house.processes, contract, did, policy=policy)
+
+
+def _service(
+    payee: PaymentChannelPayeeClient,
+    info: ServiceInfo,
+    channel_id: Callable[[str, str, str], str],
+    claims: ClaimScheduler,
+) -> ChannelService:
+    clock = payee.sub_channels.ledger.clock
+    return ChannelService(payee=payee, info=info, channel_id=channel_id, claims=claims, clock=clock)
 
 
 def house_did(found: ChannelsSettings) -> str:
@@ -91,29 +170,31 @@ def claiming_of(found: ChannelsSettings) -> ClaimPolicy:
     )
 
 
-def _terms(service: ChannelService, public_url: str) -> dict[str, object]:
+def _till(
+    house: House, service: ChannelService, claims: ClaimScheduler, where: Mapping[str, object]
+) -> ChannelTill:
+    """`where` says where a channel is opened."""
     info: Mapping[str, object] = service.info.document()
-    return {
+    terms = {
         "payee_did": info["serviceDid"],
         "network": info["network"],
         "chain_id": service.payee.contract.chain_id,
         "asset": info["defaultAssetId"],
-        "info": f"{public_url}{WELL_KNOWN_PATH}",
-        "open": f"{public_url}{_OPEN_PATH}",
+        "info": f"{house.public_url}{WELL_KNOWN_PATH}",
+        **where,
     }
+    callers, failures = service.callers, house.failures
+    return ChannelTill(service.payee, callers, failures, claims, house.exchange, terms=terms)
 
 
 def _jobs(
     found: ChannelsSettings,
-    ledger: Ledger,
-    processes: Processes,
+    house: House,
     claims: ClaimScheduler,
     payee: PaymentChannelPayeeClient,
-    desk: LedgerDesk,
 ) -> tuple[Job, ...]:
     """One process looks for what is due, for all; each claims what it has noticed itself."""
-    duty = Duty("claims", claims.run_once, ledger, processes)
-    closing = Duty("channel closing", desk.close_due, ledger, processes)
+    duty = Duty("claims", claims.run_once, house.ledger, house.processes)
 
     async def claim() -> None:
         if not await duty.run():
@@ -122,9 +203,8 @@ def _jobs(
     async def write_off() -> None:
         await payee.pending.cleanup(found.proposal_expiry_s)
 
-    expiry = Duty("channel proposals", write_off, ledger, processes)
+    expiry = Duty("channel proposals", write_off, house.ledger, house.processes)
     return (
         Job("claims", _CLAIM_EVERY_S, claim),
-        Job("channel closing", _CLOSE_EVERY_S, closing.run),
         Job("channel proposals", _WRITE_OFF_EVERY_S, expiry.run),
     )

@@ -11,22 +11,25 @@ import aiohttp
 from farebox.bootstrap.rails import Ground
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidCredential, InvalidSettings, RailRejected, SignerError
+from farebox.ledger.service import Ledger
 from farebox.money import Asset, parse_decimal
 from farebox.payments.rail import Limits
 from farebox.rails.evm.addresses import Addresses, DepositTree
 from farebox.rails.evm.arrivals import FINALIZED, Arrivals, Depth, WatchTerms
+from farebox.rails.evm.authorizations import Authorizations, AuthorizedAsset
+from farebox.rails.evm.claims import ClaimedAsset, Claims
 from farebox.rails.evm.config import PRESETS, Domain, EvmAsset, EvmConfig, Preset
 from farebox.rails.evm.contracts import answered, calldata
 from farebox.rails.evm.disperse import Disperse
 from farebox.rails.evm.fees import GWEI
 from farebox.rails.evm.gas import Gas, L1Fee
 from farebox.rails.evm.keys import Keys, deposit_key, keys_from
-from farebox.rails.evm.method import EvmMethod, fault_of
+from farebox.rails.evm.method import EvmMethod, Taking, fault_of
 from farebox.rails.evm.outbox import Call
 from farebox.rails.evm.payouts import Payouts, PayoutTerms, read_address
 from farebox.rails.evm.reads import RpcChain
 from farebox.rails.evm.rpc import Rpc, open_rpc_session
-from farebox.rails.evm.scan import RpcScan
+from farebox.rails.evm.scan import RpcScan, Scan
 from farebox.rails.evm.sending import Sending, SendTerms
 from farebox.rails.evm.sweeping import Sweeping, SweepTerms
 from farebox.rails.evm.upkeep import Upkeep
@@ -34,8 +37,8 @@ from farebox.rails.web import Breaker
 from farebox.settings import EvmAssetSettings, EvmChain, EvmSettings
 from farebox.worker import Duty, Job
 
-_UPKEEP_EVERY_S = 3
-_POLL_LEAST_S, _POLL_MOST_S = 1, 6
+#: Bounds of how often a chain is looked at.
+_POLL_LEAST_S, _POLL_MOST_S = 0.2, 6
 #: What limits are where the operator says nothing: least, most, ceiling.
 _USUAL = ("1", "10000", "100000")
 _USUAL_OF = {"ETH": ("0.001", "5", "50"), "WETH": ("0.001", "5", "50")}
@@ -105,9 +108,47 @@ def rail_of(
     sweeping = Sweeping(sweep_terms, sending, Gas(sending, preset.l1), arrivals, ledger, exchange)
     upkeep = Upkeep(sending, sweeping, disperse if found.batch_wait_s else None)
     duty = Duty(f"evm:{found.name}", upkeep.run, ledger, ground.processes)
-    jobs = (Job(f"evm {found.name}", _UPKEEP_EVERY_S, duty.run),)
-    method = EvmMethod(config, rpc, scan, arrivals, addresses, payouts, sweeping, ledger)
+    jobs = (Job(f"evm {found.name}", config.poll_s, duty.run),)
+    method = EvmMethod(
+        config,
+        rpc,
+        scan,
+        arrivals,
+        addresses,
+        payouts,
+        sweeping,
+        takings_of(config, preset, sending, scan, ledger),
+        ledger,
+    )
     return EvmRail(method, jobs), disperse
+
+
+def takings_of(
+    config: EvmConfig, preset: Preset, sending: Sending, scan: Scan, ledger: Ledger
+) -> dict[str, Taking]:
+    """The credentials that pay by themselves, by their kind: never another name for one."""
+    claimed = [
+        ClaimedAsset(one.asset.code, one.token, one.deposits)
+        for one in config.assets
+        if not one.keeps_part
+    ]
+    authorized = [
+        AuthorizedAsset(
+            one.asset.code,
+            one.token,
+            one.domain.name,
+            one.domain.version,
+            one.deposits.least,
+            one.deposits.most,
+        )
+        for one in config.assets
+        if one.domain is not None and one.token and not one.keeps_part
+    ]
+    senders, depth = sending.keys.addresses, preset.settled_blocks
+    return {
+        "claim": Claims(config.name, config.chain_id, claimed, senders, scan, depth),
+        "authorization": Authorizations(authorized, sending, ledger),
+    }
 
 
 def rpc_of(found: EvmSettings, session: aiohttp.ClientSession, clock: Clock) -> Rpc:
@@ -156,7 +197,13 @@ def preset_of(found: EvmSettings) -> Preset:
         raise InvalidSettings(f"evm.{found.name}.chain_id", "nothing", "a custom chain's id")
     coin = Asset(found.coin, 18)
     return Preset(
-        found.chain_id, coin, (), L1Fee.NONE, confirmations=12, block_s=2, settled_blocks=64
+        found.chain_id,
+        coin,
+        (),
+        L1Fee.NONE,
+        confirmations=12,
+        block_s=found.block_s,
+        settled_blocks=64,
     )
 
 

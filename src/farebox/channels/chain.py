@@ -1,9 +1,7 @@
 """The port to where channels are backed: the ledger itself, or a chain.
 
 `ledger_chain` implements it on the book, `farebox.rails.evm.channels` on a contract of ours;
-`farebox.testing.channels` in memory, named as on Rooch.
-On Rooch the calls are `getChannelStatus`, `getSubChannel`, `getHubBalance`, `claimFromChannel`,
-`openChannelWithSubChannel`, `authorizeSubChannel` and `closeChannel` of `0x3::payment_channel`.
+`farebox.rails.rooch` on Rooch's; `farebox.testing.channels` in memory, named as on Rooch.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ def claim_reason(
     return None
 
 
-#: How long until a claim that is underway is asked after again.
-_UNDERWAY_S = 10
+#: How long until a claim that is underway is asked after again: twice as long each time.
+_UNDERWAY_S, _DOUBLINGS_MAX = 10, 4
 #: What `watch_s` finds later needs no place in memory.
 _HEARD_MAX = 10_000
 
@@ -123,6 +123,7 @@ class _Exposures:
 @dataclass(slots=True)
 class _Waiting:
     failures: int = 0
+    looks: int = 0
     next_at: int = 0
 
 
@@ -258,7 +259,7 @@ class ClaimScheduler:
             self._wait(key, str(error))
             return ClaimOutcome.REFUSED
         except ClaimUnderway:
-            self._waiting[key] = _Waiting(0, self._clock.now_ns() + _UNDERWAY_S * NS_PER_S)
+            self._look_again(key)
             return ClaimOutcome.UNDERWAY
         except (RailError, StoreError) as error:
             self.status.unknown += 1
@@ -287,6 +288,13 @@ class ClaimScheduler:
             return False
         _log.error("channel.closed_unclaimed", channel=row.channel_id, fragment=row.fragment)
         return True
+
+    def _look_again(self, key: str) -> None:
+        """A chain may take minutes, or days where more is waited for: don't ask all the time."""
+        waiting = self._waiting.setdefault(key, _Waiting())
+        after_s = _UNDERWAY_S * 2 ** min(waiting.looks, _DOUBLINGS_MAX)
+        waiting.looks += 1
+        waiting.next_at = self._clock.now_ns() + after_s * NS_PER_S
 
     def _wait(self, key: str, why: str) -> None:
         """Try again later, each time later; after so many times say so aloud, and go on trying."""

@@ -14,11 +14,11 @@ import aiohttp
 
 from farebox.books import book_place, open_audit
 from farebox.bootstrap.bitcoin import examine_bitcoin
-from farebox.bootstrap.cards import connector_of, hears
+from farebox.bootstrap.cards import connector_of, hears, providers
 from farebox.bootstrap.channels import credit_of, house_did
 from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import NS_PER_S, SystemClock
-from farebox.errors import InvalidSettings, RailError, StoreError
+from farebox.errors import InvalidSettings, RailError, RailRejected, StoreError
 from farebox.operating.findings import Finding, Verdict, disk_space, existing, fine, free_bytes
 from farebox.pricing.model import Component, Currency, Rule
 from farebox.pricing.parse import parse_rules
@@ -71,9 +71,11 @@ async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None
         for chain in found.evm:
             say(f"asking the node of {chain.name} …")
             findings += await evm(chain)
-        if found.stripe.key is not None:
-            say(f"asking {found.stripe.url} …")
-            findings += await cards("stripe", found, session)
+        if found.channels.chain is ChannelChain.EVM:
+            findings.append(await channel_contract(found))
+        for name in providers(found):
+            say(f"asking {name} …")
+            findings += await cards(name, found, session)
         for service in found.upstreams:
             for url in service.urls:
                 say(f"asking {url} …")
@@ -87,7 +89,7 @@ async def examine(found: Settings, *, is_served: bool, say: Callable[[str], None
 def settings(found: Settings, rules: Sequence[Rule]) -> list[Finding]:
     """Whether there is something to sell, a price for it, and money to take."""
     trusted = [mint for mint in found.mints if mint.policy is MintPolicy.TRUSTED]
-    rails = (found.lightning.url, found.bitcoin.url, found.stripe.key)
+    rails = (found.lightning.url, found.bitcoin.url, *providers(found))
     ways = len(trusted) + sum(one is not None for one in rails) + len(found.evm)
     wants = (
         ("upstream", len(found.upstreams), "name the service with --upstream or [[upstream]]"),
@@ -122,7 +124,28 @@ def channels(found: Settings) -> Finding:
     except InvalidSettings as error:
         return Finding(Verdict.FAILURE, "channels", str(error), "correct it in [channels]")
     exposure = f"at most {credit.exposure_max // 1000} sat of one payer unclaimed"
-    return fine("channels", f"on the {told.chain.value}, to {house_did(told)}, {exposure}")
+    to = house_did(told) if told.chain is ChannelChain.LEDGER else f"our address on {told.evm}"
+    return fine("channels", f"on the {told.chain.value}, to {to}, {exposure}")
+
+
+async def channel_contract(found: Settings) -> Finding:
+    """Whether the contract that backs channels is on its chain, and is the one it should be."""
+    check = "channels: contract"
+    try:
+        from farebox.bootstrap.evm_channels import examine_contract
+    except ImportError:
+        advice = "`pip install 'farebox[evm]'`, or another channels.chain"
+        return Finding(Verdict.FAILURE, check, "the libraries of EVM are not installed", advice)
+    try:
+        return fine(check, await examine_contract(found))
+    except InvalidSettings as error:
+        return Finding(Verdict.FAILURE, check, str(error), "correct it in [channels]")
+    except RailRejected as error:
+        advice = "the first `farebox serve` puts it there; it needs coin for gas"
+        return Finding(Verdict.WARNING, check, str(error), advice)
+    except RailError as error:
+        advice = "check the chain's address; channels are refused until it answers"
+        return Finding(Verdict.FAILURE, check, str(error), advice)
 
 
 def data_directory(path: Path) -> Finding:
@@ -319,7 +342,7 @@ async def cards(provider: str, found: Settings, session: aiohttp.ClientSession) 
 def webhook(provider: str, found: Settings) -> Finding:
     """Whether a provider can reach us to tell what happened."""
     check = f"{provider}: webhook"
-    if not hears(provider, found):
+    if not hears(providers(found)[provider]):
         advice = f"set it in [{provider}]: until then payments are noticed some seconds later"
         return Finding(Verdict.WARNING, check, "no secret to check webhooks by", advice)
     url = found.gateway.public_url

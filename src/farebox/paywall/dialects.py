@@ -244,6 +244,7 @@ def challenge(wanted: Wanted, offer: CashuOffer | None) -> Answer:
 _REFUSALS: Mapping[str, tuple[int, str]] = {
     "insufficient_payment": (402, "Payment too small"),
     "insufficient_balance": (402, "Balance too small"),
+    "card_declined": (402, "Card declined"),
     "deposit_unpaid": (402, "Not paid yet"),
     "deposit_unknown": (404, "No such deposit"),
     "claim_secret_required": (403, "Claim secret required"),

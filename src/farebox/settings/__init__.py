@@ -7,7 +7,7 @@ Never: a secret among the defaults, in a repr or in an error; a setting read by 
 """
 
 from farebox.settings.bitcoin import BitcoinNetwork, BitcoinSettings, BitcoinSource
-from farebox.settings.cards import CardCurrency, CardSettings, StripeSettings
+from farebox.settings.cards import CardCurrency, CardSettings, PaypalSettings, StripeSettings
 from farebox.settings.channels import ChannelChain, ChannelsSettings
 from farebox.settings.evm import EvmAssetSettings, EvmChain, EvmSettings
 from farebox.settings.load import find_settings, load_settings
@@ -64,6 +64,7 @@ __all__ = [
     "MintPolicy",
     "MintSettings",
     "Network",
+    "PaypalSettings",
     "PricedIn",
     "RatesSettings",
     "Secret",

@@ -32,6 +32,16 @@ class BitcoinSource(enum.Enum):
     """Where the chain is asked."""
 
     CORE = "core"
+    ELECTRUM = "electrum"
+    ESPLORA = "esplora"
+
+
+_WEB = ("http", "https")
+_SCHEMES = {
+    BitcoinSource.CORE: _WEB,
+    BitcoinSource.ELECTRUM: ("tcp", "ssl"),
+    BitcoinSource.ESPLORA: _WEB,
+}
 
 
 class BitcoinNetwork(enum.Enum):
@@ -47,7 +57,7 @@ class BitcoinNetwork(enum.Enum):
 def _url(raw: object, _: Where) -> str:
     if not isinstance(raw, str) or len(raw) > _URL_MAX_CHARS:
         raise TypeError
-    if not re.fullmatch(r"https?://[^\s@?#]+", raw):
+    if not re.fullmatch(r"(https?|tcp|ssl)://[^\s@?#]+", raw):
         raise ValueError
     return raw
 
@@ -60,7 +70,7 @@ def _depth(raw: object, _: Where) -> tuple[int, int]:
 
 
 _SOURCE_URL = Kind(
-    "an http:// or https:// address without credentials",
+    "an http://, https://, tcp:// or ssl:// address without credentials",
     _url,
     textual=True,
 )
@@ -73,7 +83,8 @@ class BitcoinSettings:
 
     source: BitcoinSource = setting(
         choice(BitcoinSource),
-        "Where the chain is asked: a node (Bitcoin Core or btcd) over Bitcoin Core's RPC.",
+        "Where the chain is asked: a node of yours (Bitcoin Core or btcd) by Core's RPC, an "
+        "Electrum server, or an Esplora. Those two learn all your addresses.",
         "core",
     )
     url: str | None = optional(
@@ -82,10 +93,12 @@ class BitcoinSettings:
         "http://127.0.0.1:8332",
     )
     login: Secret | None = optional(
-        SECRET, "The node's RPC user and password, as user:password.", {"file": "bitcoin.login"}
+        SECRET,
+        "A node's RPC user and password, as user:password.",
+        {"file": "bitcoin.login"},
     )
     certificate: Path | None = optional(
-        FILE, "The node's own TLS certificate, where no authority vouches for it.", "rpc.cert"
+        FILE, "A node's own TLS certificate, where no authority vouches for it.", "rpc.cert"
     )
     key: Secret | None = optional(
         SECRET,
@@ -104,7 +117,7 @@ class BitcoinSettings:
     )
     start_height: int | None = optional(
         integer(0, 100_000_000),
-        "The block from which on the wallet may have been paid. Left out, the one after its first "
+        "The block from which on the wallet may have been paid. Left out, a few before its first "
         "start; needed for a wallet that is older.",
         850_000,
     )
@@ -167,6 +180,10 @@ def check_bitcoin(found: BitcoinSettings) -> None:
         return
     if (found.key is None) == (found.watch is None):
         raise InvalidSettings("bitcoin.key", "neither or both", "bitcoin.key or bitcoin.watch")
+    schemes = _SCHEMES[found.source]
+    if found.url.partition("://")[0] not in schemes:
+        allowed = f"for {found.source.value}: {' or '.join(f'{one}://…' for one in schemes)}"
+        raise InvalidSettings("bitcoin.url", found.url, allowed)
     if found.source is BitcoinSource.CORE and found.login is None:
         raise InvalidSettings("bitcoin.login", "nothing", "user:password of the node at its url")
     for what in ("deposit", "payout"):

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from farebox.errors import InvalidSettings
 from farebox.settings.fields import optional, setting
 from farebox.settings.secrets import Secret
-from farebox.settings.values import FIAT, MEMO, NAME, SECRET, URL, choice, integer, many, seconds
+from farebox.settings.values import (
+    FIAT,
+    MEMO,
+    NAME,
+    SECRET,
+    URL,
+    WORD,
+    choice,
+    integer,
+    many,
+    seconds,
+)
 
 _DAY_S = 86_400
 
@@ -85,7 +96,33 @@ class StripeSettings(CardSettings):
     url: str = setting(URL, "Where Stripe's API is.", "https://api.stripe.com")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaypalSettings(CardSettings):
+    """A PayPal app. Without a `client_id` there is none."""
+
+    client_id: str | None = optional(
+        WORD, "The app's client id. Left out, PayPal is not used.", "AZDxjDScFp"
+    )
+    client_secret: Secret | None = optional(SECRET, "The app's secret.", {"file": "paypal.secret"})
+    webhook_id: str | None = optional(
+        WORD,
+        "PayPal's id of the webhook <public_url>/v1/webhooks/paypal. Without one PayPal is only "
+        "asked, every ten seconds.",
+        "8PT597110X687430L",
+    )
+    return_url: str | None = optional(
+        URL, "Where a payer's browser goes after paying.", "https://example.com/paid"
+    )
+    url: str = setting(
+        URL,
+        "Where PayPal's API is; https://api-m.sandbox.paypal.com plays with it.",
+        "https://api-m.paypal.com",
+    )
+
+
 def check_cards(name: str, found: CardSettings) -> None:
     """Raises InvalidSettings for what no single setting shows."""
+    if isinstance(found, PaypalSettings) and found.client_id and found.client_secret is None:
+        raise InvalidSettings("paypal.client_secret", "nothing", "the secret of paypal.client_id")
     if found.deposit_min > found.deposit_max:
         raise InvalidSettings(f"{name}.deposit_min", found.deposit_min, "at most deposit_max")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from farebox.settings.fields import setting
-from farebox.settings.values import AMOUNT_MSAT, NAME, choice, integer
+from farebox.settings.fields import optional, setting
+from farebox.settings.values import AMOUNT_MSAT, ASSET, NAME, choice, integer
 
 _DAY_S = 86_400
 
@@ -16,6 +16,7 @@ class ChannelChain(enum.Enum):
 
     NONE = "none"
     LEDGER = "ledger"
+    EVM = "evm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +25,21 @@ class ChannelsSettings:
 
     chain: ChannelChain = setting(
         choice(ChannelChain),
-        "Where collateral is locked: on the balance of the payer's own account here, or nowhere: "
-        "then no channel pays.",
+        "Where collateral is locked: on the balance of the payer's own account here, in a contract "
+        "on an EVM chain, or nowhere: then no channel pays.",
         "ledger",
+    )
+    evm: str | None = optional(
+        NAME, 'With chain = "evm": the [[evm]] chain whose contract locks it, by its name.', "base"
+    )
+    asset: str = setting(
+        ASSET, "… and what is locked there, and claimed: the chain's coin, or a token.", "USDC"
+    )
+    claim_gas_percent: int = setting(
+        integer(1, 100),
+        "… and the most that the gas of a claim may cost of what it brings; until then vouchers "
+        "wait for more, or for the channel to close.",
+        10,
     )
     name: str = setting(
         NAME, "Who is paid: payers know this house as did:farebox:<name>. Never change it.", "house"
@@ -70,6 +83,6 @@ class ChannelsSettings:
     challenge_s: int = setting(
         integer(30, 30 * _DAY_S),
         "How long a channel goes on after its payer has closed it, for the last claim; then the "
-        "rest goes back by itself.",
+        "rest goes back by itself. In a contract it is a day.",
         600,
     )

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 
 from farebox.settings.fields import optional, required, sections, setting
 from farebox.settings.secrets import Secret
-from farebox.settings.values import FLAG, MEMO, NAME, SECRET, Kind, Where, choice, integer, many
+from farebox.settings.values import (
+    FLAG,
+    MEMO,
+    NAME,
+    SECRET,
+    Kind,
+    Where,
+    choice,
+    integer,
+    many,
+    seconds,
+)
 
 _DAY_S = 86_400
 _CODE = re.compile("[A-Z][A-Z0-9.]{0,15}")
@@ -108,11 +119,14 @@ class EvmSettings:
     chain_id: int | None = optional(
         integer(1, 2**53), "The id of a chain of your own; a known one's is checked.", 31_337
     )
+    block_s: float = setting(
+        seconds(3600), "How often a custom chain has a block, about; so often it is looked at.", 2
+    )
     coin: str = setting(ASSET_CODE, "The code of a custom chain's own coin, of 18 decimals.", "ETH")
     url: Secret = required(
         SECRET,
         "The JSON-RPC address of a node. One with a key in it is best kept out of this file.",
-        {"env": "BASE_RPC_URL"},
+        "https://mainnet.base.org",
     )
     key: Secret = required(
         SECRET,

@@ -42,6 +42,7 @@ _SECRET_SETTINGS = (
     ("lightning", "invoice_key"),
     ("bitcoin", "key"),
     ("bitcoin", "login"),
+    ("paypal", "client_secret"),
     ("evm", "key"),
     ("evm", "deposit_key"),
     ("stripe", "key"),
@@ -86,6 +87,7 @@ def load_settings(
     _check_lightning(settings.lightning)
     check_bitcoin(settings.bitcoin)
     check_cards("stripe", settings.stripe)
+    check_cards("paypal", settings.paypal)
     return settings
 
 

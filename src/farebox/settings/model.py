@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farebox.settings.bitcoin import BitcoinSettings
-from farebox.settings.cards import StripeSettings
+from farebox.settings.cards import PaypalSettings, StripeSettings
 from farebox.settings.channels import ChannelsSettings
 from farebox.settings.evm import EvmSettings
 from farebox.settings.fields import (
@@ -422,6 +422,9 @@ class Settings:
     )
     stripe: StripeSettings = section(
         StripeSettings, "A Stripe account of yours, to be paid by card; needs `[rates]`."
+    )
+    paypal: PaypalSettings = section(
+        PaypalSettings, "A PayPal account of yours, to be paid by it; needs `[rates]`."
     )
     channels: ChannelsSettings = section(
         ChannelsSettings, "Payment channels: one signed voucher pays for each request."

@@ -54,11 +54,16 @@ def read_block(raw: bytes) -> BitcoinBlock:
     txs = tuple(_read_tx(at) for _ in range(at.count()))
     at.end()
     return BitcoinBlock(
-        hash=_shown(_twice(header)),
+        hash=block_hash(header),
         parent=_shown(header[4:36]),
         time_s=int.from_bytes(header[68:72], "little"),
         txs=txs,
     )
+
+
+def block_hash(header: bytes) -> str:
+    """What a block is called, by its 80 bytes of header."""
+    return _shown(_twice(header))
 
 
 def read_tx(raw: bytes) -> BitcoinTx:

@@ -64,6 +64,8 @@ class FakeStripe:
     answered: dict[str, tuple[Document, int, Document]] = field(default_factory=dict)
     lose: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
+    #: Calls whose next are refused for coming too fast: nothing is carried out or remembered.
+    too_fast: Counter[str] = field(default_factory=Counter)
     is_down: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,6 +79,9 @@ class FakeStripe:
             return await respond(send, 503, b"{}")
         if headers.get("authorization") != f"Bearer {self.api_key}":
             return await respond(send, 401, b'{"error": {"type": "invalid_request_error"}}')
+        if self.too_fast[name] > 0:
+            self.too_fast[name] -= 1
+            return await respond(send, 429, b'{"error": {"code": "rate_limit"}}')
         status, told = self._once(method, path, given, headers.get("idempotency-key", ""))
         if self.lose[name] > 0:
             self.lose[name] -= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -129,3 +130,9 @@ def test_a_key_names_its_contract_whole() -> None:
         SigningKey(KeyType.SECP256K1, SECRET, CONTRACT)
     with pytest.raises(InvalidCredential):
         VerificationKey(KeyType.EIP712, b"\0" * 39)
+
+
+def test_without_the_library_no_wallets_key_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "eth_hash.auto", None)
+    with pytest.raises(InvalidCredential, match="evm"):
+        VerificationKey(KeyType.EIP712, bytes(range(40)))

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from farebox.errors import StoreBusy
+from farebox.errors import RailUnavailable, StoreBusy
 from farebox.ledger.model import Event, Kind, Open, Put, Refused, Step, Transfer, Unit
 from farebox.ledger.service import Ledger, RowName, State
 from farebox.money import BTC
@@ -113,11 +113,17 @@ class Booking:
         self._ledger = ledger
 
     async def book(self, told: CardPayment) -> None:
-        """Book what is new about a payment. Raises StoreBusy where balances move too fast."""
+        """Book what is new about a payment.
+
+        Raises RailUnavailable where it has arrived and could not be credited yet, StoreBusy where
+        balances move too fast: then the notice is to be read again.
+        """
         key = f"{self._terms.provider}:{told.external}:0"
         row = await self._ledger.store.get(DEPOSIT, key)
-        if row is None or row.value.state is not DepositState.CREDITED or not row.value.quoted:
-            return
+        if row is None:
+            return  # it was not for us, or a charge of ours is at it
+        if row.value.state is not DepositState.CREDITED or not row.value.quoted:
+            raise RailUnavailable("what was captured is not credited yet, for want of a rate")
         told = await self._attributed(told)
         given = sum(one.amount for one in told.refunds if one.key)
         for _ in range(_TRIES_MAX):

@@ -179,6 +179,12 @@ class CardMethod(DepositMethod):
             yield sighting
         await self._booking.book(payment)
 
+    async def book(self, reference: str) -> None:
+        """Book what the provider tells of a payment now. Raises RailError, StoreBusy."""
+        payment = await self.connector.sync(reference)
+        if payment is not None:
+            await self._booking.book(payment)
+
     async def hear(self, headers: Mapping[str, str], body: bytes) -> Notice | Forged | None:
         """A webhook, checked. Raises RailUnavailable."""
         return await self.connector.hear(headers, body)
@@ -190,11 +196,12 @@ class CardMethod(DepositMethod):
             return payment
         if await self._request_of(payment) is None:
             return payment
-        told = await self.connector.capture(reference, 0, payment.currency, payment.order)
+        order = payment.reference
+        told = await self.connector.capture(order, 0, payment.currency, payment.order)
         if not isinstance(told, Captured):
             _log.warning("cards.not_captured", provider=self.payment_type, order=payment.order)
             return payment
-        return await self.connector.sync(reference)
+        return await self.connector.sync(order)
 
     async def _sightings(self, payment: CardPayment) -> list[Sighting]:
         request = await self._request_of(payment)

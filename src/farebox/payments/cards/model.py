@@ -129,6 +129,7 @@ class CardOrder:
     """Take, or with `capture` False reserve, `amount` of a stored method's owner.
 
     `order` is our name for it and the idempotency key: unique, and stored before the call.
+    `made_at_s` is since when it may have been used, Unix seconds: providers forget keys.
     """
 
     order: str
@@ -137,6 +138,7 @@ class CardOrder:
     customer: str
     token: str
     capture: bool = True
+    made_at_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)

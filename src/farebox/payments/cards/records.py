@@ -64,4 +64,13 @@ class StoredMethod(msgspec.Struct, frozen=True, kw_only=True):
 
 STORED_METHOD = RecordType("stored_method", StoredMethod, indexes=(("account",),))
 
-RECORDS = (CARD_MONEY, GIVING, STORED_METHOD)
+
+class ChargeProgress(msgspec.Struct, frozen=True):
+    """Which of its candidates a charge is at; those before have definitely declined."""
+
+    at: int
+
+
+CHARGE_PROGRESS = RecordType("card_charge", ChargeProgress)
+
+RECORDS = (CARD_MONEY, GIVING, STORED_METHOD, CHARGE_PROGRESS)

@@ -34,8 +34,8 @@ from farebox.payments.method import (
 )
 from farebox.payments.model import Changes, Rejected, Unresolved
 
-#: Payments of an account that are looked at for one that can be given back.
-_PAYMENTS_MAX = 100
+#: Of an account's deposits the newest payments are asked about, for one that can be given back.
+_PAGE, _PAGES_MAX, _ASKED_ABOUT_MAX = 100, 20, 10
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -143,20 +143,26 @@ class Refunds:
         return best
 
     async def _payments(self, request: RefundRequest) -> list[Deposit]:
-        found = await self._ledger.store.find(
-            DEPOSIT, {"account": request.account}, limit=_PAYMENTS_MAX
-        )
-        mine = [
-            row.value
-            for _, row in found
-            if row.value.source == self._terms.provider
-            and row.value.asset == request.asset
-            and row.value.state is DepositState.CREDITED
-        ]
+        mine: list[Deposit] = []
+        after = ""
+        for _ in range(_PAGES_MAX):
+            page = await self._ledger.store.find(
+                DEPOSIT, {"account": request.account}, after=after, limit=_PAGE
+            )
+            mine += [
+                row.value
+                for _, row in page
+                if row.value.source == self._terms.provider
+                and row.value.asset == request.asset
+                and row.value.state is DepositState.CREDITED
+            ]
+            if len(page) < _PAGE:
+                break
+            after = page[-1][0]
         if request.destination:
             named = await self._named(request.destination)
             mine = [one for one in mine if one.reference == request.destination or one.key in named]
-        return sorted(mine, key=lambda one: one.at, reverse=True)
+        return sorted(mine, key=lambda one: one.at, reverse=True)[:_ASKED_ABOUT_MAX]
 
     async def _named(self, deposit_id: str) -> tuple[str, ...]:
         rows = await self._ledger.store.find(DEPOSIT_REQUEST, {"id": deposit_id}, limit=1)

@@ -235,22 +235,22 @@ class Batches:
 
         Raises RailUnavailable.
         """
-        for one in reversed(batch.tries):
-            if one.raw:
-                try:
-                    await self._wallet.broadcast(one.raw)
-                except RailRejected as error:
-                    _log.warning("bitcoin.not_broadcast", txid=one.txid, reason=str(error))
-                return
+        signed = [one for one in batch.tries if one.raw][-1:]
+        # A child stands beside an earlier try, which the last could not replace.
+        for one in signed if batch.child is None else (*batch.tries, batch.child):
+            try:
+                await self._wallet.broadcast(one.raw)
+            except RailRejected as error:
+                _log.warning("bitcoin.not_broadcast", txid=one.txid, reason=str(error))
 
     async def _paid(self, row: Row[Batch], key: str, won: BatchTry) -> Succeeded:
         payouts = await self._payouts(row.value)
-        fees = shares(won.fee_sat, [one.value.fee_max_sat for _, one in payouts])
+        fees = shares(row.value.cost_sat(won), [one.value.fee_max_sat for _, one in payouts])
         paid = msgspec.structs.replace(row.value, state=BatchState.PAID)
         puts = [Put(BATCH, key, paid, row.version)]
-        for (payout_id, one), fee_sat in zip(payouts, fees, strict=True):
+        for (payout_id, one), share_sat in zip(payouts, fees, strict=True):
             done = msgspec.structs.replace(
-                one.value, state=PayoutState.PAID, txid=won.txid, fee_sat=fee_sat
+                one.value, state=PayoutState.PAID, txid=won.txid, fee_sat=share_sat
             )
             puts.append(Put(PAYOUT, payout_id, done, one.version))
         return Succeeded(0, won.txid.encode(), Changes(puts=tuple(puts)))
@@ -272,7 +272,7 @@ class Batches:
         for payout_id, one in await self._payouts(row.value):
             again = msgspec.structs.replace(one.value, state=PayoutState.WAITING, batch="")
             puts.append(Put(PAYOUT, payout_id, again, one.version))
-        for outpoint in row.value.inputs:
+        for outpoint in (*row.value.inputs, *row.value.added):
             held = await self._ledger.store.get(INPUT, outpoint)
             if held is not None and held.value.batch == key:
                 puts.append(Put(INPUT, outpoint, ReservedInput(""), held.version))
@@ -286,39 +286,67 @@ class Batches:
     # ── bumping ──────────────────────────────────────────────────────────────────────────────────
 
     def _is_stuck(self, batch: Batch, view: View) -> bool:
-        since = batch.tries[-1].height
-        return not batch.psbt and view.tip.height >= since + self._config.bump_after_blocks
+        if batch.psbt or batch.child is not None:
+            return False
+        return view.tip.height >= batch.tries[-1].height + self._config.bump_after_blocks
 
     async def _bumped(self, row: Row[Batch], key: str, view: View) -> Row[Batch]:
-        """Another try at a higher fee, stored before it is sent; the row as it was if none can be.
+        """Worth more to a miner, and stored before it is sent; the row as it was if that cannot be.
 
         Raises RailUnavailable.
         """
-        last = row.value.tries[-1]
-        rate = max(await self.learn_rate(), last.rate * 5 // 4, last.rate + _STEP_PER_KVB)
+        last, (kept, _) = row.value.tries[-1], winner(row.value, view)
+        # A pool that keeps an earlier try has refused the last: others have spent its outputs.
+        pinned = kept if kept is not last and last.raw else None
+        base = (pinned or last).rate
+        rate = max(await self.learn_rate(), base * 5 // 4, base + _STEP_PER_KVB)
         if rate > self._config.fee_rate_max:
             return row
         try:
-            now_s = self._ledger.clock.now_ns() // NS_PER_S
-            draft = await self._wallet.bump(last.raw, rate, now_s)
+            if pinned is not None:
+                fresh, taken = await self._with_child(row.value, pinned, view, rate)
+            else:
+                fresh, taken = await self._replaced(row.value, view, rate)
         except NotEnough:
             return row
-        limits = [one.value.fee_max_sat for _, one in await self._payouts(row.value)]
-        added = [one for one in draft.inputs if one not in row.value.inputs]
-        if draft.fee_sat > sum(limits) or not set(added).issubset(await self._spendable(view)):
+        room_sat = sum(one.value.fee_max_sat for _, one in await self._payouts(row.value))
+        if max(map(fresh.cost_sat, fresh.tries)) > room_sat:
             return row
-        attempt = BatchTry(draft.txid, draft.raw, draft.fee_sat, rate, view.tip.height)
-        bumped = msgspec.structs.replace(
-            row.value,
-            inputs=(*row.value.inputs, *added),
-            tries=(*row.value.tries, attempt),
-            psbt=draft.psbt,
-        )
-        puts = (Put(BATCH, key, bumped, row.version), *await self._reserved(added, key))
+        puts = (Put(BATCH, key, fresh, row.version), *await self._reserved(taken, key))
         await self._ledger.store.commit(Unit(derived_id("bump", key, str(row.version)), puts=puts))
-        fresh = await self._ledger.store.get(BATCH, key)
-        assert fresh is not None, "batches are never removed"
-        return fresh
+        stored = await self._ledger.store.get(BATCH, key)
+        assert stored is not None, "batches are never removed"
+        return stored
+
+    async def _replaced(self, batch: Batch, view: View, rate: int) -> tuple[Batch, list[str]]:
+        """The same payments in a dearer form (BIP-125). Raises NotEnough."""
+        now_s = self._ledger.clock.now_ns() // NS_PER_S
+        draft = await self._wallet.bump(batch.tries[-1].raw, rate, now_s)
+        known = {*batch.inputs, *batch.added}
+        added = [one for one in draft.inputs if one not in known]
+        if not set(added).issubset(await self._spendable(view)):
+            raise NotEnough
+        attempt = BatchTry(draft.txid, draft.raw, draft.fee_sat, rate, view.tip.height)
+        tries, added_all = (*batch.tries, attempt), (*batch.added, *added)
+        fresh = msgspec.structs.replace(batch, tries=tries, added=added_all, psbt=draft.psbt)
+        return fresh, added
+
+    async def _with_child(
+        self, batch: Batch, kept: BatchTry, view: View, rate: int
+    ) -> tuple[Batch, list[str]]:
+        """A transaction that spends the change of `kept` and pays for both. Raises NotEnough."""
+        change = [
+            one.outpoint
+            for one in view.coins
+            if one.is_change and not one.is_spent and one.outpoint.startswith(f"{kept.txid}:")
+        ]
+        if not change or not self._wallet.keys.can_sign:
+            raise NotEnough
+        draft = await self._wallet.child(kept.raw, kept.fee_sat, change[0], rate)
+        child = BatchTry(draft.txid, draft.raw, draft.fee_sat, rate, view.tip.height)
+        added = (*batch.added, change[0])
+        fresh = msgspec.structs.replace(batch, child=child, child_of=kept.txid, added=added)
+        return fresh, [change[0]]
 
     # ── looking after ────────────────────────────────────────────────────────────────────────────
 

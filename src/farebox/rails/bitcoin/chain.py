@@ -1,8 +1,7 @@
 """The source port: where the chain is asked, and what of it concerns the wallet.
 
-`core.py` does it. Calls block: they all run in the one
-thread of `wallet.py`. Each raises RailUnavailable when nobody knows, RailRejected for a definite
-no.
+`core.py`, `electrum.py` and `esplora.py` do it. Calls block: they all run in the one thread of
+`wallet.py`. Each raises RailUnavailable when nobody knows, RailRejected for a definite no.
 """
 
 from __future__ import annotations
@@ -97,6 +96,14 @@ class ChainSource(Protocol):
     def close(self) -> None:
         """Let go of it."""
         ...
+
+
+_KNOWN_WORDS = ("already have", "already in", "already exist", "already known", "txn-already")
+
+
+def is_known(refusal: str) -> bool:
+    """Whether a transaction was refused because it is there already, in the words of nodes."""
+    return any(word in refusal.lower() for word in _KNOWN_WORDS)
 
 
 #: The first blocks of the networks, as everybody shows them.

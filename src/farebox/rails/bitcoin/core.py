@@ -21,7 +21,7 @@ import bdkpython as bdk
 import msgspec
 
 from farebox.errors import InvalidInput, RailRejected, RailUnavailable
-from farebox.rails.bitcoin.chain import Block, ChainInfo
+from farebox.rails.bitcoin.chain import Block, ChainInfo, is_known
 from farebox.rails.bitcoin.keys import WalletKeys
 from farebox.wire.bitcoin import BitcoinTx, read_block, read_tx
 
@@ -38,7 +38,6 @@ _POOL_MAX = 500_000
 _KNOWN = -27
 _NOT_NOW = (-28, -10, -9)
 _UNKNOWN_METHOD = -32601
-_KNOWN_WORDS = ("already have", "already in", "already known", "txn-already")
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -133,7 +132,7 @@ class Core:
         try:
             self._call("sendrawtransaction", raw.hex())
         except RailRejected as error:
-            if not any(word in str(error) for word in _KNOWN_WORDS):
+            if not is_known(str(error)):
                 raise
 
     def fee_rate(self, blocks: int) -> int | None:

@@ -28,8 +28,8 @@ from farebox.rails.bitcoin.wallet import Wallet
 #: own script its value (BIP-141; an input is 68, an output 31 virtual bytes).
 _AROUND_VBYTES = 11 + 2 * 68 + 31 + 9
 _USUAL_SCRIPT = 34
-#: What is quoted covers a rate twice as high.
-_MARGIN = 2
+#: What is quoted covers a rate three times as high: a payment that is stuck goes dearer.
+_MARGIN = 3
 
 
 @dataclass(frozen=True, slots=True)

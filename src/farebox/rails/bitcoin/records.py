@@ -95,7 +95,10 @@ class BatchTry(msgspec.Struct, frozen=True):
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """Payments that leave in one transaction. The key is the operation that carries it out.
 
-    `psbt` is what an operator is to sign, for the last of the tries; else empty.
+    `inputs` are those of its first form, which all others spend too, `added` what only some spend
+    besides. `psbt` is what an operator is to sign, for the last of the tries; else empty. `child`
+    spends the change of the try `child_of`, which the pool lets nothing replace, so that both
+    together are worth a miner's while.
     """
 
     wallet: str
@@ -104,6 +107,14 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     state: BatchState
     tries: tuple[BatchTry, ...]
     psbt: str = ""
+    added: tuple[str, ...] = ()
+    child: BatchTry | None = None
+    child_of: str = ""
+
+    def cost_sat(self, won: BatchTry) -> int:
+        """What the network takes in all when this try is in a block."""
+        is_parent = self.child is not None and won.txid == self.child_of
+        return won.fee_sat + (self.child.fee_sat if self.child and is_parent else 0)
 
 
 class ReservedInput(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from farebox.wire.bitcoin import read_tx
 T = TypeVar("T")
 _EXTERNAL = bdk.KeychainKind.EXTERNAL
 _KWU_PER_KVB = 4
+_VBYTES_PER_KVB = 1_000
 
 
 class NotEnough(Exception):
@@ -167,7 +168,28 @@ class Wallet:
                 return self._signed(
                     bdk.BumpFeeTxBuilder(tx.compute_txid(), _rate(rate)).finish(wallet)
                 )
-            except (bdk.CreateTxError.CoinSelection, bdk.CreateTxError.InsufficientFunds):
+            except bdk.CreateTxError:  # with these coins, or not at all
+                raise NotEnough from None
+
+        return await self._work(work)
+
+    async def child(self, raw: bytes, fee_sat: int, outpoint: str, rate: int) -> Draft:
+        """Spend an output of `raw`, which paid `fee_sat`, to ourselves, at such a fee that both
+        together pay `rate`. Raises NotEnough.
+        """
+        txid, _, place = outpoint.partition(":")
+        spent = bdk.OutPoint(txid=bdk.Txid.from_string(txid), vout=int(place))
+
+        def work() -> Draft:
+            wallet, parent = self._bdk, bdk.Transaction(raw)
+            to = wallet.next_unused_address(bdk.KeychainKind.INTERNAL).address.script_pubkey()
+            builder = bdk.TxBuilder().add_utxo(spent).manually_selected_only().drain_to(to)
+            try:
+                alone = self._signed(builder.fee_rate(_rate(rate)).finish(wallet))
+                lacking_sat = max(0, -(-rate * parent.vsize() // _VBYTES_PER_KVB) - fee_sat)
+                whole = bdk.Amount.from_sat(alone.fee_sat + lacking_sat)
+                return self._signed(builder.fee_absolute(whole).finish(wallet))
+            except bdk.CreateTxError:
                 raise NotEnough from None
 
         return await self._work(work)

@@ -55,7 +55,8 @@ class Addresses:
         self._tree = tree
         self._ledger = ledger
         self._watch_ns = watch_days * _DAY_S * NS_PER_S
-        self._known: dict[str, Address] = {}
+        #: What `watched` has told last.
+        self.known: dict[str, Address] = {}
         self._last = ""
 
     async def fresh(self, height: int) -> Address:
@@ -90,11 +91,11 @@ class Addresses:
         where = {"chain": self._chain, "tree": self._tree.name}
         oldest = self._ledger.clock.now_ns() - self._watch_ns
         while page := await self._ledger.store.find(ADDRESS, where, after=self._last, limit=_PAGE):
-            self._known |= {row.value.address.lower(): row.value for _, row in page}
+            self.known |= {row.value.address.lower(): row.value for _, row in page}
             self._last = page[-1][0]
-        for name in [name for name, one in self._known.items() if one.created_at < oldest]:
-            del self._known[name]
-        return self._known
+        for name in [name for name, one in self.known.items() if one.created_at < oldest]:
+            del self.known[name]
+        return self.known
 
     async def find(self, address: str) -> Address | None:
         """Whose address this is, of whatever chain."""

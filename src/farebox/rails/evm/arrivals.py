@@ -111,7 +111,7 @@ class Arrivals:
     ) -> None:
         self._terms = terms
         self._scan = scan
-        self._addresses = addresses
+        self.addresses = addresses
         self._senders = frozenset(one.lower() for one in senders)
         self._ledger = ledger
         self._tokens = {one.token.lower(): one for one in terms.assets if one.token}
@@ -136,7 +136,7 @@ class Arrivals:
         async with self._lock:
             # In this order: whoever was paid in a block was shown the address before it.
             head = await self.begin()
-            known = await self._addresses.watched()
+            known = await self.addresses.watched()
             await self._look_again(head)
             return await self._look_further(head, known)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
+from typing import Protocol
 
 from farebox.clock import NS_PER_S, Clock
 from farebox.errors import InvalidCredential, RailError, RailUnavailable, StoreError
@@ -14,6 +16,7 @@ from farebox.ledger.service import Ledger
 from farebox.payments import (
     PaymentCredentials,
     PaymentPlan,
+    PaymentResult,
     RefundPlan,
     RefundQuote,
     RefundRequest,
@@ -50,6 +53,28 @@ _TRANSACTION = re.compile(r"0x[0-9a-fA-F]{64}")
 _NAMED = re.compile(r"[a-z0-9-]{1,32}:(?=0x)", re.IGNORECASE)
 #: Names of tokens that are none of their codes.
 _ALIASES = {"tether": "USDT"}
+#: What credentials that pay by themselves say in their metadata.
+_KIND = "signed"
+
+
+class Taking(Protocol):
+    """A kind of credential that pays by itself, since its payer has signed it."""
+
+    def can_handle(self, credential: str) -> bool:
+        """Whether it looks like one. Cheap, never raises."""
+        ...
+
+    def identity(self, credential: str) -> str:
+        """The same for two texts of the same money. Raises InvalidCredential."""
+        ...
+
+    async def plan(self, credential: str) -> PaymentPlan | Refusal:
+        """As `AbstractPaymentMethod.plan_payment`."""
+        ...
+
+    async def receive(self, payload: bytes) -> PaymentResult | Rejected | Unresolved:
+        """As `AbstractPaymentMethod.receive_payment`."""
+        ...
 
 
 class EvmMethod(DepositMethod):
@@ -64,16 +89,18 @@ class EvmMethod(DepositMethod):
         addresses: Addresses,
         payouts: Payouts,
         sweeping: Sweeping,
+        takings: Mapping[str, Taking],
         ledger: Ledger,
     ) -> None:
         self.config = config
         self.payment_type = config.name
         self.credential_hint = f"a deposit's address or transaction on {config.name} (0x…)"
-        self._rpc = rpc
+        self.rpc = rpc
         self._scan = scan
         self._arrivals = arrivals
         self._addresses = addresses
         self._payouts = payouts
+        self._takings = takings
         self.sweeping = sweeping
         self.sending = sweeping.sending
         self._ledger = ledger
@@ -92,17 +119,24 @@ class EvmMethod(DepositMethod):
     # ── credentials ──────────────────────────────────────────────────────────────────────────────
 
     def can_handle(self, credential: str) -> bool:
-        """Whether it is an address or a transaction, alone or named as ours.
+        """Whether it is an address or a transaction, alone or named as ours, or a signed claim or
+        transfer on this chain.
 
         One that names no chain is handled by the first chain there is, for all of them.
         """
         bare = self._bare(credential)
+        if any(taking.can_handle(credential.strip()) for taking in self._takings.values()):
+            return True
         return bool(_ADDRESS.fullmatch(bare) or _TRANSACTION.fullmatch(bare))
 
     async def parse_credential(self, credential: str) -> PaymentCredentials:
         """Find out whose deposit it names, on whichever chain. Raises InvalidCredential."""
         bare = self._bare(credential)
         chain, reference = self.payment_type, bare
+        for kind, taking in self._takings.items():
+            if taking.can_handle(credential.strip()):
+                identity = taking.identity(credential.strip())
+                return PaymentCredentials(credential, chain, {_KIND: kind}, identity)
         if _TRANSACTION.fullmatch(bare):
             rows = await self._ledger.store.find(ARRIVAL, {"transaction": bare.lower()}, limit=1)
             if rows:
@@ -137,12 +171,25 @@ class EvmMethod(DepositMethod):
     async def plan_payment(
         self, credentials: PaymentCredentials, reserve: Reserve | None
     ) -> PaymentPlan | Refusal:
-        """Refused: everybody can read a chain."""
+        """A signed claim or transfer is taken; else refused: everybody can read a chain."""
+        kind = credentials.metadata.get(_KIND)
+        if isinstance(kind, str):
+            plan = await self._takings[kind].plan(credentials.raw_credential.strip())
+            if isinstance(plan, Refusal):
+                return plan
+            return replace(plan, payload=f"{kind}:".encode() + plan.payload)
         return Refusal(
             "credential_public",
             "a transaction pays for nothing by itself: the account that asked for the address can "
             "spend it, and its claim_secret with POST /create opens an account of its own",
         )
+
+    async def receive_payment(
+        self, payload: bytes, *, asked_before: bool
+    ) -> PaymentResult | Rejected | Unresolved:
+        """Take what was planned, or find out how far it is."""
+        kind, _, rest = payload.partition(b":")
+        return await self._takings[kind.decode()].receive(rest)
 
     @property
     def place(self) -> str:
@@ -217,14 +264,14 @@ class EvmMethod(DepositMethod):
         Raises RailUnavailable.
         """
         try:
-            self._fault = await fault_of(self.config, self._rpc, self._scan, self._ledger.clock)
+            self._fault = await fault_of(self.config, self.rpc, self._scan, self._ledger.clock)
         except RailError as error:
             self._fault = str(error)
             raise
 
     def standing(self) -> Standing:
         """By the last probe and by how calls have fared since."""
-        if self._rpc.breaker.state is BreakerState.OPEN:
+        if self.rpc.breaker.state is BreakerState.OPEN:
             return Standing(False, "the node does not answer; it is left alone for a while")
         return Standing(not self._fault, self._fault)
 

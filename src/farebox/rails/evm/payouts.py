@@ -54,7 +54,7 @@ from farebox.rails.evm.outbox import (
     SlotState,
     custody_of,
 )
-from farebox.rails.evm.reads import Receipt, held, transfer_of
+from farebox.rails.evm.reads import Receipt, held, says_no, transfer_of
 from farebox.rails.evm.sending import Held, Parcel, Sending
 
 ZERO_ADDRESS = f"0x{'0' * 40}"
@@ -309,6 +309,8 @@ class Payouts:
         call = transfer_of(job.token, job.to, job.amount)
         try:
             gas = await self._gas.limit(sender, call)
+            if job.token and says_no(await self._chain.run(sender, call)):
+                raise RailRejected("the token answers no", code=_REVERTED)
         except RailRejected as error:
             if error.code == _REVERTED and await self._give_up(job.operation_id):
                 return Rejected("reverted", "the recipient or the token refuses it")

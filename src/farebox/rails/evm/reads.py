@@ -82,6 +82,10 @@ class Chain(Protocol):
         """The contract at an address, empty for none."""
         ...
 
+    async def told(self, contract: str, topics: Sequence[str], since: int) -> str | None:
+        """The transaction in which a contract told an event, from a height on."""
+        ...
+
     async def run(self, sender: str, call: Call, *, code: Mapping[str, str] | None = None) -> bytes:
         """What a call would answer now; `code` puts contracts where there are others or none."""
         ...
@@ -106,10 +110,20 @@ def transfer_of(token: str, to: str, amount: int) -> Call:
     return Call(token, 0, calldata("transfer(address,uint256)", to, amount))
 
 
+def says_no(answer: bytes) -> bool:
+    """Whether a token's transfer answers false: it moves nothing then, and does not revert. Some
+    answer with nothing at all, which is no no."""
+    return bool(answer) and not any(answer)
+
+
 class _FeeHistory(msgspec.Struct, frozen=True, rename="camel"):
     base_fee_per_gas: tuple[Quantity, ...]
     gas_used_ratio: tuple[float, ...]  # a ratio of gas_s, no money
     reward: tuple[tuple[Quantity, ...], ...] = ()
+
+
+class _Told(msgspec.Struct, frozen=True, rename="camel"):
+    transaction_hash: Hash
 
 
 class RpcChain:
@@ -161,6 +175,12 @@ class RpcChain:
     async def code(self, address: str) -> bytes:
         """The contract at an address, empty for none."""
         return bytes(await self._rpc.call(Data, "eth_getCode", address, "latest"))
+
+    async def told(self, contract: str, topics: Sequence[str], since: int) -> str | None:
+        """The transaction in which a contract told an event, from a height on."""
+        asked = {"address": contract, "topics": topics, "fromBlock": hex(since)}
+        found = await self._rpc.call(list[_Told], "eth_getLogs", asked)
+        return found[0].transaction_hash if found else None
 
     async def run(self, sender: str, call: Call, *, code: Mapping[str, str] | None = None) -> bytes:
         """What a call would answer now; `code` puts contracts where there are others or none."""

@@ -111,4 +111,25 @@ class Cursor(msgspec.Struct, frozen=True):
 
 CURSOR = RecordType("evm_cursor", Cursor)
 
-RECORDS = (*OUTBOX_RECORDS, TREE, ADDRESS, ARRIVAL, CURSOR)
+
+class ReservationState(enum.StrEnum):
+    """What has become of an authorisation."""
+
+    RESERVED = "reserved"
+    RELEASED = "released"
+    SETTLED = "settled"
+    FAILED = "failed"
+
+
+class Reservation(msgspec.Struct, frozen=True):
+    """An authorisation is one intent's. The key is chain, token, payer and nonce."""
+
+    intent: str
+    tries: int
+    state: ReservationState = ReservationState.RESERVED
+
+
+RESERVATION = RecordType("evm_authorization", Reservation)
+
+
+RECORDS = (*OUTBOX_RECORDS, TREE, ADDRESS, ARRIVAL, CURSOR, RESERVATION)

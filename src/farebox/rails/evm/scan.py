@@ -59,6 +59,11 @@ class Event(msgspec.Struct, frozen=True, rename="camel"):
         return f"0x{self.topics[2][-40:].lower()}"
 
     @property
+    def payer(self) -> str:
+        """Whose a transfer was, in lower case."""
+        return f"0x{self.topics[1][-40:].lower()}"
+
+    @property
     def value(self) -> int:
         """How much a transfer moves."""
         return int.from_bytes(self.data)
@@ -69,6 +74,7 @@ class Placed(msgspec.Struct, frozen=True, rename="camel"):
 
     transaction_hash: Hash
     block_hash: Hash
+    block_number: Quantity
     status: Quantity
     logs: tuple[Event, ...]
 
@@ -96,6 +102,10 @@ class Scan(Protocol):
 
     async def receipts(self, transactions: Sequence[str]) -> dict[str, Placed]:
         """The receipts of transactions that are in a block now."""
+        ...
+
+    async def transaction(self, transaction: str) -> Transaction | None:
+        """A transaction by its hash."""
         ...
 
     async def held_at(self, address: str, token: str, height: int) -> int:
@@ -164,8 +174,12 @@ class RpcScan:
         """The receipts of transactions that are in a block now."""
         asked = [(one,) for one in transactions]
         told = await self._rpc.batch(msgspec.Raw, "eth_getTransactionReceipt", asked)
-        found = [decoded(raw, Placed) for raw in told if raw != b"null"]
+        found = [decoded(raw, Placed) for raw in map(bytes, told) if raw != b"null"]
         return {one.transaction_hash: one for one in found}
+
+    async def transaction(self, transaction: str) -> Transaction | None:
+        """A transaction by its hash."""
+        return await self._rpc.find(Transaction, "eth_getTransactionByHash", transaction)
 
     async def held_at(self, address: str, token: str, height: int) -> int:
         """What an address had of a token after a block."""

@@ -32,7 +32,7 @@ from farebox.rails.evm.arrivals import Arrivals
 from farebox.rails.evm.fees import Fees
 from farebox.rails.evm.gas import PLAIN_GAS, Gas
 from farebox.rails.evm.outbox import Call
-from farebox.rails.evm.reads import held, transfer_of
+from farebox.rails.evm.reads import held, says_no, transfer_of
 from farebox.rails.evm.records import ADDRESS, Address, Purse
 from farebox.rails.evm.sending import Held, Parcel, Sending
 
@@ -156,8 +156,12 @@ class Sweeping:
         call = transfer_of(token, self.terms.treasury, amount)
         try:
             gas = await self._gas.limit(at.address, call)
+            told = await self.sending.chain.run(at.address, call)
         except RailRejected as error:
             _log.warning("evm.not_swept", address=at.address, asset=asset, reason=str(error))
+            return False
+        if says_no(told):
+            _log.warning("evm.not_swept", address=at.address, asset=asset, reason="it says no")
             return False
         # The l1 fee goes by size: any key of ours signs as much as the address's own.
         l1_fee = await self._gas.l1_fee(self.sending.keys.addresses[0], call)

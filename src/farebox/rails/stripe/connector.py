@@ -215,7 +215,13 @@ class StripeConnector:
             confirm=True,
             metadata={_MARK: order.order},
         )
-        return _outcome(_read(told, PaymentIntent))
+        outcome = _outcome(_read(told, PaymentIntent))
+        match outcome:
+            case Declined(Decline.TECHNICAL) if asked_before:
+                # This call did not get through; of the earlier one that says nothing.
+                return Unknown(outcome.message)
+            case _:
+                return outcome
 
     async def capture(
         self, reference: str, amount: int, currency: str, key: str

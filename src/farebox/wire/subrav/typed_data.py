@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 
+from farebox.errors import InvalidCredential
 from farebox.wire.subrav.model import SubRAV
 
 ADDRESS_BYTES = 20
@@ -25,9 +26,12 @@ _DOMAIN_TYPE = "EIP712Domain(string name,string version,uint256 chainId,address 
 
 
 def keccak256(raw: bytes) -> bytes:
-    """Keccak as Ethereum has it, which is not SHA-3."""
-    from eth_hash.auto import keccak
-
+    """Keccak as Ethereum has it, which is not SHA-3. Raises InvalidCredential without its library:
+    who cannot check a wallet's signatures takes none of its keys."""
+    try:
+        from eth_hash.auto import keccak
+    except ImportError:
+        raise InvalidCredential("wallet keys need `pip install 'farebox[evm]'`") from None
     return keccak(raw)
 
 

@@ -10,13 +10,14 @@ Never: a key of its own (transactions are the outbox's), a posting.
 
 from __future__ import annotations
 
-from farebox.rails.evm.channels.contract import ETHER
+from farebox.rails.evm.channels.contract import CHALLENGE_S, ETHER
 from farebox.rails.evm.channels.names import account_did, did_address
 from farebox.rails.evm.channels.payee import BatchPolicy, EvmPayee
 from farebox.rails.evm.channels.payer import EvmPayer
 from farebox.rails.evm.channels.reading import ChannelReader, ChannelTerms
 
 __all__ = [
+    "CHALLENGE_S",
     "ETHER",
     "BatchPolicy",
     "ChannelReader",

@@ -19,8 +19,8 @@ from farebox.wire.subrav.model import SignedSubRAV
 
 #: The token of a channel that is backed by ether.
 ETHER = "0x" + "0" * 40
-#: More vouchers than this are more than one transaction: each takes about 45,000 gas.
-VOUCHERS_MAX = 100
+#: How long a payee may claim after its payer has asked to close, in seconds.
+CHALLENGE_S = 86_400
 
 _VOUCHER = "(bytes32,uint64,string,uint256,uint64,bytes32,bytes32)"
 _OPEN = ("address", "address", "uint256", "string", "address")

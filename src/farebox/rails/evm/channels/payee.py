@@ -73,14 +73,13 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPolicy:
-    """When a batch is sent: once what is in it is worth so many times its gas, in percent.
+    """When a batch is sent: once its gas costs at most so much of what it is worth, in percent.
 
     One that holds a voucher of a closing channel is sent if it is worth its gas at all.
     """
 
     size_max: int = 25
-    worth_percent: int = 1_000
-    urgent_percent: int = 100
+    gas_percent: int = 10
 
 
 class EvmPayee:
@@ -161,11 +160,11 @@ class EvmPayee:
         raise ClaimUnderway("the claim waits for its transaction, or for its confirmations")
 
     async def run(self) -> int:
-        """Follow what was sent, and send what is worth it; returns how many vouchers went.
+        """Send what is worth it; returns how many vouchers went. `Sending.tick` follows them.
 
+        The contract is put on the chain first, where nobody has done so yet.
         Raises RailUnavailable, RailRejected, StoreError: then vouchers wait on.
         """
-        await self._sending.tick()
         return await self.send_claims() if await self._is_ready() else 0
 
     async def send_claims(self) -> int:
@@ -206,7 +205,7 @@ class EvmPayee:
 
         The cooperative close: its payer asks for it, and needs neither to wait nor to pay for gas.
         Only for vouchers that are all there is: what is not claimed with it never will be. The key
-        of the transaction's slot, which `run` follows; None: not now.
+        of the transaction's slot, which `Sending.tick` follows; None: not now.
         Raises RailRejected, RailUnavailable.
         """
         call = Call(self.terms.contract, 0, abi.close_call(channel_id, proofs))
@@ -228,6 +227,8 @@ class EvmPayee:
         made = artifact("FareboxChannels")
         if await self._sending.chain.code(self.terms.contract):
             return True
+        if not await self._sending.chain.code(DEPLOYER):
+            raise RailRejected(f"the chain lacks {DEPLOYER}, which would put the contract there")
         if not await self._is_on_its_way(_DEPLOY):
             call = Call(DEPLOYER, 0, made.deployment)
             await self._send(call, await self._gas(call), _DEPLOY)
@@ -253,8 +254,8 @@ class EvmPayee:
         ]
         known = [value for value in values if value is not None]
         is_urgent = any(one.is_urgent for one in batch)
-        percent = self._policy.urgent_percent if is_urgent else self._policy.worth_percent
-        return len(known) < len(values) or sum(known) * 100 >= gas_wei * percent
+        percent = max(self._policy.gas_percent, 100 if is_urgent else 0)
+        return len(known) < len(values) or gas_wei * 100 <= sum(known) * percent
 
     async def _is_unclaimed(self, one: Waiting) -> bool:
         """Whether a voucher is unclaimed in the newest block; one that is not will be, for good."""

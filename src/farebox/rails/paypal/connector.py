@@ -1,0 +1,383 @@
+"""PayPal behind the connector port: orders, captures, refunds, the vault, disputes, events.
+
+| boundary                | what can fail      | recovery                                        |
+|-------------------------|--------------------|-------------------------------------------------|
+| stored → call           | we stop            | called again with the same request id           |
+| call → stored           | the answer is lost | the same: PayPal carries it out once            |
+| the same id, hours late | PayPal forgets ids | not called again: a person looks (`Unknown`)    |
+| paid there → known here | a webhook is lost  | events are listed from a time on                |
+
+A payment is named `ORDER/CAPTURE`, since refunds go to a capture and all else is told of an order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from urllib.parse import quote
+
+import msgspec
+
+from farebox.clock import NS_PER_S, Clock, iso
+from farebox.errors import RailRejected, RailUnavailable
+from farebox.payments.cards.model import (
+    Captured,
+    CardOrder,
+    CardPayment,
+    Checkout,
+    CheckoutOrder,
+    Decline,
+    Declined,
+    Forged,
+    GivenBack,
+    Notice,
+    Outcome,
+    Phase,
+    RequiresAction,
+    StoredToken,
+    Unknown,
+    Voided,
+)
+from farebox.rails.paypal.config import PaypalConfig
+from farebox.rails.paypal.documents import (
+    Capture,
+    Dispute,
+    Disputes,
+    Event,
+    Events,
+    LoneCapture,
+    Movement,
+    Order,
+    Refund,
+    VaultToken,
+    Verified,
+    money,
+)
+from farebox.rails.paypal.line import PaypalLine
+
+#: PayPal keeps the ids of orders for six hours, so a call is not repeated with one that is older.
+_REPEATED_MAX_S = 5 * 3_600
+_EVENTS_MAX = 300
+_DISPUTES_MAX = 50
+_NAMED = re.compile(r"(?:^paypal:|[?&]token=)([A-Z0-9]{10,36})(?![A-Za-z0-9])")
+_WEBHOOK_HEADERS = {
+    "auth_algo": "paypal-auth-algo",
+    "cert_url": "paypal-cert-url",
+    "transmission_id": "paypal-transmission-id",
+    "transmission_sig": "paypal-transmission-sig",
+    "transmission_time": "paypal-transmission-time",
+}
+_PHASES = {
+    "APPROVED": Phase.APPROVED,
+    "PAYER_ACTION_REQUIRED": Phase.OPEN,
+    "CREATED": Phase.OPEN,
+    "SAVED": Phase.OPEN,
+    "VOIDED": Phase.ENDED,
+}
+_FEES = ("DISPUTE_FEE", "DISPUTE_SETTLEMENT_FEE", "CHARGEBACK_FEE")
+
+
+class PaypalConnector:
+    """One PayPal account."""
+
+    provider = "paypal"
+
+    def __init__(self, config: PaypalConfig, line: PaypalLine, clock: Clock) -> None:
+        self._config = config
+        self._line = line
+        self._clock = clock
+
+    def reference_in(self, credential: str) -> str:
+        """An order's id, as `paypal:ID` or in the link to approve it."""
+        found = _NAMED.search(credential)
+        return found.group(1) if found else ""
+
+    async def check_out(self, order: CheckoutOrder) -> Checkout:
+        """An order to be approved. Raises RailUnavailable, RailRejected."""
+        context = {
+            "user_action": "PAY_NOW",
+            "shipping_preference": "NO_SHIPPING",
+            "return_url": self._config.return_url,
+            "cancel_url": self._config.return_url,
+        }
+        made = await self._line.sure(
+            "post",
+            "/v2/checkout/orders",
+            Order,
+            {
+                "intent": "CAPTURE",
+                "purchase_units": [
+                    self._unit(order.order, order.amount, order.fee, order.currency)
+                ],
+                "payment_source": {"paypal": {"experience_context": context}},
+            },
+            request_id=f"order-{order.order}",
+        )
+        if not made.approval:
+            raise RailRejected("PayPal made no page to approve the order on")
+        return Checkout(made.id, made.approval, made.approval, order.expires_at_s)
+
+    async def sync(self, reference: str) -> CardPayment | None:
+        """By an order, a capture (`/ID`) or both. Raises RailUnavailable, RailRejected."""
+        order_id, _, capture_id = reference.partition("/")
+        if not order_id:
+            path = f"/v2/payments/captures/{quote(capture_id, safe='')}"
+            lone = await self._line.sure("get", path, LoneCapture)
+            order_id = lone.supplementary_data.related_ids.order_id
+            if not order_id:
+                return None
+        return await self._payment(await self._order(order_id))
+
+    # ── stored methods ───────────────────────────────────────────────────────────────────────────
+
+    async def store(self, token: str, owner: str) -> StoredToken | Declined:
+        """A setup token that the payer has approved becomes one that can be charged.
+
+        Raises RailUnavailable, RailRejected.
+        """
+        told = await self._line.ask(
+            "post",
+            "/v3/vault/payment-tokens",
+            VaultToken,
+            {"payment_source": {"token": {"id": token, "type": "SETUP_TOKEN"}}},
+            request_id=f"vault-{owner}-{token}",
+        )
+        match told:
+            case Declined(Decline.TECHNICAL) | Unknown():
+                raise RailUnavailable("PayPal keeps nothing now; try again later")
+            case Declined():
+                return told
+            case VaultToken():
+                return _stored(told)
+
+    async def forget(self, token: str) -> None:
+        """Delete it from the vault. Raises RailUnavailable."""
+        path = f"/v3/vault/payment-tokens/{quote(token.partition(':')[2], safe='')}"
+        try:
+            await self._line.sure("delete", path, dict)
+        except RailRejected:
+            return  # it is not there any more
+
+    # ── moving money ─────────────────────────────────────────────────────────────────────────────
+
+    async def authorise(self, order: CardOrder, *, asked_before: bool) -> Outcome:
+        """An order that is paid by a vaulted method at once."""
+        now_s = self._clock.now_ns() // NS_PER_S
+        if asked_before and now_s - order.made_at_s > _REPEATED_MAX_S:
+            return Unknown("PayPal may have forgotten the request id: look for it there")
+        kind, _, vaulted = order.token.partition(":")
+        told = await self._line.ask(
+            "post",
+            "/v2/checkout/orders",
+            Order,
+            {
+                "intent": "CAPTURE",
+                "purchase_units": [self._unit(order.order, order.amount, 0, order.currency)],
+                "payment_source": {kind: {"vault_id": vaulted}},
+            },
+            request_id=f"order-{order.order}",
+        )
+        if isinstance(told, Declined) and told.decline is Decline.TECHNICAL and asked_before:
+            return Unknown(told.message)  # of the earlier call this says nothing
+        if not isinstance(told, Order):
+            return told
+        if told.capture is None or not told.capture.is_taken:
+            # What is answered to a repeated call is what the first was answered: ask anew.
+            path = f"/v2/checkout/orders/{told.id}"
+            again = await self._line.ask("get", path, Order)
+            if not isinstance(again, Order):
+                return again if isinstance(again, Unknown) else Unknown(again.message)
+            told = again
+        if told.status == "APPROVED":
+            return await self.capture(told.id, 0, order.currency, order.order)
+        return _outcome(told)
+
+    async def capture(
+        self, reference: str, amount: int, currency: str, key: str
+    ) -> Captured | Declined | Unknown:
+        """Take an approved order, all of it."""
+        path = f"/v2/checkout/orders/{quote(reference, safe='')}/capture"
+        told = await self._line.ask("post", path, Order, {}, request_id=f"capture-{key}")
+        if isinstance(told, Declined) and told.code == "order_already_captured":
+            told = await self._line.ask("get", path.removesuffix("/capture"), Order)
+        if not isinstance(told, Order):
+            return told
+        outcome = _outcome(told)
+        return outcome if isinstance(outcome, Captured | Declined) else Unknown("not captured yet")
+
+    async def void(self, reference: str, key: str) -> Voided | Declined | Unknown:
+        """Nothing to call: an order that is not captured takes nothing, and ends by itself."""
+        told = await self._line.ask(
+            "get", f"/v2/checkout/orders/{quote(reference, safe='')}", Order
+        )
+        if not isinstance(told, Order):
+            return told
+        is_taken = told.capture is not None and told.capture.is_taken
+        return Unknown("it was taken meanwhile") if is_taken else Voided(reference)
+
+    async def refund(
+        self, external: str, amount: int, currency: str, key: str, *, asked_before: bool
+    ) -> GivenBack | Declined | Unknown:
+        """Give a part of a capture back, marked with its key."""
+        capture_id = external.partition("/")[2]
+        path = f"/v2/payments/captures/{quote(capture_id, safe='')}/refund"
+        body = {"amount": money(amount, currency), "custom_id": key}
+        if asked_before:
+            payment = await self._line.ask(
+                "get", f"/v2/checkout/orders/{external.partition('/')[0]}", Order
+            )
+            if not isinstance(payment, Order):
+                return Unknown("PayPal does not tell which refunds it has made")
+            mine = [one for one in payment.unit.payments.refunds if one.custom_id == key]
+            if mine:
+                return _given_back(mine[0], amount, key)
+        told = await self._line.ask("post", path, Refund, body, request_id=f"refund-{key}")
+        return _given_back(told, amount, key) if isinstance(told, Refund) else told
+
+    # ── hearing of it ────────────────────────────────────────────────────────────────────────────
+
+    async def hear(self, headers: Mapping[str, str], body: bytes) -> Notice | Forged | None:
+        """Have PayPal say whether it sent this. Raises RailUnavailable, RailRejected."""
+        fields = {name: headers.get(header, "") for name, header in _WEBHOOK_HEADERS.items()}
+        if not self._config.webhook_id or not all(fields.values()):
+            return Forged("there is no signature that can be read")
+        try:
+            event = msgspec.json.decode(body, type=Event)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return Forged("this is no event")
+        # The very bytes that came: a signature is over them, not over what they mean.
+        asked = {
+            **fields,
+            "webhook_id": self._config.webhook_id,
+            "webhook_event": msgspec.Raw(body),
+        }
+        try:
+            told = await self._line.sure(
+                "post", "/v1/notifications/verify-webhook-signature", Verified, asked
+            )
+        except RailRejected:
+            return Forged("PayPal does not know it")
+        if told.verification_status != "SUCCESS":
+            return Forged("PayPal did not send it")
+        return Notice(event.id, event.reference) if event.reference else None
+
+    async def notices(self, cursor: str) -> tuple[list[Notice], str]:
+        """Events from a time on but those already told, oldest first.
+
+        The cursor is that time, and the names of what was told of it. Raises RailUnavailable,
+        RailRejected.
+        """
+        if not cursor:
+            return [], f"{iso(self._clock.now_ns())} "
+        since, _, told = cursor.partition(" ")
+        page = await self._line.sure(
+            "get",
+            "/v1/notifications/webhooks-events",
+            Events,
+            query={"start_time": since, "page_size": str(_EVENTS_MAX)},
+        )
+        new = [one for one in page.events[::-1] if one.id not in told.split(",")]
+        if not new:
+            return [], cursor
+        last = max(one.create_time for one in new)
+        names = [one.id for one in page.events if one.create_time == last]
+        seen = f"{last} {','.join(names)}"
+        return [Notice(one.id, one.reference) for one in new if one.reference], seen
+
+    async def probe(self) -> str:
+        """Whether PayPal lets us in."""
+        query = {"page_size": "1"}
+        told = await self._line.ask("get", "/v1/notifications/webhooks-events", Events, query=query)
+        match told:
+            case Declined():
+                return told.message
+            case Unknown():
+                return told.reason
+            case Events():
+                return ""
+
+    # ── asking ───────────────────────────────────────────────────────────────────────────────────
+
+    async def _order(self, order_id: str) -> Order:
+        return await self._line.sure(
+            "get", f"/v2/checkout/orders/{quote(order_id, safe='')}", Order
+        )
+
+    async def _payment(self, order: Order) -> CardPayment:
+        capture = order.capture
+        currency = order.unit.amount.currency_code if order.unit.amount else ""
+        if capture is None or not capture.is_taken:
+            phase = _PHASES.get(order.status, Phase.OPEN)
+            return CardPayment(order.unit.custom_id, order.id, "", phase, currency)
+        refunds = [one for one in order.unit.payments.refunds if not one.is_undone]
+        moved = await self._moved(capture)
+        fees = [one for one in moved if one.reason in _FEES]
+        rest = [one for one in moved if one.reason not in _FEES]
+        return CardPayment(
+            order=order.unit.custom_id,
+            reference=order.id,
+            external=f"{order.id}/{capture.id}",
+            phase=Phase.CAPTURED,
+            currency=capture.amount.currency_code,
+            captured=capture.amount.amount,
+            at_s=capture.at_s or self._clock.now_ns() // NS_PER_S,
+            refunds=tuple(
+                GivenBack(one.id, one.amount.amount if one.amount else 0, one.custom_id)
+                for one in refunds
+            ),
+            disputed=_taken(rest),
+            fees=capture.fee + _taken(fees),
+        )
+
+    async def _moved(self, capture: Capture) -> list[Movement]:
+        """What disputes have moved of our money. Each is asked for: the list doesn't say."""
+        query = {"disputed_transaction_id": capture.id, "page_size": str(_DISPUTES_MAX)}
+        page = await self._line.sure("get", "/v1/customer/disputes", Disputes, query=query)
+        moved: list[Movement] = []
+        for one in page.items:
+            path = f"/v1/customer/disputes/{quote(one.dispute_id, safe='')}"
+            moved += (await self._line.sure("get", path, Dispute)).money_movements
+        return [one for one in moved if one.affected_party == "SELLER"]
+
+    def _unit(self, order: str, amount: int, fee: int, currency: str) -> dict[str, object]:
+        parts = {"item_total": money(amount, currency), "handling": money(fee, currency)}
+        return {
+            "custom_id": order,
+            "description": self._config.title,
+            "amount": money(amount + fee, currency) | ({"breakdown": parts} if fee else {}),
+        }
+
+
+def _taken(moved: list[Movement]) -> int:
+    signs = {"DEBIT": 1, "CREDIT": -1}
+    return sum(signs.get(one.type, 0) * one.amount.amount for one in moved if one.amount)
+
+
+def _outcome(order: Order) -> Outcome:
+    capture = order.capture
+    if capture is not None and capture.is_taken:
+        return Captured(order.id, f"{order.id}/{capture.id}", capture.amount.amount)
+    if capture is not None and capture.status in ("DECLINED", "FAILED"):
+        return Declined(Decline.SOFT, "capture_declined", "PayPal could not take the money")
+    if order.status == "PAYER_ACTION_REQUIRED":
+        return RequiresAction(order.id, order.approval)
+    if order.status == "VOIDED":
+        return Voided(order.id)
+    return Unknown(f"the order is {order.status.lower()}")
+
+
+def _stored(told: VaultToken) -> StoredToken:
+    source = told.payment_source
+    if source.card is not None:
+        label = f"{source.card.brand.lower()} …{source.card.last_digits}"
+        return StoredToken(f"card:{told.id}", told.customer.id, label, source.card.expiry)
+    address = source.paypal.email_address if source.paypal else ""
+    name, _, host = address.partition("@")
+    label = f"PayPal {name[:2]}…@{host}" if host else "PayPal"
+    return StoredToken(f"paypal:{told.id}", told.customer.id, label)
+
+
+def _given_back(refund: Refund, amount: int, key: str) -> GivenBack | Declined:
+    if refund.is_undone:
+        return Declined(Decline.HARD, "refund_failed", "the refund was not carried out")
+    return GivenBack(refund.id, amount, key)

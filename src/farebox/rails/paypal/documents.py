@@ -1,0 +1,278 @@
+"""What we read of PayPal's objects (orders v2, payments v2, disputes v1, webhooks v1, vault v3)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from farebox.errors import InvalidAmount, RailUnavailable
+from farebox.money import format_decimal, parse_decimal
+
+#: Decimals of the currencies that are used here.
+_SCALE = 2
+
+
+class Money(msgspec.Struct, frozen=True):
+    """An amount as PayPal writes it."""
+
+    currency_code: str
+    value: str
+
+    @property
+    def amount(self) -> int:
+        """In the currency's smallest unit. Raises RailUnavailable: an answer that is none."""
+        try:
+            return parse_decimal(self.value, _SCALE)
+        except InvalidAmount:
+            raise RailUnavailable("PayPal told an amount that is none") from None
+
+
+def money(amount: int, currency: str) -> dict[str, str]:
+    """An amount as PayPal reads it."""
+    whole, _, rest = format_decimal(amount, _SCALE).partition(".")
+    return {"currency_code": currency, "value": f"{whole}.{rest.ljust(_SCALE, '0')}"}
+
+
+class Breakdown(msgspec.Struct, frozen=True):
+    """What of a capture is whose."""
+
+    paypal_fee: Money | None = None
+
+
+class Capture(msgspec.Struct, frozen=True):
+    """Money that was taken."""
+
+    id: str
+    status: str
+    amount: Money
+    create_time: str = ""
+    seller_receivable_breakdown: Breakdown | None = None
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether it is ours, however much of it was given back since."""
+        return self.status in ("COMPLETED", "PARTIALLY_REFUNDED", "REFUNDED")
+
+    @property
+    def fee(self) -> int:
+        """What PayPal kept."""
+        told = self.seller_receivable_breakdown
+        return told.paypal_fee.amount if told and told.paypal_fee else 0
+
+    @property
+    def at_s(self) -> int:
+        """When it was taken, Unix seconds; 0 where that is not told."""
+        try:
+            return int(datetime.fromisoformat(self.create_time).timestamp())
+        except ValueError:
+            return 0
+
+
+class Refund(msgspec.Struct, frozen=True):
+    """Money that was given back."""
+
+    id: str
+    status: str
+    amount: Money | None = None
+    custom_id: str = ""
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether it was not carried out after all."""
+        return self.status in ("CANCELLED", "FAILED")
+
+
+class Payments(msgspec.Struct, frozen=True):
+    """What an order has moved."""
+
+    captures: list[Capture] = []
+    refunds: list[Refund] = []
+
+
+class PurchaseUnit(msgspec.Struct, frozen=True):
+    """What an order is for. `custom_id` is our name for it."""
+
+    amount: Money | None = None
+    custom_id: str = ""
+    payments: Payments = Payments()
+
+
+class Link(msgspec.Struct, frozen=True):
+    """Where to go next."""
+
+    rel: str
+    href: str
+
+
+class Order(msgspec.Struct, frozen=True):
+    """One payment, from its beginning to its end."""
+
+    id: str
+    status: str
+    purchase_units: list[PurchaseUnit] = []
+    links: list[Link] = []
+
+    @property
+    def unit(self) -> PurchaseUnit:
+        """Orders of ours have one."""
+        return self.purchase_units[0] if self.purchase_units else PurchaseUnit()
+
+    @property
+    def capture(self) -> Capture | None:
+        """The last one that was tried."""
+        return self.unit.payments.captures[-1] if self.unit.payments.captures else None
+
+    @property
+    def approval(self) -> str:
+        """Where the payer agrees; "" where there is nothing to agree to."""
+        return next((one.href for one in self.links if one.rel in ("payer-action", "approve")), "")
+
+
+class RelatedIds(msgspec.Struct, frozen=True):
+    """Names of what belongs together."""
+
+    order_id: str = ""
+
+
+class Supplementary(msgspec.Struct, frozen=True):
+    """More about a capture."""
+
+    related_ids: RelatedIds = RelatedIds()
+
+
+class LoneCapture(msgspec.Struct, frozen=True):
+    """A capture asked for by its own name."""
+
+    id: str
+    supplementary_data: Supplementary = Supplementary()
+
+
+class Movement(msgspec.Struct, frozen=True):
+    """Money that a dispute has moved."""
+
+    affected_party: str = ""
+    type: str = ""
+    reason: str = ""
+    amount: Money | None = None
+
+
+class Dispute(msgspec.Struct, frozen=True):
+    """A payer, or their bank, wants money back."""
+
+    dispute_id: str
+    money_movements: list[Movement] = []
+
+
+class DisputeName(msgspec.Struct, frozen=True):
+    """One of a list."""
+
+    dispute_id: str
+
+
+class Disputes(msgspec.Struct, frozen=True):
+    """A page of disputes."""
+
+    items: list[DisputeName] = []
+
+
+class _Disputed(msgspec.Struct, frozen=True):
+    seller_transaction_id: str = ""
+
+
+class Resource(msgspec.Struct, frozen=True):
+    """What an event is about."""
+
+    id: str = ""
+    supplementary_data: Supplementary = Supplementary()
+    links: list[Link] = []
+    disputed_transactions: list[_Disputed] = []
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that has happened."""
+
+    id: str
+    event_type: str = ""
+    create_time: str = ""
+    resource: Resource = Resource()
+
+    @property
+    def reference(self) -> str:
+        """The order that it is about, or "/" and a capture's name; "" for neither."""
+        resource = self.resource
+        if self.event_type.startswith("CHECKOUT.ORDER."):
+            return resource.id
+        if resource.supplementary_data.related_ids.order_id:
+            return resource.supplementary_data.related_ids.order_id
+        if self.event_type.startswith("CUSTOMER.DISPUTE."):
+            names = [one.seller_transaction_id for one in resource.disputed_transactions]
+            return f"/{names[0]}" if names and names[0] else ""
+        captures = [one.href for one in resource.links if "/payments/captures/" in one.href]
+        return f"/{captures[0].rpartition('/')[2]}" if captures else ""
+
+
+class Events(msgspec.Struct, frozen=True):
+    """A page of events, the newest first."""
+
+    events: list[Event] = []
+
+
+class _Customer(msgspec.Struct, frozen=True):
+    id: str = ""
+
+
+class _Wallet(msgspec.Struct, frozen=True):
+    email_address: str = ""
+
+
+class _Card(msgspec.Struct, frozen=True):
+    brand: str = "card"
+    last_digits: str = ""
+    expiry: str = ""
+
+
+class _Source(msgspec.Struct, frozen=True):
+    paypal: _Wallet | None = None
+    card: _Card | None = None
+
+
+class VaultToken(msgspec.Struct, frozen=True):
+    """A payer's card or account, by PayPal's name for it."""
+
+    id: str
+    customer: _Customer = _Customer()
+    payment_source: _Source = _Source()
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """Whether PayPal sent a webhook."""
+
+    verification_status: str
+
+
+class AccessToken(msgspec.Struct, frozen=True):
+    """What lets us in for a while."""
+
+    access_token: str
+    expires_in: int
+
+    def __repr__(self) -> str:
+        return f"AccessToken(…, {self.expires_in} s)"
+
+
+class _Detail(msgspec.Struct, frozen=True):
+    issue: str = ""
+
+
+class ErrorJson(msgspec.Struct, frozen=True):
+    """Why a call was refused."""
+
+    name: str = ""
+    details: list[_Detail] = []
+    links: list[Link] = []
+
+    @property
+    def issue(self) -> str:
+        """The finest name there is for it."""
+        return next((one.issue for one in self.details if one.issue), self.name)

@@ -1,0 +1,189 @@
+"""One call to PayPal, and what its answer means (https://developer.paypal.com/api/rest/responses).
+
+| answer                                     | means                                             |
+|--------------------------------------------|---------------------------------------------------|
+| 422 with an issue                          | hard or soft by the list below; unlisted: hard    |
+| 400, 404                                   | hard: this order cannot be                        |
+| 401 once more, 403, 429; no connection     | technical: nothing was carried out                |
+| 409, 5xx, no answer, an answer cut short   | unknown, and asked with the same request id       |
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from farebox.clock import NS_PER_S, Clock
+from farebox.errors import RailRejected, RailUnavailable
+from farebox.payments.cards.model import Decline, Declined, Unknown
+from farebox.rails.paypal.config import PaypalConfig
+from farebox.rails.paypal.documents import AccessToken, ErrorJson
+from farebox.rails.web.bounded import read_bounded
+from farebox.rails.web.breaker import Breaker, BreakerState
+
+T = TypeVar("T")
+
+_ANSWER_MAX_BYTES = 4 * 1024 * 1024
+#: A token is renewed so long before it ends.
+_TOKEN_SLACK_S = 60
+_SOFT = frozenset({"INSTRUMENT_DECLINED", "PAYER_CANNOT_PAY", "TRANSACTION_REFUSED"})
+_TECHNICAL = frozenset({"INTERNAL_SERVER_ERROR", "SERVICE_UNAVAILABLE"})
+
+
+class PaypalLine:
+    """Calls with an access token that is renewed when it ends."""
+
+    def __init__(
+        self, config: PaypalConfig, session: aiohttp.ClientSession, breaker: Breaker, clock: Clock
+    ) -> None:
+        self._config = config
+        self._session = session
+        self._breaker = breaker
+        self._clock = clock
+        self._token = ""
+        self._token_until_ns = 0
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        shape: type[T],
+        body: object = None,
+        *,
+        request_id: str = "",
+        query: Mapping[str, str] | None = None,
+    ) -> T | Declined | Unknown:
+        """One call; an answer that cannot be read says nothing."""
+        if self._breaker.state is BreakerState.OPEN:
+            said = "PayPal did not answer lately; it is left alone for a while"
+            return Declined(Decline.TECHNICAL, "left_alone", said)
+        raw = None if body is None else msgspec.json.encode(body)
+        try:
+            with self._breaker.attempt():
+                told = await self._exchange(method, path, raw, request_id, query or {})
+                return told if isinstance(told, Declined) else _read(told, shape)
+        except RailUnavailable as error:
+            return Unknown(str(error))
+
+    async def sure(
+        self,
+        method: str,
+        path: str,
+        shape: type[T],
+        body: object = None,
+        *,
+        request_id: str = "",
+        query: Mapping[str, str] | None = None,
+    ) -> T:
+        """A call that moves nothing. Raises RailUnavailable, RailRejected."""
+        told = await self.ask(method, path, shape, body, request_id=request_id, query=query)
+        match told:
+            case Declined(Decline.TECHNICAL):
+                raise RailUnavailable(told.message)
+            case Declined():
+                raise RailRejected(told.message)
+            case Unknown():
+                raise RailUnavailable(told.reason)
+            case _:
+                return told
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        request_id: str,
+        query: Mapping[str, str],
+    ) -> bytes | Declined:
+        for is_last in (False, True):
+            token = await self._access(renew=is_last)
+            if isinstance(token, Declined):
+                return token
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            headers |= {"Prefer": "return=representation"}
+            if request_id:
+                headers["PayPal-Request-Id"] = request_id
+            url = URL(f"{self._config.url}{path}", encoded=True).update_query(query)
+            answer = await self._send(method, url, body, headers)
+            if isinstance(answer, Declined):
+                return answer
+            status, raw = answer
+            if status != 401:
+                return _meaning(status, raw)
+        return Declined(Decline.TECHNICAL, "not_let_in", "PayPal does not let us in")
+
+    async def _access(self, *, renew: bool) -> str | Declined:
+        now_ns = self._clock.now_ns()
+        if self._token and not renew and now_ns < self._token_until_ns:
+            return self._token
+        config = self._config
+        basic = b64encode(f"{config.client_id}:{config.client_secret}".encode()).decode()
+        headers = {
+            "Authorization": f"Basic {basic}",
+            "Content-Type": "application/x-www-form-urlencoded",
+        }
+        url = URL(f"{config.url}/v1/oauth2/token")
+        answer = await self._send("post", url, b"grant_type=client_credentials", headers)
+        if isinstance(answer, Declined):
+            return answer
+        status, raw = answer
+        if status in (400, 401, 403):
+            return Declined(Decline.TECHNICAL, "not_let_in", "PayPal does not let us in")
+        if status != 200:
+            raise RailUnavailable(f"PayPal answered with status {status}")
+        told = _read(raw, AccessToken)
+        self._token = told.access_token
+        self._token_until_ns = now_ns + max(told.expires_in - _TOKEN_SLACK_S, 0) * NS_PER_S
+        return self._token
+
+    async def _send(
+        self, method: str, url: URL, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[int, bytes] | Declined:
+        try:
+            async with self._session.request(
+                method,
+                url,
+                data=body,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=self._config.timeout_s),
+                allow_redirects=False,  # what lets us in goes to PayPal or nowhere
+            ) as response:
+                raw = await read_bounded(response, _ANSWER_MAX_BYTES, "PayPal")
+                return response.status, raw
+        except aiohttp.ClientConnectorError:
+            return Declined(Decline.TECHNICAL, "unreachable", "PayPal cannot be reached")
+        except TimeoutError:
+            raise RailUnavailable("PayPal did not answer in time") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            # The text of a foreign error may quote what was sent; its type says enough.
+            raise RailUnavailable(f"PayPal gave no answer: {type(error).__name__}") from None
+
+
+def decline_of(issue: str) -> Decline:
+    """What an issue leaves to be tried; one that nobody has listed: nothing."""
+    if issue in _TECHNICAL:
+        return Decline.TECHNICAL
+    return Decline.SOFT if issue in _SOFT else Decline.HARD
+
+
+def _meaning(status: int, raw: bytes) -> bytes | Declined:
+    if 200 <= status < 300:
+        return raw or b"{}"
+    if status in (403, 429):
+        return Declined(Decline.TECHNICAL, f"status_{status}", "PayPal takes no such call now")
+    if status in (400, 404, 422):
+        issue = _read(raw, ErrorJson).issue[:64] or f"status_{status}"
+        return Declined(decline_of(issue), issue.lower(), f"PayPal refused: {issue}")
+    raise RailUnavailable(f"PayPal answered with status {status}")
+
+
+def _read(raw: bytes, shape: type[T]) -> T:
+    try:
+        return msgspec.json.decode(raw, type=shape)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise RailUnavailable("PayPal's answer is not what the call answers with") from None

@@ -1,0 +1,163 @@
+"""The PayPal connector against a contract fake, and what it makes of answers that say nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import aiohttp
+import pytest
+
+from farebox.clock import NS_PER_S, SystemClock
+from farebox.errors import RailUnavailable
+from farebox.payments.cards.connector import Connector
+from farebox.payments.cards.model import (
+    Captured,
+    CardOrder,
+    CheckoutOrder,
+    Decline,
+    Declined,
+    Phase,
+    RequiresAction,
+    StoredToken,
+    Unknown,
+    Voided,
+)
+from farebox.rails.paypal import PaypalConfig, PaypalConnector, PaypalLine
+from farebox.rails.paypal.documents import AccessToken, money
+from farebox.rails.paypal.line import decline_of
+from farebox.rails.web.breaker import Breaker
+from farebox.testing.asgi import Receive, Scope, Send, respond, serving
+from tests.contract.rail.fake_paypal import FakePaypal
+from tests.integration.whole_house import listening
+from tests.peers.process import free_port
+
+NOW_S = SystemClock().now_ns() // NS_PER_S
+
+
+@asynccontextmanager
+async def connected(url: str, secret: str = "secret-of-the-test") -> AsyncIterator[Connector]:
+    config = PaypalConfig(
+        client_id="client-of-the-test", client_secret=secret, url=url, timeout_s=5
+    )
+    clock = SystemClock()
+    async with aiohttp.ClientSession() as session:
+        line = PaypalLine(config, session, Breaker(clock, who="PayPal"), clock)
+        yield PaypalConnector(config, line, clock)
+
+
+@pytest.fixture
+async def pal() -> AsyncIterator[FakePaypal]:
+    fake = FakePaypal()
+    async with serving(fake) as fake.url:
+        yield fake
+
+
+async def order_of(connector: Connector, token: str) -> CardOrder:
+    stored = await connector.store(token, "payer_1")
+    assert isinstance(stored, StoredToken)
+    return CardOrder("ord_1", 1_250, "USD", stored.customer, stored.token, made_at_s=NOW_S)
+
+
+async def test_a_page_is_approved_and_captured_once(pal: FakePaypal) -> None:
+    with listening() as heard:
+        async with connected(pal.url, pal.client_secret) as connector:
+            page = await connector.check_out(CheckoutOrder("dep_1", 1_000, "USD", NOW_S, fee=65))
+            assert connector.reference_in(page.uri) == page.reference
+            early = await connector.capture(page.reference, 0, "USD", "dep_1")
+            assert isinstance(early, Declined)
+            pal.approve(page.uri)
+            stands = await connector.sync(page.reference)
+            assert stands is not None
+            assert (stands.phase, stands.order) == (Phase.APPROVED, "dep_1")
+            # A refusal is remembered by its request id: another time gets another one.
+            taken = [await connector.capture(page.reference, 0, "USD", key) for key in "aab"]
+            assert all(isinstance(one, Captured) and one.amount == 1_065 for one in taken)
+            assert len(pal.captures) == 1
+        assert pal.client_secret not in heard.getvalue()
+        assert pal.access_token not in heard.getvalue()
+
+
+async def test_a_token_that_has_ended_is_renewed(pal: FakePaypal) -> None:
+    async with connected(pal.url, pal.client_secret) as connector:
+        assert await connector.probe() == ""
+        pal.access_token = "another"
+        assert await connector.probe() == ""
+    async with connected(pal.url, "not the secret") as connector:
+        assert await connector.probe() == "PayPal does not let us in"
+
+
+async def test_a_vaulted_account_that_declines_and_one_that_must_act_are_told_apart(
+    pal: FakePaypal,
+) -> None:
+    async with connected(pal.url, pal.client_secret) as connector:
+        poor = await connector.authorise(
+            await order_of(connector, "setup-poor"), asked_before=False
+        )
+        assert isinstance(poor, Declined)
+        assert poor.decline is Decline.SOFT
+        order = replace(await order_of(connector, "setup-3ds"), order="ord_2")
+        acts = await connector.authorise(order, asked_before=False)
+        assert isinstance(acts, RequiresAction)
+        pal.approve(acts.url)
+        assert isinstance(await connector.authorise(order, asked_before=True), Captured)
+        assert isinstance(await connector.void(acts.reference, "key"), Unknown)  # it was taken
+        left = replace(order, order="ord_3")
+        acts = await connector.authorise(left, asked_before=False)
+        assert isinstance(acts, RequiresAction)
+        assert isinstance(await connector.void(acts.reference, "key"), Voided)
+
+
+async def test_a_request_id_that_paypal_may_have_forgotten_is_not_used_again(
+    pal: FakePaypal,
+) -> None:
+    async with connected(pal.url, pal.client_secret) as connector:
+        order = replace(await order_of(connector, "setup-good"), made_at_s=NOW_S - 6 * 3_600)
+        assert isinstance(await connector.authorise(order, asked_before=True), Unknown)
+        assert pal.calls["post /v2/checkout/orders"] == 0
+
+
+async def test_a_paypal_that_cannot_be_reached_has_carried_out_nothing() -> None:
+    async with connected(f"http://127.0.0.1:{free_port()}") as connector:
+        order = CardOrder("ord_1", 500, "USD", "cus_1", "paypal:1", made_at_s=NOW_S)
+        told = await connector.authorise(order, asked_before=False)
+        assert isinstance(told, Declined)
+        assert told.decline is Decline.TECHNICAL
+        assert isinstance(await connector.authorise(order, asked_before=True), Unknown)
+        with pytest.raises(RailUnavailable):
+            await connector.sync("ORDER00000000001")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(500, b"{}"), (409, b"{}"), (200, b"{"), (201, b'{"id": 1}')]
+)
+async def test_an_answer_that_says_nothing_is_unknown_never_a_no(status: int, body: bytes) -> None:
+    async def muddled(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/v1/oauth2/token":
+            return await respond(send, 200, b'{"access_token": "a", "expires_in": 900}')
+        return await respond(send, status, body)
+
+    async with serving(muddled) as url, connected(url) as connector:
+        order = CardOrder("ord_1", 500, "USD", "cus_1", "paypal:1", made_at_s=NOW_S)
+        for asked_before in (False, True):
+            told = await connector.authorise(order, asked_before=asked_before)
+            assert isinstance(told, Unknown)
+        given = await connector.refund("A/B", 100, "USD", "key", asked_before=False)
+        assert isinstance(given, Unknown)
+
+
+def test_an_issue_that_nobody_has_listed_leaves_nothing_to_be_tried() -> None:
+    assert decline_of("INSTRUMENT_DECLINED") is Decline.SOFT
+    assert decline_of("CARD_EXPIRED") is Decline.HARD
+    assert decline_of("AN_ISSUE_OF_TOMORROW") is Decline.HARD
+
+
+def test_amounts_are_written_with_two_decimals() -> None:
+    values = [money(amount, "EUR")["value"] for amount in (1, 10, 1_234, 100_000)]
+    assert values == ["0.01", "0.10", "12.34", "1000.00"]
+
+
+def test_no_secret_is_in_a_repr() -> None:
+    assert "s3cret" not in repr(PaypalConfig(client_id="a", client_secret="s3cret"))
+    assert "s3cret" not in repr(AccessToken("s3cret", 900))
