@@ -106,11 +106,11 @@ class Story:
     async def sign(self) -> None:
         """Have somebody with money sign a transfer to the house."""
         payer = Account.create()
-        await self.chain(self.usdc.send, "mint", payer.address, SMALL)
+        await self.chain(self.usdc.send, "mint", payer.address, LARGE)
         message = {
             "from": payer.address,
             "to": self.sender,
-            "value": SMALL,
+            "value": LARGE,
             "validAfter": 0,
             "validBefore": 2**40,
             "nonce": f"0x{secrets.token_hex(32)}",
@@ -128,7 +128,7 @@ class Story:
             assert reply.status in (409, 503), reply
             await self.chain(self.anvil.mine, 1)
             await asyncio.sleep(_PAUSE_S)
-        self.paid = SMALL
+        self.paid = LARGE
         for _ in range(_TRIES_MAX):
             if await self.run.balance_msat():
                 return

@@ -82,15 +82,7 @@ def rail_of(
         confirmations=found.send_confirmations,
     )
     sending = Sending(send_terms, RpcChain(rpc), keys, ledger)
-    pay_terms = PayoutTerms(
-        assets=tuple(paid for one in config.assets for paid in one.paid),
-        allowed=frozenset(found.allowed),
-        pays_contracts=found.pays_contracts,
-        fee_margin_percent=found.fee_margin_percent,
-        l1=preset.l1,
-        batch_wait_s=found.batch_wait_s,
-    )
-    payouts = Payouts(pay_terms, sending, ledger, exchange)
+    payouts = Payouts(_pay_terms(found, config, preset), sending, ledger, exchange)
     addresses = Addresses(found.name, tree_of(found), ledger, watch_days=found.watch_days)
     watch_terms = WatchTerms(
         chain=found.name,
@@ -128,6 +120,17 @@ def rail_of(
         ledger,
     )
     return EvmRail(method, jobs), disperse
+
+
+def _pay_terms(found: EvmSettings, config: EvmConfig, preset: Preset) -> PayoutTerms:
+    return PayoutTerms(
+        assets=tuple(paid for one in config.assets for paid in one.paid),
+        allowed=frozenset(found.allowed),
+        pays_contracts=found.pays_contracts,
+        fee_margin_percent=found.fee_margin_percent,
+        l1=preset.l1,
+        batch_wait_s=found.batch_wait_s,
+    )
 
 
 def _treasuries(found: EvmSettings, keys: Keys, chain_id: int) -> tuple[str, ...]:

@@ -308,9 +308,7 @@ class Authorizations:
             return no_rate(native)
         if is_worth(cost, one.value, self._gas_percent):
             return None
-        text = (
-            f"its gas would cost {cost} units of {of.asset}: sign for more, or ask for an address"
-        )
+        text = f"its gas would cost {cost} units of {of.asset}: sign for more, or use a deposit"
         return Refusal("amount_too_small", text)
 
     def _untimely(self, one: Authorization) -> Refusal | None:
