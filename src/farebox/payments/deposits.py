@@ -215,7 +215,7 @@ class Deposits:
             rows += [(MATURING, seen.account)] if seen.matures_at else []
             # What is written says whose account it is: an earlier reading of the balances serves.
             account = await self._ledger.store.account(seen.balance)
-            owing = await self._ledger.store.account(_owed_by(seen.balance))
+            owing = await self._ledger.store.account(owed_by(seen.balance))
             available = account.available if account is not None else 0
             owed = owing.held if owing is not None else 0
 
@@ -325,7 +325,8 @@ def _moved(
     return msgspec.structs.replace(known, state=to, at=at, **rated)
 
 
-def _owed_by(balance: str) -> str:
+def owed_by(balance: str) -> str:
+    """The account of what the owner of a balance owes us."""
     return f"receivable:{balance}"
 
 
@@ -342,7 +343,7 @@ def _postings(
         paid_back: tuple[Step, ...] = ()
         if owed:
             paid_back = (
-                Transfer(balance, _owed_by(balance), min(owed, amount), "debt", Balancing.CREDIT),
+                Transfer(balance, owed_by(balance), min(owed, amount), "debt", Balancing.CREDIT),
             )
         if quoted:
             bought = buying(quoted, deposit.custody, deposit.amount, balance, "deposit")
@@ -351,15 +352,15 @@ def _postings(
     if deposit.state is not DepositState.REVERSED or not was_credited:
         return ()
     left = min(max(0, available), amount)
-    owed_by = _owed_by(balance)
-    opening = Open(owed_by, of, Kind.RECEIVABLE)
+    owing = owed_by(balance)
+    opening = Open(owing, of, Kind.RECEIVABLE)
     if quoted:
-        back = taking_back(quoted, deposit.custody, deposit.amount, balance, left, owed_by)
+        back = taking_back(quoted, deposit.custody, deposit.amount, balance, left, owing)
         return (opening, *back)
     return (
         opening,
         Transfer(balance, deposit.custody, left, "reversal"),
-        Transfer(owed_by, deposit.custody, amount - left, "reversal"),
+        Transfer(owing, deposit.custody, amount - left, "reversal"),
     )
 
 
