@@ -52,7 +52,7 @@ from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger, RowName, State
 from farebox.money import BTC
 from farebox.payments.exchange import Quoted, balance_of, buying, taking_back
-from farebox.payments.maturity import MATURING, Lot, with_less, with_lot
+from farebox.payments.maturity import MATURING, Lot, with_lot
 
 _log = structlog.get_logger("farebox.deposits")
 
@@ -283,11 +283,8 @@ def _ripening(deposit: Deposit, state: State, now_ns: int) -> tuple[Put, ...]:
     if not deposit.matures_at or not is_moved or deposit.balance != deposit.account:
         return ()
     known = state.value(MATURING, deposit.account)
-    if deposit.state is DepositState.CREDITED:
-        lot = Lot(deposit.key, deposit.amount_msat, deposit.matures_at)
-        changed = with_lot(known, lot, now_ns)
-    else:
-        changed = with_less(known, deposit.key, 0, now_ns)
+    here_msat = deposit.amount_msat if deposit.state is DepositState.CREDITED else 0
+    changed = with_lot(known, Lot(deposit.key, here_msat, deposit.matures_at), now_ns)
     version = state.version(MATURING, deposit.account)
     return (Put(MATURING, deposit.account, changed, version),)
 

@@ -63,7 +63,7 @@ from farebox.payments.exchange import (
     legs,
     taking_back,
 )
-from farebox.payments.maturity import MATURING, with_less
+from farebox.payments.maturity import MATURING, Lot, Maturing, with_lot
 from farebox.payments.model import OPERATION
 
 _log = structlog.get_logger("farebox.cards")
@@ -230,12 +230,12 @@ class Booking:
         lots = state.value(MATURING, deposit.account)
         here = deposit.amount - min(deposit.amount, given + taken)
         here_msat = bought(deposit.quoted, here).account if deposit.quoted else 0
-        less = with_less(lots, key, here_msat, now_ns)
+        ripening = with_lot(lots, Lot(key, here_msat, deposit.matures_at), now_ns)
         version = state.version(CARD_MONEY, key)
         puts += (Put(CARD_MONEY, key, booked, version),)
-        if less != (lots or less):
+        if ripening != (lots or Maturing()):
             puts += (
-                Put(MATURING, deposit.account, less, state.version(MATURING, deposit.account)),
+                Put(MATURING, deposit.account, ripening, state.version(MATURING, deposit.account)),
             )
         elif delta == _NOTHING and not undone:
             return None
