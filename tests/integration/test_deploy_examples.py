@@ -21,6 +21,7 @@ from farebox.bootstrap import Farebox
 from farebox.cli import app
 from farebox.cli.serve import _LAST_WORDS_S
 from farebox.operating import Metrics
+from farebox.payments.rail import Holding
 from farebox.settings import Settings, load_settings
 from tests.architecture.sources import ROOT
 
@@ -53,12 +54,13 @@ def options(command: str) -> set[str]:
 
 
 async def exposed(tmp_path: Path) -> dict[str, set[str]]:
-    """Every sample's name with the names of its labels; a mint and an upstream are configured."""
+    """Every sample's name with the names of its labels, where there is one of each thing."""
     settings = {
         "data_dir": str(tmp_path),
         "mint": [{"url": "http://127.0.0.1:9"}],
         "upstream": [{"urls": ["http://127.0.0.1:9"]}],
         "price": [{"per_request": "1 sat"}],
+        "lightning": {"url": "http://127.0.0.1:9", "key": "00", "network": "bcrt"},
     }
     async with Farebox(load_settings(None, {}, settings), b"k" * 32) as house:
         house.app.carrier.tally.failed.add("upstream_slow")
@@ -66,9 +68,15 @@ async def exposed(tmp_path: Path) -> dict[str, set[str]]:
         house.operator._metrics._parts.wallet_calls.add("refund 200")
         for place in house.cashu.mints.listed():
             place.mint.calls.ends.add("swap answered")
+        [watch] = house._watches
+        watch.looked_at_s, watch.holdings = 0, (Holding(watch.rail.place, "BTC", 1),)
+        house._deposits.moves.add("lightning credited")
         metrics: Metrics = house.operator._metrics
         text = (await metrics.exposition()).decode()
-    labels: dict[str, set[str]] = {"farebox_operations": {"kind", "state"}}
+    labels: dict[str, set[str]] = {
+        "farebox_operations": {"kind", "state"},
+        "farebox_deposits_open": {"method", "state"},
+    }
     for family in text_string_to_metric_families(text):
         labels.setdefault(family.name, set())
         for sample in family.samples:

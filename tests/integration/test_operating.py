@@ -7,9 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from farebox.bootstrap import Farebox
 from farebox.errors import InvalidSettings, StoreError
@@ -17,12 +15,10 @@ from farebox.operating import Verdict, Vitals
 from farebox.rails.web.breaker import FAILURES_TO_OPEN, PAUSE_S
 from farebox.settings import load_settings
 from farebox.tally import Counts, Spread
-from farebox.testing.asgi import serving
 from farebox.testing.mint import AnswersLate, DropAfter, Fail
 from farebox.wire.cashu.token import decode_token
+from tests.integration.scraping import Samples, of, scraped
 from tests.integration.whole_house import Door, WholeHouse, whole_house
-
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 @pytest.fixture
@@ -32,22 +28,7 @@ async def house(tmp_path: Path) -> AsyncIterator[WholeHouse]:
 
 
 async def scrape(house: WholeHouse) -> tuple[str, Samples]:
-    """What Prometheus would read at the operator's door."""
-    async with serving(house.farebox.operator) as url, httpx.AsyncClient() as client:
-        answer = await client.get(f"{url}/metrics")
-    assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("text/plain")
-    samples = {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(answer.text)
-        for sample in family.samples
-    }
-    return answer.text, samples
-
-
-def of(samples: Samples, name: str, **labels: str) -> float:
-    """One sample; 0 where it was never counted."""
-    return samples.get((name, frozenset(labels.items())), 0)
+    return await scraped(house.farebox)
 
 
 async def until(condition: Callable[[], object]) -> None:

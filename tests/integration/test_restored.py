@@ -20,8 +20,8 @@ import pytest
 
 from farebox.books import backup, open_audit
 from farebox.bootstrap import Farebox
+from farebox.cli.desk import GiveFound, Recover, Withdraw, carry_out
 from farebox.cli.desk import Reconcile as ReconcileRequest
-from farebox.cli.desk import Recover, Withdraw, carry_out
 from farebox.clock import SystemClock
 from farebox.ecash.plan import SwapPlan
 from farebox.ecash.saga import Done, advance_swap
@@ -544,6 +544,35 @@ async def test_it_may_be_killed_at_every_commit_and_lose_any_answer(
                     break
             number += 1
     assert number > 5
+
+
+async def test_what_was_found_is_given_once_to_whom_the_operator_believes(place: Place) -> None:
+    async with place.life("first") as life:
+        key = await life.create(place.token(100))
+        await place.back_up("first")
+        assert await life.topup(key, place.token(64)) == 200
+    place.put_back("second")
+    async with place.life("second") as life:
+        assert (await life.ask())["open"]
+        shown = await life.house.keys.authenticate(key)
+        assert isinstance(shown, ApiKey)
+        given = GiveFound("g1", shown.id, 50_000)
+        with pytest.raises(InvalidInput, match="--claim"):
+            await carry_out(life.house, given)
+        await life.ask(claim=True)
+        left_sat = await life.suspense_sat()
+        assert left_sat >= 64
+        for _ in range(2):
+            told = await carry_out(life.house, given)
+            assert told["suspense_msat"] == (left_sat - 50) * 1_000
+        assert await life.balance_sat(key) == 150
+        too_much = GiveFound("g2", shown.id, left_sat * 1_000)
+        with pytest.raises(InvalidInput, match="not so much"):
+            await carry_out(life.house, too_much)
+        another = GiveFound("g1", shown.id, 7_000)
+        with pytest.raises(InvalidInput, match="something else already"):
+            await carry_out(life.house, another)
+        assert await life.balance_sat(key) == 150
 
 
 # ── copies that nobody marked ────────────────────────────────────────────────────────────────────

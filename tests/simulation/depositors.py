@@ -1,4 +1,7 @@
-"""Callers who also pay by Lightning: they ask for deposits, pay them, and are paid out."""
+"""Callers who also pay over a rail: they ask for deposits, pay them, and are paid out.
+
+`Depositor` does so by Lightning, `payers.ChainPayer` on the chain.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,6 @@ from tests.simulation.callers import Act, Caller, bearer, post, read_json
 from tests.simulation.lightning import PAYEES, ModelLnd
 from tests.simulation.network import Ask, Reply
 
-_LIGHTNING = "lightning"
-#: What stays on an account where every way out takes its fee.
-_SMALL_MSAT = 2_000
 _EMPTYINGS_MAX = 60
 _SENDS_MOST = 30
 
@@ -30,31 +30,52 @@ class Asked:
     is_paying: bool = False
 
 
-class Depositor(Caller):
-    """One of them. `market` is every invoice that anybody was shown, with whose it is."""
+class RailCaller(Caller):
+    """One of them. `market` is all that anybody was shown to pay, with whose it is."""
 
-    node: ModelLnd
+    #: The rail, what is asked for over it, what fills an account, and what its fees may leave.
+    way: str
+    amounts_msat: tuple[int | None, ...]
+    filling_msat: int
+    small_msat: int
     market: dict[str, str]
 
-    def live_with(self, node: ModelLnd, market: dict[str, str], fills: float) -> None:
-        """Say which node the house has, and how often to pay in before one is paid out."""
-        self.node, self.market, self._fills = node, market, fills
+    def meet(self, market: dict[str, str], fills: float) -> None:
+        """Say who else is there, and how often to pay in before one is paid out."""
+        self.market, self._fills = market, fills
         self.asked: dict[str, Asked] = {}
-        #: What arrived of what the house paid out, by payment hash.
-        self.got_msat = 0
 
     def _acts(self) -> tuple[Act, ...]:
         acts = (self._ask_to_pay, self._ask_to_pay, self._claim, self._send, self._send)
         # In some worlds hardly anything else is done than to pay out.
         often = (self._send,) * round(_SENDS_MOST * self._fills)
-        return (*super()._acts(), *acts, *often, self._draw, self._claim_anothers)
+        return (*super()._acts(), *acts, *often, self._claim_anothers)
+
+    async def _pay(self, asked: Asked) -> None:
+        """Pay what was asked for, or something else."""
+        raise NotImplementedError
+
+    async def _send(self) -> None:
+        """Have something paid out."""
+        raise NotImplementedError
+
+    def _own(self) -> str:
+        """Where one is paid."""
+        raise NotImplementedError
+
+    def _credential(self, pay: str) -> str:
+        """How what was to be paid is handed in."""
+        return pay
+
+    def _addressed(self, body: dict[str, Any]) -> None:
+        """Say at once where the account is to be paid out to, perhaps."""
 
     # ── in ───────────────────────────────────────────────────────────────────────────────────────
 
     async def _ask_to_pay(self) -> None:
         chance = self._chance
-        amount_msat = chance.choice((None, 1_000, 21_000, 64_001, 300_000))
-        body = {"method": _LIGHTNING, "asset": "BTC", "amount": amount_msat}
+        amount_msat = chance.choice(self.amounts_msat)
+        body = {"method": self.way, "asset": "BTC", "amount": amount_msat}
         key = chance.choice(self.keys) if self.keys and chance.random() < 0.5 else ""
         headers = (bearer(key), self._name()) if key else (self._name(),)
         await self._named(post("/v1/deposits", body, *headers))
@@ -67,7 +88,7 @@ class Depositor(Caller):
             key = dict(ask.headers).get(b"authorization", b"").decode().removeprefix("Bearer ")
             asked = Asked(told["pay"], told["claim_secret"], told["amount"], key)
             self.asked.setdefault(told["deposit"], asked)
-            self.market[told["pay"]] = self.name
+            self.market[self._credential(told["pay"])] = self.name
         if ask.target in ("/v1/refunds", "/v1/payouts") and reply.status == 200:
             told = read_json(reply)
             if "dry_run" not in told:
@@ -87,34 +108,26 @@ class Depositor(Caller):
             return
         await self._pay(self._chance.choice(unpaid))
 
-    async def _pay(self, asked: Asked) -> None:
-        if asked.paid_msat or asked.is_paying:
-            return
-        amount_msat = asked.amount_msat or self._chance.randint(1, 90) * 1_000
-        asked.is_paying = True
-        self._trace(f"{self.name} pays {amount_msat} msat into {asked.text[-12:]}")
-        if await self.node.pay_in_slowly(asked.text, amount_msat):
-            asked.paid_msat = amount_msat
-        asked.is_paying = False
-
     async def _claim(self) -> None:
         """Open the account of a deposit, or ask for it on a key's."""
         if not self.asked:
             return await self._ask_to_pay()
         asked = self._chance.choice(list(self.asked.values()))
         if asked.key:
-            await self._named(post("/topup", {"cashu_token": asked.text}, bearer(asked.key)))
+            body = {"cashu_token": self._credential(asked.text)}
+            await self._named(post("/topup", body, bearer(asked.key)))
         elif self.keys and self._chance.random() < 0.4:
-            body = {"cashu_token": asked.text, "claim_secret": asked.claim_secret}
+            body = {"cashu_token": self._credential(asked.text)}
+            body["claim_secret"] = asked.claim_secret
             await self._patiently(post("/topup", body, bearer(self._chance.choice(self.keys))))
         else:
             await self._open(asked)
         return None
 
     async def _open(self, asked: Asked) -> Reply:
-        body = {"initial_balance_token": asked.text, "claim_secret": asked.claim_secret}
-        if self._chance.random() < 0.3:
-            body["refund_address"] = f"{self.name}@{PAYEES}"
+        body: dict[str, Any] = {"initial_balance_token": self._credential(asked.text)}
+        body["claim_secret"] = asked.claim_secret
+        self._addressed(body)
         reply = await self._patiently(post("/create", body))
         if reply.status == 200:
             key = read_json(reply)["api_key"]
@@ -136,6 +149,88 @@ class Depositor(Caller):
             reply = await self._ask(ask)
             if reply.status < 300:
                 raise AssertionError(f"{self.name} was paid by another's invoice: {ask.target}")
+
+    async def _fill(self, key: str) -> None:
+        """Have something on a key's account."""
+        body = {"method": self.way, "asset": "BTC", "amount": self.filling_msat}
+        made = await self._named(post("/v1/deposits", body, bearer(key), self._name()))
+        if made.status == 201:
+            await self._pay(self.asked[read_json(made)["deposit"]])
+
+    # ── in the calm ──────────────────────────────────────────────────────────────────────────────
+
+    async def collect(self) -> None:
+        """Ask for everything that is one's own."""
+        while any(one.is_paying for one in self.asked.values()):  # noqa: ASYNC110 - in simulated time
+            await asyncio.sleep(5)
+        self._is_calm = True
+        for ask in list(self._unanswered):
+            await self._named(ask)
+        for asked in self.asked.values():
+            if asked.paid_msat and not asked.key:
+                await self._open(asked)
+        await super().collect()
+
+    async def _empty(self, opens: str) -> None:
+        """By whichever way the house has money: all of it, else half, and again."""
+        part = 1
+        for _ in range(_EMPTYINGS_MAX):
+            told = await self._patiently(Ask("GET", "/info", (bearer(opens),)))
+            if told.status != 200 and opens not in self.keys:
+                return
+            balance_msat = read_json(told)["balance"] if told.status == 200 else 0
+            if told.status == 200 and balance_msat < self.small_msat:
+                return
+            amount_msat = balance_msat // part // 1_000 * 1_000
+            took = [await self._take_out(opens, way, amount_msat) for way in ("cashu", self.way)]
+            if any(reply.status == 200 for reply in took):
+                part = 1
+            elif amount_msat < self.small_msat:
+                return
+            else:
+                part *= 2
+                await asyncio.sleep(3)  # what is held may be about to be swapped
+        raise AssertionError(f"{self.name} cannot take out what is on {opens[:12]}: {took}")
+
+    async def _take_out(self, opens: str, way: str, amount_msat: int) -> Reply:
+        body: dict[str, Any] = {"method": way}
+        if amount_msat:
+            body["amount_msat"] = amount_msat
+        if way == self.way:
+            body["destination"] = self._own()
+        return await self._named(post("/v1/refunds", body, bearer(opens), self._name()))
+
+
+class Depositor(RailCaller):
+    """One who pays by Lightning."""
+
+    way = "lightning"
+    amounts_msat = (None, 1_000, 21_000, 64_001, 300_000)
+    filling_msat = 300_000
+    small_msat = 2_000
+    node: ModelLnd
+    #: What arrived of what the house paid out.
+    got_msat = 0
+
+    def _acts(self) -> tuple[Act, ...]:
+        return (*super()._acts(), self._draw)
+
+    async def _pay(self, asked: Asked) -> None:
+        if asked.paid_msat or asked.is_paying:
+            return
+        amount_msat = asked.amount_msat or self._chance.randint(1, 90) * 1_000
+        asked.is_paying = True
+        self._trace(f"{self.name} pays {amount_msat} msat into {asked.text[-12:]}")
+        if await self.node.pay_in_slowly(asked.text, amount_msat):
+            asked.paid_msat = amount_msat
+        asked.is_paying = False
+
+    def _own(self) -> str:
+        return f"{self.name}@{PAYEES}"
+
+    def _addressed(self, body: dict[str, Any]) -> None:
+        if self._chance.random() < 0.3:
+            body["refund_address"] = self._own()
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -162,7 +257,7 @@ class Depositor(Caller):
         amount_msat = self._chance.randint(1, 60) * 1_000
         target = self._chance.choice(("/v1/refunds", "/v1/payouts"))
         body: dict[str, object] = {
-            "method": _LIGHTNING,
+            "method": self.way,
             "destination": self._destination(amount_msat),
             "amount_msat": amount_msat + (1_000 if target == "/v1/refunds" else 0),
         }
@@ -171,18 +266,11 @@ class Depositor(Caller):
         await self._named(post(target, body, bearer(key), self._name()))
         return None
 
-    async def _fill(self, key: str) -> None:
-        """Have something on a key's account."""
-        body = {"method": _LIGHTNING, "asset": "BTC", "amount": 300_000}
-        made = await self._named(post("/v1/deposits", body, bearer(key), self._name()))
-        if made.status == 201:
-            await self._pay(self.asked[read_json(made)["deposit"]])
-
     async def _draw(self) -> None:
         """Take money out by a withdraw link, as a wallet does that scans it; or twice."""
         if not self.keys:
             return await self._create()
-        body = {"method": _LIGHTNING, "lnurl": True, "amount_msat": 30_000}
+        body = {"method": self.way, "lnurl": True, "amount_msat": 30_000}
         key = self._chance.choice(self.keys)
         made = await self._named(post("/v1/refunds", body, bearer(key), self._name()))
         if made.status != 201:
@@ -196,46 +284,3 @@ class Depositor(Caller):
             text = self.node.payee_invoice(told["maxWithdrawable"], self._gets)
             await self._patiently(Ask("GET", f"/v1/{link}&pr={text}"))
         return None
-
-    # ── in the calm ──────────────────────────────────────────────────────────────────────────────
-
-    async def collect(self) -> None:
-        """Ask for everything that is one's own."""
-        while any(one.is_paying for one in self.asked.values()):  # noqa: ASYNC110 - in simulated time
-            await asyncio.sleep(5)
-        self._is_calm = True
-        for ask in list(self._unanswered):
-            await self._named(ask)
-        for asked in self.asked.values():
-            if asked.paid_msat and not asked.key:
-                await self._open(asked)
-        await super().collect()
-
-    async def _empty(self, opens: str) -> None:
-        """By whichever way the house has money: all of it, else half, and again."""
-        part = 1
-        for _ in range(_EMPTYINGS_MAX):
-            told = await self._patiently(Ask("GET", "/info", (bearer(opens),)))
-            if told.status != 200 and opens not in self.keys:
-                return
-            balance_msat = read_json(told)["balance"] if told.status == 200 else 0
-            if told.status == 200 and balance_msat < _SMALL_MSAT:
-                return
-            amount_msat = balance_msat // part // 1_000 * 1_000
-            took = [await self._take_out(opens, way, amount_msat) for way in ("cashu", _LIGHTNING)]
-            if any(reply.status == 200 for reply in took):
-                part = 1
-            elif amount_msat < _SMALL_MSAT:
-                return
-            else:
-                part *= 2
-                await asyncio.sleep(3)  # what is held may be about to be swapped
-        raise AssertionError(f"{self.name} cannot take out what is on {opens[:12]}: {took}")
-
-    async def _take_out(self, opens: str, way: str, amount_msat: int) -> Reply:
-        body: dict[str, Any] = {"method": way}
-        if amount_msat:
-            body["amount_msat"] = amount_msat
-        if way == _LIGHTNING:
-            body["destination"] = f"{self.name}@{PAYEES}"
-        return await self._named(post("/v1/refunds", body, bearer(opens), self._name()))

@@ -19,11 +19,12 @@ from unittest.mock import patch
 
 from farebox import bootstrap
 from farebox.books import places
-from farebox.bootstrap import Farebox, lightning
+from farebox.bootstrap import Farebox, bitcoin, lightning
 from farebox.clock import Clock
 from farebox.errors import FareboxError
 from farebox.settings import load_settings
 from farebox.testing.asgi import App
+from tests.simulation.chain import ModelWallet
 from tests.simulation.disk import Disk
 from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.nature import WorldClock
@@ -170,6 +171,7 @@ def outside_replaced(
     outside: Process,
     upstream: App,
     chance: Random,
+    wallet: Callable[[Clock], ModelWallet],
 ) -> Iterator[None]:
     """While this lasts, the composition root finds the simulation where it looks for the world."""
 
@@ -192,6 +194,7 @@ def outside_replaced(
             open_session=session,
             open_guarded_session=session,
         ),
+        patch.object(bitcoin, "_wallet_of", lambda _, clock: wallet(clock)),
         patch.object(lightning, "open_node_session", lambda: NodeSession(network)),
     ):
         yield

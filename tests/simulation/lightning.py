@@ -34,7 +34,7 @@ PAYEES: Final = "payees.sim"
 _NOT_FOUND, _EXISTS, _UNKNOWN = 5, 6, 2
 _BYTES_MAX = 1 << 16
 #: What the model's channels hold at first, either way.
-_CAPACITY_MSAT = 10**12
+CAPACITY_MSAT = 10**12
 
 
 @dataclass
@@ -257,10 +257,10 @@ class ModelLnd:
         }
 
     def _balance(self) -> Document:
-        local = _CAPACITY_MSAT + self.received_msat - self.sent_msat
+        local = CAPACITY_MSAT + self.received_msat - self.sent_msat
         return {
             "local_balance": {"msat": str(local)},
-            "remote_balance": {"msat": str(2 * _CAPACITY_MSAT - local)},
+            "remote_balance": {"msat": str(2 * CAPACITY_MSAT - local)},
         }
 
     def _add_invoice(self, asked: Document) -> Document:
@@ -337,7 +337,7 @@ class ModelLnd:
             hanging: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._ends.setdefault(f"hangs {payment.payment_hash}", []).append(hanging)
             await asyncio.wait([hanging], timeout=moods.chance.uniform(0, moods.hangs_s))
-        local = _CAPACITY_MSAT + self.received_msat - self.sent_msat
+        local = CAPACITY_MSAT + self.received_msat - self.sent_msat
         if payee is None:
             self._fail(payment, "FAILURE_REASON_NO_ROUTE")
         elif payee.is_dead:

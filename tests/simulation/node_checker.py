@@ -20,6 +20,10 @@ _SOURCE = "lightning"
 class NodeChecker:
     """Looks at the books and at the node together."""
 
+    #: What fees keep on an account, a part of it at the mint and a part on a node.
+    too_little_msat = 4_000
+    may_lack_cover = False
+
     def __init__(self, disk: Disk, node: ModelLnd) -> None:
         self._disk = disk
         self._node = node

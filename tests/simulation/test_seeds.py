@@ -178,6 +178,9 @@ def counters_are_kept_in_memory() -> AbstractContextManager[object]:
         (planted_rails.nobody_asks_about_open_deposits, (28,)),
         (planted_rails.a_payment_in_flight_counts_as_failed, (3,)),
         (planted_rails.a_failed_payment_is_believed_at_once, (1648,)),
+        (planted_rails.what_leaves_the_chain_stays_credited, (137,)),
+        (planted_rails.one_block_is_enough_for_any_value, (156, 56)),
+        (planted_rails.a_payment_is_over_once_it_is_sent, (156, 217)),
     ],
 )
 def test_a_planted_defect_is_found(

@@ -78,6 +78,29 @@ class NodeWeather:
 
 
 @dataclass(frozen=True, slots=True)
+class ChainWeather:
+    """How a chain and the house's node on it behave; see `chain.ChainMoods`."""
+
+    block_s: float = 10
+    leaves_out: float = 0
+    reorganises: float = 0
+    returns: float = 0
+    double_spends: float = 0
+    forgets: float = 0
+    lags: float = 0
+    #: How often the price of room in a block moves.
+    price_moves: float = 0
+    goes_down: bool = False
+    #: How often a caller sees to it that there is something to pay out.
+    fills: float = 0
+    wire: NetworkWeather = NetworkWeather()
+
+    def calm(self) -> ChainWeather:
+        """The same chain once it only grows."""
+        return ChainWeather(wire=NetworkWeather(latency_s=self.wire.latency_s))
+
+
+@dataclass(frozen=True, slots=True)
 class Weather:
     """One seed's world."""
 
@@ -107,6 +130,8 @@ class Weather:
     breaks_locks: bool = False
     #: A Lightning node, in those worlds that have one.
     node: NodeWeather | None = None
+    #: A chain, in those worlds that have one.
+    chain: ChainWeather | None = None
 
     def calm(self) -> Weather:
         """The same world once every fault has stopped."""
@@ -119,16 +144,18 @@ class Weather:
             upstream_fails=0,
             caller_leaves=0,
             node=None if self.node is None else self.node.calm(),
+            chain=None if self.chain is None else self.chain.calm(),
         )
 
 
-def forecast(chance: Random, more: Random, rails: Random) -> Weather:
-    """Draw a world; what came later to the simulation draws from `more` and from `rails`."""
+def forecast(chance: Random, more: Random, rails: Random, chains: Random) -> Weather:
+    """Draw a world; what came later to the simulation draws from a chance of its own."""
     drawn = _forecast(chance)
     houses = more.choice((1, 1, 2, 3))
     offline_sat = more.choice((0, 0, 100, 400, 2_000))
     # Where the disk fails, many a request ends as if its process had, and nobody can tell.
     spares_disk = houses > 1 and more.random() < 0.6
+    node = _node(rails) if rails.random() < 0.5 else None
     return replace(
         drawn,
         disk=drawn.disk.calm() if spares_disk else drawn.disk,
@@ -138,7 +165,8 @@ def forecast(chance: Random, more: Random, rails: Random) -> Weather:
         freezes=houses > 1 and more.random() < 0.6,
         offline_sat=offline_sat,
         breaks_locks=offline_sat > 0 and not drawn.rotates_keys and more.random() < 0.5,
-        node=_node(rails) if rails.random() < 0.5 else None,
+        node=node,
+        chain=_chain(chains) if node is None and chains.random() < 0.5 else None,
     )
 
 
@@ -196,6 +224,22 @@ def _node(chance: Random) -> NodeWeather:
         # Payments that take long, on a wire that brings a call late, are what is hard for a rail.
         wire=replace(_network(chance), delays_call=chance.choice((0, 0.05, 0.3))),
         fills=chance.choice((0, 0.5, 0.9)),
+    )
+
+
+def _chain(chance: Random) -> ChainWeather:
+    return ChainWeather(
+        block_s=chance.choice((5, 15, 40)),
+        leaves_out=_often(chance),
+        reorganises=chance.choice((0, 0.1, 0.3)),
+        returns=chance.choice((0, 0.1, 0.3)),
+        double_spends=chance.choice((0, 0.3, 0.6)),
+        forgets=_often(chance),
+        lags=chance.choice((0, 0.1, 0.5)),
+        price_moves=chance.choice((0, 0.1, 0.5)),
+        goes_down=chance.random() < 0.3,
+        fills=chance.choice((0, 0.5, 0.9)),
+        wire=_network(chance),
     )
 
 

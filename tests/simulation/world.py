@@ -15,11 +15,14 @@ from typing import Any
 import structlog
 
 from farebox.books import RECORDS
+from farebox.clock import Clock
 from farebox.errors import FareboxError
 from farebox.rails.cashu.records import LOCKED, LockedUse
 from farebox.signer import Signer
 from farebox.wire.cashu import crypto
 from tests.simulation.callers import Caller
+from tests.simulation.chain import ChainMoods, ModelChain, ModelWallet
+from tests.simulation.chain_checker import DEPTHS, ChainChecker
 from tests.simulation.checker import Checker, PromiseBroken
 from tests.simulation.depositors import Depositor
 from tests.simulation.disk import Disk
@@ -30,8 +33,16 @@ from tests.simulation.mint import HOME, WALLET, Others
 from tests.simulation.nature import WorldClock, nature
 from tests.simulation.network import Ask, Connection, Lost, Network, Reply
 from tests.simulation.node_checker import NodeChecker
+from tests.simulation.payers import ChainPayer
 from tests.simulation.store import SimulatedStore
-from tests.simulation.weather import DiskWeather, NodeWeather, Weather, forecast
+from tests.simulation.weather import (
+    ChainWeather,
+    DiskWeather,
+    NetworkWeather,
+    NodeWeather,
+    Weather,
+    forecast,
+)
 
 #: How long the calm may take until nothing is open, and how often to look.
 _CALM_S = 4_000
@@ -90,7 +101,7 @@ class World:
         self.disk = Disk(RECORDS, seeded(seed, "disk"))
         self.checker = Checker(self.disk, self.others, self._break, loop.time)
         self.checker.offline_msat = weather.offline_sat * 1_000
-        terms = settings(chance, weather.offline_sat, has_node=weather.node is not None)
+        terms = settings(chance, weather)
         self._may_cross = terms["ecash.foreign"] == "swap"
         #: Each house's machine has a clock of its own, which may jump; so has the database's.
         self.clocks = [WorldClock(loop) for _ in range(weather.houses)]
@@ -100,7 +111,9 @@ class World:
             House(loop, self.disk, own, terms, self.trace, name=f"house-{n}", shares=shares)
             for n, own in enumerate(self.clocks)
         ]
-        kind = Caller if weather.node is None else Depositor
+        kind: type[Caller] = Caller
+        if weather.node is not None or weather.chain is not None:
+            kind = Depositor if weather.chain is None else ChainPayer
         self.callers = [
             kind(f"caller-{n}", self.ask, self.others, seeded(seed, f"caller-{n}"), self.trace)
             for n in range(weather.callers)
@@ -108,6 +121,9 @@ class World:
         self.node: ModelLnd | None = None
         if weather.node is not None:
             self._add_node(weather.node, clock, seeded(seed, "node"))
+        self.chain: ModelChain | None = None
+        if weather.chain is not None:
+            self._add_chain(weather.chain, clock, seeded(seed, "chain"))
 
     def _add_node(self, drawn: NodeWeather, clock: WorldClock, chance: Random) -> None:
         moods = Moods(
@@ -121,11 +137,41 @@ class World:
         )
         self.node = ModelLnd(clock, moods, self.outside.spawn, macaroon=MACAROON)
         self.network.hosts |= {NODE: self.node, PAYEES: self.node.address_book}
-        self.checker.node = NodeChecker(self.disk, self.node)
+        self.checker.rail = NodeChecker(self.disk, self.node)
         market: dict[str, str] = {}
         for caller in self.callers:
             if isinstance(caller, Depositor):
-                caller.live_with(self.node, market, drawn.fills)
+                caller.node = self.node
+                caller.meet(market, drawn.fills)
+
+    def _add_chain(self, drawn: ChainWeather, clock: WorldClock, chance: Random) -> None:
+        moods = ChainMoods(
+            chance,
+            leaves_out=drawn.leaves_out,
+            reorganises=drawn.reorganises,
+            returns=drawn.returns,
+            double_spends=drawn.double_spends,
+            forgets=drawn.forgets,
+            lags=drawn.lags,
+            price_moves=drawn.price_moves,
+            block_s=drawn.block_s,
+        )
+        self.chain = ModelChain(clock, moods, self.trace)
+        self.checker.rail = ChainChecker(self.disk, self.chain)
+        market: dict[str, str] = {}
+        for caller in self.callers:
+            if isinstance(caller, ChainPayer):
+                caller.chain = self.chain
+                caller.meet(market, drawn.fills)
+
+    def wallet(self, clock: Clock) -> ModelWallet:
+        """The house's wallet, in a process that has just started."""
+        assert self.chain is not None
+
+        def wire() -> NetworkWeather:
+            return self.weather.chain.wire if self.weather.chain else NetworkWeather()
+
+        return ModelWallet(self.chain, self.outside, wire, self.chain.moods.chance, clock)
 
     def _share(self) -> SimulatedStore:
         def weather() -> DiskWeather:
@@ -169,6 +215,9 @@ class World:
         storms += [self.outside.spawn(self._freeze(house)) for house in self.houses]
         storms.append(self.outside.spawn(self._break_locks()))
         storms.append(self.outside.spawn(self._take_node_down()))
+        storms.append(self.outside.spawn(self._take_chain_down()))
+        if self.chain is not None:
+            self.outside.spawn(self.chain.live())
         for caller in self.callers:
             caller.fails = self._storm.upstream_fails
             caller.may_cross = self._may_cross
@@ -188,6 +237,8 @@ class World:
             mint.settle_melts(lambda: True)
         if self.node is not None:
             self.node.end_all()
+        if self.chain is not None:
+            self.chain.calm_down()
         await asyncio.gather(*(self.outside.spawn(one.collect()) for one in self.callers))
         await self._come_to_rest()
         # A top-up that nobody waited for, of a key that has expired meanwhile, may come last.
@@ -266,6 +317,16 @@ class World:
             self.trace("the node is up again")
             self.node.moods.is_down = False
 
+    async def _take_chain_down(self) -> None:
+        while self.chain is not None and self._storm.chain and self._storm.chain.goes_down:
+            moods = self.chain.moods
+            await asyncio.sleep(moods.chance.expovariate(1 / 40))
+            self.trace("the chain's node goes down")
+            moods.is_down = True
+            await asyncio.sleep(moods.chance.uniform(0, 60))
+            self.trace("the chain's node is up again")
+            moods.is_down = False
+
     async def _break_locks(self) -> None:
         """The mint lets others spend what is locked to us, as much as the house can bear."""
         mint, broken_msat = self.others.mints[HOME], 0
@@ -310,11 +371,11 @@ class World:
         return reply
 
 
-def settings(chance: Random, offline_sat: int, *, has_node: bool = False) -> dict[str, object]:
+def settings(chance: Random, weather: Weather) -> dict[str, object]:
     """How the operator has set up this house."""
     mint: dict[str, object] = {"url": f"https://{HOME}"}
-    if offline_sat:
-        mint["offline_max"] = f"{offline_sat} sat"
+    if weather.offline_sat:
+        mint["offline_max"] = f"{weather.offline_sat} sat"
     chosen: dict[str, object] = {
         "data_dir": "/simulated",
         "mint": [mint],
@@ -326,7 +387,21 @@ def settings(chance: Random, offline_sat: int, *, has_node: bool = False) -> dic
         "ecash.foreign": chance.choice(("refuse", "swap")),
         "ecash.consolidate_proofs": chance.choice((3, 16, 64)),
     }
-    if has_node:
+    if weather.chain is not None:
+        chosen |= {
+            "bitcoin.url": "http://chain.sim",
+            "bitcoin.login": "user:password",
+            "bitcoin.key": "of the model",
+            "bitcoin.network": "regtest",
+            "bitcoin.start_height": 0,
+            "bitcoin.deposit_min": "1000 sat",
+            "bitcoin.payout_min": "1000 sat",
+            "bitcoin.confirmations": [f"{depth} from {sat} sat" for sat, depth in DEPTHS],
+            "bitcoin.fee_rate": 1,
+            "bitcoin.batch_window_s": 2,
+            "bitcoin.round_s": 3,
+        }
+    if weather.node is not None:
         chosen |= {
             "lightning.url": f"https://{NODE}",
             "lightning.key": MACAROON,
@@ -339,7 +414,8 @@ def settings(chance: Random, offline_sat: int, *, has_node: bool = False) -> dic
 
 def run(seed: int, tell: Telling = lambda _: None) -> Story:
     """Live through one seed. What is wrong is told in the story's `fault`."""
-    weather = forecast(seeded(seed, "weather"), seeded(seed, "houses"), seeded(seed, "rails"))
+    drawn = (seeded(seed, what) for what in ("weather", "houses", "rails", "chains"))
+    weather = forecast(*drawn)
     loop = SimulatedLoop(seeded(seed, "loop"), is_shuffled=weather.is_shuffled)
     clock = WorldClock(loop)
     asyncio.set_event_loop(loop)
@@ -367,7 +443,13 @@ def _lived(world: World, loop: SimulatedLoop) -> str:
     chance = world.chance_of_disk
     upstream, outside = world.others.upstream, world.outside
     with outside_replaced(
-        world.disk, lambda: world.weather.disk, world.network, outside, upstream, chance
+        world.disk,
+        lambda: world.weather.disk,
+        world.network,
+        outside,
+        upstream,
+        chance,
+        world.wallet,
     ):
         living = loop.create_task(world.run())
         try:

@@ -13,6 +13,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
+import msgspec
+
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
 from farebox.bootstrap.channels import House, channels_of
@@ -30,6 +32,7 @@ from farebox.ledger.service import Ledger
 from farebox.ledger.store import Store
 from farebox.money import BTC
 from farebox.operating import Doors, Metrics, OperatorDoor, Parts, Vitals, ready
+from farebox.operating.comparing import catch_up
 from farebox.operating.root_key import require_root_key
 from farebox.payments.cards.gateway import PaymentGateway
 from farebox.payments.conversions import Conversions
@@ -248,7 +251,11 @@ class Farebox:
         count_assets(rates, methods)
         self._rates = RateRefresh(rates, self.prices)
         self.payments = Payments(self.ledger, self.operations, methods, self.signer, exchange)
-        self.deposits = DepositRequests(self.ledger, Deposits(self.ledger), methods, exchange)
+        self._deposits = Deposits(self.ledger)
+        self.deposits = DepositRequests(self.ledger, self._deposits, methods, exchange)
+        self._watches = [
+            RailWatch(rail, self.deposits, self.ledger) for rail in self.deposits.rails().values()
+        ]
         self.cards = PaymentGateway(
             card_methods(self._rails),
             self.deposits,
@@ -291,7 +298,8 @@ class Farebox:
             gateway=self.app,
             upstreams=upstreams,
             mints=self.cashu.mints,
-            rails=tuple(self.deposits.rails().values()),
+            watches=self._watches,
+            deposits=self._deposits,
             worker=self.worker,
             wallet_calls=wallet_calls,
             data_dir=self.settings.data_dir,
@@ -328,11 +336,14 @@ class Farebox:
         self.app.carrier.is_closed = self.doors.is_closed
 
     async def reconcile(self) -> Reconciled:
-        """Hold a closed book against what the mints say, and open it if they all have answered."""
+        """Hold a closed book against what mints and rails say; open it if all have answered."""
         async with self._reconciled:  # whoever asked before may have hung up, and it goes on
             if not self.doors.is_closed:
                 return Reconciled()
             found = await self.reconciling.run()
+            # After the operations: what they end is asked of the rails as well.
+            away = await catch_up(self.deposits.rails().values(), self.deposits)
+            found = msgspec.structs.replace(found, away=(*found.away, *away))
             if found.is_whole:
                 await self.doors.reopen()
             self.app.carrier.is_closed = self.doors.is_closed
@@ -393,8 +404,7 @@ class Farebox:
             *(self.channels.jobs if self.channels else ()),
             *(job for rail in self._rails for job in rail.jobs),
         ]
-        for rail in self.deposits.rails().values():
-            watch = RailWatch(rail, self.deposits, self.ledger)
+        for watch in self._watches:
             self._closing.push_async_callback(watch.stop)
             # One process listens and polls; each knows for itself whether the rail is there.
             duty = Duty(f"watch:{watch.name}", watch.poll, self.ledger, self.processes)

@@ -16,6 +16,7 @@ import msgspec
 
 from farebox.bootstrap import Farebox
 from farebox.cli import checks
+from farebox.cli.restoring import give, reconcile
 from farebox.cli.signing import sign, unsigned
 from farebox.clock import iso
 from farebox.errors import InvalidInput
@@ -29,7 +30,6 @@ from farebox.payments import Refusal
 from farebox.payments.exchange import REVENUE
 from farebox.payments.model import Operation, OperationState, Rejected, Succeeded
 from farebox.payments.service import PAYOUT, REFUND, Pending, Refunded
-from farebox.rails.cashu.reconcile import SUSPENSE, Reconciled
 from farebox.wire.cashu.model import normalize_mint_url
 
 _CASHU = "cashu"
@@ -75,7 +75,7 @@ class Withdraw(msgspec.Struct, frozen=True, tag="withdraw"):
     """Take earnings out, once for one `id`: as a token, or to a Lightning address or invoice.
 
     `amount_msat` None takes all there is; `mint` says whose money, "" leaves it to the rail.
-    `method` is the way to pay whose money it is.
+    `method` is the way to pay whose money it is, `asset` what leaves where that has several.
     """
 
     id: str
@@ -83,6 +83,7 @@ class Withdraw(msgspec.Struct, frozen=True, tag="withdraw"):
     destination: str = ""
     mint: str = ""
     method: str = _CASHU
+    asset: str = ""
 
 
 class Recover(msgspec.Struct, frozen=True, tag="recover"):
@@ -110,10 +111,18 @@ class Examine(msgspec.Struct, frozen=True, tag="doctor"):
 
 
 class Reconcile(msgspec.Struct, frozen=True, tag="reconcile"):
-    """Hold a closed book against what the mints say, and open it. `claim` takes over what was
-    found at them, also of an open book."""
+    """Hold a book against what mints and rails say, and open a closed one. `claim` takes over what
+    was found at the mints, also of an open book."""
 
     claim: bool = False
+
+
+class GiveFound(msgspec.Struct, frozen=True, tag="reconcile give"):
+    """Put a part of what was found after a restore on the account of a key, once for one `id`."""
+
+    id: str
+    key: str
+    amount_msat: int
 
 
 class Unsigned(msgspec.Struct, frozen=True, tag="psbt list"):
@@ -142,6 +151,7 @@ Request = (
     | Resolve
     | Examine
     | Reconcile
+    | GiveFound
     | Unsigned
     | Sign
 )
@@ -155,7 +165,10 @@ async def carry_out(house: Farebox, request: Request) -> Facts:
         case Balance():
             return await _balance(house.ledger)
         case Reconcile(claim=claim):
-            return await _reconcile(house, claim=claim)
+            return await reconcile(house, claim=claim)
+        case GiveFound(id=give_id, key=key_id, amount_msat=amount_msat):
+            account = (await _key(house, key_id)).account
+            return await give(house, give_id, account, amount_msat)
         case CreateKey():
             return await _create_key(house, request)
         case ListKeys():
@@ -290,13 +303,15 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
     known = await house.operations.get(wanted.id)
     if known is None and amount_msat == 0:
         raise InvalidInput("there is nothing to withdraw: `farebox balance` shows what was earned")
+    metadata = {"refund_mint_url": normalize_mint_url(wanted.mint)} if wanted.mint else {}
+    metadata |= {"refund_currency": wanted.asset} if wanted.asset else {}
     left = await house.payments.refund(
         REVENUE,
         amount_msat,
         method=wanted.method,
         operation_id=wanted.id,
         destination=wanted.destination,
-        metadata={"refund_mint_url": normalize_mint_url(wanted.mint)} if wanted.mint else {},
+        metadata=metadata,
     )
     match left:
         case Refunded():
@@ -307,27 +322,6 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
             raise InvalidInput(f"nothing was withdrawn: {message}")
         case _:
             assert_never(left)
-
-
-# ── after a restore ─────────────────────────────────────────────────────────────────────────────
-
-
-async def _reconcile(house: Farebox, *, claim: bool) -> Facts:
-    house.doors.require_here()
-    if not house.doors.is_closed and not claim:
-        raise InvalidInput("the book is open: there is nothing to reconcile")
-    found = await house.reconcile() if house.doors.is_closed else Reconciled()
-    facts: Facts = msgspec.json.decode(msgspec.json.encode(found))
-    if claim and found.is_whole:
-        claimed = await house.reconciling.claim()
-        facts |= {"claimed_msat": claimed.renewed_msat, "away": list(claimed.away)}
-    suspense = await house.ledger.store.account(SUSPENSE)
-    balance_msat = suspense.credits_posted - suspense.debits_posted if suspense else 0
-    return facts | {
-        "open": not house.doors.is_closed,
-        "suspense_msat": balance_msat,
-        "covered": balance_msat >= 0,
-    }
 
 
 # ── unfinished operations ────────────────────────────────────────────────────────────────────────

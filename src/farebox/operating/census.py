@@ -20,7 +20,9 @@ from farebox.ledger.model import Account, Kind
 from farebox.ledger.store import PAGE_MAX, Store
 from farebox.money import BTC
 from farebox.operating.vitals import Parts
+from farebox.payments.deposits import DEPOSIT, DepositState
 from farebox.payments.model import Operation
+from farebox.payments.service import PAYOUT, REFUND
 from farebox.paywall.model import REQUEST, RequestState
 
 #: Whoever asks more often is told the same again.
@@ -32,6 +34,7 @@ _PAGE = 100
 _CHANNEL = "custody:channel:"
 _CHANNELS = "custody:channels"
 _BEHIND_CUSTOMERS = CUSTOMER_PREFIX[:-1] + chr(ord(CUSTOMER_PREFIX[-1]) + 1)
+_AGES_S = (0, 60, 3_600, 86_400)
 _DEBIT_NORMAL = frozenset({Kind.CUSTODY, Kind.RECEIVABLE, Kind.EXPENSE})
 
 
@@ -41,7 +44,8 @@ class Census:
 
     #: What we hold, each place with its ceiling.
     custody: Sequence[Account]
-    #: Asset → what is owed to us: requests through channels that are not signed for.
+    #: Asset → what is owed to us: requests through channels that are not signed for, and deposits
+    #: that were taken back after their money was spent.
     receivable: Counter[str]
     #: (asset, "customers" or the kind of account) → what is owed.
     owed: Counter[tuple[str, str]]
@@ -52,6 +56,10 @@ class Census:
     operations: Counter[tuple[str, str]]
     #: State → the age of its oldest.
     oldest_s: dict[str, int]
+    #: Age in seconds → how many payments to customers are unfinished and at least so old.
+    payouts: dict[int, int]
+    #: (method, state) → how many deposits were seen and are not credited yet.
+    deposits: Counter[tuple[str, str]]
 
 
 class CensusTaker:
@@ -94,15 +102,22 @@ class CensusTaker:
             requests_open=await _requests_open(store),
             operations=Counter((one.kind, one.state.value) for one in unfinished),
             oldest_s=self._oldest(unfinished),
+            payouts=self._payouts(unfinished),
+            deposits=await _deposits_open(store),
         )
 
     def _oldest(self, unfinished: Sequence[Operation]) -> dict[str, int]:
-        now_ns = self._parts.clock.now_ns()
         oldest: dict[str, int] = {}
         for one in unfinished:
-            age_s = max(0, now_ns - one.created_at) // NS_PER_S
-            oldest[one.state.value] = max(age_s, oldest.get(one.state.value, 0))
+            oldest[one.state.value] = max(self._age_s(one), oldest.get(one.state.value, 0))
         return oldest
+
+    def _payouts(self, unfinished: Sequence[Operation]) -> dict[int, int]:
+        ages_s = [self._age_s(one) for one in unfinished if one.kind in (REFUND, PAYOUT)]
+        return {least_s: sum(age_s >= least_s for age_s in ages_s) for least_s in _AGES_S}
+
+    def _age_s(self, operation: Operation) -> int:
+        return max(0, self._parts.clock.now_ns() - operation.created_at) // NS_PER_S
 
 
 def _places(custody: Sequence[Account]) -> list[Account]:
@@ -139,6 +154,14 @@ async def _without_customers(store: Store) -> list[Account]:
         if after.startswith(CUSTOMER_PREFIX):
             after = _BEHIND_CUSTOMERS
     raise StoreError(f"more than {len(found)} accounts that are not customers'")
+
+
+async def _deposits_open(store: Store) -> Counter[tuple[str, str]]:
+    found: Counter[tuple[str, str]] = Counter()
+    for state in (DepositState.DETECTED, DepositState.CONFIRMED):
+        rows = await store.find(DEPOSIT, {"state": state})
+        found.update((row.value.source, state.value) for _, row in rows)
+    return found
 
 
 async def _requests_open(store: Store) -> int:

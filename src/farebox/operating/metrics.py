@@ -68,6 +68,7 @@ class Metrics(Collector):
         yield from self._requests()
         yield from self._commits()
         yield from self._mints()
+        yield from self._rails()
         yield from self._upstreams()
         yield from self._jobs()
         yield from self._health()
@@ -79,6 +80,7 @@ class Metrics(Collector):
         if self._counted is not None:
             yield from _money(self._counted)
             yield from _unfinished(self._counted)
+            yield from _in_flight(self._counted)
 
     def _requests(self) -> Iterator[Metric]:
         gateway = self._parts.gateway
@@ -187,6 +189,43 @@ class Metrics(Collector):
             "state",
         )
 
+    def _rails(self) -> Iterator[Metric]:
+        watches, now_s = self._parts.watches, running_s()
+        yield _gauge(
+            "farebox_rail_works",
+            "Whether a rail works, by its last probe and its circuit breaker.",
+            [((one.name,), int(one.rail.standing().works)) for one in watches],
+            "method",
+        )
+        yield _gauge(
+            "farebox_rail_looked_seconds_ago",
+            "How long ago a rail was last looked through for deposits; told by whoever does it.",
+            [
+                ((one.name,), now_s - one.looked_at_s)
+                for one in watches
+                if one.looked_at_s is not None
+            ],
+            "method",
+        )
+        yield _gauge(
+            "farebox_held",
+            "What a rail itself says lies at a place, ours and the operator's own.",
+            [
+                ((one.asset, _place(one.custody)), _told(one.amount))
+                for watch in watches
+                for one in watch.holdings
+            ],
+            "asset",
+            "place",
+        )
+        yield _counter(
+            "farebox_deposits",
+            "Deposits that have come so far here, by their method.",
+            [(name.split(" "), count) for name, count in self._parts.deposits.moves.items()],
+            "method",
+            "state",
+        )
+
     def _upstreams(self) -> Iterator[Metric]:
         addresses = [
             (one.path or "/", address)
@@ -257,8 +296,15 @@ def _money(census: Census) -> Iterator[Metric]:
         "place",
     )
     yield _gauge(
+        "farebox_custody_leaving",
+        f"What is held for payments out that are not at their end. {unit}",
+        [((one.asset, _place(one.id)), _told(one.credits_pending)) for one in census.custody],
+        "asset",
+        "place",
+    )
+    yield _gauge(
         "farebox_receivable",
-        f"Requests through channels that were served and are not signed for yet. {unit}",
+        f"Owed to us: what was served and not signed for, and reversed deposits. {unit}",
         [((asset,), _told(amount)) for asset, amount in census.receivable.items()],
         "asset",
     )
@@ -295,6 +341,22 @@ def _unfinished(census: Census) -> Iterator[Metric]:
         "farebox_operation_oldest_seconds",
         "How old the oldest unfinished operation is; 0 where there is none.",
         [((state,), census.oldest_s.get(state, 0)) for state in states],
+        "state",
+    )
+
+
+def _in_flight(census: Census) -> Iterator[Metric]:
+    yield _gauge(
+        "farebox_payouts_open",
+        "Refunds and payouts that are not at their end and are at least so old.",
+        [((str(least_s),), count) for least_s, count in census.payouts.items()],
+        "older_than_s",
+    )
+    yield _gauge(
+        "farebox_deposits_open",
+        "Deposits that were seen and are not credited yet; 1,000 of a state at most.",
+        [(key, count) for key, count in census.deposits.items()],
+        "method",
         "state",
     )
 

@@ -23,6 +23,7 @@ from farebox.ledger.service import Ledger
 from farebox.money import BTC
 from farebox.operating.doors import Doors
 from farebox.operating.findings import Finding, Verdict, disk_space, fine, free_bytes
+from farebox.payments.deposits import Deposits
 from farebox.payments.exchange import REVENUE
 from farebox.payments.operations import Operations
 from farebox.payments.rail import DepositMethod
@@ -31,7 +32,7 @@ from farebox.pricing.model import Currency
 from farebox.rails.cashu.mints import MintPlace, Mints
 from farebox.rails.web.breaker import BreakerState
 from farebox.tally import Commits, Counts
-from farebox.worker import Worker
+from farebox.worker import RailWatch, Worker
 
 _log = structlog.get_logger("farebox.vitals")
 
@@ -54,7 +55,8 @@ class Parts:
     gateway: Gateway
     upstreams: Upstreams
     mints: Mints
-    rails: Sequence[DepositMethod]
+    watches: Sequence[RailWatch]
+    deposits: Deposits
     worker: Worker
     wallet_calls: Counts
     data_dir: Path
@@ -92,7 +94,7 @@ class Vitals:
             fine("root key", "it opens this book"),  # or the house would not have opened
             *self.rate(),
             *map(_mint, self._parts.mints.trusted()),
-            *map(_rail, self._parts.rails),
+            *(_rail(one.rail) for one in self._parts.watches),
             *self.upstreams(),
         ]
 

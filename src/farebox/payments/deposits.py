@@ -37,6 +37,7 @@ import structlog
 from farebox.errors import StoreBusy
 from farebox.ledger.model import (
     ABSENT,
+    Applied,
     Balancing,
     Code,
     Event,
@@ -53,6 +54,7 @@ from farebox.ledger.service import Ledger, RowName, State
 from farebox.money import BTC
 from farebox.payments.exchange import Quoted, balance_of, buying, taking_back
 from farebox.payments.maturity import MATURING, Lot, with_lot
+from farebox.tally import Counts
 
 _log = structlog.get_logger("farebox.deposits")
 
@@ -190,6 +192,8 @@ class Deposits:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        #: "lightning credited": how often a deposit has come so far, in this process.
+        self.moves = Counts()
 
     async def report(self, seen: Deposit, *, request: str = "") -> Deposit:
         """Take note of a deposit at `seen.state`; returns how it stands now.
@@ -251,6 +255,8 @@ class Deposits:
             outcome = await self._ledger.transact(rows, decide)
             if isinstance(outcome, Deposit):
                 return outcome
+            if isinstance(outcome, Applied):
+                self.moves.add(f"{seen.source} {to}")
             if isinstance(outcome, _Elsewhere):
                 seen = msgspec.structs.replace(seen, account=outcome.account)
                 continue

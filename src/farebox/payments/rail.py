@@ -9,7 +9,7 @@ deposit's claim secret. The rail only says what it saw; `requests.py` credits, e
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from farebox.money import BTC, Asset
@@ -126,6 +126,15 @@ class Terms:
         return next((one for one in self.assets if one.asset.code == asset), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What the network says lies at a place, in the asset's own unit; ours and the operator's."""
+
+    custody: str
+    asset: str
+    amount: int
+
+
 class DepositMethod(AbstractPaymentMethod):
     """A rail. All of its calls outside may raise RailUnavailable and RailRejected."""
 
@@ -159,6 +168,10 @@ class DepositMethod(AbstractPaymentMethod):
     @abc.abstractmethod
     async def probe(self) -> None:
         """Ask the network whether it is there, for `standing`. Raises RailUnavailable."""
+
+    async def holdings(self) -> Sequence[Holding]:
+        """What there is to pay out of, asked now. Here: it is not told."""
+        return ()
 
     @abc.abstractmethod
     def terms(self) -> Terms:

@@ -12,16 +12,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing, suppress
 
 import msgspec
 import structlog
 
+from farebox.clock import running_s
 from farebox.errors import RailError
 from farebox.ledger.model import Put, Unit
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger, State
-from farebox.payments.rail import DepositMethod
+from farebox.payments.rail import DepositMethod, Holding
 from farebox.payments.requests import DepositRequests
 
 _log = structlog.get_logger("farebox.watch")
@@ -48,6 +50,14 @@ class RailWatch:
         self._ledger = ledger
         self._listening: asyncio.Task[None] | None = None
         self._failures = 0
+        #: When it was last looked through here, or we began to; None where others do it.
+        self.looked_at_s: float | None = None
+        self.holdings: Sequence[Holding] = ()
+
+    @property
+    def rail(self) -> DepositMethod:
+        """What is watched."""
+        return self._rail
 
     @property
     def name(self) -> str:
@@ -58,15 +68,19 @@ class RailWatch:
         """One round: keep the subscription up, then ask about every open request that is due."""
         if self._listening is None or self._listening.done():
             self._listening = asyncio.create_task(self._listen(), name=f"watch:{self.name}")
+        if self.looked_at_s is None:
+            self.looked_at_s = running_s()
         try:
             await self._requests.poll(self.name)
+            self.looked_at_s = running_s()
         except RailError as error:
             _log.warning("watch.not_polled", rail=self.name, reason=str(error))
 
     async def probe(self) -> None:
-        """Ask the rail whether it is there, for `/v1/methods`."""
+        """Ask the rail whether it is there, for `/v1/methods`, and what it holds."""
         with suppress(RailError):  # its standing tells
             await self._rail.probe()
+            self.holdings = await self._rail.holdings()
 
     async def stop(self) -> None:
         """Stop listening."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from farebox.clock import NS_PER_S
 from farebox.errors import InvalidCredential, RailUnavailable, StoreError
@@ -30,6 +30,7 @@ from farebox.payments.rail import (
     AssetTerms,
     DepositMethod,
     DepositOrder,
+    Holding,
     Payable,
     Sighting,
     Terms,
@@ -199,6 +200,13 @@ class BitcoinMethod(DepositMethod):
         except RailUnavailable as error:
             self._fault = str(error)
             raise
+
+    async def holdings(self) -> Sequence[Holding]:
+        """What is in blocks and not spent."""
+        view = await self._addresses.look()
+        coins = [one for one in view.coins if one.block is not None and not one.is_spent]
+        held_msat = sum(one.amount_sat for one in coins) * MSAT_PER_SAT
+        return (Holding(self.place, BTC.code, held_msat),)
 
     def standing(self) -> Standing:
         """By the last probe and by how calls have fared since."""

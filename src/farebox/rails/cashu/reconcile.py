@@ -192,6 +192,13 @@ class Reconciling:
                 await self._renew(place, unit, ProofUse.FOUND, sums)
         return sums.told(())
 
+    async def has_found(self) -> bool:
+        """Whether there are proofs that payers may hold as well, and that nobody has claimed."""
+        for place, unit in self._everywhere():
+            if await self._inventory.used(place.url, unit, ProofUse.FOUND, "", 1):
+                return True
+        return False
+
     async def check_found(self) -> None:
         """Write off what was found after a restore and has been spent by whoever holds it."""
         for place, unit in self._everywhere():

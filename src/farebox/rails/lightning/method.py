@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import aiohttp
 
@@ -31,6 +31,7 @@ from farebox.payments.rail import (
     AssetTerms,
     DepositMethod,
     DepositOrder,
+    Holding,
     Payable,
     Sighting,
     Terms,
@@ -176,6 +177,11 @@ class LightningMethod(DepositMethod):
         except RailUnavailable as error:
             self._fault = str(error)
             raise
+
+    async def holdings(self) -> Sequence[Holding]:
+        """What its channels could send; nothing where the node does not tell."""
+        send_msat = (await self.node.info()).send_msat
+        return () if send_msat is None else (Holding(self.place, BTC.code, send_msat),)
 
     def standing(self) -> Standing:
         """By the last probe and by how calls have fared since."""
