@@ -6,15 +6,20 @@ import asyncio
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
+import httpx2
+import pytest
+from mcp import Client, MCPError
 
 from farebox.channels import (
     RECORDS,
     HttpPaymentCodec,
     PaymentChannelPayerClient,
     SpendingLimits,
+    call_paid_tool,
 )
 from farebox.channels.model import SUB_CHANNEL, sub_channel_key
 from farebox.clock import NS_PER_S, SystemClock
@@ -40,7 +45,7 @@ PAID_PER_LIFE = 12
 CODEC = HttpPaymentCodec()
 
 #: Serves the book in a directory; prints its address once it does.
-CHILD = """
+OVER_HTTP = """
 import asyncio, pathlib, sys
 from farebox.clock import SystemClock
 from farebox.testing.asgi import serving
@@ -55,11 +60,23 @@ async def main(directory):
 
 asyncio.run(main(*sys.argv[1:]))
 """
+#: The same with an MCP server's tools.
+TOOLS = """
+import asyncio, pathlib, sys
+from tests.integration.test_channel_tools import shop
+
+async def main(directory):
+    async with shop(pathlib.Path(directory)) as made:
+        print(made.url, flush=True)
+        await asyncio.sleep(3600)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
 
 
-def payee(directory: Path) -> tuple[subprocess.Popen[str], str]:
+def payee(directory: Path, code: str) -> tuple[subprocess.Popen[str], str]:
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(directory)],
+        [sys.executable, "-c", code, str(directory)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -90,27 +107,46 @@ async def pays(payer: PaymentChannelPayerClient, http: httpx.AsyncClient) -> int
     raise AssertionError("it asks for more than one lost answer")
 
 
-async def one_life(payer: PaymentChannelPayerClient, directory: Path, life: int) -> int:
+async def calls(payer: PaymentChannelPayerClient, client: Client) -> int:
+    """One call of a tool; what was answered cost."""
+    told = await call_paid_tool(client.call_tool, payer, "add", {"a": 1, "b": 1})
+    assert told.payment is not None
+    assert told.payment.error is None, told.payment.error
+    return told.payment.cost
+
+
+async def one_life(payer: PaymentChannelPayerClient, directory: Path, life: int, code: str) -> int:
     """Pay until the payee is killed in the midst of it."""
-    child, url = await asyncio.to_thread(payee, directory)
+    child, url = await asyncio.to_thread(payee, directory, code)
     answered = 0
+
+    async def until_killed(pay: Callable[[], Awaitable[int]]) -> None:
+        nonlocal answered
+        for _ in range(PAID_PER_LIFE):
+            answered += await pay()
+        # A little later each life, so that it dies at another step of the request.
+        asyncio.get_running_loop().call_later(0.003 * (life + 1), child.kill)
+        while True:
+            answered += await pay()
+
     try:
-        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
-            for _ in range(PAID_PER_LIFE):
-                answered += await pays(payer, http)
-            # A little later each life, so that it dies at another step of the request.
-            asyncio.get_running_loop().call_later(0.003 * (life + 1), child.kill)
-            while True:
-                answered += await pays(payer, http)
-    except httpx.TransportError:
-        return answered
+        if code == TOOLS:
+            async with Client(f"{url}/mcp") as client:
+                await until_killed(lambda: calls(payer, client))
+        else:
+            async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+                await until_killed(lambda: pays(payer, http))
+    except* (httpx.TransportError, httpx2.TransportError, MCPError):
+        pass  # the SDK's client tells of it in groups
     finally:
         child.kill()
         await asyncio.to_thread(child.communicate)  # waits, and closes its pipe
         assert child.returncode == -signal.SIGKILL
+    return answered
 
 
-async def test_a_killed_payee_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [OVER_HTTP, TOOLS], ids=["http", "tools"])
+async def test_a_killed_payee_goes_on_where_it_was(tmp_path: Path, code: str) -> None:
     contract = PlayContract()
     await contract.open_channel_with_sub_channel(
         payer_did=PAYER_DID,
@@ -128,7 +164,7 @@ async def test_a_killed_payee_goes_on_where_it_was(tmp_path: Path) -> None:
         )
         answered = 0
         for life in range(LIVES):
-            answered += await one_life(payer, tmp_path, life)
+            answered += await one_life(payer, tmp_path, life, code)
         state = await payer.state()
     finally:
         await purse.close()

@@ -41,6 +41,7 @@ from farebox.rails.bitcoin.core import Core
 from farebox.rails.cashu import http_mint
 from farebox.rails.cashu.records import PROOF, ProofUse
 from farebox.rails.lightning import Line
+from farebox.rails.paypal import PaypalLine
 from farebox.rails.stripe import StripeConnector
 from farebox.rails.web.guard import open_guarded_session
 from farebox.settings import load_settings
@@ -327,17 +328,21 @@ def _patch_chain(switch: Switch) -> None:
 
 def _patch_cards(switch: Switch) -> None:
     """The calls to a card provider that move something or make something to be paid."""
-    connector: Any = StripeConnector
-    exchange = connector._exchange
 
-    async def counted(self: StripeConnector, method: str, path: str, params: Any) -> Any:
-        if method != "post":
-            return await exchange(self, method, path, params)
-        return await switch.around(
-            Kind.NODE, f"{method} {path}", lambda: exchange(self, method, path, params)
-        )
+    def count(line: Any) -> None:
+        exchange = line._exchange
 
-    connector._exchange = counted
+        async def counted(self: Any, method: str, path: str, *rest: Any) -> Any:
+            if method != "post" or path.startswith("/v1/notifications/"):
+                return await exchange(self, method, path, *rest)
+            return await switch.around(
+                Kind.NODE, f"{method} {path}", lambda: exchange(self, method, path, *rest)
+            )
+
+        line._exchange = counted
+
+    count(StripeConnector)
+    count(PaypalLine)
 
 
 def _patch_evm(switch: Switch) -> None:

@@ -158,7 +158,7 @@ def _counter(desk: Desk, tokens: Mapping[str, Contract], mnemonic: str) -> Count
         ledger,
         exchange,
     )
-    sweep_terms = SweepTerms(assets=contracts, treasury=desk.sender, gas_percent=100)
+    sweep_terms = SweepTerms(assets=contracts, treasuries=(desk.sender,), gas_percent=100)
     gas = Gas(desk.sending, L1Fee.NONE)
     sweeping = Sweeping(sweep_terms, desk.sending, gas, arrivals, ledger, exchange)
     method = EvmMethod(config, desk.rpc, scan, arrivals, addresses, payouts, sweeping, {}, ledger)

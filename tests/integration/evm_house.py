@@ -7,7 +7,9 @@ log.
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
+import json
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from eth_account import Account
 from eth_account.hdaccount.mnemonic import Mnemonic
+from eth_account.signers.local import LocalAccount
 
 from farebox.books import open_audit
 from farebox.bootstrap import Farebox
@@ -68,6 +72,39 @@ def evm_settings(anvil: Anvil, usdc: Contract, mnemonic: str, **terms: object) -
         ],
         **terms,
     }
+
+
+_TYPES = {
+    "TransferWithAuthorization": [
+        {"name": "from", "type": "address"},
+        {"name": "to", "type": "address"},
+        {"name": "value", "type": "uint256"},
+        {"name": "validAfter", "type": "uint256"},
+        {"name": "validBefore", "type": "uint256"},
+        {"name": "nonce", "type": "bytes32"},
+    ]
+}
+
+
+def authorization_of(usdc: str, payer: LocalAccount, message: Mapping[str, Any]) -> str:
+    """What an x402 client sends: a transfer of USDC that its payer has signed (EIP-3009)."""
+    domain = {
+        "name": "USD Coin",
+        "version": "2",
+        "chainId": CHAIN_ID,
+        "verifyingContract": usdc,
+    }
+    signed = Account.sign_typed_data(payer.key, domain, _TYPES, message)
+    texts = {name: str(message[name]) for name in ("value", "validAfter", "validBefore")}
+    document = {
+        "x402Version": 2,
+        "accepted": {"scheme": "exact", "network": f"eip155:{CHAIN_ID}"},
+        "payload": {
+            "signature": f"0x{signed.signature.hex()}",
+            "authorization": {**message, **texts},
+        },
+    }
+    return base64.b64encode(json.dumps(document).encode()).decode()
 
 
 @dataclass

@@ -63,3 +63,23 @@ async def test_a_deposit_is_credited_spent_refunded_and_paid_out(
     back_sat = await asyncio.to_thread(bitcoin.payer.received_sat, 11)
     assert back_sat * 1_000 == quote["amount"]
     assert await house.wallet_sat() * 1_000 == await house.held_msat()
+
+
+async def test_a_transaction_id_is_public_and_pays_nobody_but_who_was_asked(
+    house: BitcoinHouse, bitcoin: BitcoinChain
+) -> None:
+    key, asked = await house.credited(bitcoin, 50_000)
+    stranger, _ = await house.credited(bitcoin, 20_000)
+    (arrived,) = (await house.told(asked))["arrived"]
+    txid = arrived["reference"]
+    own = await house.post("/topup", {"cashu_token": txid}, key)
+    assert own.status_code == 200, own.text
+    assert await house.balance_msat(key) == 50_000_000
+    for credential in (txid, asked["uri"], asked["pay"]):
+        taken = await house.post("/topup", {"cashu_token": credential}, stranger)
+        assert taken.status_code in (400, 403), taken.text
+        at_once = await house.http.get("/echo", headers={"X-Cashu": credential})
+        assert at_once.status_code >= 400
+    unknown = await house.post("/topup", {"cashu_token": "00" * 32}, key)
+    assert unknown.status_code == 400
+    assert await house.balance_msat(stranger) == 20_000_000

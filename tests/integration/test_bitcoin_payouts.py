@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from farebox.errors import RailUnavailable
 from farebox.rails.bitcoin.core import Core
+from farebox.wire.bitcoin import read_tx
 from tests.integration.bitcoin_house import (
     BitcoinHouse,
     bitcoin_house,
@@ -32,6 +34,11 @@ async def waiting(chain: BitcoinChain, *, beside: str = "") -> str:
     )
     (found,) = pool
     return str(found)
+
+
+async def raw_of(chain: BitcoinChain, txid: str) -> bytes:
+    """A transaction of the node's, as it is sent."""
+    return bytes.fromhex(await asyncio.to_thread(chain.node.call, "getrawtransaction", txid))
 
 
 async def mine(house: BitcoinHouse, chain: BitcoinChain, *raws: bytes) -> None:
@@ -96,10 +103,10 @@ async def test_an_earlier_try_that_wins_after_all_is_what_was_paid(
         key, _ = await house.credited(bitcoin, IN_SAT)
         await house.paid_out(key, bitcoin.payer.address(35), OUT_SAT, "first wins")
         first = await waiting(bitcoin)
-        raw = await asyncio.to_thread(bitcoin.node.call, "getrawtransaction", first)
+        raw = await raw_of(bitcoin, first)
         await mine(house, bitcoin, b"")
         await waiting(bitcoin, beside=first)
-        await mine(house, bitcoin, bytes.fromhex(raw))
+        await mine(house, bitcoin, raw)
         await over(house, bitcoin)
         told = await house.told_of(key, bitcoin.payer.address(35), OUT_SAT, "first wins")
         assert told["txid"] == first
@@ -115,7 +122,7 @@ async def test_what_its_receiver_has_spent_already_is_not_replaced_but_paid_for_
         to = payer.address(39)
         await house.paid_out(key, to, OUT_SAT, "pinned")
         first = await waiting(bitcoin)
-        raw = bytes.fromhex(await asyncio.to_thread(bitcoin.node.call, "getrawtransaction", first))
+        raw = await raw_of(bitcoin, first)
         spent = await asyncio.to_thread(payer.spending, raw, 39, 5_000)
         theirs = await asyncio.to_thread(payer.send, spent)
 
@@ -144,6 +151,55 @@ async def test_a_payment_whose_block_leaves_the_chain_is_sent_again_and_paid_onc
         await waiting(bitcoin)
         await over(house, bitcoin)
         assert await asyncio.to_thread(bitcoin.payer.received_sat, 36) == OUT_SAT
+
+
+async def test_payments_whose_coins_the_same_key_has_spent_elsewhere_leave_anew(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    async with bitcoin_house(tmp_path, terms(bitcoin)) as house:
+        key, _ = await house.credited(bitcoin, IN_SAT)
+        await house.credited(bitcoin, IN_SAT)
+        to = bitcoin.payer.address(40)
+        await house.paid_out(key, to, OUT_SAT, "anew")
+        first = await waiting(bitcoin)
+        raw = await raw_of(bitcoin, first)
+        spent = read_tx(raw).spends
+        # Another program with the same words takes those coins, to an address of theirs.
+        back = house.method.wallet.keys.address(5_000)
+        other = await house.method.wallet.build([(back, 60_000)], 40_000, spent)
+        await asyncio.to_thread(bitcoin.payer.send, other.raw.hex())
+        for _ in range(2):
+            await mine(house, bitcoin)
+        second = await waiting(bitcoin)
+        assert not set(spent) & set(read_tx(await raw_of(bitcoin, second)).spends)
+        for _ in range(2):
+            await mine(house, bitcoin)
+        await house.settled()
+        assert (await house.told_of(key, to, OUT_SAT, "anew"))["txid"] == second
+        assert await asyncio.to_thread(bitcoin.payer.received_sat, 40) == OUT_SAT
+
+
+async def test_a_payment_that_is_undone_after_it_was_over_calls_a_person(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    async with bitcoin_house(tmp_path, terms(bitcoin, payout_confirmations=1)) as house:
+        key, _ = await house.credited(bitcoin, IN_SAT)
+        await house.paid_out(key, bitcoin.payer.address(45), OUT_SAT, "undone")
+        raw = await raw_of(bitcoin, await waiting(bitcoin))
+        spent = read_tx(raw).spends
+        back = house.method.wallet.keys.address(5_000)
+        other = await house.method.wallet.build([(back, 60_000)], 40_000, spent)
+        await mine(house, bitcoin)
+        await house.settled()
+        await asyncio.to_thread(bitcoin.node.undo, 1)
+        for _ in range(2):
+            await mine(house, bitcoin, other.raw)
+            other = replace(other, raw=b"")
+
+        async def heard() -> bool:
+            return "bitcoin.payments_undone" in house.log.getvalue()
+
+        await eventually(heard)
 
 
 async def test_an_answer_that_is_lost_on_the_way_pays_once(

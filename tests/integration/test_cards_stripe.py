@@ -5,6 +5,7 @@ Against our own strict fake of Stripe: neither localstripe nor stripe-mock knows
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from farebox.cli import checks
 from farebox.operating import Verdict
+from farebox.payments.cards.model import CardPayment
 from farebox.settings import Settings, load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.mint import PlayMint
@@ -173,6 +175,52 @@ async def test_a_refund_in_the_dashboard_leaves_the_account_once(
     assert await shop.tell() == 200
     assert await house.balance_msat(key) == 0
     assert sum(one["amount"] for one in shop.refunds.values()) == 1_000
+
+
+async def test_a_refund_that_the_bank_undoes_comes_back_once_and_may_go_again(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    key, _ = await paid_in(house, shop)
+    body = {"method": "stripe", "asset": "USD", "amount": PAID}
+    assert (await house.post("/v1/refunds", body, key)).status_code == 200
+    assert await shop.tell() == 200
+    assert await house.balance_msat(key) == 0
+    shop.undo(next(iter(shop.refunds)))
+    for event in [*shop.events, *shop.events]:
+        assert await shop.tell(event) == 200
+    house.farebox.cards._heard.clear()
+    assert await shop.tell() == 200
+    assert await house.balance_msat(key) == PAID * CENT_MSAT
+    assert await house.held(CUSTODY) == CHARGED - fee_of(CHARGED)
+    assert (await house.post("/v1/refunds", body, key)).status_code == 200
+    assert await house.balance_msat(key) == 0
+
+
+async def test_what_was_told_before_something_newer_was_booked_takes_nothing_back(
+    house: CardHouse, shop: FakeStripe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, payment = await paid_in(house, shop)
+    rail = house.farebox.cards.rails["stripe"]
+    sync, told, go_on = rail.connector.sync, asyncio.Event(), asyncio.Event()
+
+    async def slow(reference: str) -> CardPayment | None:
+        stands = await sync(reference)
+        if not told.is_set():
+            told.set()
+            await go_on.wait()
+        return stands
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rail.connector, "sync", slow)
+        older = asyncio.create_task(rail.book(payment, payment))
+        await told.wait()
+        shop.dispute(payment, CHARGED, DISPUTE_FEE)
+        assert await shop.tell() == 200
+        assert await house.balance_msat(key) == 0
+        go_on.set()
+        await older
+    assert await house.balance_msat(key) == 0
+    assert await house.held(PAYABLE) == fee_of(CHARGED) + DISPUTE_FEE
 
 
 async def test_a_refund_whose_answer_is_lost_is_made_once(

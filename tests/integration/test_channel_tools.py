@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 import pytest
 from mcp import Client
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver import MCPServer
-from mcp.types import CallToolResult, TextContent
+from mcp.types import CallToolResult, InputRequiredResult, TextContent
 
 from farebox.channels import (
     BillingEngine,
@@ -56,6 +57,8 @@ RULES = """
 rules:
   - {id: add, when: {path: /tool/add}, strategy: {type: PerRequest, price: "1e9"}}
   - {id: fails, when: {path: /tool/fails}, strategy: {type: PerRequest, price: "1e9"}}
+  - {id: cached, when: {path: /tool/cached}, strategy: {type: PerRequest, price: "1e9"}}
+  - {id: asks, when: {path: /tool/asks}, strategy: {type: PerRequest, price: "1e9"}}
   - {id: slow, when: {path: /tool/slow}, strategy: {type: PerRequest, price: "1e9"}}
   - {id: write, when: {path: /tool/write}, strategy: {type: PerToken, unitPricePicoUSD: "2e7"}}
   - {id: meta, when: {path: /tool/meta}, strategy: {type: PerToken, unitPricePicoUSD: "2e7"}}
@@ -64,6 +67,13 @@ rules:
 WRITE_COST = 24_000_000
 LIMITS = SpendingLimits(request_max=10**9, unserved_max=10**9, total_max=10**12)
 OTHER_KEY = SigningKey(KeyType.SECP256K1, b"\x02" * 32)
+
+
+async def cached(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+    """Middleware within ours that answers by itself, with a model of the SDK's."""
+    if ctx.method == "tools/call" and (ctx.params or {}).get("name") == "cached":
+        return CallToolResult(content=[TextContent(type="text", text="kept")])
+    return await call_next(ctx)
 
 
 @dataclass
@@ -76,7 +86,7 @@ class Shop:
     started: asyncio.Event = field(default_factory=asyncio.Event)
 
     def tools(self, service: ChannelService) -> MCPServer[Any]:
-        server: MCPServer[Any] = MCPServer("shop", middleware=[PaidTools(service)])
+        server: MCPServer[Any] = MCPServer("shop", middleware=[PaidTools(service), cached])
 
         @server.tool()
         async def add(a: int, b: int) -> int:
@@ -95,6 +105,10 @@ class Shop:
         @server.tool()
         async def fails() -> str:
             raise ValueError("no")
+
+        @server.tool()
+        async def asks() -> InputRequiredResult:
+            return InputRequiredResult(request_state="more, please")
 
         @server.tool()
         async def slow() -> str:
@@ -182,12 +196,13 @@ async def test_tools_are_paid_for_over_streamable_http(tmp_path: Path, mode: Any
         meta = await calls(client, payer, "meta")
         free = await calls(client, payer, "free")
         assert await made.latest() == 2 * ECHO_COST + 2 * WRITE_COST
+        kept = await calls(client, payer, "cached")
         last = await calls(client, payer, "add", a=3, b=4)
         latest = await made.latest()
     assert [each.result.structured_content for each in sums] == [{"result": 2}, {"result": 3}]
     assert made.called == [{"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 3, "b": 4}]
-    costs = [each.payment.cost for each in (*sums, written, meta, last) if each.payment]
-    assert costs == [ECHO_COST, ECHO_COST, WRITE_COST, WRITE_COST, ECHO_COST]
+    costs = [each.payment.cost for each in (*sums, written, meta, kept, last) if each.payment]
+    assert costs == [ECHO_COST, ECHO_COST, WRITE_COST, WRITE_COST, ECHO_COST, ECHO_COST]
     assert written.result.structured_content == {"text": "hi"}
     assert mcp.USAGE_KEY not in (meta.result.meta or {})
     assert free.payment is None
@@ -281,6 +296,19 @@ async def test_a_call_that_fails_or_is_given_up_costs_nothing(tmp_path: Path) ->
     assert served.payment is not None
     assert served.payment.sub_rav is not None
     assert (served.payment.sub_rav.nonce, served.payment.cost) == (1, ECHO_COST)
+
+
+async def test_a_tool_that_asks_back_is_not_sold_and_costs_nothing(tmp_path: Path) -> None:
+    async with shop(tmp_path) as made, Client(f"{made.url}/mcp") as client:
+        payer = made.payer()
+        asked = await calls(client, payer, "asks")
+        assert asked.payment is not None
+        assert asked.payment.error is not None
+        assert asked.payment.error.code == "AUTH_INVALID"
+        served = await calls(client, payer, "add", a=1, b=1)
+    assert served.payment is not None
+    assert served.payment.sub_rav is not None
+    assert served.payment.sub_rav.accumulated_amount == ECHO_COST
 
 
 async def test_what_costs_more_than_allowed_is_withheld(tmp_path: Path) -> None:
@@ -390,7 +418,8 @@ async def test_payment_kits_client_pays_for_tools(
         happened = await asyncio.to_thread(payment_kit.drive, scenario, "tools.mjs")
         latest = await made.latest()
     listed, one, two, write, free, health, recovered, other, three, _, retried, unpriced = happened
-    assert listed["tools"] == ["add", "write", "meta", "fails", "slow", "free", "unpriced"]
+    sold = ["add", "write", "meta", "fails", "asks", "slow", "free", "unpriced"]
+    assert listed["tools"] == sold
     assert listed["arguments"]["add"] == ["a", "b"]
     results = [each["data"] for each in (one, two, other, three, retried)]
     assert [str(each) for each in results] == ["3", "7", "11", "15", "19"]

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from eth_utils.address import to_checksum_address
 
-from tests.integration.evm_house import PRICE_MSAT, EvmHouse, evm_house, somebody
+from tests.integration.evm_house import PRICE_MSAT, WAIT_S, EvmHouse, evm_house, somebody
 from tests.peers.anvil import CHAIN_ID, Anvil
+from tests.peers.process import free_port
 
 pytestmark = pytest.mark.peer
 DEPOSIT = 500_000_000  # dollars, in millionths
+SMALL = 1_000_000  # too little to be swept
 #: Less one percent of spread; 1 msat for each unit.
 CREDITED_MSAT = 495_000_000
 
@@ -99,3 +101,43 @@ async def test_a_deposit_address_is_not_paid(house: EvmHouse) -> None:
     order = {"method": "anvil", "asset": "USDC", "amount": "100000"}
     refused = await house.post("/v1/payouts", {**order, "destination": other["pay"]}, key)
     assert refused.json()["code"] == "destination_invalid", refused.text
+
+
+async def test_what_was_spent_of_a_payment_that_vanishes_is_owed(house: EvmHouse) -> None:
+    asked = await house.asked("USDC", SMALL)
+    await house.pay(asked, SMALL)
+    await house.mine()
+    await house.until_credited(asked)
+    body = {"initial_balance_token": asked["pay"], "claim_secret": asked["claim_secret"]}
+    key = str((await house.post("/create", body)).json()["api_key"])
+    assert (await house.http.get("/echo", headers={"Authorization": f"Bearer {key}"})).is_success
+    await asyncio.to_thread(house.anvil.reorganise, 3)
+    for _ in range(WAIT_S * 20):
+        told = await house.get(f"/v1/deposits/{asked['deposit']}", asked["claim_secret"])
+        if told["state"] == "reversed":
+            break
+        await asyncio.sleep(0.05)
+    assert told["state"] == "reversed"
+    assert await house.balance_msat(key) == 0
+    more = await house.asked("USDC", SMALL, key)
+    await house.pay(more, SMALL)
+    await house.mine()
+    await house.until_credited(more)
+    assert await house.balance_msat(key) == SMALL - SMALL // 100 - PRICE_MSAT
+
+
+async def test_a_node_that_is_gone_takes_nothing_else_down(
+    anvil: Anvil, tmp_path: Path, house: EvmHouse
+) -> None:
+    key = await house.funded(DEPOSIT)
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    async with evm_house(tmp_path / "other", anvil, url=nowhere) as lonely:
+        asked = {"method": "anvil", "asset": "USDC", "amount": str(DEPOSIT)}
+        assert (await lonely.post("/v1/deposits", asked)).status_code == 503
+        (method,) = [
+            one for one in (await lonely.get("/v1/methods"))["methods"] if one["method"] == "anvil"
+        ]
+        assert not method["works"]
+        assert "127.0.0.1" not in method["reason"]
+        assert (await lonely.http.get("/healthz")).is_success
+    assert await house.balance_msat(key) == CREDITED_MSAT

@@ -16,23 +16,13 @@ from eth_account.messages import encode_defunct
 
 from farebox.clock import NS_PER_S
 from farebox.rails.evm.claims import sentence
-from tests.integration.evm_house import WAIT_S, EvmHouse, evm_house
+from tests.integration.evm_house import PRICE_MSAT, WAIT_S, EvmHouse, authorization_of, evm_house
 from tests.peers.anvil import CHAIN_ID, Anvil
 
 pytestmark = pytest.mark.peer
 AMOUNT = 20_000_000
 CREDITED_MSAT = 19_800_000
 SETTLED_BLOCKS = 64
-TYPES = {
-    "TransferWithAuthorization": [
-        {"name": "from", "type": "address"},
-        {"name": "to", "type": "address"},
-        {"name": "value", "type": "uint256"},
-        {"name": "validAfter", "type": "uint256"},
-        {"name": "validBefore", "type": "uint256"},
-        {"name": "nonce", "type": "bytes32"},
-    ]
-}
 
 
 @pytest.fixture
@@ -78,20 +68,7 @@ def authorization(house: EvmHouse, payer: Any, amount: int = AMOUNT) -> str:
         "validBefore": house.clock.now_ns() // NS_PER_S + 86_400,
         "nonce": f"0x{secrets.token_hex(32)}",
     }
-    domain = {
-        "name": "USD Coin",
-        "version": "2",
-        "chainId": CHAIN_ID,
-        "verifyingContract": house.usdc.address,
-    }
-    signature = Account.sign_typed_data(payer.key, domain, TYPES, message).signature.hex()
-    texts = {name: str(message[name]) for name in ("value", "validAfter", "validBefore")}
-    document = {
-        "x402Version": 2,
-        "accepted": {"scheme": "exact", "network": f"eip155:{CHAIN_ID}"},
-        "payload": {"signature": f"0x{signature}", "authorization": message | texts},
-    }
-    return base64.b64encode(json.dumps(document).encode()).decode()
+    return authorization_of(house.usdc.address, payer, message)
 
 
 async def until_told(house: EvmHouse, path: str, body: object, bearer: str = "") -> Any:
@@ -183,3 +160,19 @@ async def test_a_signed_transfer_of_another_house_is_refused(house: EvmHouse) ->
     forged = base64.b64encode(json.dumps(document).encode()).decode()
     refused = await house.post("/create", {"initial_balance_token": forged})
     assert refused.json()["code"] == "signature_invalid", refused.text
+
+
+async def test_a_signed_transfer_pays_inside_of_a_request(house: EvmHouse) -> None:
+    payer = await payer_of(house)
+    bearer = {"Authorization": f"Bearer {authorization(house, payer)}"}
+    for _ in range(WAIT_S * 5):
+        served = await house.http.get("/echo", headers=bearer)
+        if served.status_code == 200:
+            break
+        assert served.status_code == 503, served.text
+        await house.mine(1)
+        house.clock.ahead_s += 3
+        await asyncio.sleep(0.1)
+    assert served.status_code == 200, served.text
+    credential = bearer["Authorization"].removeprefix("Bearer ")
+    assert await house.balance_msat(credential) == CREDITED_MSAT - PRICE_MSAT

@@ -102,7 +102,7 @@ def rail_of(
     disperse = Disperse(sending, ledger)
     sweep_terms = SweepTerms(
         assets={one.asset.code: one.token for one in config.assets},
-        treasury=read_address(found.treasury or keys.addresses[0], config.chain_id),
+        treasuries=_treasuries(found, keys, config.chain_id),
         gas_percent=found.sweep_gas_percent,
     )
     sweeping = Sweeping(sweep_terms, sending, Gas(sending, preset.l1), arrivals, ledger, exchange)
@@ -121,6 +121,15 @@ def rail_of(
         ledger,
     )
     return EvmRail(method, jobs), disperse
+
+
+def _treasuries(found: EvmSettings, keys: Keys, chain_id: int) -> tuple[str, ...]:
+    if found.treasury is None:
+        return keys.addresses
+    try:
+        return (read_address(found.treasury, chain_id),)
+    except InvalidCredential as error:
+        raise InvalidSettings(f"evm.{found.name}.treasury", found.treasury, str(error)) from None
 
 
 def takings_of(

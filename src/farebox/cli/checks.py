@@ -291,7 +291,7 @@ async def bitcoin(found: Settings) -> list[Finding]:
     except InvalidSettings as error:
         return [Finding(Verdict.FAILURE, check, str(error), "correct it")]
     except RailError as error:
-        advice = "check its address and login; deposits are refused until it answers"
+        advice = "check its address and login; nothing is seen or paid until it answers"
         return [Finding(Verdict.FAILURE, check, str(error), advice)]
     if fault:
         advice = "correct bitcoin.network, or let the node catch up"

@@ -75,7 +75,7 @@ class Withdraw(msgspec.Struct, frozen=True, tag="withdraw"):
     """Take earnings out, once for one `id`: as a token, or to a Lightning address or invoice.
 
     `amount_msat` None takes all there is; `mint` says whose money, "" leaves it to the rail.
-    `method` is the way to pay whose money it is.
+    `method` is the way to pay whose money it is, `asset` what leaves where that has several.
     """
 
     id: str
@@ -83,6 +83,7 @@ class Withdraw(msgspec.Struct, frozen=True, tag="withdraw"):
     destination: str = ""
     mint: str = ""
     method: str = _CASHU
+    asset: str = ""
 
 
 class Recover(msgspec.Struct, frozen=True, tag="recover"):
@@ -302,13 +303,15 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
     known = await house.operations.get(wanted.id)
     if known is None and amount_msat == 0:
         raise InvalidInput("there is nothing to withdraw: `farebox balance` shows what was earned")
+    metadata = {"refund_mint_url": normalize_mint_url(wanted.mint)} if wanted.mint else {}
+    metadata |= {"refund_currency": wanted.asset} if wanted.asset else {}
     left = await house.payments.refund(
         REVENUE,
         amount_msat,
         method=wanted.method,
         operation_id=wanted.id,
         destination=wanted.destination,
-        metadata={"refund_mint_url": normalize_mint_url(wanted.mint)} if wanted.mint else {},
+        metadata=metadata,
     )
     match left:
         case Refunded():

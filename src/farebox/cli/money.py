@@ -68,8 +68,11 @@ def withdraw(
     ] = "",
     mint: Annotated[str, typer.Option(help="Out of what is held at this mint.")] = "",
     method: Annotated[
-        str, typer.Option(help="Out of what is held this way: cashu or lightning.")
+        str, typer.Option(help="Out of what is held this way, as /v1/methods names it.")
     ] = "cashu",
+    asset: Annotated[
+        str, typer.Option(help="What to take, of a way to pay with several assets.")
+    ] = "",
     again: Annotated[
         str | None, typer.Option(help="The id of a withdrawal that broke off: finish or show it.")
     ] = None,
@@ -83,7 +86,7 @@ def withdraw(
         command = f"farebox withdraw --again {shlex.quote(withdrawal_id)}"
         progress(f"withdrawing; should this break off, `{command}` goes on with it")
     wanted_msat = None if amount is None else amount_msat(amount)
-    request = Withdraw(withdrawal_id, wanted_msat, to, mint, method)
+    request = Withdraw(withdrawal_id, wanted_msat, to, mint, method, asset)
     facts = ask(read_settings(settings, data), request)
     show(facts, _withdrawn_text(facts), as_json=as_json)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -73,10 +73,7 @@ class PaidTools:
         """Serve one message; a tool's call is paid for first."""
         params = ctx.params or {}
         if ctx.method == "tools/list":
-            result = await call_next(ctx)
-            if isinstance(result, dict):
-                return _listed(result, is_first=params.get("cursor") is None)
-            return result
+            return _listed(_plain(await call_next(ctx)), is_first=params.get("cursor") is None)
         name, arguments = params.get("name"), params.get("arguments")
         if ctx.method != "tools/call" or not isinstance(name, str):
             return await call_next(ctx)
@@ -119,7 +116,7 @@ class PaidTools:
         reference: str,
     ) -> HandlerResult:
         try:
-            result = await call_next(ctx)
+            result = _plain(await call_next(ctx))
             if not _is_delivered(result):
                 return result
             usage = _take_usage(result)
@@ -196,9 +193,16 @@ def _metadata(
     )
 
 
-def _is_delivered(result: HandlerResult) -> TypeGuard[_Result]:
+def _plain(result: HandlerResult) -> _Result:
+    """A result as JSON has it; middleware within ours may answer with one of the SDK's models."""
+    if result is None or isinstance(result, dict):
+        return result or {}
+    return result.model_dump(by_alias=True, mode="json", exclude_none=True)
+
+
+def _is_delivered(result: _Result) -> bool:
     """Whether a result is a tool's: not an error, nor a question back to the caller."""
-    return isinstance(result, dict) and "content" in result and not result.get("isError")
+    return "content" in result and not result.get("isError")
 
 
 def _take_usage(result: _Result) -> int:

@@ -60,7 +60,7 @@ class CardSettings:
         120,
     )
     link_expiry_s: int = setting(
-        integer(1_800, _DAY_S), "How long a payment link of ours may be paid.", 3_600
+        integer(1_900, _DAY_S - 100), "How long a payment link of ours may be paid.", 3_600
     )
     title: str = setting(MEMO, "What a payer is shown as bought.", "Top-up")
     timeout_s: float = setting(

@@ -141,7 +141,8 @@ class EvmSettings:
         SECRET,
         "Whose children the deposit addresses are: an extended key, or a mnemonic "
         "(m/44'/60'/1'/0/…). Left out, it is the mnemonic of `key`. Of an extended public key "
-        "(xpub…) deposits are taken, and you sweep them elsewhere. It may serve several chains.",
+        "(xpub…) deposits are taken, and you sweep them elsewhere. It may serve several chains. "
+        "With another one the addresses of this one are no longer watched.",
         {"file": "evm-deposits.key"},
     )
     assets: tuple[EvmAssetSettings, ...] = sections(
@@ -175,7 +176,7 @@ class EvmSettings:
     )
     treasury: str | None = optional(
         EVM_ADDRESS,
-        "Where deposits are swept. Left out, to the first sender: payments leave from there.",
+        "Where deposits are swept. Left out, to the senders: payments leave from there.",
         "0x000000000000000000000000000000000000dEaD",
     )
     sweep_gas_percent: int = setting(

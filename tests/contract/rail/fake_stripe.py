@@ -307,6 +307,13 @@ class FakeStripe:
         """The operator refunds in Stripe's dashboard, past us."""
         self._refund({"payment_intent": intent_id, "amount": str(amount)})
 
+    def undo(self, refund_id: str) -> None:
+        """The card is closed: the money comes back."""
+        refund = self.refunds[refund_id]
+        refund["status"] = "failed"
+        about = {"object": "refund", "id": refund_id, "payment_intent": refund["payment_intent"]}
+        self._happened("refund.failed", about)
+
     def dispute(self, intent_id: str, amount: int, fee: int) -> str:
         """A payer's bank takes money back."""
         moved = {"amount": -amount, "fee": fee, "currency": "usd"}

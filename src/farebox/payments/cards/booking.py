@@ -9,7 +9,8 @@ A provider tells how a payment stands now; what is booked is the difference to w
 | what the provider kept     | exchange → custody       | revenue, then expense → exchange |
 | a dispute, or a refund by  | exchange → custody       | account, then receivable →       |
 | the provider's dashboard   |                          | exchange; ours: from expense     |
-| a dispute that was won     | custody → exchange       | exchange → account               |
+| a dispute that was won, or | custody → exchange       | exchange → account               |
+| a refund that was undone   |                          |                                  |
 | more than custody has left | custody → payable, first | the provider lends it: see below |
 | money there again          | payable → custody        |                                  |
 
@@ -28,16 +29,29 @@ it; here it only counts against what may still be taken from the account.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import enum
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 
+import msgspec
 import structlog
 
 from farebox.errors import RailUnavailable, StoreBusy
-from farebox.ledger.model import Event, Kind, Open, Put, Refused, Step, Transfer, Unit
+from farebox.ledger.model import (
+    ABSENT,
+    Event,
+    Kind,
+    Open,
+    Put,
+    Refused,
+    Step,
+    Transfer,
+    Unit,
+)
 from farebox.ledger.service import Ledger, RowName, State
 from farebox.money import BTC
 from farebox.payments.cards.model import CardPayment
-from farebox.payments.cards.records import CARD_MONEY, CardMoney
+from farebox.payments.cards.records import CARD_MONEY, GIVING, CardMoney, GivingState
 from farebox.payments.cards.terms import CardTerms
 from farebox.payments.deposits import DEPOSIT, Deposit, DepositState
 from farebox.payments.exchange import (
@@ -105,6 +119,22 @@ def _outside(told: CardPayment) -> int:
     return sum(one.amount for one in told.refunds if not one.key)
 
 
+class Overtaken(enum.Enum):
+    """Somebody has booked the same payment meanwhile, perhaps by something newer."""
+
+    OVERTAKEN = "overtaken"
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """How a payment stands, in words of our books. `undone` are rows of refunds of ours that were
+    done, and their money came back."""
+
+    payment: CardPayment
+    given: int
+    undone: tuple[str, ...]
+
+
 class Booking:
     """Books what one provider tells of its payments."""
 
@@ -112,41 +142,60 @@ class Booking:
         self._terms = terms
         self._ledger = ledger
 
-    async def book(self, told: CardPayment) -> None:
-        """Book what is new about a payment.
+    async def book(self, external: str, sync: Callable[[], Awaitable[CardPayment | None]]) -> None:
+        """Ask how a payment stands, and book what is new about it.
+
+        It is asked *after* it was read what is booked, and counts only if that is so still: what
+        was told before somebody else booked something newer would take that back.
 
         Raises RailUnavailable where it has arrived and could not be credited yet, StoreBusy where
         balances move too fast: then the notice is to be read again.
         """
-        key = f"{self._terms.provider}:{told.external}:0"
-        row = await self._ledger.store.get(DEPOSIT, key)
-        if row is None:
-            return  # it was not for us, or a charge of ours is at it
-        if row.value.state is not DepositState.CREDITED or not row.value.quoted:
-            raise RailUnavailable("what was captured is not credited yet, for want of a rate")
-        told = await self._attributed(told)
-        given = sum(one.amount for one in told.refunds if one.key)
+        key = f"{self._terms.provider}:{external}:0"
         for _ in range(_TRIES_MAX):
+            row = await self._ledger.store.get(DEPOSIT, key)
+            if row is None:
+                return  # it was not for us, or a charge of ours is at it
+            if row.value.state is not DepositState.CREDITED or not row.value.quoted:
+                raise RailUnavailable("what was captured is not credited yet, for want of a rate")
+            money = await self._ledger.store.get(CARD_MONEY, key)
+            version = money.version if money else ABSENT
+            payment = await sync()
+            if payment is None:
+                return
+            told = await self._attributed(payment)
             balances = await self._balances(row.value)
 
-            def decide(state: State, now_ns: int, balances: Balances = balances) -> Unit | None:
-                return self._unit(state, now_ns, told, given, balances, key)
+            def decide(
+                state: State,
+                now_ns: int,
+                told: _Told = told,
+                balances: Balances = balances,
+                version: int = version,
+            ) -> Unit | Overtaken | None:
+                if state.version(CARD_MONEY, key) != version:
+                    return Overtaken.OVERTAKEN
+                return self._unit(state, now_ns, told, balances, key)
 
             rows: list[RowName] = [(CARD_MONEY, key), (DEPOSIT, key), (MATURING, row.value.account)]
-            if not isinstance(await self._ledger.transact(rows, decide), Refused):
+            rows += [(GIVING, name) for name in told.undone]
+            if not isinstance(await self._ledger.transact(rows, decide), Refused | Overtaken):
                 return
         raise StoreBusy(f"the accounts of {key} move too fast; it is booked with the next notice")
 
-    async def _attributed(self, told: CardPayment) -> CardPayment:
+    async def _attributed(self, told: CardPayment) -> _Told:
         """With only those refunds as ours that an operation of this book has asked for."""
         refunds = []
         for one in told.refunds:
             is_ours = bool(one.key) and await self._ledger.store.get(OPERATION, one.key) is not None
-            refunds.append(one if is_ours else type(one)(one.id, one.amount))
-        return type(told)(
-            **{name: getattr(told, name) for name in told.__slots__ if name != "refunds"},
-            refunds=tuple(refunds),
-        )
+            refunds.append(one if is_ours else replace(one, key=""))
+        undone: list[str] = []
+        for one in told.undone:
+            where = {"operation_id": one.key}
+            rows = await self._ledger.store.find(GIVING, where) if one.key else []
+            undone += [name for name, row in rows if row.value.state is GivingState.DONE]
+        given = sum(one.amount for one in refunds if one.key)
+        return _Told(replace(told, refunds=tuple(refunds)), given, tuple(undone))
 
     async def _balances(self, deposit: Deposit) -> Balances:
         store = self._ledger.store
@@ -161,37 +210,44 @@ class Booking:
         )
 
     def _unit(
-        self,
-        state: State,
-        now_ns: int,
-        told: CardPayment,
-        given: int,
-        balances: Balances,
-        key: str,
+        self, state: State, now_ns: int, told: _Told, balances: Balances, key: str
     ) -> Unit | None:
         deposit = state.value(DEPOSIT, key)
         assert deposit is not None, "it was credited"
         known = state.value(CARD_MONEY, key) or CardMoney()
-        delta = delta_of(deposit, known, told, given)
-        booked = CardMoney(
-            extra=known.extra + delta.extra,
-            fees=told.fees,
-            taken=known.taken + delta.taken + delta.taken_ours,
-        )
+        payment, given = told.payment, told.given
+        undone, puts = _undone(state, told.undone)
+        delta = delta_of(deposit, known, payment, given)
+        delta = replace(delta, taken=delta.taken - undone)
+        taken = payment.disputed + _outside(payment)
+        booked = CardMoney(extra=known.extra + delta.extra, fees=payment.fees, taken=taken)
         lots = state.value(MATURING, deposit.account)
-        here = deposit.amount - min(deposit.amount, given + booked.taken)
+        here = deposit.amount - min(deposit.amount, given + taken)
         here_msat = bought(deposit.quoted, here).account if deposit.quoted else 0
         less = with_less(lots, key, here_msat, now_ns)
         version = state.version(CARD_MONEY, key)
-        version_of_lots = state.version(MATURING, deposit.account)
-        puts: tuple[Put, ...] = (Put(CARD_MONEY, key, booked, version),)
+        puts += (Put(CARD_MONEY, key, booked, version),)
         if less != (lots or less):
-            puts = (*puts, Put(MATURING, deposit.account, less, version_of_lots))
-        elif delta == _NOTHING:
+            puts += (
+                Put(MATURING, deposit.account, less, state.version(MATURING, deposit.account)),
+            )
+        elif delta == _NOTHING and not undone:
             return None
         steps = postings(deposit, delta, balances, self._terms) if delta != _NOTHING else ()
         name = f"card:{key}:{version}"
         return Unit(name, steps=steps, puts=puts, events=_events(deposit, delta))
+
+
+def _undone(state: State, names: tuple[str, ...]) -> tuple[int, tuple[Put, ...]]:
+    """What comes back of refunds that were done, and their rows from now on."""
+    amount, puts = 0, []
+    for name in names:
+        row = state.row(GIVING, name)
+        if row is not None and row.value.state is GivingState.DONE:
+            amount += row.value.amount
+            gone = msgspec.structs.replace(row.value, state=GivingState.UNDONE)
+            puts.append(Put(GIVING, name, gone, row.version))
+    return amount, tuple(puts)
 
 
 def postings(
@@ -210,7 +266,7 @@ def postings(
     if lent:
         steps.append(Transfer(custody, payable, lent, "provider-debt"))
     revenue = balances.revenue
-    for amount, code in ((delta.extra, "card-fee"), (-delta.taken_ours, "dispute-won")):
+    for amount, code in ((delta.extra, "card-fee"), (-delta.taken_ours, "given-again")):
         if amount > 0:
             revenue += bought(quoted, amount).total
             steps += _to_house(quoted, custody, amount, code)
@@ -221,7 +277,7 @@ def postings(
     if delta.taken > 0:
         steps += _from_account(deposit, quoted, delta.taken, balances)
     elif delta.taken < 0:
-        steps += buying(quoted, custody, -delta.taken, deposit.balance, "dispute-won")
+        steps += buying(quoted, custody, -delta.taken, deposit.balance, "given-again")
     if repaid:
         steps.append(Transfer(payable, custody, repaid, "provider-debt"))
     return tuple(steps)

@@ -174,7 +174,7 @@ class Charging:
         if done.state is not DepositState.CREDITED:
             return Unresolved("it was taken and cannot be credited now")
         # Its notice may have come before it was credited: what is kept of it is booked now.
-        await rail.book(told.reference)
+        await rail.book(told.external, told.reference)
         return Succeeded(deposit.amount_msat, result=told.external.encode())
 
     async def _advance_to(self, operation: Operation, at: int) -> None:

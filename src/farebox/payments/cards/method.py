@@ -177,13 +177,12 @@ class CardMethod(DepositMethod):
             return
         for sighting in await self._sightings(payment):
             yield sighting
-        await self._booking.book(payment)
+        await self.book(payment.external, payment.reference)
 
-    async def book(self, reference: str) -> None:
+    async def book(self, external: str, reference: str) -> None:
         """Book what the provider tells of a payment now. Raises RailError, StoreBusy."""
-        payment = await self.connector.sync(reference)
-        if payment is not None:
-            await self._booking.book(payment)
+        if external:
+            await self._booking.book(external, lambda: self.connector.sync(reference))
 
     async def hear(self, headers: Mapping[str, str], body: bytes) -> Notice | Forged | None:
         """A webhook, checked. Raises RailUnavailable."""

@@ -48,9 +48,9 @@ class CardPayment:
     """A payment as its provider knows it now; the same however often and by whom it is asked.
 
     `order` is our name for it, `reference` the provider's name for what the payer was shown,
-    `external` its name for the payment itself. `refunds` are those that were not undone,
-    `disputed` is what the provider has withdrawn over disputes less what it gave back, and `fees`
-    all that it kept for itself.
+    `external` its name for the payment itself. `refunds` are those that were not undone, `undone`
+    the others: their money came back to us, as from a card that is closed. `disputed` is what the
+    provider has withdrawn over disputes less what it gave back, `fees` all that it kept for itself.
     """
 
     order: str
@@ -61,6 +61,7 @@ class CardPayment:
     captured: int = 0
     at_s: int = 0
     refunds: tuple[GivenBack, ...] = ()
+    undone: tuple[GivenBack, ...] = ()
     disputed: int = 0
     fees: int = 0
 

@@ -30,6 +30,7 @@ class GivingState(enum.StrEnum):
     OPEN = "open"
     DONE = "done"
     FAILED = "failed"
+    UNDONE = "undone"  # it was done, and the money came back to us
 
 
 class Giving(msgspec.Struct, frozen=True):
@@ -41,7 +42,7 @@ class Giving(msgspec.Struct, frozen=True):
     state: GivingState = GivingState.OPEN
 
 
-GIVING = RecordType("card_refund", Giving, indexes=(("payment",),))
+GIVING = RecordType("card_refund", Giving, indexes=(("payment",), ("operation_id",)))
 
 
 class StoredMethod(msgspec.Struct, frozen=True, kw_only=True):

@@ -179,7 +179,7 @@ class Refunds:
         under_way = sum(
             one.amount
             for one in givings
-            if one.state is not GivingState.FAILED and one.operation_id not in there
+            if one.state in (GivingState.OPEN, GivingState.DONE) and one.operation_id not in there
         )
         gone = sum(one.amount for one in told.refunds) + max(0, told.disputed) + under_way
         return _Found(deposit, min(deposit.amount, told.captured) - gone, len(givings))

@@ -69,7 +69,7 @@ class Arrivals:
                 yield told
         async for outpoint, known in self._young():
             if outpoint not in present and address in ("", known.arrival.address):
-                gone = await self._gone(outpoint, known)
+                gone = await self._gone(outpoint, known, view.tip.height)
                 if gone is not None:
                     yield gone
 
@@ -81,9 +81,7 @@ class Arrivals:
         state = None if booked is None else booked.state
         depth = view.confirmations(coin.block)
         is_over = depth >= _SAFE_DEPTH and state is DepositState.CREDITED
-        if known.version == ABSENT or is_over != (known.arrival.young is Young.NO):
-            young = Young.NO if is_over else Young.YES
-            await self._keep(coin.outpoint, known, young)
+        await self._keep(coin.outpoint, known, Young.NO if is_over else Young.YES, 0)
         if is_over and len(self._over) < _REMEMBERED_MAX:
             self._over.add(coin.outpoint)
         told = judged(state, depth, self._config.confirmations(coin.amount_sat))
@@ -93,12 +91,15 @@ class Arrivals:
         at = coin.block.time_s * NS_PER_S if coin.block else 0
         return _sighting(coin.outpoint, known.arrival, told, seen_in, at)
 
-    async def _gone(self, outpoint: str, known: _Known) -> Sighting | None:
+    async def _gone(self, outpoint: str, known: _Known, height: int) -> Sighting | None:
         booked = await self._booked(outpoint)
-        if booked is None or booked.state is DepositState.REVERSED:
-            await self._keep(outpoint, known, Young.NO)
-            return None
-        return _sighting(outpoint, known.arrival, DepositState.REVERSED, booked.seen_in, 0)
+        if booked is not None and booked.state is not DepositState.REVERSED:
+            return _sighting(outpoint, known.arrival, DepositState.REVERSED, booked.seen_in, 0)
+        # Somebody who looked a moment earlier may yet have it credited: it is kept an eye on.
+        gone_at = known.arrival.gone_at or height
+        is_over = height - gone_at >= _SAFE_DEPTH
+        await self._keep(outpoint, known, Young.NO if is_over else Young.YES, gone_at)
+        return None
 
     async def _known(self, coin: Coin) -> _Known | None:
         row = await self._ledger.store.get(ARRIVAL, coin.outpoint)
@@ -113,8 +114,10 @@ class Arrivals:
         row = await self._ledger.store.get(DEPOSIT, f"bitcoin:{outpoint}")
         return None if row is None else row.value
 
-    async def _keep(self, outpoint: str, known: _Known, young: Young) -> None:
-        fresh = msgspec.structs.replace(known.arrival, young=young)
+    async def _keep(self, outpoint: str, known: _Known, young: Young, gone_at: int) -> None:
+        fresh = msgspec.structs.replace(known.arrival, young=young, gone_at=gone_at)
+        if fresh == known.arrival and known.version != ABSENT:
+            return
         put = Put(ARRIVAL, outpoint, fresh, known.version)
         unit = Unit(derived_id("arrival", outpoint, str(known.version)), puts=(put,))
         await self._ledger.store.commit(unit)  # refused: another was quicker, and will look again

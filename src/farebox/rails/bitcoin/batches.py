@@ -35,6 +35,7 @@ from farebox.ids import derived_id, new_id
 from farebox.ledger.model import (
     ABSENT,
     Applied,
+    Event,
     Put,
     Unit,
 )
@@ -375,13 +376,23 @@ class Batches:
 
     async def _tend_paid(self, key: str, row: Row[Batch], view: View) -> None:
         won, block = winner(row.value, view)
-        if won is None or block is None:
+        if await self._is_dead(row.value, view):
+            # Deeper than the operator's own word for "over": a person must look.
+            _log.error("bitcoin.payments_undone", operation=key, payouts=row.value.payouts)
+            await self._ends(row, key, BatchState.DEAD)
+        elif won is None or block is None:
             with suppress(RailError):
                 await self._send(row.value)
         elif view.confirmations(block) >= _SAFE_DEPTH:
-            old = msgspec.structs.replace(row.value, state=BatchState.OLD)
-            unit = Unit(derived_id("old", key), puts=(Put(BATCH, key, old, row.version),))
-            await self._ledger.store.commit(unit)
+            await self._ends(row, key, BatchState.OLD)
+
+    async def _ends(self, row: Row[Batch], key: str, state: BatchState) -> None:
+        put = Put(BATCH, key, msgspec.structs.replace(row.value, state=state), row.version)
+        facts = {"operation": key, "payouts": ",".join(row.value.payouts)}
+        undone = (Event("payments.undone", self._config.custody, facts),)
+        events = undone if state is BatchState.DEAD else ()
+        unit = Unit(derived_id("batch-ends", key), puts=(put,), events=events)
+        await self._ledger.store.commit(unit)
 
     # ── signed elsewhere ─────────────────────────────────────────────────────────────────────────
 

@@ -77,8 +77,8 @@ class ChainSource(Protocol):
         """The best block now."""
         ...
 
-    def sync(self, wallet: bdk.Wallet, tip: Block, since: int) -> bdk.Wallet:
-        """The wallet as of `tip` or later, with what is unconfirmed where that can be seen.
+    def sync(self, wallet: bdk.Wallet, tip: Block, since: int) -> bdk.Wallet | None:
+        """The wallet as of `tip` or later, with what is unconfirmed; None where nothing is new.
 
         It has revealed every address that was given out before `tip` was asked for. Nothing of it
         is in a block below height `since`.

@@ -107,7 +107,7 @@ class Core:
         height = int(self._call("getblockcount"))
         return Block(height, str(self._call("getblockhash", height)))
 
-    def sync(self, wallet: bdk.Wallet, tip: Block, since: int) -> bdk.Wallet:
+    def sync(self, wallet: bdk.Wallet, tip: Block, since: int) -> bdk.Wallet | None:
         """Look through blocks up to `tip`, then the memory pool; a wallet made of what is ours."""
         if not self._scan.descriptor:
             self._scan = self._load(since)
@@ -120,9 +120,9 @@ class Core:
         if self._follow(wallet, tip):
             self._save()
         pool = self._look_at_pool(wallet)
-        built = (given, tuple(self._scan.ring[-1:]), tuple(sorted(pool)), self._scan.change)
+        built = (tuple(self._scan.ring[-1:]), tuple(sorted(pool)), self._scan.change)
         if built == self._built:
-            return wallet
+            return None
         made = self._wallet(given, pool)
         self._built = built
         return made

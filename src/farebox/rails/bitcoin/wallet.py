@@ -119,7 +119,10 @@ class Wallet:
             def work(source: ChainSource) -> View:
                 if count:
                     self._bdk.reveal_addresses_to(_EXTERNAL, count - 1)
-                self._bdk = source.sync(self._bdk, tip, since)
+                fresh = source.sync(self._bdk, tip, since)
+                if fresh is None and self.view is not None:
+                    return self.view
+                self._bdk = fresh or self._bdk
                 return _view_of(self._bdk)
 
             self.view = await self._call(work)

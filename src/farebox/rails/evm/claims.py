@@ -21,8 +21,6 @@ import re
 from collections.abc import Sequence
 
 import msgspec
-from eth_account import Account
-from eth_account.messages import encode_defunct
 from eth_utils.address import to_checksum_address
 
 from farebox.errors import InvalidCredential
@@ -30,6 +28,7 @@ from farebox.ids import derived_id
 from farebox.money import AMOUNT_END
 from farebox.payments import PaymentPlan, PaymentResult, Refusal, Rejected, Unresolved
 from farebox.payments.rail import Limits
+from farebox.rails.evm.accounts import Account, encode_defunct
 from farebox.rails.evm.contracts import topic
 from farebox.rails.evm.outbox import custody_of
 from farebox.rails.evm.scan import TRANSFER, Placed, Scan, Transaction

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from eth_account import Account
-from eth_account.hdaccount import key_from_seed, seed_from_mnemonic
-from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
 from farebox.errors import InvalidCredential, SignerError
+from farebox.rails.evm.accounts import Account, LocalAccount, key_from_seed, seed_from_mnemonic
 from farebox.rails.evm.fees import Fees
 from farebox.rails.evm.outbox import Call
 from farebox.wire.bip32 import HARDENED, ExtendedKey, master_key, read_extended_key

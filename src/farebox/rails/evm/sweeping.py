@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from farebox.clock import NS_PER_S
-from farebox.errors import RailRejected
+from farebox.errors import RailRejected, SignerError
 from farebox.ledger.model import Put, Unit
 from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger
@@ -43,17 +43,23 @@ _ADDRESSES_AT_ONCE = 20
 _LATER_NS = 600 * NS_PER_S
 #: Coin that stays beside a sweep, in what its gas may cost at most: room for better offers.
 _ROOM = 2
+#: Gas may become so many times cheaper; coin that is worth less than that is left for good.
+_CHEAPER = 8
 _GAS, _SWEEP = "gas", "sweep"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepTerms:
     """What is swept where. `assets` are codes to contracts, empty for the coin; gas is at most
-    `gas_percent` of what is moved."""
+    `gas_percent` of what is moved. Of several `treasuries` each gets its share of addresses."""
 
     assets: Mapping[str, str]
-    treasury: str
+    treasuries: tuple[str, ...]
     gas_percent: int = 2
+
+    def treasury(self, at: Address) -> str:
+        """Where what lies at an address goes."""
+        return self.treasuries[at.index % len(self.treasuries)]
 
 
 def is_worth(cost: int, amount: int, percent: int) -> bool:
@@ -89,7 +95,16 @@ class Sweeping:
             if slot.purpose.startswith(f"{_SWEEP}:"):
                 rows = await self._ledger.store.find(ADDRESS, {"address": slot.sender}, limit=1)
                 if rows:
-                    self.sending.keys.learn(slot.sender, rows[0][1].value.index)
+                    self._learns(rows[0][1].value)
+
+    def _learns(self, at: Address) -> bool:
+        """Be ready to sign for an address; False: it is of a key that is not here any more."""
+        try:
+            self.sending.keys.learn(at.address, at.index)
+        except SignerError as error:
+            _log.error("evm.not_swept", address=at.address, reason=str(error))
+            return False
+        return True
 
     async def run(self) -> int:
         """One round over some addresses; how many transactions were sent.
@@ -110,13 +125,16 @@ class Sweeping:
             address = row.value.address
             if address in busy or self._not_before.get(address, 0) > now:
                 continue
+            if not self._learns(row.value):
+                self._not_before[address] = now + _LATER_NS
+                continue
             told = await self._arrivals.of_address(address)
             if any(one.state is DepositState.DETECTED for one in told):
                 continue
             if await self._sweep(row.value, offered):
                 sent += 1
             else:
-                await self._leave(key, row, now)
+                await self._leave(key, row, now, offered)
         return sent
 
     async def _busy(self) -> set[str]:
@@ -124,11 +142,14 @@ class Sweeping:
         parts = [one.purpose.split(":") for one in await self.sending.open_slots()]
         return {one[1] for one in parts if one[0] in (_GAS, _SWEEP)}
 
-    async def _leave(self, key: str, row: Row[Address], now: int) -> None:
-        """Nothing is to be done there now: forget it if nothing is there, else look later."""
+    async def _leave(self, key: str, row: Row[Address], now: int, offered: Fees) -> None:
+        """Nothing is to be done there now: look later at what may be worth its gas then, and forget
+        what is empty, or has what was left beside an earlier sweep."""
         address = row.value.address
+        cheaper = PLAIN_GAS * _price(offered) // _CHEAPER
         for token in self.terms.assets.values():
-            if token and await held(self._chain, address, token):
+            amount = await held(self._chain, address, token)
+            if amount and (token or is_worth(cheaper, amount, self.terms.gas_percent)):
                 self._not_before[address] = now + _LATER_NS
                 return
         self._not_before.pop(address, None)
@@ -153,7 +174,7 @@ class Sweeping:
     async def _sweep_token(
         self, at: Address, asset: str, token: str, amount: int, coin: int, offered: Fees
     ) -> bool:
-        call = transfer_of(token, self.terms.treasury, amount)
+        call = transfer_of(token, self.terms.treasury(at), amount)
         try:
             gas = await self._gas.limit(at.address, call)
             told = await self.sending.chain.run(at.address, call)
@@ -182,7 +203,7 @@ class Sweeping:
         return await self._send(at, call, asset, token, amount)
 
     async def _sweep_coin(self, at: Address, coin: int, offered: Fees) -> bool:
-        treasury, native = self.terms.treasury, self.sending.terms.native
+        treasury, native = self.terms.treasury(at), self.sending.terms.native
         gas = await self._gas.limit(at.address, Call(treasury, 1))
         l1_fee = await self._gas.l1_fee(self.sending.keys.addresses[0], Call(treasury, coin))
         amount = coin - (gas * offered.max_fee + l1_fee) * _ROOM
@@ -200,7 +221,6 @@ class Sweeping:
         return sent is not None and not isinstance(sent, Held)
 
     async def _send(self, at: Address, call: Call, asset: str, token: str, amount: int) -> bool:
-        self.sending.keys.learn(at.address, at.index)
         purpose = f"{_SWEEP}:{at.address}:{asset}"
         parcel = Parcel(at.address, call, purpose, token=token, spends=amount if token else 0)
         sent = await self.sending.send(parcel)

@@ -309,7 +309,7 @@ class PaypalConnector:
         if capture is None or not capture.is_taken:
             phase = _PHASES.get(order.status, Phase.OPEN)
             return CardPayment(order.unit.custom_id, order.id, "", phase, currency)
-        refunds = [one for one in order.unit.payments.refunds if not one.is_undone]
+        refunds = order.unit.payments.refunds
         moved = await self._moved(capture)
         fees = [one for one in moved if one.reason in _FEES]
         rest = [one for one in moved if one.reason not in _FEES]
@@ -321,10 +321,8 @@ class PaypalConnector:
             currency=capture.amount.currency_code,
             captured=capture.amount.amount,
             at_s=capture.at_s or self._clock.now_ns() // NS_PER_S,
-            refunds=tuple(
-                GivenBack(one.id, one.amount.amount if one.amount else 0, one.custom_id)
-                for one in refunds
-            ),
+            refunds=tuple(_marked(one) for one in refunds if not one.is_undone),
+            undone=tuple(_marked(one) for one in refunds if one.is_undone),
             disputed=_taken(rest),
             fees=capture.fee + _taken(fees),
         )
@@ -375,6 +373,10 @@ def _stored(told: VaultToken) -> StoredToken:
     name, _, host = address.partition("@")
     label = f"PayPal {name[:2]}…@{host}" if host else "PayPal"
     return StoredToken(f"paypal:{told.id}", told.customer.id, label)
+
+
+def _marked(refund: Refund) -> GivenBack:
+    return GivenBack(refund.id, refund.amount.amount if refund.amount else 0, refund.custom_id)
 
 
 def _given_back(refund: Refund, amount: int, key: str) -> GivenBack | Declined:

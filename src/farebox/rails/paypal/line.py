@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from base64 import b64encode
 from collections.abc import Mapping
 from typing import TypeVar
@@ -45,6 +46,7 @@ class PaypalLine:
         self._session = session
         self._breaker = breaker
         self._clock = clock
+        self._renewing = asyncio.Lock()
         self._token = ""
         self._token_until_ns = 0
 
@@ -100,8 +102,10 @@ class PaypalLine:
         request_id: str,
         query: Mapping[str, str],
     ) -> bytes | Declined:
-        for is_last in (False, True):
-            token = await self._access(renew=is_last)
+        ended = ""
+        for _ in range(2):
+            async with self._renewing:
+                token = await self._access(ended)
             if isinstance(token, Declined):
                 return token
             headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
@@ -115,11 +119,13 @@ class PaypalLine:
             status, raw = answer
             if status != 401:
                 return _meaning(status, raw)
+            ended = token
         return Declined(Decline.TECHNICAL, "not_let_in", "PayPal does not let us in")
 
-    async def _access(self, *, renew: bool) -> str | Declined:
+    async def _access(self, ended: str) -> str | Declined:
+        """A token other than one that has `ended`; one call for all who wait for it."""
         now_ns = self._clock.now_ns()
-        if self._token and not renew and now_ns < self._token_until_ns:
+        if self._token not in ("", ended) and now_ns < self._token_until_ns:
             return self._token
         config = self._config
         basic = b64encode(f"{config.client_id}:{config.client_secret}".encode()).decode()

@@ -305,14 +305,10 @@ class StripeConnector:
         expand = ["latest_charge.balance_transaction"]
         intent = await self._sure(PaymentIntent, "get", path, expand=expand)
         charge = intent.latest_charge if isinstance(intent.latest_charge, Charge) else None
-        refunds: tuple[GivenBack, ...] = ()
+        refunds: list[Refund] = []
         moved: list[BalanceTransaction] = []
-        if charge is not None and charge.amount_refunded:
-            page = _decoded(_known(await self._refunds(external)), Refunds)
-            kept = [one for one in page.data if one.status not in _UNDONE]
-            refunds = tuple(
-                GivenBack(one.id, one.amount, (one.metadata or {}).get(_MARK, "")) for one in kept
-            )
+        if charge is not None and charge.captured:  # what is undone is in no sum of the charge
+            refunds = _decoded(_known(await self._refunds(external)), Refunds).data
         if charge is not None and charge.disputed:
             found = await self._sure(
                 Disputes, "get", "/v1/disputes", payment_intent=external, limit=_PAGE
@@ -327,7 +323,8 @@ class StripeConnector:
             currency=intent.currency.upper(),
             captured=charge.taken if charge is not None else 0,
             at_s=charge.created if charge is not None else intent.created,
-            refunds=refunds,
+            refunds=tuple(_marked(one) for one in refunds if one.status not in _UNDONE),
+            undone=tuple(_marked(one) for one in refunds if one.status in _UNDONE),
             disputed=-sum(one.amount for one in moved),
             fees=sum(one.fee for one in moved)
             + (fee.fee if isinstance(fee, BalanceTransaction) else 0),
@@ -426,6 +423,10 @@ def _outcome(told: PaymentIntent | Declined | Unknown) -> Outcome:
             return Declined(decline_of(code), code, f"the card was declined: {code}")
         case _:
             return Unknown(f"the payment is {told.status}")
+
+
+def _marked(refund: Refund) -> GivenBack:
+    return GivenBack(refund.id, refund.amount, (refund.metadata or {}).get(_MARK, ""))
 
 
 def _given_back(refund: Refund, key: str) -> GivenBack | Declined:

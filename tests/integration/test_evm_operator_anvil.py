@@ -1,0 +1,84 @@
+"""What the operator of a house on an EVM chain sees and does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from farebox.cli import checks
+from farebox.cli.desk import Balance, Withdraw, carry_out
+from farebox.cli.money import _balance_text
+from farebox.operating import Verdict
+from farebox.settings import Secret
+from tests.integration.evm_house import EvmHouse, evm_house, somebody
+from tests.peers.anvil import Anvil
+from tests.peers.process import free_port
+
+pytestmark = pytest.mark.peer
+DEPOSIT = 500_000_000
+#: One per cent of spread, in msat: a unit is one.
+EARNED_MSAT = 5_000_000
+
+
+async def withdrawn(house: EvmHouse, wanted: Withdraw) -> dict[str, object]:
+    """What a withdrawal comes to; blocks are made meanwhile."""
+    for _ in range(100):
+        facts = await carry_out(house.farebox, wanted)
+        if facts.get("state") != "pending":
+            return facts
+        await house.mine(1)
+        house.clock.ahead_s += 5
+    raise AssertionError(facts)
+
+
+async def test_earnings_are_withdrawn_on_the_chain(anvil: Anvil, tmp_path: Path) -> None:
+    async with evm_house(tmp_path / "house", anvil) as house:
+        key = await house.funded(DEPOSIT)
+        await house.until_swept(house.addresses[0])
+        left = await house.balance_msat(key)
+        to = somebody()
+        wanted = Withdraw("wd_1", destination=to, method="anvil", asset="USDC")
+        facts = await withdrawn(house, wanted)
+        assert facts["recipient"] == to, facts
+        got = house.usdc.call("balanceOf", to)
+        assert 0 < got < EARNED_MSAT
+        assert await withdrawn(house, wanted) == facts
+        assert house.usdc.call("balanceOf", to) == got
+        assert await house.balance_msat(key) == left
+        shown = _balance_text(await carry_out(house.farebox, Balance()))
+        assert "USDC" in shown
+
+
+async def test_the_doctor_asks_the_node_and_says_what_is_wrong(
+    anvil: Anvil, tmp_path: Path
+) -> None:
+    async with evm_house(tmp_path / "house", anvil) as house:
+        (found,) = house.farebox.settings.evm
+        usdc = found.assets[1]
+
+    async def told(**changes: object) -> dict[Verdict, str]:
+        looked = await checks.evm(replace(found, **changes))  # type: ignore[arg-type]
+        text = " ".join(one.found + one.advice + one.check for one in looked)
+        assert house.secrets[1] not in text
+        return {one.verdict: f"{one.check}: {one.found}" for one in looked}
+
+    assert set(await told()) == {Verdict.FINE}
+    doubts: tuple[tuple[dict[str, object], str], ...] = (
+        ({"senders": 2}, "has no coin"),
+        ({"assets": (replace(usdc, scale=18),)}, "6 decimals, not 18"),
+        ({"assets": (replace(usdc, contract=somebody()),)}, "no contract at its address"),
+    )
+    for changes, what in doubts:
+        assert what in (await told(**changes))[Verdict.WARNING]
+    faults: tuple[tuple[dict[str, object], str], ...] = (
+        ({"chain_id": 1}, "the node is on chain 31337"),
+        ({"url": Secret(f"http://127.0.0.1:{free_port()}/secret-key")}, "gave no answer"),
+        ({"url": Secret("ftp://n")}, "url"),
+        ({"key": Secret("11" * 31)}, "key"),
+    )
+    for changes, what in faults:
+        seen = (await told(**changes))[Verdict.FAILURE]
+        assert what in seen
+        assert "secret-key" not in seen
