@@ -294,7 +294,9 @@ class PaypalConnector:
             if len(page.events) < _EVENTS_MAX or len(found) == before:
                 break
             query["end_time"] = min(one.create_time for one in page.events)
-        return sorted([*found.values()][::-1], key=lambda one: one.create_time)
+        oldest_first = list(found.values())
+        oldest_first.reverse()  # of one moment, the one told last happened first
+        return sorted(oldest_first, key=lambda one: one.create_time)
 
     async def probe(self) -> str:
         """Whether PayPal lets us in."""
