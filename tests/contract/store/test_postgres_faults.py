@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 import psycopg
 import pytest
@@ -152,6 +152,38 @@ async def test_where_the_database_cannot_be_reached_nothing_was_done(
     breaker.open = True
     assert await available(store, "b") == 0
     assert isinstance(await do(store, "p:0", PAY), Applied)
+
+
+@pytest.mark.parametrize("fault", [Fault.ANSWER_LOST, Fault.NEVER_ARRIVED, Fault.SILENCE])
+async def test_a_read_whose_connection_breaks_is_asked_again_and_tells_the_same(
+    store: PostgresStore, breaker: CommitBreaker, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_TRIP_MAX_S", 1)
+    assert isinstance(await do(store, "p", PAY, events=(Event("paid", "a"),)), Applied)
+    reads: dict[bytes, Callable[[], Awaitable[Sequence[object]]]] = {
+        b"FROM accounts": store.accounts,
+        b"FROM events": store.events,
+    }
+    for words, read in reads.items():
+        breaker.at, breaker.faults = words, [fault]
+        told = await read()
+        assert breaker.faults == [], "it was struck"
+        assert told == await read()
+        assert told
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_read_that_nobody_answers_is_an_error_and_never_nothing(
+    store: PostgresStore, breaker: CommitBreaker, book: PostgresBook
+) -> None:
+    breaker.open = False
+    cut_all(book)
+    reads: tuple[Callable[[], Awaitable[object]], ...] = (store.accounts, store.events)
+    for read in reads:
+        with pytest.raises(StoreError):
+            await read()
+    breaker.open = True
+    assert await store.accounts()
 
 
 async def test_none_is_told_of_a_unit_only_once_no_commit_of_it_is_on_its_way(

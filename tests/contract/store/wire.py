@@ -1,4 +1,5 @@
-"""A proxy in front of PostgreSQL that breaks the connection at a COMMIT, once for each fault."""
+"""A proxy in front of PostgreSQL that breaks the connection at a COMMIT, or at what else it is told
+to, once for each fault."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ _CHUNK_BYTES = 1 << 16
 
 
 class Fault(enum.Enum):
-    """What happens to a COMMIT."""
+    """What happens to a COMMIT, or another statement."""
 
     ANSWER_LOST = "it is carried out, and the connection ends before the answer"
     NEVER_ARRIVED = "the connection ends before it"
@@ -22,7 +23,8 @@ class Fault(enum.Enum):
 class CommitBreaker:
     """Passes bytes on; the next COMMITs suffer `faults`, first one first.
 
-    `open` tells whether new connections are taken; `released` ends what is stuck.
+    `at` are the words of what suffers. `open` tells whether new connections are taken; `released`
+    ends what is stuck.
     """
 
     def __init__(self, port: int) -> None:
@@ -30,6 +32,7 @@ class CommitBreaker:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
+        self.at = b"COMMIT"
         self.open = True
         self.released = asyncio.Event()
         self.faults: list[Fault] = []
@@ -61,7 +64,7 @@ class CommitBreaker:
         back = asyncio.create_task(_copy(answers, writer))
         try:
             async for chunk in _chunks(reader):
-                fault = self.faults.pop(0) if self.faults and b"COMMIT" in chunk else None
+                fault = self.faults.pop(0) if self.faults and self.at in chunk else None
                 if fault is Fault.NEVER_ARRIVED:
                     break
                 if fault is Fault.STUCK:
