@@ -294,7 +294,10 @@ class PaypalConnector:
             if len(page.events) < _EVENTS_MAX or len(found) == before:
                 break
             query["end_time"] = min(one.create_time for one in page.events)
-        return sorted([*found.values()][::-1], key=lambda one: one.create_time)
+        events = [*found.values()]
+        events.reverse()  # of one instant the last page's come first
+        events.sort(key=lambda one: one.create_time)
+        return events
 
     async def probe(self) -> str:
         """Whether PayPal lets us in."""
