@@ -294,10 +294,9 @@ class PaypalConnector:
             if len(page.events) < _EVENTS_MAX or len(found) == before:
                 break
             query["end_time"] = min(one.create_time for one in page.events)
-        events = [*found.values()]
-        events.reverse()  # of one instant the last page's come first
-        events.sort(key=lambda one: one.create_time)
-        return events
+        oldest_first = list(found.values())
+        oldest_first.reverse()  # of one moment, the one told last happened first
+        return sorted(oldest_first, key=lambda one: one.create_time)
 
     async def probe(self) -> str:
         """Whether PayPal lets us in."""
