@@ -83,3 +83,11 @@ async def test_a_transaction_id_is_public_and_pays_nobody_but_who_was_asked(
     unknown = await house.post("/topup", {"cashu_token": "00" * 32}, key)
     assert unknown.status_code == 400
     assert await house.balance_msat(stranger) == 20_000_000
+
+
+async def test_no_address_is_given_twice_however_many_ask_at_once(
+    house: BitcoinHouse, bitcoin: BitcoinChain
+) -> None:
+    key, first = await house.credited(bitcoin, 20_000)
+    asked = await asyncio.gather(*(house.asked(None, key) for _ in range(20)))
+    assert len({one["pay"] for one in (*asked, first)}) == 21

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +47,15 @@ async def mine(house: BitcoinHouse, chain: BitcoinChain, *raws: bytes) -> None:
     else:
         await asyncio.to_thread(chain.node.mine)
     await house.passed(await asyncio.to_thread(chain.node.height))
+
+
+async def elsewhere(house: BitcoinHouse) -> dict[str, bytes]:
+    """For each coin what another program with the same words would send, and pay more for."""
+    back = house.method.wallet.keys.address(5_000)
+    view = await house.method._addresses.look()
+    coins = [one.outpoint for one in view.coins if not one.is_spent]
+    drafts = [await house.method.wallet.build([(back, 60_000)], 40_000, [one]) for one in coins]
+    return {draft.inputs[0]: draft.raw for draft in drafts}
 
 
 async def over(house: BitcoinHouse, chain: BitcoinChain) -> None:
@@ -159,15 +167,12 @@ async def test_payments_whose_coins_the_same_key_has_spent_elsewhere_leave_anew(
     async with bitcoin_house(tmp_path, terms(bitcoin)) as house:
         key, _ = await house.credited(bitcoin, IN_SAT)
         await house.credited(bitcoin, IN_SAT)
-        to = bitcoin.payer.address(40)
+        to, others = bitcoin.payer.address(40), await elsewhere(house)
         await house.paid_out(key, to, OUT_SAT, "anew")
         first = await waiting(bitcoin)
         raw = await raw_of(bitcoin, first)
         spent = read_tx(raw).spends
-        # Another program with the same words takes those coins, to an address of theirs.
-        back = house.method.wallet.keys.address(5_000)
-        other = await house.method.wallet.build([(back, 60_000)], 40_000, spent)
-        await asyncio.to_thread(bitcoin.payer.send, other.raw.hex())
+        await asyncio.to_thread(bitcoin.payer.send, others[spent[0]].hex())
         for _ in range(2):
             await mine(house, bitcoin)
         second = await waiting(bitcoin)
@@ -184,17 +189,15 @@ async def test_a_payment_that_is_undone_after_it_was_over_calls_a_person(
 ) -> None:
     async with bitcoin_house(tmp_path, terms(bitcoin, payout_confirmations=1)) as house:
         key, _ = await house.credited(bitcoin, IN_SAT)
+        others = await elsewhere(house)
         await house.paid_out(key, bitcoin.payer.address(45), OUT_SAT, "undone")
         raw = await raw_of(bitcoin, await waiting(bitcoin))
-        spent = read_tx(raw).spends
-        back = house.method.wallet.keys.address(5_000)
-        other = await house.method.wallet.build([(back, 60_000)], 40_000, spent)
+        other = others[read_tx(raw).spends[0]]
         await mine(house, bitcoin)
         await house.settled()
         await asyncio.to_thread(bitcoin.node.undo, 1)
-        for _ in range(2):
-            await mine(house, bitcoin, other.raw)
-            other = replace(other, raw=b"")
+        await mine(house, bitcoin, other)
+        await mine(house, bitcoin, b"")
 
         async def heard() -> bool:
             return "bitcoin.payments_undone" in house.log.getvalue()
@@ -239,6 +242,9 @@ async def test_fees_have_a_limit_and_dust_is_refused_with_the_reason(
         dust = await house.post("/v1/payouts", {**body, "amount_msat": 500_000}, key)
         assert dust.json()["code"] == "amount_too_small"
         assert "dust" in dust.json()["detail"]
+        asking = {**body, "destination": f"bitcoin:{to}?amount=0.5"}
+        another = await house.post("/v1/payouts", {**asking, "dry_run": True}, key)
+        assert another.json()["code"] == "destination_invalid"
         mainnet = "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4"
         other = await house.post("/v1/payouts", {**body, "destination": mainnet}, key)
         assert other.json()["code"] == "destination_invalid"

@@ -8,6 +8,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from farebox.errors import InvalidCredential
 from farebox.ledger.model import Applied, Hold, Kind, Open, hold_id
 from farebox.ledger.processes import Processes
 from farebox.payments import Refusal, Rejected, Unresolved
+from farebox.payments.exchange import Exchange
 from farebox.payments.model import Changes, Operation, OperationState, Succeeded, Verdict
 from farebox.payments.operations import Operations
 from farebox.rails.evm.authorizations import Authorizations, AuthorizedAsset
@@ -31,6 +33,13 @@ VALUE = 5_000_000
 CUSTOMER = "customer:one/USDC"
 FIELDS = ("from", "to", "value", "validAfter", "validBefore", "nonce")
 KINDS = ("address", "address", "uint256", "uint256", "uint256", "bytes32")
+
+
+class Dollars:
+    """Ether is worth 2,000 dollars; one of these is worth 10^18 msat here, which is no matter."""
+
+    def msat_per_unit(self, asset: str) -> Fraction | None:
+        return Fraction(10**12) if asset == "USDC" else Fraction(2_000)
 
 
 @dataclass
@@ -142,7 +151,8 @@ async def counter(anvil: Anvil, tmp_path: Path) -> AsyncIterator[Counter]:
     async with desk_of(anvil, tmp_path) as desk:
         token = await asyncio.to_thread(anvil.deploy, CONTRACTS / "AuthorizedToken.sol")
         of = AuthorizedAsset("USDC", token.address, "USD Coin", "2", 1_000, 10**12)
-        taking = Authorizations([of], desk.sending, desk.ledger)
+        rates = Exchange(Dollars())
+        taking = Authorizations([of], desk.sending, desk.ledger, rates, gas_percent=10)
         processes = Processes(desk.ledger, alone=True)
         await processes.start()
         operations = Operations(desk.ledger, processes)
@@ -179,6 +189,7 @@ async def test_what_cannot_be_taken_is_refused_before_anything(counter: Counter)
     for credential, code in (
         (counter.signed(to=somebody()), "not_addressed_to_us"),
         (counter.signed(10), "amount_out_of_bounds"),
+        (counter.signed(2_000), "amount_too_small"),
         (counter.signed(validBefore=now_s + 5), "authorization_expired"),
         (counter.signed(validAfter=now_s + 500), "authorization_early"),
         (counter.signed(VALUE + 1), "authorization_refused"),

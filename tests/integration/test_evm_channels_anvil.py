@@ -29,6 +29,11 @@ pytestmark = pytest.mark.peer
 
 
 @pytest.fixture
+def anvil(anvil_ahead: Anvil) -> Anvil:
+    return anvil_ahead
+
+
+@pytest.fixture
 async def house(anvil: Anvil, tmp_path: Path) -> AsyncIterator[House]:
     async with house_of(anvil, tmp_path) as found:
         yield found

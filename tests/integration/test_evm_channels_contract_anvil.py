@@ -33,6 +33,11 @@ ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 
 @pytest.fixture
+def anvil(anvil_ahead: Anvil) -> Anvil:
+    return anvil_ahead
+
+
+@pytest.fixture
 def contract(anvil: Anvil) -> Contract:
     return deployed(anvil)
 

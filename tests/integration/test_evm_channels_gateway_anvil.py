@@ -44,6 +44,11 @@ SETTINGS: dict[str, object] = {
 }
 
 
+@pytest.fixture
+def anvil(anvil_ahead: Anvil) -> Anvil:
+    return anvil_ahead
+
+
 @dataclass
 class Customer:
     """Who pays a house by vouchers, with a wallet and a book of its own."""

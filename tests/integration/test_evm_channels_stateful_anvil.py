@@ -24,6 +24,11 @@ COLLATERAL = 100_000
 ACTS = ("pay",) * 6 + ("claim", "send", "mine", "reorganise", "restart") * 2 + ("top up", "close")
 
 
+@pytest.fixture
+def anvil(anvil_ahead: Anvil) -> Anvil:
+    return anvil_ahead
+
+
 class Life:
     """Two payers and a house; what was promised and locked is counted beside them."""
 

@@ -20,8 +20,8 @@ from tests.integration.evm_house import PRICE_MSAT, WAIT_S, EvmHouse, authorizat
 from tests.peers.anvil import CHAIN_ID, Anvil
 
 pytestmark = pytest.mark.peer
-AMOUNT = 20_000_000
-CREDITED_MSAT = 19_800_000
+AMOUNT = 200_000_000
+CREDITED_MSAT = 198_000_000
 SETTLED_BLOCKS = 64
 
 

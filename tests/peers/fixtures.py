@@ -39,7 +39,7 @@ P = TypeVar(
 
 #: Each peer, and the fixtures below that start it.
 PEERS = {
-    "anvil": {"anvil"},
+    "anvil": {"anvil", "anvil_ahead"},
     "bitcoin": {"bitcoin", "electrumx"},
     "lightning": {"lightning"},
     "lnbits": {"lnbits"},
@@ -176,3 +176,9 @@ def stripe_mock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StripeMock
 def anvil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Anvil]:
     """A development chain that makes a block per transaction. Whoever pauses it unpauses it."""
     yield from _started("anvil", lambda: Anvil(tmp_path_factory.mktemp("anvil")))
+
+
+@pytest.fixture(scope="session")
+def anvil_ahead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Anvil]:
+    """Another one, whose clock tests put forward, for it never goes back."""
+    yield from _started("anvil", lambda: Anvil(tmp_path_factory.mktemp("anvil-ahead")))

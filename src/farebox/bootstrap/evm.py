@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import aiohttp
 
 from farebox.bootstrap.rails import Ground
 from farebox.clock import Clock, SystemClock
 from farebox.errors import InvalidCredential, InvalidSettings, RailRejected, SignerError
-from farebox.ledger.service import Ledger
 from farebox.money import Asset, parse_decimal
 from farebox.payments.rail import Limits
 from farebox.rails.evm.addresses import Addresses, DepositTree
@@ -109,6 +109,13 @@ def rail_of(
     upkeep = Upkeep(sending, sweeping, disperse if found.batch_wait_s else None)
     duty = Duty(f"evm:{found.name}", upkeep.run, ledger, ground.processes)
     jobs = (Job(f"evm {found.name}", config.poll_s, duty.run),)
+    authorizing = partial(
+        Authorizations,
+        sending=sending,
+        ledger=ledger,
+        exchange=exchange,
+        gas_percent=found.sweep_gas_percent,
+    )
     method = EvmMethod(
         config,
         rpc,
@@ -117,7 +124,7 @@ def rail_of(
         addresses,
         payouts,
         sweeping,
-        takings_of(config, preset, sending, scan, ledger),
+        takings_of(config, preset, scan, sending, authorizing),
         ledger,
     )
     return EvmRail(method, jobs), disperse
@@ -133,7 +140,11 @@ def _treasuries(found: EvmSettings, keys: Keys, chain_id: int) -> tuple[str, ...
 
 
 def takings_of(
-    config: EvmConfig, preset: Preset, sending: Sending, scan: Scan, ledger: Ledger
+    config: EvmConfig,
+    preset: Preset,
+    scan: Scan,
+    sending: Sending,
+    authorizing: Callable[[Sequence[AuthorizedAsset]], Authorizations],
 ) -> dict[str, Taking]:
     """The credentials that pay by themselves, by their kind: never another name for one."""
     claimed = [
@@ -156,7 +167,7 @@ def takings_of(
     senders, depth = sending.keys.addresses, preset.settled_blocks
     return {
         "claim": Claims(config.name, config.chain_id, claimed, senders, scan, depth),
-        "authorization": Authorizations(authorized, sending, ledger),
+        "authorization": authorizing(authorized),
     }
 
 

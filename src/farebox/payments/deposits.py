@@ -53,7 +53,7 @@ from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger, RowName, State
 from farebox.money import BTC
 from farebox.payments.exchange import Quoted, balance_of, buying, taking_back
-from farebox.payments.maturity import MATURING, Lot, with_less, with_lot
+from farebox.payments.maturity import MATURING, Lot, with_lot
 from farebox.tally import Counts
 
 _log = structlog.get_logger("farebox.deposits")
@@ -219,7 +219,7 @@ class Deposits:
             rows += [(MATURING, seen.account)] if seen.matures_at else []
             # What is written says whose account it is: an earlier reading of the balances serves.
             account = await self._ledger.store.account(seen.balance)
-            owing = await self._ledger.store.account(_owed_by(seen.balance))
+            owing = await self._ledger.store.account(owed_by(seen.balance))
             available = account.available if account is not None else 0
             owed = owing.held if owing is not None else 0
 
@@ -289,11 +289,8 @@ def _ripening(deposit: Deposit, state: State, now_ns: int) -> tuple[Put, ...]:
     if not deposit.matures_at or not is_moved or deposit.balance != deposit.account:
         return ()
     known = state.value(MATURING, deposit.account)
-    if deposit.state is DepositState.CREDITED:
-        lot = Lot(deposit.key, deposit.amount_msat, deposit.matures_at)
-        changed = with_lot(known, lot, now_ns)
-    else:
-        changed = with_less(known, deposit.key, 0, now_ns)
+    here_msat = deposit.amount_msat if deposit.state is DepositState.CREDITED else 0
+    changed = with_lot(known, Lot(deposit.key, here_msat, deposit.matures_at), now_ns)
     version = state.version(MATURING, deposit.account)
     return (Put(MATURING, deposit.account, changed, version),)
 
@@ -331,7 +328,8 @@ def _moved(
     return msgspec.structs.replace(known, state=to, at=at, **rated)
 
 
-def _owed_by(balance: str) -> str:
+def owed_by(balance: str) -> str:
+    """The account of what the owner of a balance owes us."""
     return f"receivable:{balance}"
 
 
@@ -348,7 +346,7 @@ def _postings(
         paid_back: tuple[Step, ...] = ()
         if owed:
             paid_back = (
-                Transfer(balance, _owed_by(balance), min(owed, amount), "debt", Balancing.CREDIT),
+                Transfer(balance, owed_by(balance), min(owed, amount), "debt", Balancing.CREDIT),
             )
         if quoted:
             bought = buying(quoted, deposit.custody, deposit.amount, balance, "deposit")
@@ -357,15 +355,15 @@ def _postings(
     if deposit.state is not DepositState.REVERSED or not was_credited:
         return ()
     left = min(max(0, available), amount)
-    owed_by = _owed_by(balance)
-    opening = Open(owed_by, of, Kind.RECEIVABLE)
+    owing = owed_by(balance)
+    opening = Open(owing, of, Kind.RECEIVABLE)
     if quoted:
-        back = taking_back(quoted, deposit.custody, deposit.amount, balance, left, owed_by)
+        back = taking_back(quoted, deposit.custody, deposit.amount, balance, left, owing)
         return (opening, *back)
     return (
         opening,
         Transfer(balance, deposit.custody, left, "reversal"),
-        Transfer(owed_by, deposit.custody, amount - left, "reversal"),
+        Transfer(owing, deposit.custody, amount - left, "reversal"),
     )
 
 

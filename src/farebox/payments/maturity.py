@@ -47,25 +47,16 @@ def unripe_msat(known: Maturing | None, now_ns: int, *, returning: str = "") -> 
 
 
 def with_lot(known: Maturing | None, lot: Lot, now_ns: int) -> Maturing:
-    """The row with a deposit more, and without what has ripened."""
-    lots = [one for one in (known.lots if known else ()) if one.until > now_ns]
-    lots = [one for one in lots if one.deposit != lot.deposit]
-    if lot.amount_msat:
-        lots.append(lot)
+    """The row with a deposit as it is now, and without what has ripened or gone."""
+    lots = list(known.lots if known else ())
+    at = next((at for at, one in enumerate(lots) if one.deposit == lot.deposit), len(lots))
+    lots[at : at + 1] = [lot]
+    lots = [one for one in lots if one.until > now_ns and one.amount_msat]
     while len(lots) > _LOTS_MAX:
         first, second, *rest = lots
         until = max(first.until, second.until)
         lots = [Lot(second.deposit, first.amount_msat + second.amount_msat, until), *rest]
     return Maturing(tuple(lots))
-
-
-def with_less(known: Maturing | None, deposit: str, left_msat: int, now_ns: int) -> Maturing:
-    """The row after some of a deposit has gone back: at most `left_msat` of it is still here."""
-    for lot in known.lots if known else ():
-        if lot.deposit == deposit:
-            amount_msat = min(lot.amount_msat, left_msat)
-            return with_lot(known, Lot(deposit, amount_msat, lot.until), now_ns)
-    return known or Maturing()
 
 
 def kept_back(

@@ -181,6 +181,7 @@ class EvmSettings:
     )
     sweep_gas_percent: int = setting(
         integer(1, 100),
-        "An address is swept once its gas is at most so much of what lies there.",
+        "An address is swept once its gas is at most so much of what lies there; a transfer that "
+        "its payer has signed is taken by the same measure.",
         2,
     )

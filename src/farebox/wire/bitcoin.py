@@ -1,4 +1,4 @@
-"""Bitcoin blocks and transactions, as far as finding one's own outputs and inputs needs them.
+"""Bitcoin blocks and transactions, as far as finding one's own outputs and inputs needs them; URIs.
 
 Layouts: the protocol documentation (https://developer.bitcoin.org/reference/transactions.html)
 and BIP-141 for witnesses. Hashes are shown as everybody shows them: hexadecimal, last byte first.
@@ -7,7 +7,9 @@ and BIP-141 for witnesses. Hashes are shown as everybody shows them: hexadecimal
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
+from urllib.parse import parse_qsl
 
 from farebox.errors import InvalidInput
 
@@ -16,6 +18,10 @@ _FINAL_SEQUENCE = 0xFFFFFFFE
 _HEADER_BYTES = 80
 _LISTED_MAX = 1_000_000
 _WITNESS_MARK = 0
+_SAT_PER_BTC = 100_000_000
+_SCHEME = re.compile(r"(bitcoin|btc):", re.IGNORECASE)
+_AMOUNT = re.compile(r"[0-9]{1,8}(\.[0-9]{1,8})?", re.ASCII)
+_FIELDS_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,32 @@ class BitcoinBlock:
     parent: str
     time_s: int
     txs: tuple[BitcoinTx, ...]
+
+
+def read_uri(text: str) -> tuple[str, int | None]:
+    """The address of a BIP-21 URI or of bare text, and the satoshi that it asks for, if any.
+
+    Raises InvalidInput for an amount that is none, and for what one has to understand and we don't.
+    """
+    address, _, query = _SCHEME.sub("", text.strip()).partition("?")
+    amount_sat = None
+    for name, value in parse_qsl(query, max_num_fields=_FIELDS_MAX):
+        if name.startswith("req-"):
+            raise InvalidInput("the address asks for something that is not known here")
+        if name == "amount":
+            if not _AMOUNT.fullmatch(value):
+                raise InvalidInput("the address asks for an amount that is none")
+            whole, _, rest = value.partition(".")
+            amount_sat = int(whole) * _SAT_PER_BTC + int(rest.ljust(8, "0"))
+    return address, amount_sat
+
+
+def uri_of(address: str, amount_sat: int | None) -> str:
+    """What a wallet opens (BIP-21); its amount is in bitcoin."""
+    if amount_sat is None:
+        return f"bitcoin:{address}"
+    whole, rest = divmod(amount_sat, _SAT_PER_BTC)
+    return f"bitcoin:{address}?amount={whole}.{rest:08d}"
 
 
 def read_block(raw: bytes) -> BitcoinBlock:

@@ -126,8 +126,8 @@ class FakePaypal:
             case ("get", ["customer", "disputes", name]):
                 return 200, _found(self.disputes, name)
             case ("get", ["notifications", "webhooks-events"]):
-                since = query.get("start_time", "")
-                mine = [one for one in self.events if one["create_time"] >= since]
+                since, until = query.get("start_time", ""), query.get("end_time", "9")
+                mine = [one for one in self.events if since <= one["create_time"] <= until]
                 return 200, {"events": mine[::-1][: int(query["page_size"])]}
             case ("post", ["notifications", "verify-webhook-signature"]):
                 return 200, self._verify(given)

@@ -266,7 +266,10 @@ class FakeStripe:
     def _events(self, given: Document) -> Document:
         limit, known = int(given.get("limit", 10)), [one["id"] for one in self.events]
         if "ending_before" not in given:
-            return {"data": self.events[::-1][:limit]}
+            end = known.index(given["starting_after"]) if "starting_after" in given else len(known)
+            return {"data": self.events[:end][::-1][:limit]}
+        if given["ending_before"] not in known:
+            raise Refused(404, "resource_missing")
         start = known.index(given["ending_before"]) + 1
         return {"data": self.events[start : start + limit][::-1]}
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import aiohttp
 import pytest
 
-from farebox.clock import NS_PER_S, SystemClock
+from farebox.clock import NS_PER_S, SystemClock, iso
 from farebox.errors import RailUnavailable
 from farebox.payments.cards.connector import Connector
 from farebox.payments.cards.model import (
@@ -107,6 +107,27 @@ async def test_a_vaulted_account_that_declines_and_one_that_must_act_are_told_ap
         acts = await connector.authorise(left, asked_before=False)
         assert isinstance(acts, RequiresAction)
         assert isinstance(await connector.void(acts.reference, "key"), Voided)
+
+
+async def test_events_are_told_once_however_many_have_come(pal: FakePaypal) -> None:
+    async with connected(pal.url, pal.client_secret) as connector:
+        _, cursor = await connector.notices("")
+        for number in range(700):
+            at = iso((NOW_S + 60) * NS_PER_S + number // 3 * 1_000_000)  # three at a time
+            resource = {"id": f"ORDER{number:08}"}
+            event = {"id": f"WH-{number}", "event_type": "CHECKOUT.ORDER.APPROVED"}
+            pal.events.append(event | {"create_time": at, "resource": resource})
+        told, cursor = await connector.notices(cursor)
+        assert [one.reference for one in told] == [f"ORDER{number:08}" for number in range(700)]
+        assert await connector.notices(cursor) == ([], cursor)
+        late = {
+            "id": "WH-late",
+            "resource": {"id": "LATE"},
+            "create_time": pal.events[-1]["create_time"],
+        }
+        pal.events.append(late | {"event_type": "CHECKOUT.ORDER.APPROVED"})
+        told, _ = await connector.notices(cursor)
+        assert [one.reference for one in told] == ["LATE"]
 
 
 async def test_a_request_id_that_paypal_may_have_forgotten_is_not_used_again(

@@ -15,7 +15,7 @@ from farebox.rails.bitcoin.arrivals import judged, where
 from farebox.rails.bitcoin.batches import shares, winner
 from farebox.rails.bitcoin.chain import Block, ChainInfo, View, is_known
 from farebox.rails.bitcoin.keys import WalletKeys
-from farebox.rails.bitcoin.method import fault_of, uri_of
+from farebox.rails.bitcoin.method import fault_of
 from farebox.rails.bitcoin.records import Batch, BatchState, BatchTry
 
 #: The mnemonic of BIP-84's own test vectors.
@@ -164,12 +164,6 @@ def test_a_child_is_paid_for_where_its_parent_won() -> None:
         child_of="first",
     )
     assert [batch.cost_sat(one) for one in batch.tries] == [600, 120]
-
-
-def test_an_address_is_shown_as_wallets_open_it() -> None:
-    assert uri_of("bc1q", None) == "bitcoin:bc1q"
-    assert uri_of("bc1q", 1_000) == "bitcoin:bc1q?amount=0.00000001"
-    assert uri_of("bc1q", 123_456_789_012_000) == "bitcoin:bc1q?amount=1234.56789012"
 
 
 def test_a_source_on_another_chain_or_behind_is_at_fault() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farebox.errors import InvalidInput
-from farebox.wire.bitcoin import read_block, read_tx
+from farebox.wire.bitcoin import read_block, read_tx, read_uri, uri_of
 
 #: The first block of the chain.
 GENESIS = bytes.fromhex(
@@ -59,3 +59,36 @@ def test_a_byte_that_changed_changes_the_name_or_is_refused(place: int, value: i
         found = read_block(bytes(changed))
         is_same = found.hash == read_block(GENESIS).hash and found.txs == read_block(GENESIS).txs
         assert is_same == (bytes(changed) == GENESIS)
+
+
+def test_an_address_is_shown_as_wallets_open_it() -> None:
+    assert uri_of("bc1q", None) == "bitcoin:bc1q"
+    assert uri_of("bc1q", 1) == "bitcoin:bc1q?amount=0.00000001"
+    assert uri_of("bc1q", 123_456_789_012) == "bitcoin:bc1q?amount=1234.56789012"
+
+
+@given(st.integers(0, 21 * 10**14))
+def test_what_is_shown_is_read_again(amount_sat: int) -> None:
+    assert read_uri(uri_of("bc1q", amount_sat)) == ("bc1q", amount_sat)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("bc1q", ("bc1q", None)),
+        (" BITCOIN:BC1Q ", ("BC1Q", None)),
+        ("bitcoin:bc1q?label=a%20b", ("bc1q", None)),
+        ("bitcoin:bc1q?amount=0.5&label=x", ("bc1q", 50_000_000)),
+        ("bitcoin:bc1q?amount=20", ("bc1q", 2_000_000_000)),
+    ],
+)
+def test_wallets_write_addresses_in_many_ways(text: str, read: tuple[str, int | None]) -> None:
+    assert read_uri(text) == read
+
+
+@pytest.mark.parametrize(
+    "query", ["amount=1e3", "amount=-1", "amount=0.123456789", "amount=.5", "req-new=1"]
+)
+def test_what_cannot_be_understood_is_refused_not_guessed(query: str) -> None:
+    with pytest.raises(InvalidInput):
+        read_uri(f"bitcoin:bc1q?{query}")

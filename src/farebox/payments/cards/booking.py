@@ -53,7 +53,7 @@ from farebox.money import BTC
 from farebox.payments.cards.model import CardPayment
 from farebox.payments.cards.records import CARD_MONEY, GIVING, CardMoney, GivingState
 from farebox.payments.cards.terms import CardTerms
-from farebox.payments.deposits import DEPOSIT, Deposit, DepositState
+from farebox.payments.deposits import DEPOSIT, Deposit, DepositState, owed_by
 from farebox.payments.exchange import (
     REVENUE,
     Quoted,
@@ -63,7 +63,7 @@ from farebox.payments.exchange import (
     legs,
     taking_back,
 )
-from farebox.payments.maturity import MATURING, with_less
+from farebox.payments.maturity import MATURING, Lot, Maturing, with_lot
 from farebox.payments.model import OPERATION
 
 _log = structlog.get_logger("farebox.cards")
@@ -77,6 +77,7 @@ class Balances:
     """What the accounts that a booking takes from have, and what is owed where."""
 
     account: int
+    owed: int
     revenue: int
     custody: int
     payable: int
@@ -179,7 +180,10 @@ class Booking:
 
             rows: list[RowName] = [(CARD_MONEY, key), (DEPOSIT, key), (MATURING, row.value.account)]
             rows += [(GIVING, name) for name in told.undone]
-            if not isinstance(await self._ledger.transact(rows, decide), Refused | Overtaken):
+            outcome = await self._ledger.transact(rows, decide)
+            if not isinstance(outcome, Refused | Overtaken):
+                if outcome is not None:
+                    _log.info("cards.booked", deposit=key)
                 return
         raise StoreBusy(f"the accounts of {key} move too fast; it is booked with the next notice")
 
@@ -200,10 +204,12 @@ class Booking:
     async def _balances(self, deposit: Deposit) -> Balances:
         store = self._ledger.store
         account, revenue = await store.account(deposit.balance), await store.account(REVENUE)
+        owing = await store.account(owed_by(deposit.balance))
         custody = await store.account(self._terms.custody(deposit.asset))
         payable = await store.account(self._terms.payable(deposit.asset))
         return Balances(
             account=max(0, account.available) if account else 0,
+            owed=owing.held if owing else 0,
             revenue=max(0, revenue.available) if revenue else 0,
             custody=custody.held - custody.credits_pending if custody else 0,
             payable=payable.available if payable else 0,
@@ -224,12 +230,12 @@ class Booking:
         lots = state.value(MATURING, deposit.account)
         here = deposit.amount - min(deposit.amount, given + taken)
         here_msat = bought(deposit.quoted, here).account if deposit.quoted else 0
-        less = with_less(lots, key, here_msat, now_ns)
+        ripening = with_lot(lots, Lot(key, here_msat, deposit.matures_at), now_ns)
         version = state.version(CARD_MONEY, key)
         puts += (Put(CARD_MONEY, key, booked, version),)
-        if less != (lots or less):
+        if ripening != (lots or Maturing()):
             puts += (
-                Put(MATURING, deposit.account, less, state.version(MATURING, deposit.account)),
+                Put(MATURING, deposit.account, ripening, state.version(MATURING, deposit.account)),
             )
         elif delta == _NOTHING and not undone:
             return None
@@ -270,14 +276,15 @@ def postings(
         if amount > 0:
             revenue += bought(quoted, amount).total
             steps += _to_house(quoted, custody, amount, code)
+    # All that comes in stands before all that goes out: custody is never short of the sum.
+    if delta.taken < 0:
+        steps += _to_account(deposit, quoted, -delta.taken, balances)
     for amount, code in ((delta.fees, "provider-fee"), (delta.taken_ours, "dispute")):
         if amount > 0:
             steps += _from_house(quoted, custody, amount, code, revenue)
             revenue = max(0, revenue - bought(quoted, amount).total)
     if delta.taken > 0:
         steps += _from_account(deposit, quoted, delta.taken, balances)
-    elif delta.taken < 0:
-        steps += buying(quoted, custody, -delta.taken, deposit.balance, "given-again")
     if repaid:
         steps.append(Transfer(payable, custody, repaid, "provider-debt"))
     return tuple(steps)
@@ -286,10 +293,21 @@ def postings(
 def _from_account(
     deposit: Deposit, quoted: Quoted, amount: int, balances: Balances
 ) -> tuple[Step, ...]:
-    owed_by = f"receivable:{deposit.balance}"
+    owing = owed_by(deposit.balance)
     left_msat = min(balances.account, bought(quoted, amount).account)
-    back = taking_back(quoted, deposit.custody, amount, deposit.balance, left_msat, owed_by)
-    return (Open(owed_by, BTC.code, Kind.RECEIVABLE), *back)
+    back = taking_back(quoted, deposit.custody, amount, deposit.balance, left_msat, owing)
+    return (Open(owing, BTC.code, Kind.RECEIVABLE), *back)
+
+
+def _to_account(
+    deposit: Deposit, quoted: Quoted, amount: int, balances: Balances
+) -> tuple[Step, ...]:
+    """What the account owes is paid first."""
+    again = buying(quoted, deposit.custody, amount, deposit.balance, "given-again")
+    paid_msat = min(balances.owed, bought(quoted, amount).account)
+    if not paid_msat:
+        return again
+    return (*again, Transfer(deposit.balance, owed_by(deposit.balance), paid_msat, "debt"))
 
 
 def _to_house(quoted: Quoted, custody: str, amount: int, code: str) -> tuple[Step, ...]:
@@ -318,6 +336,5 @@ def _events(deposit: Deposit, delta: Delta) -> tuple[Event, ...]:
     if not moved:
         return ()
     name = "deposit.taken_back" if moved > 0 else "deposit.given_again"
-    _log.warning(name, deposit=deposit.key, amount=abs(moved), asset=deposit.asset)
     facts = {"method": deposit.source, "reference": deposit.reference, "asset": deposit.asset}
     return (Event(name, deposit.account, facts | {"amount": str(abs(moved))}),)

@@ -26,7 +26,8 @@ from farebox.rails.bitcoin.keys import WalletKeys
 from farebox.wire.bitcoin import BitcoinTx, read_block, read_tx
 
 _SAT = 100_000_000
-_BATCH = 200
+#: So many of the largest transactions that are relayed fit into one answer.
+_BATCH = 50
 _ANSWER_MAX_BYTES = 64 << 20
 _TIMEOUT_S = 30
 #: How far back the chain may leave us without our looking through it from the start.

@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncGenerator, Sequence
 
 from farebox.clock import NS_PER_S
-from farebox.errors import InvalidCredential, RailUnavailable, StoreError
+from farebox.errors import InvalidCredential, InvalidInput, RailUnavailable, StoreError
 from farebox.ids import derived_id, new_id
 from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Unit
 from farebox.ledger.service import Ledger
@@ -44,9 +44,9 @@ from farebox.rails.bitcoin.config import BitcoinConfig
 from farebox.rails.bitcoin.paying import Paying
 from farebox.rails.bitcoin.wallet import Wallet
 from farebox.rails.web.breaker import BreakerState
+from farebox.wire.bitcoin import read_uri, uri_of
 
 PAYMENT_TYPE = "bitcoin"
-_SAT_PER_BTC = 100_000_000
 _BLOCK_S = 600
 _TXID = re.compile(r"[0-9a-fA-F]{64}")
 _SCHEME = re.compile(r"(bitcoin|btc):", re.IGNORECASE)
@@ -99,7 +99,10 @@ class BitcoinMethod(DepositMethod):
 
         Raises InvalidCredential.
         """
-        text = _SCHEME.sub("", credential).partition("?")[0]
+        try:
+            text, _ = read_uri(credential)
+        except InvalidInput as error:
+            raise InvalidCredential(str(error)) from None
         if not _TXID.fullmatch(text):
             self.wallet.script_bytes(text)
             return text
@@ -146,7 +149,7 @@ class BitcoinMethod(DepositMethod):
         return Payable(
             reference=address,
             text=address,
-            uri=uri_of(address, amount_msat),
+            uri=uri_of(address, amount_msat and amount_msat // MSAT_PER_SAT),
             custody=config.custody,
             amount=amount_msat,
             expires_at=now + config.deposit_expiry_s * NS_PER_S,
@@ -230,14 +233,6 @@ class BitcoinMethod(DepositMethod):
     def view(self) -> View | None:
         """The chain as it was last seen."""
         return self.wallet.view
-
-
-def uri_of(address: str, amount_msat: int | None) -> str:
-    """What a wallet opens (BIP-21); its amount is in bitcoin."""
-    if amount_msat is None:
-        return f"bitcoin:{address}"
-    whole, rest = divmod(amount_msat // MSAT_PER_SAT, _SAT_PER_BTC)
-    return f"bitcoin:{address}?amount={whole}.{rest:08d}"
 
 
 def fault_of(info: ChainInfo, config: BitcoinConfig) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from farebox.errors import InvalidCredential, RailUnavailable
+from farebox.errors import InvalidInput, RailUnavailable
 from farebox.ledger.model import ABSENT, Put
 from farebox.ledger.service import Ledger
 from farebox.money import MSAT_PER_SAT
@@ -23,6 +23,7 @@ from farebox.rails.bitcoin.batches import Batches
 from farebox.rails.bitcoin.config import BitcoinConfig
 from farebox.rails.bitcoin.records import PAYOUT, Payout, PayoutState
 from farebox.rails.bitcoin.wallet import Wallet
+from farebox.wire.bitcoin import read_uri
 
 #: A payment that leaves alone: overhead, two inputs and change of the usual kind, and around its
 #: own script its value (BIP-141; an input is 68, an output 31 virtual bytes).
@@ -102,15 +103,17 @@ class Paying:
         return RefundResult(left_msat, payout.txid, reply)
 
     async def _priced(self, request: RefundRequest) -> _Priced | Refusal:
-        address = request.destination.removeprefix("bitcoin:").removeprefix("BITCOIN:")
-        if not address:
+        if not request.destination:
             return Refusal(
                 "destination_required", "the chain has no way back to a payer: name an address"
             )
         try:
+            address, wanted_sat = read_uri(request.destination)
+            if request.is_exact and wanted_sat not in (None, request.amount // MSAT_PER_SAT):
+                raise InvalidInput(f"the address asks for {wanted_sat} sat")
             script_bytes = self._wallet.script_bytes(address)
             rate = await self._batches.learn_rate()
-        except InvalidCredential as error:
+        except InvalidInput as error:
             return Refusal("destination_invalid", str(error))
         except RailUnavailable as error:
             return Refusal("rail_unavailable", str(error))

@@ -37,9 +37,13 @@ from farebox.errors import InvalidCredential, RailRejected
 from farebox.ids import derived_id
 from farebox.ledger.model import ABSENT, Put, Unit
 from farebox.ledger.service import Ledger, State
+from farebox.money import Rounding
 from farebox.payments import PaymentPlan, PaymentResult, Refusal, Rejected, Unresolved
+from farebox.payments.exchange import Exchange
+from farebox.payments.method import no_rate
 from farebox.payments.model import Changes
 from farebox.rails.evm.contracts import answered, calldata, topic
+from farebox.rails.evm.fees import TooDear, is_worth
 from farebox.rails.evm.outbox import INTENT, Call, Intent, IntentState, SlotState, custody_of
 from farebox.rails.evm.payouts import read_address
 from farebox.rails.evm.reads import Receipt
@@ -210,7 +214,18 @@ def _parts(signature: str) -> tuple[int, int, int]:
 class Authorizations:
     """Takes signed transfers to our senders on one chain."""
 
-    def __init__(self, assets: Sequence[AuthorizedAsset], sending: Sending, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        assets: Sequence[AuthorizedAsset],
+        sending: Sending,
+        ledger: Ledger,
+        exchange: Exchange,
+        *,
+        gas_percent: int,
+    ) -> None:
+        """Gas may be at most `gas_percent` of what a transfer brings."""
+        self._exchange = exchange
+        self._gas_percent = gas_percent
         self._assets = tuple(assets)
         self._sending = sending
         self._chain = sending.chain
@@ -260,6 +275,8 @@ class Authorizations:
             return Refusal("already_credited", "this authorisation was handed in before")
         if await self._is_used(of.token, one) or not await self._would_work(of.token, one):
             return Refusal("authorization_refused", "the token refuses it: used, or not covered")
+        if no := await self._too_dear(of, one):
+            return no
         tries = 0 if row is None else row.value.tries + 1
         intent = f"{derived_id('auth', key)}:{tries}"
         reserved = Reservation(intent, tries)
@@ -279,6 +296,22 @@ class Authorizations:
         custody = custody_of(terms.chain, of.asset)
         payload = msgspec.json.encode(job)
         return PaymentPlan(payload, custody, puts=puts, asset=of.asset, amount=one.value)
+
+    async def _too_dear(self, of: AuthorizedAsset, one: Authorization) -> Refusal | None:
+        """Why its gas, which is ours to pay, is not worth paying: else anybody could burn it."""
+        offered, native = await self._sending.offer(), self._sending.terms.native
+        if isinstance(offered, TooDear):
+            return Refusal("gas_too_dear", offered.reason)
+        gas = await self._chain.gas(self._sending.keys.addresses[0], _settling(of.token, one))
+        cost = self._exchange.worth(gas * offered.price, native, of.asset, Rounding.UP)
+        if cost is None:
+            return no_rate(native)
+        if is_worth(cost, one.value, self._gas_percent):
+            return None
+        text = (
+            f"its gas would cost {cost} units of {of.asset}: sign for more, or ask for an address"
+        )
+        return Refusal("amount_too_small", text)
 
     def _untimely(self, one: Authorization) -> Refusal | None:
         now_s = self._ledger.clock.now_ns() // NS_PER_S

@@ -24,6 +24,11 @@ class Fees:
     max_fee: int
     tip: int
 
+    @property
+    def price(self) -> int:
+        """What a unit of gas costs now: a fresh offer leaves room for the base fee to double."""
+        return (self.max_fee - self.tip) // 2 + self.tip
+
 
 @dataclass(frozen=True, slots=True)
 class History:
@@ -86,6 +91,11 @@ def replacement(old: Fees, fresh: Fees) -> Fees:
         max(divide(old.max_fee * 9, 8, Rounding.UP), fresh.max_fee),
         max(divide(old.tip * 9, 8, Rounding.UP), fresh.tip),
     )
+
+
+def is_worth(cost: int, amount: int, percent: int) -> bool:
+    """Whether a cost is at most so many percent of an amount in the same asset."""
+    return amount > 0 and cost * 100 <= amount * percent
 
 
 def within(fees: Fees, cap: int) -> Fees | TooDear:

@@ -29,7 +29,7 @@ from farebox.money import Rounding
 from farebox.payments.deposits import DepositState
 from farebox.payments.exchange import Exchange
 from farebox.rails.evm.arrivals import Arrivals
-from farebox.rails.evm.fees import Fees
+from farebox.rails.evm.fees import Fees, is_worth
 from farebox.rails.evm.gas import PLAIN_GAS, Gas
 from farebox.rails.evm.outbox import Call
 from farebox.rails.evm.reads import held, says_no, transfer_of
@@ -60,11 +60,6 @@ class SweepTerms:
     def treasury(self, at: Address) -> str:
         """Where what lies at an address goes."""
         return self.treasuries[at.index % len(self.treasuries)]
-
-
-def is_worth(cost: int, amount: int, percent: int) -> bool:
-    """Whether moving an amount is worth a cost in the same asset."""
-    return amount > 0 and cost * 100 <= amount * percent
 
 
 class Sweeping:
@@ -146,7 +141,7 @@ class Sweeping:
         """Nothing is to be done there now: look later at what may be worth its gas then, and forget
         what is empty, or has what was left beside an earlier sweep."""
         address = row.value.address
-        cheaper = PLAIN_GAS * _price(offered) // _CHEAPER
+        cheaper = PLAIN_GAS * offered.price // _CHEAPER
         for token in self.terms.assets.values():
             amount = await held(self._chain, address, token)
             if amount and (token or is_worth(cheaper, amount, self.terms.gas_percent)):
@@ -188,9 +183,9 @@ class Sweeping:
         l1_fee = await self._gas.l1_fee(self.sending.keys.addresses[0], call)
         limit = gas + gas // 4
         needs = limit * offered.max_fee + l1_fee
-        funding = 0 if coin >= needs else PLAIN_GAS * _price(offered)
+        funding = 0 if coin >= needs else PLAIN_GAS * offered.price
         cost = self._exchange.worth(
-            gas * _price(offered) + l1_fee + funding,
+            gas * offered.price + l1_fee + funding,
             self.sending.terms.native,
             asset,
             Rounding.UP,
@@ -207,7 +202,7 @@ class Sweeping:
         gas = await self._gas.limit(at.address, Call(treasury, 1))
         l1_fee = await self._gas.l1_fee(self.sending.keys.addresses[0], Call(treasury, coin))
         amount = coin - (gas * offered.max_fee + l1_fee) * _ROOM
-        cost = gas * _price(offered) + l1_fee
+        cost = gas * offered.price + l1_fee
         if not is_worth(cost, amount, self.terms.gas_percent):
             return False
         return await self._send(at, Call(treasury, amount, gas=gas), native, "", amount)
@@ -225,8 +220,3 @@ class Sweeping:
         parcel = Parcel(at.address, call, purpose, token=token, spends=amount if token else 0)
         sent = await self.sending.send(parcel)
         return sent is not None and not isinstance(sent, Held)
-
-
-def _price(offered: Fees) -> int:
-    """What a unit of gas costs now: an offer leaves room for the base fee to double."""
-    return (offered.max_fee - offered.tip) // 2 + offered.tip

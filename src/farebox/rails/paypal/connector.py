@@ -57,7 +57,9 @@ from farebox.rails.paypal.line import PaypalLine
 
 #: PayPal keeps the ids of orders for six hours, so a call is not repeated with one that is older.
 _REPEATED_MAX_S = 5 * 3_600
-_EVENTS_MAX = 300
+_EVENTS_MAX, _PAGES_MAX = 300, 50
+#: PayPal keeps events for thirty days.
+_EVENTS_KEPT_S = 29 * 86_400
 _DISPUTES_MAX = 50
 _NAMED = re.compile(r"(?:^paypal:|[?&]token=)([A-Z0-9]{10,36})(?![A-Za-z0-9])")
 _WEBHOOK_HEADERS = {
@@ -270,19 +272,31 @@ class PaypalConnector:
         if not cursor:
             return [], f"{iso(self._clock.now_ns())} "
         since, _, told = cursor.partition(" ")
-        page = await self._line.sure(
-            "get",
-            "/v1/notifications/webhooks-events",
-            Events,
-            query={"start_time": since, "page_size": str(_EVENTS_MAX)},
-        )
-        new = [one for one in page.events[::-1] if one.id not in told.split(",")]
+        events = await self._events_since(since)
+        new = [one for one in events if one.id not in told.split(",")]
         if not new:
             return [], cursor
         last = max(one.create_time for one in new)
-        names = [one.id for one in page.events if one.create_time == last]
+        names = [one.id for one in events if one.create_time == last]
         seen = f"{last} {','.join(names)}"
         return [Notice(one.id, one.reference) for one in new if one.reference], seen
+
+    async def _events_since(self, since: str) -> list[Event]:
+        """Oldest first. A page has the newest: the older ones are asked for by an end."""
+        since = max(since, iso(self._clock.now_ns() - _EVENTS_KEPT_S * NS_PER_S))
+        found: dict[str, Event] = {}
+        query = {"start_time": since, "page_size": str(_EVENTS_MAX)}
+        for _ in range(_PAGES_MAX):
+            path = "/v1/notifications/webhooks-events"
+            page = await self._line.sure("get", path, Events, query=query)
+            before = len(found)
+            found |= {one.id: one for one in page.events}
+            if len(page.events) < _EVENTS_MAX or len(found) == before:
+                break
+            query["end_time"] = min(one.create_time for one in page.events)
+        oldest_first = list(found.values())
+        oldest_first.reverse()  # of one moment, the one told last happened first
+        return sorted(oldest_first, key=lambda one: one.create_time)
 
     async def probe(self) -> str:
         """Whether PayPal lets us in."""

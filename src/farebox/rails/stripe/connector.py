@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 import aiohttp
 import msgspec
 import stripe
+import structlog
 
 from farebox.clock import NS_PER_S, Clock
 from farebox.errors import RailRejected, RailUnavailable
@@ -60,9 +61,11 @@ from farebox.rails.web.breaker import Breaker, BreakerState
 
 T = TypeVar("T")
 
+_log = structlog.get_logger("farebox.cards")
+
 #: Where our name for an order or a refund stands in Stripe's metadata.
 _MARK = "farebox"
-_PAGE = 100
+_PAGE, _PAGES_MAX = 100, 100
 #: The cursor of an account to which nothing has happened yet.
 _BEGINNING = "beginning"
 _NAMED = re.compile(r"(?<![A-Za-z0-9])((?:cs|pi)_(?:test_|live_)?[A-Za-z0-9]{8,128})")
@@ -287,11 +290,28 @@ class StripeConnector:
         if not cursor:
             newest = await self._sure(Events, "get", "/v1/events", limit=1)
             return [], newest.data[0].id if newest.data else _BEGINNING
-        behind = {} if cursor == _BEGINNING else {"ending_before": cursor}
-        page = await self._sure(Events, "get", "/v1/events", limit=_PAGE, **behind)
-        events = page.data[::-1]
+        events = await self._events_behind(cursor)
         told = [Notice(one.id, one.reference) for one in events if one.reference]
         return told, events[-1].id if events else cursor
+
+    async def _events_behind(self, cursor: str) -> list[Event]:
+        if cursor != _BEGINNING:
+            try:
+                page = await self._sure(
+                    Events, "get", "/v1/events", limit=_PAGE, ending_before=cursor
+                )
+            except RailRejected:  # Stripe keeps events for thirty days, and this is gone
+                _log.warning("stripe.cursor_gone")
+            else:
+                return page.data[::-1]
+        found: list[Event] = []
+        for _ in range(_PAGES_MAX):
+            before = {"starting_after": found[-1].id} if found else {}
+            page = await self._sure(Events, "get", "/v1/events", limit=_PAGE, **before)
+            found += page.data
+            if len(page.data) < _PAGE:
+                break
+        return found[::-1]
 
     async def probe(self) -> str:
         """Whether Stripe lets us in."""
