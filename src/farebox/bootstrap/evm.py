@@ -100,7 +100,6 @@ def rail_of(
     sweeping = Sweeping(sweep_terms, sending, Gas(sending, preset.l1), arrivals, ledger, exchange)
     upkeep = Upkeep(sending, sweeping, disperse if found.batch_wait_s else None)
     duty = Duty(f"evm:{found.name}", upkeep.run, ledger, ground.processes)
-    jobs = (Job(f"evm {found.name}", config.poll_s, duty.run),)
     authorizing = partial(
         Authorizations,
         sending=sending,
@@ -119,7 +118,7 @@ def rail_of(
         takings_of(config, preset, scan, sending, authorizing),
         ledger,
     )
-    return EvmRail(method, jobs), disperse
+    return EvmRail(method, (Job(f"evm {found.name}", config.poll_s, duty.run),)), disperse
 
 
 def _pay_terms(found: EvmSettings, config: EvmConfig, preset: Preset) -> PayoutTerms:
