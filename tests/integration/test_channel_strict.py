@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import structlog
@@ -21,6 +22,7 @@ from farebox.channels import (
     PendingSubRAVStore,
     RequestMetadata,
     parse_rules,
+    processor,
 )
 from farebox.channels.processor import Admission
 from farebox.clock import ManualClock
@@ -513,10 +515,12 @@ async def test_a_processor_says_what_became_of_each_payment_where_it_should(
             payer_did=PAYER_DID,
             facts={"path": "/echo"},
         )
-        with structlog.testing.capture_logs() as said:
+        log = structlog.testing.CapturingLogger()
+        with patch.object(processor, "_log", log):
             result = await PaymentProcessor(config).process_payment(request)
         assert result.is_admitted
-        assert [(each["event"], each["cost"]) for each in said] == [("channel.payment", ECHO_COST)]
+        said = [(call.args[0], call.kwargs["cost"]) for call in log.calls]
+        assert said == [("channel.payment", ECHO_COST)]
         with pytest.raises(InvalidInput):
             replace(config, pending_sub_rav_store=PendingSubRAVStore(town.payee.sub_channels, None))  # type: ignore[arg-type]
 

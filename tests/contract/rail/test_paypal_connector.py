@@ -33,7 +33,10 @@ from tests.contract.rail.fake_paypal import FakePaypal
 from tests.integration.whole_house import listening
 from tests.peers.process import free_port
 
-NOW_S = SystemClock().now_ns() // NS_PER_S
+
+def now_s() -> int:
+    """The time of the fake as well: not when this file was read, which may be long ago."""
+    return SystemClock().now_ns() // NS_PER_S
 
 
 @asynccontextmanager
@@ -57,13 +60,13 @@ async def pal() -> AsyncIterator[FakePaypal]:
 async def order_of(connector: Connector, token: str) -> CardOrder:
     stored = await connector.store(token, "payer_1")
     assert isinstance(stored, StoredToken)
-    return CardOrder("ord_1", 1_250, "USD", stored.customer, stored.token, made_at_s=NOW_S)
+    return CardOrder("ord_1", 1_250, "USD", stored.customer, stored.token, made_at_s=now_s())
 
 
 async def test_a_page_is_approved_and_captured_once(pal: FakePaypal) -> None:
     with listening() as heard:
         async with connected(pal.url, pal.client_secret) as connector:
-            page = await connector.check_out(CheckoutOrder("dep_1", 1_000, "USD", NOW_S, fee=65))
+            page = await connector.check_out(CheckoutOrder("dep_1", 1_000, "USD", now_s(), fee=65))
             assert connector.reference_in(page.uri) == page.reference
             early = await connector.capture(page.reference, 0, "USD", "dep_1")
             assert isinstance(early, Declined)
@@ -113,7 +116,7 @@ async def test_events_are_told_once_however_many_have_come(pal: FakePaypal) -> N
     async with connected(pal.url, pal.client_secret) as connector:
         _, cursor = await connector.notices("")
         for number in range(700):
-            at = iso((NOW_S + 60) * NS_PER_S + number // 3 * 1_000_000)  # three at a time
+            at = iso((now_s() + 60) * NS_PER_S + number // 3 * 1_000_000)  # three at a time
             resource = {"id": f"ORDER{number:08}"}
             event = {"id": f"WH-{number}", "event_type": "CHECKOUT.ORDER.APPROVED"}
             pal.events.append(event | {"create_time": at, "resource": resource})
@@ -134,14 +137,14 @@ async def test_a_request_id_that_paypal_may_have_forgotten_is_not_used_again(
     pal: FakePaypal,
 ) -> None:
     async with connected(pal.url, pal.client_secret) as connector:
-        order = replace(await order_of(connector, "setup-good"), made_at_s=NOW_S - 6 * 3_600)
+        order = replace(await order_of(connector, "setup-good"), made_at_s=now_s() - 6 * 3_600)
         assert isinstance(await connector.authorise(order, asked_before=True), Unknown)
         assert pal.calls["post /v2/checkout/orders"] == 0
 
 
 async def test_a_paypal_that_cannot_be_reached_has_carried_out_nothing() -> None:
     async with connected(f"http://127.0.0.1:{free_port()}") as connector:
-        order = CardOrder("ord_1", 500, "USD", "cus_1", "paypal:1", made_at_s=NOW_S)
+        order = CardOrder("ord_1", 500, "USD", "cus_1", "paypal:1", made_at_s=now_s())
         told = await connector.authorise(order, asked_before=False)
         assert isinstance(told, Declined)
         assert told.decline is Decline.TECHNICAL
@@ -160,7 +163,7 @@ async def test_an_answer_that_says_nothing_is_unknown_never_a_no(status: int, bo
         return await respond(send, status, body)
 
     async with serving(muddled) as url, connected(url) as connector:
-        order = CardOrder("ord_1", 500, "USD", "cus_1", "paypal:1", made_at_s=NOW_S)
+        order = CardOrder("ord_1", 500, "USD", "cus_1", "paypal:1", made_at_s=now_s())
         for asked_before in (False, True):
             told = await connector.authorise(order, asked_before=asked_before)
             assert isinstance(told, Unknown)
