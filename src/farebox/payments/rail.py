@@ -12,12 +12,16 @@ import abc
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
+from farebox.ids import derived_id
 from farebox.money import BTC, Asset
 from farebox.payments.deposits import DepositState
 from farebox.payments.method import (
     AbstractPaymentMethod,
+    PaymentCredentials,
+    PaymentPlan,
     PaymentResult,
     Refusal,
+    Reserve,
 )
 from farebox.payments.model import Rejected, Unresolved
 
@@ -140,6 +144,9 @@ class DepositMethod(AbstractPaymentMethod):
 
     #: How long after its expiry a deposit is still looked for, seconds.
     grace_s: int = 86_400
+    #: What its credentials are, and what of one was asked for here, in the words of a refusal.
+    credential_noun: str = "a credential"
+    asked_for: str = "it"
 
     @property
     @abc.abstractmethod
@@ -180,6 +187,23 @@ class DepositMethod(AbstractPaymentMethod):
     @abc.abstractmethod
     def reference_of(self, credential: str) -> str:
         """The reference that a credential names. Raises InvalidCredential."""
+
+    async def parse_credential(self, credential: str) -> PaymentCredentials:
+        """Read which deposit it names. Raises InvalidCredential."""
+        reference = self.reference_of(credential)
+        identity = derived_id(self.payment_type, reference)
+        return PaymentCredentials(credential, self.payment_type, {"reference": reference}, identity)
+
+    async def plan_payment(
+        self, credentials: PaymentCredentials, reserve: Reserve | None
+    ) -> PaymentPlan | Refusal:
+        """Refused: whoever has seen a public credential could hand it in."""
+        return Refusal(
+            "credential_public",
+            f"{self.credential_noun} pays for nothing by itself: the account that asked for "
+            f"{self.asked_for} can spend it, and its claim_secret with POST /create opens an "
+            "account of its own",
+        )
 
     async def receive_payment(
         self, payload: bytes, *, asked_before: bool

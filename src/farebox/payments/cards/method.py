@@ -26,7 +26,6 @@ import structlog
 
 from farebox.clock import NS_PER_S
 from farebox.errors import InvalidCredential, RailError, RailRejected, RailUnavailable
-from farebox.ids import derived_id
 from farebox.ledger.service import Ledger
 from farebox.payments.cards.booking import Booking
 from farebox.payments.cards.connector import Connector
@@ -43,14 +42,11 @@ from farebox.payments.cards.refunds import Refunds
 from farebox.payments.cards.terms import CardTerms
 from farebox.payments.deposits import DEPOSIT_REQUEST, DepositRequest, DepositState
 from farebox.payments.method import (
-    PaymentCredentials,
-    PaymentPlan,
     RefundPlan,
     RefundQuote,
     RefundRequest,
     RefundResult,
     Refusal,
-    Reserve,
     Standing,
 )
 from farebox.payments.model import Rejected, Unresolved
@@ -73,6 +69,8 @@ _EVENTS_EVERY_S = 10
 class CardMethod(DepositMethod):
     """One provider's account: Stripe's, PayPal's."""
 
+    credential_noun = "a payment link"
+
     def __init__(self, terms: CardTerms, connector: Connector, ledger: Ledger) -> None:
         self.payment_type = connector.provider
         self.credential_hint = f"a {connector.provider} payment that was asked for here"
@@ -89,28 +87,12 @@ class CardMethod(DepositMethod):
         """Whether it names a payment of this provider."""
         return bool(self.connector.reference_in(credential))
 
-    async def parse_credential(self, credential: str) -> PaymentCredentials:
-        """Read which payment it names. Raises InvalidCredential."""
-        reference = self.reference_of(credential)
-        identity = derived_id(self.payment_type, reference)
-        return PaymentCredentials(credential, self.payment_type, {"reference": reference}, identity)
-
     def reference_of(self, credential: str) -> str:
         """The provider's name for what was to be paid."""
         reference = self.connector.reference_in(credential)
         if not reference:
             raise InvalidCredential(f"this names no payment of {self.payment_type}")
         return reference
-
-    async def plan_payment(
-        self, credentials: PaymentCredentials, reserve: Reserve | None
-    ) -> PaymentPlan | Refusal:
-        """Refused: whoever has seen a payment link could hand it in."""
-        return Refusal(
-            "credential_public",
-            "a payment link pays for nothing by itself: the account that asked for it can spend "
-            "it, and its claim_secret with POST /create opens an account of its own",
-        )
 
     @property
     def place(self) -> str:

@@ -8,20 +8,17 @@ from collections.abc import AsyncGenerator, Sequence
 
 from farebox.clock import NS_PER_S
 from farebox.errors import InvalidCredential, InvalidInput, RailUnavailable, StoreError
-from farebox.ids import derived_id, new_id
+from farebox.ids import new_id
 from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Unit
 from farebox.ledger.service import Ledger
 from farebox.money import BTC, MSAT_PER_SAT
 from farebox.payments import (
-    PaymentCredentials,
-    PaymentPlan,
     RefundPlan,
     RefundQuote,
     RefundRequest,
     RefundResult,
     Refusal,
     Rejected,
-    Reserve,
     Standing,
     Unresolved,
 )
@@ -56,6 +53,7 @@ class BitcoinMethod(DepositMethod):
     """Paid at addresses of one wallet, pays by the same."""
 
     payment_type = PAYMENT_TYPE
+    credential_noun, asked_for = "a transaction", "its address"
     credential_hint = "a transaction id or address that pays a deposit asked for here (bitcoin:…)"
     #: A transaction may wait for days in the pools.
     grace_s = 14 * 86_400
@@ -88,12 +86,6 @@ class BitcoinMethod(DepositMethod):
         """Whether it begins like one of ours."""
         return bool(_TXID.fullmatch(credential) or _SCHEME.match(credential))
 
-    async def parse_credential(self, credential: str) -> PaymentCredentials:
-        """Read the address, or the transaction's id. Raises InvalidCredential."""
-        reference = self.reference_of(credential)
-        identity = derived_id(PAYMENT_TYPE, reference)
-        return PaymentCredentials(credential, PAYMENT_TYPE, {"reference": reference}, identity)
-
     def reference_of(self, credential: str) -> str:
         """The address that it names; of a transaction, the first that it pays here.
 
@@ -115,16 +107,6 @@ class BitcoinMethod(DepositMethod):
         if not paid:
             raise InvalidCredential("no such transaction has paid an address of ours yet")
         return self.wallet.keys.address(paid[0].index)
-
-    async def plan_payment(
-        self, credentials: PaymentCredentials, reserve: Reserve | None
-    ) -> PaymentPlan | Refusal:
-        """Refused: a transaction is public."""
-        return Refusal(
-            "credential_public",
-            "a transaction pays for nothing by itself: the account that asked for its address can "
-            "spend it, and its claim_secret with POST /create opens an account of its own",
-        )
 
     @property
     def place(self) -> str:

@@ -80,6 +80,8 @@ class Taking(Protocol):
 class EvmMethod(DepositMethod):
     """Paid to addresses of ours on one chain, pays from its senders."""
 
+    credential_noun, asked_for = "a transaction", "the address"
+
     def __init__(
         self,
         config: EvmConfig,
@@ -173,16 +175,12 @@ class EvmMethod(DepositMethod):
     ) -> PaymentPlan | Refusal:
         """A signed claim or transfer is taken; else refused: everybody can read a chain."""
         kind = credentials.metadata.get(_KIND)
-        if isinstance(kind, str):
-            plan = await self._takings[kind].plan(credentials.raw_credential.strip())
-            if isinstance(plan, Refusal):
-                return plan
-            return replace(plan, payload=f"{kind}:".encode() + plan.payload)
-        return Refusal(
-            "credential_public",
-            "a transaction pays for nothing by itself: the account that asked for the address can "
-            "spend it, and its claim_secret with POST /create opens an account of its own",
-        )
+        if not isinstance(kind, str):
+            return await super().plan_payment(credentials, reserve)
+        plan = await self._takings[kind].plan(credentials.raw_credential.strip())
+        if isinstance(plan, Refusal):
+            return plan
+        return replace(plan, payload=f"{kind}:".encode() + plan.payload)
 
     async def receive_payment(
         self, payload: bytes, *, asked_before: bool

@@ -9,20 +9,17 @@ import aiohttp
 
 from farebox.clock import NS_PER_S
 from farebox.errors import InvalidCredential, RailUnavailable, StoreError
-from farebox.ids import derived_id, new_id
+from farebox.ids import new_id
 from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Unit
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
 from farebox.payments import (
-    PaymentCredentials,
-    PaymentPlan,
     RefundPlan,
     RefundQuote,
     RefundRequest,
     RefundResult,
     Refusal,
     Rejected,
-    Reserve,
     Standing,
     Unresolved,
 )
@@ -52,6 +49,7 @@ class LightningMethod(DepositMethod):
     """Paid by invoices of one node, pays by the same. `guarded` reaches what callers name."""
 
     payment_type = PAYMENT_TYPE
+    credential_noun = "an invoice"
     credential_hint = "a Lightning invoice that was issued here (lnbc…)"
 
     def __init__(
@@ -86,25 +84,9 @@ class LightningMethod(DepositMethod):
         """Whether it begins like an invoice."""
         return _CREDENTIAL.match(credential) is not None
 
-    async def parse_credential(self, credential: str) -> PaymentCredentials:
-        """Read the invoice. Raises InvalidCredential."""
-        reference = self.reference_of(credential)
-        identity = derived_id(PAYMENT_TYPE, reference)
-        return PaymentCredentials(credential, PAYMENT_TYPE, {"reference": reference}, identity)
-
     def reference_of(self, credential: str) -> str:
         """Its payment hash."""
         return decode_invoice(credential).payment_hash.hex()
-
-    async def plan_payment(
-        self, credentials: PaymentCredentials, reserve: Reserve | None
-    ) -> PaymentPlan | Refusal:
-        """Refused: whoever has seen an invoice could hand it in."""
-        return Refusal(
-            "credential_public",
-            "an invoice pays for nothing by itself: the account that asked for it can spend it, "
-            "and its claim_secret with POST /create opens an account of its own",
-        )
 
     @property
     def place(self) -> str:
