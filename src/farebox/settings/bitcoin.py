@@ -17,6 +17,7 @@ from farebox.settings.values import (
     SECRET,
     Kind,
     Where,
+    check_limits,
     choice,
     integer,
     many,
@@ -186,10 +187,7 @@ def check_bitcoin(found: BitcoinSettings) -> None:
         raise InvalidSettings("bitcoin.url", found.url, allowed)
     if found.source is BitcoinSource.CORE and found.login is None:
         raise InvalidSettings("bitcoin.login", "nothing", "user:password of the node at its url")
-    for what in ("deposit", "payout"):
-        least: int = getattr(found, f"{what}_min_msat")
-        if least > getattr(found, f"{what}_max_msat"):
-            raise InvalidSettings(f"bitcoin.{what}_min", f"{least} msat", f"at most {what}_max")
+    check_limits("bitcoin", found)
     if found.confirmations[0][0] != 0 or list(found.confirmations) != sorted(found.confirmations):
         raise InvalidSettings("bitcoin.confirmations", "no rise", "a list that rises from 0 sat")
 

@@ -13,7 +13,7 @@ from farebox.settings.cards import check_cards
 from farebox.settings.fields import RawTables, Section, Setting, declarations, read_section, unknown
 from farebox.settings.model import LightningSettings, MintSettings, Settings, UpstreamSettings
 from farebox.settings.secrets import read_secret_file
-from farebox.settings.values import DIRECTORY, FILE, Kind, Where
+from farebox.settings.values import DIRECTORY, FILE, Kind, Where, check_limits
 
 PREFIX = "FAREBOX_"
 DEFAULT_FILE = Path("farebox.toml")
@@ -227,10 +227,7 @@ def _put_item(items: list[object], steps: list[str], value: object) -> list[obje
 def _check_lightning(lightning: LightningSettings) -> None:
     if lightning.url is not None and lightning.key is None:
         raise InvalidSettings("lightning.key", "nothing", "the key to the node at lightning.url")
-    for what in ("deposit", "payout"):
-        least: int = getattr(lightning, f"{what}_min_msat")
-        if least > getattr(lightning, f"{what}_max_msat"):
-            raise InvalidSettings(f"lightning.{what}_min", f"{least} msat", f"at most {what}_max")
+    check_limits("lightning", lightning)
 
 
 def _check_unique(settings: Settings) -> None:

@@ -83,6 +83,14 @@ class Kind(Generic[T]):
             raise where.wrong(found, self.allowed) from None
 
 
+def check_limits(table: str, found: object) -> None:
+    """The least of a rail's table is no more than the most. Raises InvalidSettings."""
+    for what in ("deposit", "payout"):
+        least: int = getattr(found, f"{what}_min_msat")
+        if least > getattr(found, f"{what}_max_msat"):
+            raise InvalidSettings(f"{table}.{what}_min", f"{least} msat", f"at most {what}_max")
+
+
 def _presentable(found: object) -> object:
     match found:
         case str():
