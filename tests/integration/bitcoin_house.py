@@ -22,12 +22,12 @@ from farebox.testing.asgi import serving
 from farebox.testing.upstream import PlayUpstream
 from tests.crash.victim import AheadClock
 from tests.integration.lightning_house import PRICE_MSAT, ROOT_KEY, LightningHouse
+from tests.integration.rail_house import WAIT_S
 from tests.integration.whole_house import listening
 from tests.peers.bitcoin import PASSWORD, USER, BitcoinChain
 
 WORDS = "letter advice cage absurd amount doctor acoustic avoid letter advice cage above"
 CUSTODY = "custody:bitcoin:main"
-WAIT_S = 30
 
 
 @dataclass

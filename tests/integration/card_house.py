@@ -15,16 +15,14 @@ from typing import Any
 
 import httpx
 
-from farebox.books import open_audit
 from farebox.bootstrap import Farebox
-from farebox.ledger.invariants import verify
 from farebox.ledger.model import Kind, Open, Transfer, Unit
-from farebox.ledger.replay import Broken
 from farebox.money import BTC
 from farebox.settings import load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.upstream import PlayUpstream
 from tests.crash.victim import AheadClock
+from tests.integration.rail_house import WAIT_S, RailHouse
 from tests.integration.whole_house import listening
 
 ROOT_KEY = b"k" * 32
@@ -32,12 +30,10 @@ PRICE_MSAT = 10_000
 EARNED_MSAT = 50_000_000
 #: A bitcoin is 100,000 dollars.
 CENT_MSAT = 10_000
-#: Long enough on a machine that does other things.
-WAIT_S = 30
 
 
 @dataclass
-class CardHouse:
+class CardHouse(RailHouse):
     """A running house."""
 
     farebox: Farebox
@@ -46,20 +42,6 @@ class CardHouse:
     url: str
     log: io.StringIO
     secrets: tuple[str, ...]
-
-    async def post(
-        self, path: str, body: object, bearer: str = "", name: str = ""
-    ) -> httpx.Response:
-        """One call of the API."""
-        headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
-        if name:
-            headers["Idempotency-Key"] = name
-        return await self.http.post(path, json=body, headers=headers)
-
-    async def get(self, path: str, bearer: str = "") -> Any:
-        """What a call tells."""
-        headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
-        return (await self.http.get(path, headers=headers)).json()
 
     async def asked(self, method: str, cents: int, bearer: str = "") -> dict[str, Any]:
         """A deposit that was asked for."""
@@ -76,16 +58,6 @@ class CardHouse:
         assert made.status_code == 200, made.text
         return str(made.json()["api_key"])
 
-    async def until_credited(self, asked: Mapping[str, Any]) -> None:
-        """Wait for the house to hear of it by itself; nobody asks the provider here."""
-        for _ in range(WAIT_S * 20):
-            request = await self.farebox.deposits.by_id(asked["deposit"])
-            assert request is not None
-            if request.credited_msat:
-                return
-            await asyncio.sleep(0.05)
-        raise AssertionError("it was never credited")
-
     async def until(self, look: Callable[[], Awaitable[int]], wanted: int) -> None:
         """Wait for a figure to be what it has to become."""
         for _ in range(WAIT_S * 20):
@@ -94,34 +66,12 @@ class CardHouse:
             await asyncio.sleep(0.05)
         assert await look() == wanted
 
-    async def balance_msat(self, bearer: str) -> int:
-        """What an account can spend."""
-        return int((await self.get("/info", bearer))["balance"])
-
     async def held(self, account: str) -> int:
         """What stands on a ledger account, on its own side."""
         found = await self.farebox.store.account(account)
         if found is None:
             return 0
         return abs(found.debits_posted - found.credits_posted)
-
-    async def settled(self) -> None:
-        """Recover until nothing is open, as time passes."""
-        for _ in range(30):
-            if not await self.farebox.operations.unfinished():
-                return
-            self.clock.ahead_s += 400
-            await self.farebox.recover()
-            await asyncio.sleep(0.05)
-        found = await self.farebox.operations.unfinished()
-        raise AssertionError([(one.id, one.error) for one in found])
-
-    async def assert_whole(self) -> None:
-        """The books verify: cover of each asset is among what that means."""
-        with open_audit(self.farebox.settings) as reader:
-            verified = verify(reader)
-        assert not isinstance(verified, Broken), str(verified)
-        assert verified[0].open_holds == 0
 
 
 async def have_earned(house: CardHouse) -> None:

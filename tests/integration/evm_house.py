@@ -22,16 +22,14 @@ from eth_account import Account
 from eth_account.hdaccount.mnemonic import Mnemonic
 from eth_account.signers.local import LocalAccount
 
-from farebox.books import open_audit
 from farebox.bootstrap import Farebox
-from farebox.ledger.invariants import verify
-from farebox.ledger.replay import Broken
 from farebox.rails.evm.keys import keys_from
 from farebox.rails.evm.method import EvmMethod
 from farebox.settings import load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.upstream import PlayUpstream
 from tests.crash.victim import AheadClock
+from tests.integration.rail_house import WAIT_S, RailHouse
 from tests.integration.whole_house import listening
 from tests.peers.anvil import CHAIN_ID, CONTRACTS, Anvil, Contract
 
@@ -46,7 +44,6 @@ RATES: Mapping[str, object] = {
     "rates": {"btc_usd": "100000", "spread_ppm": 10_000},
     "rate": [{"asset": "USDC", "price": "1"}, {"asset": "ETH", "price": "2000"}],
 }
-WAIT_S = 30
 
 
 def evm_settings(anvil: Anvil, usdc: Contract, mnemonic: str, **terms: object) -> dict[str, object]:
@@ -108,7 +105,7 @@ def authorization_of(usdc: str, payer: LocalAccount, message: Mapping[str, Any])
 
 
 @dataclass
-class EvmHouse:
+class EvmHouse(RailHouse):
     """A running house."""
 
     farebox: Farebox
@@ -128,20 +125,6 @@ class EvmHouse:
         found = self.farebox.deposits.rails()["anvil"]
         assert isinstance(found, EvmMethod)
         return found
-
-    async def post(
-        self, path: str, body: object, bearer: str = "", name: str = ""
-    ) -> httpx.Response:
-        """One call of the API."""
-        headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
-        if name:
-            headers["Idempotency-Key"] = name
-        return await self.http.post(path, json=body, headers=headers)
-
-    async def get(self, path: str, bearer: str = "") -> Any:
-        """What a call tells."""
-        headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
-        return (await self.http.get(path, headers=headers)).json()
 
     async def asked(self, asset: str, amount: int | None, bearer: str = "") -> dict[str, Any]:
         """A deposit that was asked for."""
@@ -167,19 +150,6 @@ class EvmHouse:
     async def mine(self, blocks: int = CONFIRMATIONS) -> None:
         """The chain goes on."""
         await asyncio.to_thread(self.anvil.mine, blocks)
-
-    async def until_credited(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Wait for the house to hear of it by itself."""
-        for _ in range(WAIT_S * 20):
-            request = await self.farebox.deposits.by_id(asked["deposit"])
-            assert request is not None
-            if request.credited_msat:
-                told: dict[str, Any] = await self.get(
-                    f"/v1/deposits/{asked['deposit']}", asked["claim_secret"]
-                )
-                return told
-            await asyncio.sleep(0.05)
-        raise AssertionError("it was never credited")
 
     async def funded(self, amount: int, asset: str = "USDC") -> str:
         """The key of a new account, paid in over the chain."""
@@ -213,10 +183,6 @@ class EvmHouse:
             await asyncio.sleep(0.2)
         raise AssertionError("it never left")
 
-    async def balance_msat(self, bearer: str) -> int:
-        """What an account can spend."""
-        return int((await self.get("/info", bearer))["balance"])
-
     async def settled(self) -> None:
         """Recover until nothing is open, as time passes."""
         for _ in range(60):
@@ -237,10 +203,7 @@ class EvmHouse:
 
     async def assert_whole(self) -> None:
         """The books verify; what our addresses have is custody and the operator's float."""
-        with open_audit(self.farebox.settings) as reader:
-            verified = verify(reader)
-        assert not isinstance(verified, Broken), str(verified)
-        assert verified[0].open_holds == 0
+        await super().assert_whole()
         ours = {self.sender, *self.addresses}
         usdc = sum(self.usdc.call("balanceOf", one) for one in ours)
         assert usdc == await self.held("custody:evm:anvil:USDC")

@@ -20,29 +20,25 @@ import httpx
 import pytest
 
 from farebox import bootstrap
-from farebox.books import open_audit
 from farebox.bootstrap import Farebox
 from farebox.bootstrap.lightning import config_of
 from farebox.clock import SystemClock
-from farebox.ledger.invariants import verify
-from farebox.ledger.replay import Broken
 from farebox.rails.web import open_guarded_session
 from farebox.settings import load_settings
 from farebox.testing.asgi import Receive, Scope, Send, respond, serving
 from farebox.testing.upstream import PlayUpstream
 from tests.crash.victim import AheadClock
+from tests.integration.rail_house import RailHouse
 from tests.integration.whole_house import listening
 from tests.peers.lnd import LightningNetwork
 
 ROOT_KEY = b"k" * 32
 PRICE_MSAT = 10_000
 CUSTODY = "custody:lightning:main"
-#: Long enough on a machine that does other things.
-WAIT_S = 30
 
 
 @dataclass
-class LightningHouse:
+class LightningHouse(RailHouse):
     """A running house; `network` is where its money is."""
 
     farebox: Farebox
@@ -51,20 +47,6 @@ class LightningHouse:
     log: io.StringIO
     secrets: tuple[str, ...]
     keys: list[str] = field(default_factory=list)
-
-    async def post(
-        self, path: str, body: object, bearer: str = "", name: str = ""
-    ) -> httpx.Response:
-        """One call of the API."""
-        headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
-        if name:
-            headers["Idempotency-Key"] = name
-        return await self.http.post(path, json=body, headers=headers)
-
-    async def get(self, path: str, bearer: str = "") -> Any:
-        """What a call tells."""
-        headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
-        return (await self.http.get(path, headers=headers)).json()
 
     async def asked(self, amount_msat: int | None, bearer: str = "") -> dict[str, Any]:
         """A deposit that was asked for."""
@@ -86,45 +68,14 @@ class LightningHouse:
         assert made.json()["balance"] == amount_msat
         return str(made.json()["api_key"])
 
-    async def until_credited(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Wait for the house to hear of it by itself; nobody asks its node here."""
-        for _ in range(WAIT_S * 20):
-            request = await self.farebox.deposits.by_id(asked["deposit"])
-            assert request is not None
-            if request.credited_msat:
-                told: dict[str, Any] = await self.get(
-                    f"/v1/deposits/{asked['deposit']}", asked["claim_secret"]
-                )
-                return told
-            await asyncio.sleep(0.05)
-        raise AssertionError("it was never credited")
-
-    async def balance_msat(self, bearer: str) -> int:
-        """What an account can spend."""
-        return int((await self.get("/info", bearer))["balance"])
-
     async def held_msat(self) -> int:
         """What the books say lies on the node."""
         account = await self.farebox.store.account(CUSTODY)
         return account.held if account else 0
 
-    async def settled(self) -> None:
-        """Recover until nothing is open, as time passes."""
-        for _ in range(30):
-            if not await self.farebox.operations.unfinished():
-                return
-            self.clock.ahead_s += 400
-            await self.farebox.recover()
-            await asyncio.sleep(0.05)
-        found = await self.farebox.operations.unfinished()
-        raise AssertionError([(one.id, one.error) for one in found])
-
     async def assert_whole(self) -> None:
         """The books verify, and hold as much as they owe."""
-        with open_audit(self.farebox.settings) as reader:
-            verified = verify(reader)
-        assert not isinstance(verified, Broken), str(verified)
-        assert verified[0].open_holds == 0
+        await super().assert_whole()
         accounts = await self.farebox.store.accounts()
         owed = sum(
             one.credits_posted - one.debits_posted

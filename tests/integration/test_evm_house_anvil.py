@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from eth_utils.address import to_checksum_address
 
-from tests.integration.evm_house import PRICE_MSAT, WAIT_S, EvmHouse, evm_house, somebody
+from tests.integration.evm_house import PRICE_MSAT, EvmHouse, evm_house, somebody
+from tests.integration.rail_house import WAIT_S
 from tests.peers.anvil import CHAIN_ID, Anvil
 from tests.peers.process import free_port
 

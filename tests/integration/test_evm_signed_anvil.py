@@ -16,7 +16,8 @@ from eth_account.messages import encode_defunct
 
 from farebox.clock import NS_PER_S
 from farebox.rails.evm.claims import sentence
-from tests.integration.evm_house import PRICE_MSAT, WAIT_S, EvmHouse, authorization_of, evm_house
+from tests.integration.evm_house import PRICE_MSAT, EvmHouse, authorization_of, evm_house
+from tests.integration.rail_house import WAIT_S
 from tests.peers.anvil import CHAIN_ID, Anvil
 
 pytestmark = pytest.mark.peer
