@@ -192,7 +192,7 @@ async def test_none_is_told_of_a_unit_only_once_no_commit_of_it_is_on_its_way(
     """A process died after it had sent a COMMIT; its backend still holds the book."""
     with psycopg.connect(book.dsn) as dying:
         dying.execute("SELECT pg_advisory_xact_lock(%s, 1)", (0x46415245,))
-        dying.execute("DELETE FROM movements WHERE seq > 1")  # its work
+        dying.execute("DELETE FROM units WHERE seq > 1")  # its work
         asked = asyncio.create_task(store.outcome("p"))
         await asyncio.sleep(0.3)
         assert not asked.done()
