@@ -24,7 +24,8 @@ HEAD_BYTES = 24
 PAYLOAD_MAX_BYTES = 1 << 20
 #: Speaks `reject` and the like; Bitcoin Core and btcd serve filters from it on.
 _PROTOCOL = 70_016
-_NETWORK, _COMPACT_FILTERS = 1 << 0, 1 << 6
+#: Services: whole blocks; witnesses are understood, so that transactions come with them; filters.
+_NETWORK, _WITNESS, _COMPACT_FILTERS = 1 << 0, 1 << 3, 1 << 6
 _COMMAND_BYTES = 12
 _TEXT_MAX = 120
 _ADDRESS = bytes(26)
@@ -82,8 +83,8 @@ def check_payload(head: Head, payload: bytes) -> None:
 
 def greeting(nonce: int, now_s: int) -> bytes:
     """The payload of our `version`: we serve nothing and want no transactions."""
-    moment, number = now_s.to_bytes(8, "little"), nonce.to_bytes(8, "little")
-    fixed = _PROTOCOL.to_bytes(4, "little") + bytes(8) + moment + _ADDRESS + _ADDRESS + number
+    start = _PROTOCOL.to_bytes(4, "little") + _WITNESS.to_bytes(8, "little")
+    fixed = start + now_s.to_bytes(8, "little") + _ADDRESS + _ADDRESS + nonce.to_bytes(8, "little")
     return fixed + bytes(1) + bytes(4) + bytes(1)  # no name, no block, no relay
 
 
