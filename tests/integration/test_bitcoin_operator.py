@@ -61,7 +61,7 @@ async def test_the_doctor_tells_what_is_wrong_with_nodes_that_serve_filters(
         wrong = await examined(bitcoin, tmp_path, source="filters", **terms)
         assert wrong.verdict is Verdict.FAILURE
         assert why in wrong.found
-    assert not os.listdir(tmp_path)  # noqa: PTH208  # asking writes nothing down
+    assert not os.listdir(tmp_path)  # asking writes nothing down
 
 
 async def test_a_chain_that_cannot_be_asked_stops_itself_only(

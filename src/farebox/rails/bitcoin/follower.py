@@ -130,7 +130,9 @@ class Follower:
 
     def _warned(self, warning: bdk.Warning) -> None:
         self.has_lost_chain |= warning.is_UNEXPECTED_SYNC_ERROR()
-        _log.info("bitcoin.filters", warning=str(warning)[:200])
+        # Others say nothing new, or a node could say them without end.
+        if warning.is_UNEXPECTED_SYNC_ERROR() or warning.is_NO_COMPACT_FILTERS():
+            _log.warning("bitcoin.filters", told=str(warning)[:200])
 
 
 async def _each(ask: Callable[[], Awaitable[Any]], tell: Callable[[Any], None]) -> None:
