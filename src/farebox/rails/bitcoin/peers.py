@@ -15,6 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
+from farebox.clock import NS_PER_S, SystemClock
 from farebox.errors import InvalidInput, RailRejected, RailUnavailable
 from farebox.rails.bitcoin.chain import is_known
 from farebox.wire.bitcoin_p2p import (
@@ -91,7 +92,7 @@ class Line:
         raise self._lost("it talks of other things")
 
     def _greeted(self) -> Greeting:
-        self._say("version", greeting(secrets.randbits(64), int(time.time())))
+        self._say("version", greeting(secrets.randbits(64), SystemClock().now_ns() // NS_PER_S))
         found = None
         for _ in range(_MESSAGES_MAX):
             command, payload = self._hear()
