@@ -23,7 +23,9 @@ import pytest
 from farebox.books import RECORDS
 from farebox.ledger.invariants import verify
 from farebox.ledger.replay import Broken
+from farebox.rails.evm.outbox import SLOT
 from farebox.stores.postgres.audit import PostgresAuditReader
+from farebox.stores.rows import table
 from tests.acceptance.world import Server, start_server
 from tests.faults.rails import Bitcoin, Cards, Evm, Lightning, Rail, write_settings
 from tests.faults.test_storm import SEED
@@ -49,9 +51,11 @@ class Book:
         """How often it has happened."""
         return self._one("SELECT count(*) FROM events WHERE name = %s", event)
 
-    def held(self) -> int:
-        """How many holds are open."""
-        return self._one("SELECT count(*) FROM holds WHERE state = %s", "open")
+    def unfinished(self) -> int:
+        """How many holds are open, and transactions of a chain on their way."""
+        held = self._one("SELECT count(*) FROM holds WHERE state = %s", "open")
+        sent = f"SELECT count(*) FROM {table(SLOT)} WHERE f_state = ANY(string_to_array(%s, ' '))"
+        return held + self._one(sent, "sent mined")
 
     def accounts(self) -> dict[str, int]:
         """What each holds, once all of it is proven."""
@@ -151,7 +155,8 @@ async def test_of_two_gateways_one_is_killed_and_nothing_happens_twice_or_never(
 async def _live(rail: Rail, book: Book, one: Gateway, two: Gateway, chance: random.Random) -> None:
     await asyncio.to_thread(rail.begin, one.server.url)
     payers = [await _asks(rail, door) for door in (one, two, one, two)]
-    await asyncio.gather(*(asyncio.to_thread(rail.pay, payer.asked) for payer in payers))
+    for payer in payers:
+        await asyncio.to_thread(rail.pay, payer.asked)
     await _credited(rail, book, len(payers))
     for payer, door in zip(payers, (two, one, two, one), strict=True):
         payer.key = await _claims(door, payer)
@@ -171,6 +176,7 @@ async def _live(rail: Rail, book: Book, one: Gateway, two: Gateway, chance: rand
     late.key = await _claims(two, late)
     for payer in (*payers, late):
         await _paid_out(rail, two, payer)
+    await _settled(rail, book)
     for payer in (*payers, late):
         assert await asyncio.to_thread(rail.arrived, payer.order) == [rail.wanted(payer.order)]
     await asyncio.to_thread(rail.assert_right, await asyncio.to_thread(book.accounts))
@@ -196,7 +202,7 @@ async def _credited(rail: Rail, book: Book, deposits: int) -> None:
 
 async def _settled(rail: Rail, book: Book) -> None:
     """Wait until all that was asked for has come to its end, without asking again."""
-    await _until(rail, lambda: not book.held(), "nothing held")
+    await _until(rail, lambda: not book.unfinished() and rail.is_at_rest(), "all settled")
 
 
 async def _until(rail: Rail, holds: Callable[[], bool], what: str) -> None:
