@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -31,6 +31,7 @@ from farebox.payments.rail import (
     AssetTerms,
     DepositMethod,
     DepositOrder,
+    Holding,
     Payable,
     Sighting,
     Terms,
@@ -39,6 +40,7 @@ from farebox.payments.rail import (
 from farebox.rails.evm.addresses import Addresses
 from farebox.rails.evm.arrivals import Arrivals
 from farebox.rails.evm.config import EvmAsset, EvmConfig
+from farebox.rails.evm.holding import holdings_of
 from farebox.rails.evm.outbox import custody_of
 from farebox.rails.evm.payouts import Payouts, read_address
 from farebox.rails.evm.records import ARRIVAL
@@ -266,6 +268,11 @@ class EvmMethod(DepositMethod):
         except RailError as error:
             self._fault = str(error)
             raise
+
+    async def holdings(self) -> Sequence[Holding]:
+        """What lies at our senders, in the treasury and at addresses that were not swept yet."""
+        hot = {*self.sending.keys.addresses, *self.sweeping.terms.treasuries}
+        return await holdings_of(self.config, hot, self.rpc, self._ledger)
 
     def standing(self) -> Standing:
         """By the last probe and by how calls have fared since."""
