@@ -125,6 +125,24 @@ async def test_a_notice_that_is_not_stripes_is_refused_and_nothing_is_asked(
     assert followed == []
 
 
+async def test_what_stripe_says_that_it_owes_us_is_what_the_books_say(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    async def told() -> tuple[int, int]:
+        rail = house.farebox.cards.rails["stripe"]
+        said = {one.custody: one.amount for one in await rail.holdings()}
+        return said[CUSTODY], await house.held(CUSTODY)
+
+    assert await told() == (0, 0)
+    key, payment = await paid_in(house, shop)
+    body = {"method": "stripe", "asset": "USD", "amount": 250}
+    assert (await house.post("/v1/refunds", body, key)).status_code == 200
+    assert await told() == (CHARGED - fee_of(CHARGED) - 250,) * 2
+    shop.dispute(payment, CHARGED - 250, DISPUTE_FEE)
+    assert await shop.tell() == 200
+    assert await told() == (0, 0)  # what we owe Stripe is no money that lies there
+
+
 async def test_a_dispute_takes_what_is_left_and_the_rest_is_owed_until_money_comes(
     house: CardHouse, shop: FakeStripe
 ) -> None:

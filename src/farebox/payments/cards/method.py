@@ -20,7 +20,7 @@ notice twice, late or out of order changes nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import structlog
 
@@ -54,6 +54,7 @@ from farebox.payments.rail import (
     AssetTerms,
     DepositMethod,
     DepositOrder,
+    Holding,
     Payable,
     Sighting,
     Terms,
@@ -238,6 +239,15 @@ class CardMethod(DepositMethod):
         except RailUnavailable as error:
             self._fault = str(error)
             raise
+
+    async def holdings(self) -> Sequence[Holding]:
+        """What the provider says that it owes us; where we owe it, nothing lies there."""
+        told, terms = await self.connector.balances(), self.card_terms
+        return tuple(
+            Holding(terms.custody(code), code, max(0, told[code]))
+            for code in terms.currencies
+            if code in told
+        )
 
     def standing(self) -> Standing:
         """By the last probe."""
