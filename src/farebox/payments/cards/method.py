@@ -100,6 +100,14 @@ class CardMethod(DepositMethod):
         """This account at the provider."""
         return self.card_terms.place
 
+    def custody(self, asset: str) -> str:
+        """What the provider owes us in a currency."""
+        return self.card_terms.custody(asset)
+
+    def payable(self, asset: str) -> str:
+        """What it took back beyond that."""
+        return self.card_terms.payable(asset)
+
     # ── in ───────────────────────────────────────────────────────────────────────────────────────
 
     async def ask(self, order: DepositOrder) -> Payable | Refusal:
@@ -120,7 +128,7 @@ class CardMethod(DepositMethod):
             reference=made.reference,
             text=made.text,
             uri=made.uri,
-            custody=terms.custody(order.asset),
+            custody=self.custody(order.asset),
             amount=order.amount,
             expires_at=made.expires_at_s * NS_PER_S,
         )
@@ -197,7 +205,7 @@ class CardMethod(DepositMethod):
                 state=DepositState.CONFIRMED,
                 at=payment.at_s * NS_PER_S,
                 asset=payment.currency,
-                custody=self.card_terms.custody(payment.currency),
+                custody=self.custody(payment.currency),
                 matures_at=self.card_terms.matures_at(payment.at_s),
             )
         ]
@@ -242,10 +250,10 @@ class CardMethod(DepositMethod):
 
     async def holdings(self) -> Sequence[Holding]:
         """What the provider says that it owes us; where we owe it, nothing lies there."""
-        told, terms = await self.connector.balances(), self.card_terms
+        told = await self.connector.balances()
         return tuple(
-            Holding(terms.custody(code), code, max(0, told[code]))
-            for code in terms.currencies
+            Holding(self.custody(code), code, max(0, told[code]))
+            for code in self.card_terms.currencies
             if code in told
         )
 

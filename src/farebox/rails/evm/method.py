@@ -196,6 +196,10 @@ class EvmMethod(DepositMethod):
         """All of this chain's custody."""
         return f"custody:evm:{self.config.name}"
 
+    def custody(self, asset: str) -> str:
+        """Of an asset on this chain."""
+        return custody_of(self.config.name, asset)
+
     # ── in ───────────────────────────────────────────────────────────────────────────────────────
 
     async def ask(self, order: DepositOrder) -> Payable | Refusal:
@@ -208,7 +212,7 @@ class EvmMethod(DepositMethod):
             reference=made.address,
             text=made.address,
             uri=payment_uri(of, self.config.chain_id, made.address, order.amount),
-            custody=custody_of(self.config.name, order.asset),
+            custody=self.custody(order.asset),
             amount=order.amount,
             expires_at=self._ledger.clock.now_ns() + self.config.expiry_s * NS_PER_S,
         )
