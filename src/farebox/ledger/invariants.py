@@ -16,13 +16,11 @@ import msgspec
 from farebox.errors import StoreCorrupt
 from farebox.ledger.audit import Body, EventRow, PutDigest, decode_body, extend
 from farebox.ledger.checkpoint import Checkpoint, checkpoint_of
-from farebox.ledger.model import Account, HoldRow, Kind
+from farebox.ledger.cover import Cover, Covers
+from farebox.ledger.model import Account, HoldRow
 from farebox.ledger.replay import Broken, BrokenError, Invariant, StoredUnit
 
 T = TypeVar("T")
-
-#: What we hold, and whom it belongs to.
-_OWED = frozenset({Kind.CUSTOMER, Kind.IMMATURE, Kind.ESCROW, Kind.PAYABLE})
 
 _PROGRESS_EVERY = 1_000
 
@@ -91,17 +89,6 @@ class AuditReader(Protocol):
     def rows_count(self, kind: str, after: int | None) -> int:
         """How many rows `rows` would give."""
         ...
-
-
-class Cover(msgspec.Struct, frozen=True):
-    """For one asset: what custody holds, and what customers, immature money and escrow are owed.
-
-    `exchanged` is what was given for other assets that we hold instead, less what was taken.
-    """
-
-    custody: int
-    owed: int
-    exchanged: int = 0
 
 
 class Verified(msgspec.Struct, frozen=True):
@@ -308,21 +295,11 @@ class _Audit:
 
     def verified(self, *, may_lack_cover: bool) -> tuple[Verified, Checkpoint]:
         """What held; refuses at last when custody does not cover what is owed."""
-        custody: Counter[str] = Counter()
-        owed: Counter[str] = Counter()
-        exchanged: Counter[str] = Counter()
-        for balance in self.books.accounts.values():
-            net = balance.debits_posted - balance.credits_posted
-            if balance.kind is Kind.CUSTODY:
-                custody[balance.asset] += net
-            elif balance.kind in _OWED:
-                owed[balance.asset] -= net
-            elif balance.kind is Kind.EXCHANGE:
-                exchanged[balance.asset] += net
-        assets = sorted(custody.keys() | owed.keys() | exchanged.keys())
-        cover = {one: Cover(custody[one], owed[one], exchanged[one]) for one in assets}
+        covers = Covers()
+        covers.add(self.books.accounts.values())
+        cover = covers.told()
         for asset, side in cover.items():
-            if side.custody + side.exchanged < side.owed and not may_lack_cover:
+            if side.surplus < 0 and not may_lack_cover:
                 least = side.owed - side.exchanged
                 raise BrokenError(
                     Invariant.COVER, f"custody of {asset}", f"at least {least}", side.custody
