@@ -66,6 +66,20 @@ async def over(house: BitcoinHouse, chain: BitcoinChain) -> None:
     assert await house.wallet_sat() * 1_000 == await house.held_msat()
 
 
+async def test_prices_that_are_asked_take_no_change_addresses_with_them(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    async with bitcoin_house(tmp_path, terms(bitcoin)) as house:
+        await house.credited(bitcoin, IN_SAT)
+        wallet, change = house.method.wallet, set()
+        (coin,) = [one.outpoint for one in (await house.method._addresses.look()).coins]
+        for amount_sat in range(OUT_SAT, OUT_SAT + 5):
+            draft = await wallet.build([(bitcoin.payer.address(30), amount_sat)], 5_000, [coin])
+            outputs = read_tx(draft.raw).outputs
+            change |= {one.script for one in outputs if one.amount_sat != amount_sat}
+        assert len(change) == 1
+
+
 async def test_payments_that_wait_leave_in_one_transaction_and_share_its_fee(
     tmp_path: Path, bitcoin: BitcoinChain
 ) -> None:
