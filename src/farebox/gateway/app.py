@@ -22,6 +22,7 @@ from farebox.gateway.asgi import (
     declared_length,
     header,
     headers_bytes,
+    let_go,
     read_body,
     replayed,
     send_answer,
@@ -154,7 +155,8 @@ class Gateway:
             elif self._channels is not None and self._channels.owns(scope["path"]):
                 await send_endpoint(self._channels, scope, replayed(body, receive), send)
             else:
-                await self.carrier.carry(self._carry(scope, body, receive, send))
+                work = self._carry(scope, body, receive, send)
+                await self.carrier.carry(work, let_go(scope))
         except CallerLeft:
             return
         finally:
