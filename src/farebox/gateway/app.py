@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+import msgspec
 import structlog
 
 from farebox.gateway import problems
@@ -272,7 +273,7 @@ def _named(
     # A name told before had the "?" of an empty query in it, too.
     target = asked if scope["query_string"] else f"{asked}?"
     name = name_of(raw, scope["method"], target, body)
-    return name if isinstance(name, Answer) else replace(presented, name=name)
+    return name if isinstance(name, Answer) else msgspec.structs.replace(presented, name=name)
 
 
 def _rename(headers: list[tuple[bytes, bytes]], account: str) -> None:
