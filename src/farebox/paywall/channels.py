@@ -14,7 +14,6 @@ this process, one row for all of them. Postings are those of `channels.postings`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -51,8 +50,7 @@ _WORTHLESS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(msgspec.Struct, frozen=True, gc=False):
     """What became of a request that a channel paid for: its row, and what to sign next."""
 
     request: Request
