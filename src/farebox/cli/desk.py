@@ -352,7 +352,9 @@ async def _resolve(house: Farebox, wanted: Resolve) -> None:
     operation = await house.operations.get(await _manual(house, wanted.id))
     assert operation is not None  # operations are never removed
     verdict: Succeeded | Rejected
-    if wanted.amount_msat is None:
+    if wanted.amount_msat is None and operation.kind in _OUT:
+        verdict = await house.payments.sending.given_up(operation)
+    elif wanted.amount_msat is None:
         verdict = Rejected("operator", "the operator found that it never happened")
     elif operation.kind in _OUT:
         verdict = Succeeded(wanted.amount_msat, house.signer.seal(b"{}", operation.id))

@@ -11,7 +11,7 @@ from typing import Protocol
 from farebox.clock import NS_PER_S, Clock
 from farebox.errors import InvalidCredential, RailError, RailUnavailable, StoreError
 from farebox.ids import derived_id, new_id
-from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Step, Unit
+from farebox.ledger.model import Applied, Kind, Open, Put, SetCeiling, Step, Unit
 from farebox.ledger.service import Ledger
 from farebox.payments import (
     PaymentCredentials,
@@ -259,6 +259,10 @@ class EvmMethod(DepositMethod):
     ) -> RefundResult | Rejected | Unresolved:
         """Pay as planned, or find out how far it is: the outbox knows."""
         return await self._payouts.pay(payload)
+
+    async def give_up_refund(self, payload: bytes) -> tuple[Put, ...]:
+        """One that still waits joins no batch any more."""
+        return await self._payouts.give_up(payload)
 
     # ── standing ─────────────────────────────────────────────────────────────────────────────────
 
