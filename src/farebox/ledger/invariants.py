@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import takewhile
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -18,7 +17,6 @@ from farebox.errors import StoreCorrupt
 from farebox.ledger.audit import Body, EventRow, PutDigest, decode_body, extend
 from farebox.ledger.checkpoint import Checkpoint, checkpoint_of
 from farebox.ledger.cover import Cover, Covers
-from farebox.ledger.evaluator import Movement
 from farebox.ledger.model import Account, HoldRow
 from farebox.ledger.replay import Broken, BrokenError, Invariant, StoredUnit
 
@@ -54,10 +52,6 @@ class AuditReader(Protocol):
 
     def unit(self, seq_or_id: int | str) -> StoredUnit | None:
         """One unit, by its number or its id."""
-        ...
-
-    def movements(self, after: int) -> Iterator[tuple[int, Movement]]:
-        """(unit number, movement) of units above `after`, in order of unit and step."""
         ...
 
     def events(self, after: int) -> Iterator[tuple[int, int, EventRow]]:
@@ -169,7 +163,6 @@ class _Audit:
     def check_units(self, progress: Callable[[int], None]) -> None:
         """Numbers, times, chain and replay of every unit."""
         after = self.start.seq
-        movements = _Grouped(self.reader.movements(after), "a movement")
         events = _Grouped(self.reader.events(self.start.event), "an event")
         for unit in self.reader.units(after):
             if unit.seq != self.seq + 1:
@@ -178,17 +171,15 @@ class _Audit:
             if unit.at < self.at:
                 where = f"the time of {unit.name}"
                 raise BrokenError(Invariant.ORDER, where, f"at least {self.at}", unit.at)
-            moves = [move for _, move in movements.of(unit.seq)]
             happened = [self._event(unit, *row) for row in events.of(unit.seq)]
-            digest = extend(self.digest, unit.seq, unit.at, unit.id, unit.body, moves, happened)
+            digest = extend(self.digest, unit.seq, unit.at, unit.id, unit.body, happened)
             if digest != unit.digest:
-                where = f"{unit.name} with its movements and events"
+                where = f"{unit.name} with its events"
                 raise BrokenError(Invariant.CHAIN, where, unit.digest.hex(), digest.hex())
             self.seq, self.at, self.digest = unit.seq, unit.at, digest
-            self._replay(unit, moves)
+            self._replay(unit)
             if not unit.seq % _PROGRESS_EVERY:
                 progress(unit.seq)
-        movements.check_end()
         events.check_end()
 
     def _event(self, unit: StoredUnit, _: int, at: int, event: EventRow) -> EventRow:
@@ -200,10 +191,10 @@ class _Audit:
             raise BrokenError(Invariant.ORDER, f"the time of event {event.number}", unit.at, at)
         return event
 
-    def _replay(self, unit: StoredUnit, moves: list[Movement]) -> None:
+    def _replay(self, unit: StoredUnit) -> None:
         body = _body_of(unit)
         try:
-            resolved = self.books.apply(unit, body, moves)
+            resolved = self.books.apply(unit, body)
         except (ValueError, TypeError, IndexError) as error:
             raise BrokenError(
                 Invariant.UNIT, unit.name, "a unit that can be read", error
@@ -281,10 +272,8 @@ class _Audit:
 
     def _made(self, hold: HoldRow) -> bool:
         unit = self.reader.unit(hold.id.rpartition("/")[0])
-        if unit is None:
-            return False
-        own = takewhile(lambda row: row[0] == unit.seq, self.reader.movements(unit.seq - 1))
-        return any(move.kind == "hold" and move.hold == hold.id for _, move in own)
+        moves = _body_of(unit).movements if unit else ()
+        return any(move.kind == "hold" and move.hold == hold.id for move in moves)
 
     def check_rows(self) -> None:
         """There are no rows but those that units wrote."""
