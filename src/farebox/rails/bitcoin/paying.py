@@ -102,7 +102,8 @@ class Paying:
             row = await self._refused(operation_id) or row
         payout = row.value
         if payout.state is PayoutState.REFUSED:
-            return Rejected("not_payable", "no batch could take it for twelve hours: nothing has left")
+            reason = "no batch could take it for twelve hours: nothing has left"
+            return Rejected("not_payable", reason)
         if payout.state is not PayoutState.PAID:
             return Unresolved(reason)
         reply = {
