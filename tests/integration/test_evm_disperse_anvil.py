@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,19 @@ async def test_what_an_operator_has_given_up_joins_no_batch(till: Till) -> None:
     assert {one.parent for one in paid} == {batch}
     assert [till.token.call("balanceOf", one) for one in people] == [0, AMOUNT, AMOUNT]
     assert await till.payouts.give_up(gone.plan) == ()
+
+
+async def test_a_chain_that_cannot_have_the_contract_is_paid_on_one_by_one(
+    anvil: Anvil, till: Till
+) -> None:
+    with anvil.lacking(DEPLOYER, till.disperse.contract):
+        people = [somebody() for _ in range(2)]
+        names = [await till.order(one, AMOUNT, "TOK", is_exact=True) for one in people]
+        assert await till.disperse.run() == []
+        assert await till.desk.sending.open_slots() == []  # no gas went to where nobody is
+        till.payouts.terms = replace(till.payouts.terms, batch_wait_s=0)
+        assert {one.state for one in await till.finish(*names)} == {OperationState.SUCCEEDED}
+    assert [till.token.call("balanceOf", one) for one in people] == [AMOUNT] * 2
 
 
 async def test_one_bad_item_never_fails_its_neighbours(till: Till) -> None:

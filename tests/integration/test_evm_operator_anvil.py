@@ -11,6 +11,7 @@ from farebox.cli import checks
 from farebox.cli.desk import Balance, Withdraw, carry_out
 from farebox.cli.money import _balance_text
 from farebox.operating import Verdict
+from farebox.rails.evm.contracts import DEPLOYER, artifact
 from farebox.settings import Secret
 from tests.integration.evm_house import EvmHouse, evm_house, somebody
 from tests.peers.anvil import Anvil
@@ -72,6 +73,9 @@ async def test_the_doctor_asks_the_node_and_says_what_is_wrong(
     )
     for changes, what in doubts:
         assert what in (await told(**changes))[Verdict.WARNING]
+    with anvil.lacking(DEPLOYER, artifact("Disperse").address):
+        assert "batches: the chain lacks" in (await told(batch_wait_s=5))[Verdict.WARNING]
+        assert set(await told()) == {Verdict.FINE}
     faults: tuple[tuple[dict[str, object], str], ...] = (
         ({"chain_id": 1}, "the node is on chain 31337"),
         ({"url": Secret(f"http://127.0.0.1:{free_port()}/secret-key")}, "gave no answer"),
