@@ -48,8 +48,12 @@ async def test_earnings_are_withdrawn_on_the_chain(anvil: Anvil, tmp_path: Path)
         assert await withdrawn(house, wanted) == facts
         assert house.usdc.call("balanceOf", to) == got
         assert await house.balance_msat(key) == left
-        shown = _balance_text(await carry_out(house.farebox, Balance()))
-        assert "USDC" in shown
+        told = await carry_out(house.farebox, Balance())
+        fee = int(told["other_assets"]["USDC"]["earned"])
+        revenue = await house.farebox.store.account("revenue/USDC")
+        assert revenue is not None
+        assert fee == revenue.available > 0
+        assert f"{fee} earned" in _balance_text(told)
 
 
 async def test_the_doctor_asks_the_node_and_says_what_is_wrong(

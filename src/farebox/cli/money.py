@@ -37,10 +37,9 @@ def _balance_text(facts: Facts) -> str:
         rows.append(("your capital", sat(facts["capital_msat"]), "bears losses: `farebox capital`"))
     if facts["exchanged_msat"]:
         rows.append(("owed for other assets", sat(facts["exchanged_msat"]), "at the rates then"))
-    rows += [
-        (f"  {asset}", counts["custody"], f"{counts['owed']} of it owed, in its smallest unit")
-        for asset, counts in facts["other_assets"].items()
-    ]
+    for asset, counts in facts["other_assets"].items():
+        of_it = f"{counts['owed']} of it owed, {counts['earned']} earned, in its smallest unit"
+        rows.append((f"  {asset}", counts["custody"], of_it))
     if facts["arriving_msat"]:
         rows.append(("on its way in", sat(facts["arriving_msat"]), "unfinished payments"))
     verdict = "custody covers every liability" if facts["covered"] else "NOT COVERED: run verify"
