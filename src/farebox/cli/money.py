@@ -100,4 +100,5 @@ def _withdrawn_text(facts: Facts) -> str:
         )
     if facts.get("token"):
         return f"{facts['token']}\nworth {sat(facts['amount_msat'])}: whoever has it can spend it"
-    return f"{sat(facts['amount_msat'])} went to {facts.get('recipient', 'its receiver')}"
+    told = f"{facts['amount']} of {facts['asset']}" if "asset" in facts else ""
+    return f"{told or sat(facts['amount_msat'])} went to {facts.get('recipient', 'its receiver')}"
