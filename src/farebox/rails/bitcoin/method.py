@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from farebox.clock import NS_PER_S
 from farebox.errors import InvalidCredential, InvalidInput, RailUnavailable
+from farebox.ledger.model import Put
 from farebox.ledger.service import Ledger
 from farebox.money import BTC, MSAT_PER_SAT
 from farebox.payments import (
@@ -168,6 +169,10 @@ class BitcoinMethod(DepositMethod):
     ) -> RefundResult | Rejected | Unresolved:
         """See how it stands: its batch carries it out."""
         return await self._paying.pay(payload)
+
+    async def give_up_refund(self, payload: bytes) -> tuple[Put, ...]:
+        """One that still waits joins no batch any more."""
+        return await self._paying.give_up(payload)
 
     # ── standing ─────────────────────────────────────────────────────────────────────────────────
 

@@ -11,6 +11,7 @@ from typing import Protocol
 from farebox.clock import NS_PER_S, Clock
 from farebox.errors import InvalidCredential, RailError, RailUnavailable
 from farebox.ids import derived_id
+from farebox.ledger.model import Put
 from farebox.ledger.service import Ledger
 from farebox.payments import (
     PaymentCredentials,
@@ -254,6 +255,10 @@ class EvmMethod(DepositMethod):
     ) -> RefundResult | Rejected | Unresolved:
         """Pay as planned, or find out how far it is: the outbox knows."""
         return await self._payouts.pay(payload)
+
+    async def give_up_refund(self, payload: bytes) -> tuple[Put, ...]:
+        """One that still waits joins no batch any more."""
+        return await self._payouts.give_up(payload)
 
     # ── standing ─────────────────────────────────────────────────────────────────────────────────
 
