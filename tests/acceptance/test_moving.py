@@ -6,8 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests import forked
 from tests.acceptance.conftest import Serve
 from tests.acceptance.world import Mint, Server, call, farebox
 from tests.peers.postgres import Postgres
@@ -156,19 +155,16 @@ def test_a_live_book_moves_to_postgresql_and_the_old_one_says_where_it_went(
 
 def kill_half_way(arguments: list[str], folder: Path, env: dict[str, str], wait_s: float) -> None:
     """Start a command and kill it, so long after it has said that it begins."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "farebox", *arguments],
-        cwd=folder,
-        env=os.environ | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    process.stderr.readline()
-    time.sleep(wait_s)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    reads, writes = os.pipe()
+    with open(reads) as error:
+        process = forked.start(
+            "farebox", *arguments, cwd=folder, env=os.environ | env, stderr=writes
+        )
+        os.close(writes)
+        error.readline()
+        time.sleep(wait_s)
+        process.kill()
+        process.wait(30)
 
 
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
