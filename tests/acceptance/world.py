@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -72,12 +73,14 @@ def _lowered(headers: Message) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
-def farebox(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Ran:
+def farebox(
+    *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, module: str = "farebox"
+) -> Ran:
     """Run a command to its end."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("FAREBOX_")}
     with TemporaryFile("w+") as out, TemporaryFile("w+") as error:
         done = forked.start(
-            "farebox",
+            module,
             *arguments,
             cwd=cwd,
             env=clean | dict(env or {}),
@@ -88,6 +91,21 @@ def farebox(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) ->
         out.seek(0)
         error.seek(0)
         return Ran(code, out.read(), error.read())
+
+
+def kill_half_way(
+    *arguments: str, cwd: Path, env: Mapping[str, str], after_s: float, module: str = "farebox"
+) -> str:
+    """Start a command and kill it, so long after it has said that it begins: what it said."""
+    reads, writes = os.pipe()
+    with open(reads) as error:
+        process = forked.start(module, *arguments, cwd=cwd, env=os.environ | env, stderr=writes)
+        os.close(writes)
+        said = error.readline()
+        time.sleep(after_s)
+        process.kill()
+        process.wait(30)
+    return said
 
 
 def run_here(screen: pytest.CaptureFixture[str], *arguments: str) -> Ran:
