@@ -10,6 +10,7 @@ The nursery ends with the process that has started it. It is started when first 
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import os
@@ -36,6 +37,7 @@ _IMPORTED = (
 )
 _PIECE = 1 << 16
 _NUMBER_BYTES = 4
+_END_S = 10
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -88,6 +90,7 @@ class _Nursery:
     def __init__(self) -> None:
         self._orders, theirs = socket.socketpair()
         self._lock = threading.Lock()
+        atexit.register(self.close)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.forked"],
@@ -102,6 +105,11 @@ class _Nursery:
             raw = msgspec.json.encode(order) + b"\n"
             socket.send_fds(self._orders, [raw], [theirs.fileno(), out, error])
             return Forked(_number(told), told)
+
+    def close(self) -> None:
+        """End it; what it has forked lives on."""
+        self._orders.close()
+        self._process.wait(_END_S)
 
 
 _nursery = cache(_Nursery)
