@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,15 +161,21 @@ async def _live(rail: Rail, book: Book, one: Gateway, two: Gateway, chance: rand
     await _credited(rail, book, len(payers))
     for payer, door in zip(payers, (two, one, two, one), strict=True):
         payer.key = await _claims(door, payer)
+    # Two are paid out while both are at work.
+    await asyncio.gather(*map(partial(_paid_out, rail, one), payers[:2]))
     late = await _asks(rail, two)
-    # All is asked of both at once, and the one that was first, and so watches, dies over it.
+    # The rest is asked of both at once, and the one that was first, and so watches, dies over it.
     asking = [
-        asyncio.create_task(_orders(rail, door, payer)) for payer in payers for door in (one, two)
+        asyncio.create_task(_orders(rail, door, payer))
+        for payer in payers[2:]
+        for door in (one, two)
     ]
-    await asyncio.to_thread(rail.pay, late.asked)
-    await asyncio.sleep(chance.uniform(0, 1))
+    for _ in range(chance.randrange(10)):
+        await asyncio.sleep(_PAUSE_S)
+        await asyncio.to_thread(rail.go_on)
     one.kill()
     killed_s = time.monotonic()
+    await asyncio.to_thread(rail.pay, late.asked)
     await asyncio.gather(*asking, return_exceptions=True)
     await _credited(rail, book, len(payers) + 1)
     await _settled(rail, book)
@@ -180,6 +187,7 @@ async def _live(rail: Rail, book: Book, one: Gateway, two: Gateway, chance: rand
     for payer in (*payers, late):
         assert await asyncio.to_thread(rail.arrived, payer.order) == [rail.wanted(payer.order)]
     await asyncio.to_thread(rail.assert_right, await asyncio.to_thread(book.accounts))
+    assert "Traceback" not in one.server.said() + two.server.said()
     assert taken_over_s < _TAKEN_OVER_S
 
 
