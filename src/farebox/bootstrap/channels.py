@@ -21,6 +21,7 @@ from farebox.payments.rail import DepositMethod
 from farebox.paywall.channels import ChannelTill
 from farebox.settings import ChannelChain, ChannelsSettings
 from farebox.wire.subrav.documents import WELL_KNOWN_PATH, ServiceInfo
+from farebox.wire.subrav.keys import VerificationKey
 from farebox.worker import Duty, Job
 
 _CLAIM_EVERY_S = 2
@@ -77,7 +78,7 @@ def _on_ledger(found: ChannelsSettings, house: House) -> Channels:
     info = ServiceInfo(
         service_id=found.name, service_did=did, network="farebox", default_asset_id=BTC.code
     )
-    service = _service(payee, info, ledger_channel_id, claims)
+    service = _service(found, payee, info, ledger_channel_id, claims)
     desk = LedgerDesk(contract, payee, claims, BTC.code)
     closing = Duty("channel closing", desk.close_due, house.ledger, house.processes)
     jobs = (
@@ -106,7 +107,7 @@ def _on_evm(found: ChannelsSettings, house: House, methods: Iterable[DepositMeth
         network=f"eip155:{contract.chain_id}",
         default_asset_id=found.asset,
     )
-    service = _service(payee, info, contract.terms.channel_id, claims)
+    service = _service(found, payee, info, contract.terms.channel_id, claims)
 
     async def keep_limits() -> None:
         limits.keep(payee, claims)
@@ -131,13 +132,20 @@ def _payee(
 
 
 def _service(
+    found: ChannelsSettings,
     payee: PaymentChannelPayeeClient,
     info: ServiceInfo,
     channel_id: Callable[[str, str, str], str],
     claims: ClaimScheduler,
 ) -> ChannelService:
     clock = payee.sub_channels.ledger.clock
-    return ChannelService(payee=payee, info=info, channel_id=channel_id, claims=claims, clock=clock)
+    admins = {
+        f"{did}#{did.removeprefix('did:key:')}": VerificationKey.from_did_key(did)
+        for did in found.admins
+    }
+    return ChannelService(
+        payee=payee, info=info, channel_id=channel_id, claims=claims, admins=admins, clock=clock
+    )
 
 
 def house_did(found: ChannelsSettings) -> str:
