@@ -15,12 +15,12 @@ from mcp.server.mcpserver import MCPServer
 import farebox.channels
 from farebox.clock import SystemClock
 from farebox.gateway.channel_endpoints import ChannelEndpoints
-from farebox.gateway.channel_service import ChannelService
 from farebox.gateway.channels import ChannelPaywall
 from farebox.gateway.tools import PaidTools
 from farebox.ledger.model import Kind, Open, Transfer, Unit
 from farebox.ledger.processes import PROCESS, Processes
 from farebox.ledger.service import Ledger
+from farebox.paywall.channel_service import ChannelService
 from farebox.stores.sqlite import SqliteStore
 from farebox.wire.subrav.documents import ServiceInfo
 from farebox.wire.subrav.keys import KeyType, SigningKey

@@ -191,8 +191,7 @@ def _till(
         "info": f"{house.public_url}{WELL_KNOWN_PATH}",
         **where,
     }
-    callers, failures = service.callers, house.failures
-    return ChannelTill(service.payee, callers, failures, claims, house.exchange, terms=terms)
+    return ChannelTill(service, house.failures, claims, house.exchange, terms=terms)
 
 
 def _jobs(

@@ -21,8 +21,8 @@ from farebox.gateway.asgi import (
     read_body,
     with_query,
 )
-from farebox.gateway.channel_service import ChannelService, NotFound, Question, ask
-from farebox.paywall.channel_callers import Caller, HttpAsked, Refused
+from farebox.gateway.channel_questions import NotFound, Question, ask
+from farebox.paywall.channel_service import Caller, ChannelService, HttpAsked, Refused
 from farebox.wire.subrav import didauth, documents, multibase
 from farebox.wire.subrav.model import ErrorCode, http_status
 from farebox.wire.subrav.payload import HEADER_NAME
@@ -72,7 +72,7 @@ async def authenticate(service: ChannelService, scope: Scope) -> Caller | Refuse
         return Refused(ErrorCode.AUTH_INVALID, str(error))
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     target = with_query(raw.partition(b"?")[0].decode("latin-1"), scope)
-    return await service.callers.identify(auth, HttpAsked(scope["method"], target))
+    return await service.identify(auth, HttpAsked(scope["method"], target))
 
 
 async def send_endpoint(

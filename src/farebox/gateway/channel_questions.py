@@ -1,60 +1,17 @@
-"""A payee and what it tells of its channels, however it is asked: over HTTP or by a tool's call."""
+"""What a payee tells of its channels, however it is asked: over HTTP or by a tool's call."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from farebox.channels.claims import ClaimScheduler
 from farebox.channels.model import accepted_voucher
-from farebox.channels.payee import PaymentChannelPayeeClient
-from farebox.channels.processor import PaymentProcessor
-from farebox.clock import Clock, SystemClock, iso
 from farebox.errors import InvalidCredential
-from farebox.paywall.channel_callers import Caller, Callers, Refused
+from farebox.paywall.channel_service import Caller, ChannelService, Refused
 from farebox.wire.subrav import documents
-from farebox.wire.subrav.keys import VerificationKey
 from farebox.wire.subrav.model import ErrorCode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelService:
-    """Everything the door needs.
-
-    `channel_id` names the channel of (payer DID, payee DID, asset): `rooch.channel_id` or
-    `ledger_channel_id`. `admins` are the keys, by DID URL, that may see and trigger claims. The
-    gateway's own paywall has no `processor`.
-    """
-
-    payee: PaymentChannelPayeeClient
-    info: documents.ServiceInfo
-    channel_id: Callable[[str, str, str], str]
-    processor: PaymentProcessor | None = None
-    claims: ClaimScheduler | None = None
-    admins: Mapping[str, VerificationKey] = field(default_factory=dict)
-    clock: Clock = field(default_factory=SystemClock)
-    callers: Callers = field(init=False)
-
-    def __post_init__(self) -> None:
-        callers = Callers(
-            payee=self.payee,
-            asset_id=self.info.default_asset_id,
-            channel_id=self.channel_id,
-            clock=self.clock,
-            admins=self.admins,
-        )
-        object.__setattr__(self, "callers", callers)
-
-    @property
-    def now(self) -> str:
-        """The time, as documents have it."""
-        return iso(self.clock.now_ns())
-
-    def owns(self, path: str) -> bool:
-        """Whether a path is an endpoint's, also one that is not there."""
-        return path == documents.WELL_KNOWN_PATH or path.startswith(f"{self.info.base_path}/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +46,7 @@ async def ask(
         return Refused(ErrorCode.AUTH_ADMIN_FORBIDDEN, "This is for admins only.")
     if question in _PAYERS and caller.is_admin:
         return Refused(ErrorCode.CHANNEL_NOT_FOUND, "An admin's key has no channel.")
-    refused = await service.callers.admit(caller)
+    refused = await service.admit(caller)
     if refused is not None:
         return refused
     if question in _ADMINS:
