@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from farebox.channels.chain import PayeeContract
 from farebox.channels.claims import ClaimPolicy, ClaimScheduler
+from farebox.channels.closing import CooperativeClose
 from farebox.channels.ledger_chain import LedgerContract, ledger_channel_id
 from farebox.channels.ledger_desk import LedgerDesk
 from farebox.channels.payee import CreditPolicy, PaymentChannelPayeeClient
@@ -107,7 +108,9 @@ def _on_evm(found: ChannelsSettings, house: House, methods: Iterable[DepositMeth
         network=f"eip155:{contract.chain_id}",
         default_asset_id=found.asset,
     )
-    service = _service(found, payee, info, contract.terms.channel_id, claims)
+    closing = CooperativeClose(payee, contract)
+    service = _service(found, payee, info, contract.terms.channel_id, claims, closing)
+    close = Duty("channel closing", closing.run, house.ledger, house.processes)
 
     async def keep_limits() -> None:
         limits.keep(payee, claims)
@@ -116,6 +119,7 @@ def _on_evm(found: ChannelsSettings, house: House, methods: Iterable[DepositMeth
         Job("channel limits", _LIMITS_EVERY_S, keep_limits),
         *_jobs(found, house, claims, payee),
         Job("claims on the chain", _SEND_EVERY_S, contract.run),
+        Job("channel closing", _CLOSE_EVERY_S, close.run),
     )
     where = {
         "contract": contract.terms.contract,
@@ -137,6 +141,7 @@ def _service(
     info: ServiceInfo,
     channel_id: Callable[[str, str, str], str],
     claims: ClaimScheduler,
+    closing: CooperativeClose | None = None,
 ) -> ChannelService:
     clock = payee.sub_channels.ledger.clock
     admins = {
@@ -144,7 +149,13 @@ def _service(
         for did in found.admins
     }
     return ChannelService(
-        payee=payee, info=info, channel_id=channel_id, claims=claims, admins=admins, clock=clock
+        payee=payee,
+        info=info,
+        channel_id=channel_id,
+        claims=claims,
+        closing=closing,
+        admins=admins,
+        clock=clock,
     )
 
 

@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from farebox.channels.chain import ChannelStatus
 from farebox.channels.model import accepted_voucher
+from farebox.channels.weighing import Rejected
 from farebox.errors import InvalidCredential
 from farebox.paywall.channel_service import Caller, ChannelService, Refused
 from farebox.wire.subrav import documents
@@ -27,6 +29,7 @@ class Question(enum.StrEnum):
     RECOVERY = "recovery"
     SUB_RAV = "subrav"
     COMMIT = "commit"
+    CLOSE = "close"
     STATUS = "admin/status"
     CLAIM = "admin/claim-trigger"
 
@@ -113,6 +116,16 @@ async def _commit(service: ChannelService, caller: Caller, told: Mapping[str, An
     return Refused(confirmed.error_code, confirmed.error or "")
 
 
+async def _close(service: ChannelService, caller: Caller, _: Mapping[str, Any]) -> Any:
+    """Close the channel at once: an endpoint of ours, which payment-kit does not know."""
+    if service.closing is None:
+        return NotFound("The house closes no channel of this chain; its payer does.")
+    agreed = await service.closing.ask(caller.channel_id)
+    if isinstance(agreed, Rejected):
+        return Refused(agreed.code, agreed.message)
+    return {"channelId": agreed.channel_id, "status": ChannelStatus.CLOSING.value}
+
+
 async def _status(service: ChannelService, _: Mapping[str, Any]) -> Any:
     claims = service.claims
     told = None if claims is None else asdict(claims.status) | {"policy": asdict(claims.policy)}
@@ -139,6 +152,7 @@ _PAYERS: Final[
     Question.RECOVERY: _recovery,
     Question.SUB_RAV: _sub_rav,
     Question.COMMIT: _commit,
+    Question.CLOSE: _close,
 }
 _ADMINS: Final[Mapping[Question, Callable[[ChannelService, Mapping[str, Any]], Awaitable[Any]]]] = {
     Question.STATUS: _status,

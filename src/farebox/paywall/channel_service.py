@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from farebox.channels.book import USED_BEFORE
 from farebox.channels.claims import ClaimScheduler
+from farebox.channels.closing import CooperativeClose
 from farebox.channels.payee import PaymentChannelPayeeClient
 from farebox.channels.processor import PaymentProcessor
 from farebox.clock import NS_PER_S, Clock, SystemClock, iso
@@ -99,7 +100,7 @@ class ChannelService:
 
     `channel_id` names the channel of (payer DID, payee DID, asset): `rooch.channel_id` or
     `ledger_channel_id`. `admins` are the keys, by DID URL, that may see and trigger claims. The
-    gateway's own paywall has no `processor`.
+    gateway's own paywall has no `processor`. `closing`, where given, closes at once for who asks.
     """
 
     payee: PaymentChannelPayeeClient
@@ -107,6 +108,7 @@ class ChannelService:
     channel_id: Callable[[str, str, str], str]
     processor: PaymentProcessor | None = None
     claims: ClaimScheduler | None = None
+    closing: CooperativeClose | None = None
     admins: Mapping[str, VerificationKey] = field(default_factory=dict)
     clock: Clock = field(default_factory=SystemClock)
 
@@ -158,7 +160,9 @@ class ChannelService:
             why = "The authorization is not signed by its key."
         elif abs(now_s - auth.timestamp_s) > didauth.WINDOW_S:
             why = f"The authorization's time is more than {didauth.WINDOW_S} s off."
-        elif auth.audience not in (None, self.payee.payee_did):
+        elif auth.audience != self.payee.payee_did and (
+            auth.audience is not None or auth.operation == didauth.CLOSE_OPERATION
+        ):
             why = "The authorization is for another service."
         elif auth.operation != asked.operation or not asked.matches(auth.params):
             why = "The authorization is for another request."
