@@ -214,7 +214,8 @@ def test_a_command_on_no_book_says_how_to_get_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for command in (["balance"], ["keys", "list"], ["recover"], ["withdraw"]):
+    capital = ["capital", "1 sat", "--at", "lightning"]
+    for command in (["balance"], ["keys", "list"], ["recover"], ["withdraw"], capital):
         refused = run_here(capfd, *command, "--data", "nowhere")
         assert (refused.code, refused.out) == (2, "")
         assert "`farebox serve`" in refused.error

@@ -33,6 +33,8 @@ def _balance_text(facts: Facts) -> str:
         ("  reserved by requests", sat(facts["held_msat"]), ""),
         ("earned", sat(facts["revenue_msat"]), "`farebox withdraw` takes it out"),
     ]
+    if facts["capital_msat"]:
+        rows.append(("your capital", sat(facts["capital_msat"]), "bears losses: `farebox capital`"))
     if facts["exchanged_msat"]:
         rows.append(("owed for other assets", sat(facts["exchanged_msat"]), "at the rates then"))
     rows += [

@@ -77,9 +77,13 @@ class RailWatch:
             _log.warning("watch.not_polled", rail=self.name, reason=str(error))
 
     async def probe(self) -> None:
-        """Ask the rail whether it is there, for `/v1/methods`, and what it holds."""
+        """Ask the rail whether it is there, for `/v1/methods`."""
         with suppress(RailError):  # its standing tells
             await self._rail.probe()
+
+    async def weigh(self) -> None:
+        """Ask the rail what it holds, for the metrics: that may take many calls."""
+        with suppress(RailError):  # what it held last stays
             self.holdings = await self._rail.holdings()
 
     async def stop(self) -> None:

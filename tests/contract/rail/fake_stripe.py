@@ -105,7 +105,7 @@ class FakeStripe:
     def _act(self, method: str, path: list[str], given: Document) -> Document:
         match (method, path):
             case ("get", ["balance"]):
-                return {"object": "balance"}
+                return self._balance()
             case ("get", ["events"]):
                 return self._events(given)
             case ("post", ["checkout", "sessions"]):
@@ -146,6 +146,18 @@ class FakeStripe:
                     raise Refused(400, "payment_method_unexpected_state")
                 return {"id": name, "type": "card"}
         raise Refused(404, "no_such_call")
+
+    def _balance(self) -> Document:
+        """What every payment, refund and dispute has left, part of it not yet available."""
+        charges = [one["latest_charge"] for one in self.intents.values() if one["latest_charge"]]
+        moved = [one["balance_transaction"] for one in charges]
+        moved += [
+            one for dispute in self.disputes.values() for one in dispute["balance_transactions"]
+        ]
+        left = sum(one["amount"] - one["fee"] for one in moved)
+        left -= sum(one["amount"] for one in self.refunds.values() if one["status"] == "succeeded")
+        parts = [{"amount": amount, "currency": "usd"} for amount in (left // 2, left - left // 2)]
+        return {"object": "balance", "available": parts[:1], "pending": parts[1:]}
 
     # ── payments ─────────────────────────────────────────────────────────────────────────────────
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -31,6 +31,7 @@ from farebox.payments.rail import (
     AssetTerms,
     DepositMethod,
     DepositOrder,
+    Holding,
     Payable,
     Sighting,
     Terms,
@@ -39,6 +40,7 @@ from farebox.payments.rail import (
 from farebox.rails.evm.addresses import Addresses
 from farebox.rails.evm.arrivals import Arrivals
 from farebox.rails.evm.config import EvmAsset, EvmConfig
+from farebox.rails.evm.holding import holdings_of
 from farebox.rails.evm.outbox import custody_of
 from farebox.rails.evm.payouts import Payouts, read_address
 from farebox.rails.evm.records import ARRIVAL
@@ -194,6 +196,10 @@ class EvmMethod(DepositMethod):
         """All of this chain's custody."""
         return f"custody:evm:{self.config.name}"
 
+    def custody(self, asset: str) -> str:
+        """Of an asset on this chain."""
+        return custody_of(self.config.name, asset)
+
     # ── in ───────────────────────────────────────────────────────────────────────────────────────
 
     async def ask(self, order: DepositOrder) -> Payable | Refusal:
@@ -206,7 +212,7 @@ class EvmMethod(DepositMethod):
             reference=made.address,
             text=made.address,
             uri=payment_uri(of, self.config.chain_id, made.address, order.amount),
-            custody=custody_of(self.config.name, order.asset),
+            custody=self.custody(order.asset),
             amount=order.amount,
             expires_at=self._ledger.clock.now_ns() + self.config.expiry_s * NS_PER_S,
         )
@@ -266,6 +272,11 @@ class EvmMethod(DepositMethod):
         except RailError as error:
             self._fault = str(error)
             raise
+
+    async def holdings(self) -> Sequence[Holding]:
+        """What lies at our senders, in the treasury and at addresses that were not swept yet."""
+        hot = {*self.sending.keys.addresses, *self.sweeping.terms.treasuries}
+        return await holdings_of(self.config, hot, self.rpc, self._ledger)
 
     def standing(self) -> Standing:
         """By the last probe and by how calls have fared since."""

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -43,6 +44,7 @@ from farebox.payments.cards.model import (
 from farebox.rails.stripe.answers import decline_of, meaning
 from farebox.rails.stripe.config import StripeConfig
 from farebox.rails.stripe.documents import (
+    Balance,
     BalanceTransaction,
     Charge,
     Disputes,
@@ -312,6 +314,17 @@ class StripeConnector:
             if len(page.data) < _PAGE:
                 break
         return found[::-1]
+
+    async def balances(self) -> Mapping[str, int]:
+        """With what is not yet available. What went to a bank account is not in it.
+
+        Raises RailUnavailable, RailRejected.
+        """
+        told = await self._sure(Balance, "get", "/v1/balance")
+        found: Counter[str] = Counter()
+        for part in (*told.available, *told.pending):
+            found[part.currency.upper()] += part.amount
+        return found
 
     async def probe(self) -> str:
         """Whether Stripe lets us in."""

@@ -12,6 +12,20 @@ class BalanceTransaction(msgspec.Struct, frozen=True):
     fee: int = 0
 
 
+class Part(msgspec.Struct, frozen=True):
+    """An amount in a currency, written in lower case; below zero we owe it."""
+
+    amount: int
+    currency: str
+
+
+class Balance(msgspec.Struct, frozen=True):
+    """What lies on our account there."""
+
+    available: list[Part] = []
+    pending: list[Part] = []
+
+
 class Charge(msgspec.Struct, frozen=True):
     """What a payment intent took."""
 

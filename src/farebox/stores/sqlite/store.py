@@ -233,7 +233,8 @@ def open_connection(path: Path, *, readonly: bool = False) -> apsw.Connection:
     if not readonly:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")  # commits are synced by `Disk`, many at once
-    db.execute("PRAGMA cache_size = -65536")
+    # Not more: a commit that had to balance a tree walks through all places of the cache.
+    db.execute("PRAGMA cache_size = -16384")
     return db
 
 
