@@ -2,12 +2,12 @@
 
 | what happens          | steps                                                                   |
 |-----------------------|-------------------------------------------------------------------------|
-| a request begins      | hold custody → revenue, the most it may cost: its cover                 |
+| a request begins      | hold custody → clearing, the most it may cost: its cover                |
 | it is settled         | transfer receivable → revenue, its cost; the cover is the proposal's    |
 |                       | now, or is voided for a hold of what the request did cost               |
 | its voucher comes     | transfer custody → receivable, its cost; the hold is the next request's |
 |                       | cover, where that takes as much                                         |
-| … or else             | post the hold, transfer revenue → receivable: no limit refuses a        |
+| … or else             | post the hold, transfer clearing → receivable: no limit refuses a       |
 |                       | voucher for what was within it when it was served                       |
 | it never comes        | void the hold; transfer expense → receivable                            |
 | it comes after all    | transfer custody → expense                                              |
@@ -68,6 +68,11 @@ def receivable_account(channel_id: str, fragment: str) -> str:
     return f"receivable:channel:{sub_channel_key(channel_id, fragment)}"
 
 
+def clearing_account(backing: str) -> str:
+    """What is reserved under one collateral passes through here, and nothing stays."""
+    return f"clearing:channel:{backing}"
+
+
 def revenue_account(asset_id: str) -> str:
     """Where charges are earned: what is withdrawn from there is what claims have brought."""
     return "revenue" if asset_id == _HOME_ASSET else f"revenue/{asset_id}"
@@ -98,7 +103,7 @@ class Draft:
         self._key = sub_channel_key(row.channel_id, row.fragment)
         self._receivable = receivable_account(row.channel_id, row.fragment)
         self._custody = custody_account(row.backing)
-        self._revenue = revenue_account(row.asset_id)
+        self._clearing = clearing_account(row.backing)
         self._id = unit_id
         self._steps: list[Step] = []
         self._left: _Left | None = None
@@ -177,7 +182,8 @@ class Draft:
         hold = self._reserve(cost)  # first: it posts the voucher, which makes room for the charge
         if self.row.owed_max != cost:
             self._steps.append(SetCeiling(self._receivable, cost))
-        self._steps.append(Transfer(self._receivable, self._revenue, cost, "channel_charge"))
+        revenue = revenue_account(self.row.asset_id)
+        self._steps.append(Transfer(self._receivable, revenue, cost, "channel_charge"))
         proposal = Proposal(
             amount=self.row.paid_amount + cost,
             nonce=self.row.paid_nonce + 1,
@@ -233,14 +239,16 @@ class Draft:
             self._steps.append(Transfer(loss, self._custody, lost, "channel_epoch_ended"))
         self.row = opened(channel, self.row.fragment, amount, nonce)
         self._custody = custody_account(self.row.backing)
+        self._clearing = clearing_account(self.row.backing)
         self._open()
 
     def _open(self) -> None:
         asset = self.row.asset_id
         self._steps += [
             Open(self._custody, asset, Kind.CUSTODY),
+            Open(self._clearing, asset, Kind.CLEARING),
             Open(self._receivable, asset, Kind.RECEIVABLE),
-            Open(self._revenue, asset, Kind.REVENUE),
+            Open(revenue_account(asset), asset, Kind.REVENUE),
             Open(loss_account(asset), asset, Kind.EXPENSE),
         ]
 
@@ -250,7 +258,7 @@ class Draft:
         if left is None or left.amount != amount:
             self._let_go()
             held = hold_id(self._id, len(self._steps))
-            self._steps.append(Hold(self._custody, self._revenue, amount, "channel_cover"))
+            self._steps.append(Hold(self._custody, self._clearing, amount, "channel_cover"))
             return held
         if left.is_paid:
             self._steps.append(Transfer(self._custody, self._receivable, amount, _VOUCHER))
@@ -263,7 +271,7 @@ class Draft:
         if left is None:
             return
         if left.is_paid:
-            voucher = Transfer(self._revenue, self._receivable, left.amount, _VOUCHER)
+            voucher = Transfer(self._clearing, self._receivable, left.amount, _VOUCHER)
             self._steps += [Post(left.hold), voucher]
         else:
             self._steps.append(Void(left.hold))
