@@ -412,10 +412,14 @@ def settings(chance: Random, weather: Weather) -> dict[str, object]:
     return chosen
 
 
-def run(seed: int, tell: Telling = lambda _: None) -> Story:
-    """Live through one seed. What is wrong is told in the story's `fault`."""
-    drawn = (seeded(seed, what) for what in ("weather", "houses", "rails", "chains"))
-    weather = forecast(*drawn)
+def run(seed: int, tell: Telling = lambda _: None, weather: Weather | None = None) -> Story:
+    """Live through one seed, in a world of its own or in one by a `weather` that is given.
+
+    What is wrong is told in the story's `fault`.
+    """
+    if weather is None:
+        drawn = (seeded(seed, what) for what in ("weather", "houses", "rails", "chains"))
+        weather = forecast(*drawn)
     loop = SimulatedLoop(seeded(seed, "loop"), is_shuffled=weather.is_shuffled)
     clock = WorldClock(loop)
     asyncio.set_event_loop(loop)
