@@ -12,6 +12,7 @@ from typing import Final
 from tests.simulation.weather import (
     ChainWeather,
     DiskWeather,
+    EvmWeather,
     NetworkWeather,
     NodeWeather,
     Weather,
@@ -73,5 +74,24 @@ SCENES: Final[dict[str, Weather]] = {
         _CLEAR,
         callers=2,
         chain=ChainWeather(block_s=15, leaves_out=0.3, forgets=0.3, fills=0.9),
+    ),
+    "an EVM chain is reorganised": replace(
+        _CLEAR,
+        storm_s=100,
+        callers=2,
+        evm=EvmWeather(block_s=5, reorganises=0.3, double_spends=0.3, fills=0.3),
+    ),
+    "answers of an EVM node are lost": replace(
+        _CLEAR,
+        storm_s=100,
+        callers=2,
+        evm=EvmWeather(
+            block_s=15,
+            leaves_out=0.3,
+            forgets=0.3,
+            fee_jumps=0.5,
+            fills=0.9,
+            wire=NetworkWeather(loses_answer=0.1, delays_call=0.05, repeats_call=0.1),
+        ),
     ),
 }
