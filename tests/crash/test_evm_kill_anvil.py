@@ -132,9 +132,9 @@ class Story:
         for _ in range(_TRIES_MAX):
             if await self.run.balance_msat():
                 return
-            await self.run.jump(1)
             await self.chain(self.anvil.mine, 1)
-            await asyncio.sleep(_PAUSE_S)
+            await self.run.jump(10)
+            await self.run.control("recover")
         raise AssertionError("never credited")
 
     async def prepare_refund(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import os
 import select
 import signal
@@ -150,6 +151,9 @@ class Victim:
                 answer = await self._settle()
             case "/_crash/jump":
                 self._clock.ahead_s += int(body)
+                answer = {}
+            case "/_crash/recover":
+                await self._house.recover()
                 answer = {}
             case "/_crash/upkeep":
                 await self._house._upkeep.run()
@@ -373,11 +377,23 @@ async def _live(order: Order, tell: Callable[[object], None]) -> None:
             await asyncio.Event().wait()
 
 
+#: What a house imports once its settings ask for it: a victim would pay for it at each start.
+_IMPORTED_LATE = (
+    "farebox.bootstrap.evm",
+    "farebox.bootstrap.evm_channels",
+    "farebox.gateway.channels",
+    "farebox.rails.bitcoin.method",
+    "farebox.stores.postgres.audit",
+)
+
+
 def _warm_up() -> None:
     """Open a house and close it: what is imported and built on first use is there for all victims.
 
     Its loop, its threads and its connections are gone before the first fork.
     """
+    for module in _IMPORTED_LATE:
+        importlib.import_module(module)
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(_live_briefly({"data_dir": folder, "upstream": [{"urls": ["http://[::1]:9"]}]}))
     assert threading.active_count() == 1

@@ -12,7 +12,8 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ class Payer:
         ]
         self.node: BitcoinNode | None = None
         self._used: set[str] = set()
+        self._read: list[_ReadBlock] = []  # the chain as he has read it
 
     def address(self, index: int = 0) -> str:
         """An address of his."""
@@ -223,18 +225,10 @@ class Payer:
 
     def _wallet(self) -> bdk.Wallet:
         """His wallet, by the blocks there are now."""
-        node = self.node
-        assert node is not None
-        blocks, anchors, txs = [], [], []
-        for height in range(node.height() + 1):
-            shown = node.call("getblock", node.call("getblockhash", height), 2)
-            place = bdk.BlockId(height=height, hash=bdk.BlockHash.from_string(shown["hash"]))
-            blocks.append(bdk.ChainChange(height=height, hash=place.hash))
-            at = bdk.ConfirmationBlockTime(block_id=place, confirmation_time=shown["time"])
-            for one in shown.get("rawtx") or shown.get("tx", []):
-                tx = bdk.Transaction(bytes.fromhex(one["hex"]))
-                txs.append(tx)
-                anchors.append(bdk.Anchor(confirmation_block_time=at, txid=tx.compute_txid()))
+        self._catch_up()
+        blocks = [one.change for one in self._read]
+        txs = [tx for one in self._read for tx in one.txs]
+        anchors = [anchor for one in self._read for anchor in one.anchors]
         whole = bdk.ChangeSet.from_aggregate(
             *self._descriptors,
             bdk.Network.REGTEST,
@@ -245,6 +239,42 @@ class Payer:
             bdk.IndexerChangeSet(last_revealed={self._descriptors[0].descriptor_id(): 99}),
         )
         return bdk.Wallet.load(*self._descriptors, bdk.Persister.custom(_Kept(whole)))
+
+    def _catch_up(self) -> None:
+        """Read the blocks that were not read yet, back to where his chain was the node's."""
+        assert self.node is not None
+        fresh, agreed, wanted = [], 0, str(self.node.call("getbestblockhash"))
+        while True:
+            shown = self.node.call("getblock", wanted, 2)
+            height = int(shown["height"])
+            if height < len(self._read) and self._read[height].hash == wanted:
+                agreed = height + 1
+                break
+            fresh.append(_read_block(shown))
+            if not height:
+                break
+            wanted = shown["previousblockhash"]
+        self._read[agreed:] = reversed(fresh)
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadBlock:
+    hash: str
+    change: bdk.ChainChange
+    txs: tuple[bdk.Transaction, ...]
+    anchors: tuple[bdk.Anchor, ...]
+
+
+def _read_block(shown: Mapping[str, Any]) -> _ReadBlock:
+    height, named = int(shown["height"]), bdk.BlockHash.from_string(shown["hash"])
+    at = bdk.ConfirmationBlockTime(
+        block_id=bdk.BlockId(height=height, hash=named), confirmation_time=shown["time"]
+    )
+    parts = shown.get("rawtx") or shown.get("tx", [])
+    txs = tuple(bdk.Transaction(bytes.fromhex(one["hex"])) for one in parts)
+    anchors = (bdk.Anchor(confirmation_block_time=at, txid=one.compute_txid()) for one in txs)
+    change = bdk.ChainChange(height=height, hash=named)
+    return _ReadBlock(shown["hash"], change, txs, tuple(anchors))
 
 
 class BitcoinChain:

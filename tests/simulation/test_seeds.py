@@ -11,15 +11,16 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
 import pytest
 
 from farebox.ecash import codes, saga
 from farebox.ledger.model import ABSENT, Put, Transfer
 from farebox.ledger.processes import Processes
+from farebox.ledger.service import Ledger
 from farebox.payments.model import Rejected, Unresolved, Verdict
 from farebox.payments.operations import Operations
 from farebox.paywall.service import Paywall
-from farebox.rails.cashu import mints
 from farebox.rails.cashu.inventory import Inventory
 from farebox.rails.cashu.locked import Locked
 from farebox.rails.cashu.records import LOCKED
@@ -117,11 +118,11 @@ def a_locked_proof_may_be_claimed_again() -> AbstractContextManager[object]:
 
 
 def nothing_limits_what_waits_for_its_swap() -> AbstractContextManager[object]:
-    honest = mints._set_ceiling
+    honest = Ledger.limit_custody
 
-    async def set_ceiling(ledger: Any, custody: str, ceiling_msat: int | None) -> None:
-        is_unswapped = custody.startswith("custody:cashu-unswapped")
-        await honest(ledger, custody, None if is_unswapped else ceiling_msat)
+    async def limit_custody(self: Ledger, account: str, asset: str, ceiling: int | None) -> None:
+        is_unswapped = account.startswith("custody:cashu-unswapped")
+        await honest(self, account, asset, None if is_unswapped else ceiling)
 
     def is_taken(self: Locked, *_: object) -> Any:
         async def taken() -> bool:
@@ -130,7 +131,7 @@ def nothing_limits_what_waits_for_its_swap() -> AbstractContextManager[object]:
         return taken()
 
     stack = ExitStack()
-    stack.enter_context(patch.object(mints, "_set_ceiling", set_ceiling))
+    stack.enter_context(patch.object(Ledger, "limit_custody", limit_custody))
     stack.enter_context(patch.object(Locked, "_is_taken", is_taken))
     return stack
 
@@ -141,7 +142,7 @@ def what_a_broken_lock_costs_is_not_booked() -> AbstractContextManager[object]:
     async def refused(self: Sweep, *args: Any) -> Rejected:
         verdict = await honest(self, *args)
         steps = tuple(step for step in verdict.changes.steps if not isinstance(step, Transfer))
-        return replace(verdict, changes=replace(verdict.changes, steps=steps))
+        return replace(verdict, changes=msgspec.structs.replace(verdict.changes, steps=steps))
 
     return patch.object(Sweep, "_refused", refused)
 
