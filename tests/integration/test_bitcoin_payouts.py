@@ -263,3 +263,25 @@ async def test_fees_have_a_limit_and_dust_is_refused_with_the_reason(
         other = await house.post("/v1/payouts", {**body, "destination": mainnet}, key)
         assert other.json()["code"] == "destination_invalid"
         assert await house.balance_msat(key) == IN_SAT * 1_000
+
+
+async def test_what_no_batch_can_take_for_hours_goes_back_to_its_account(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    async with bitcoin_house(tmp_path, terms(bitcoin)) as house:
+        key, _ = await house.credited(bitcoin, IN_SAT, blocks=1)  # not deep enough to be spent
+        to = bitcoin.payer.address(39)
+        name = await house.paid_out(key, to, OUT_SAT, "waits")
+        assert await house.balance_msat(key) < (IN_SAT - OUT_SAT) * 1_000
+        waits = await house.farebox.operations.get(name)
+        assert waits is not None
+        assert waits.error == "the wallet holds too little that is confirmed; it waits"
+        house.clock.ahead_s += 43_300
+        await house.settled()
+        assert await house.balance_msat(key) == IN_SAT * 1_000
+        body = {"destination": to, "amount_msat": OUT_SAT * 1_000}
+        told = await house.post("/v1/payouts", body, key, "waits")
+        assert told.json().get("code") == "not_payable", told.text
+        await mine(house, bitcoin)  # there are coins now, and still nothing leaves
+        assert await asyncio.to_thread(bitcoin.node.pool) == []
+        assert await house.method.batches.form() == ""
