@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,15 @@ class BitcoinNode:
         return document["result"]
 
 
+@dataclass(frozen=True)
+class _KnownBlock:
+    """A block as bdk takes it."""
+
+    place: bdk.BlockId
+    time_s: int
+    txs: Sequence[bdk.Transaction]
+
+
 class Payer:
     """Somebody who has mined what there is."""
 
@@ -158,6 +168,7 @@ class Payer:
         ]
         self.node: BitcoinNode | None = None
         self._used: set[str] = set()
+        self._blocks: list[_KnownBlock] = []
 
     def address(self, index: int = 0) -> str:
         """An address of his."""
@@ -223,18 +234,20 @@ class Payer:
 
     def _wallet(self) -> bdk.Wallet:
         """His wallet, by the blocks there are now."""
-        node = self.node
-        assert node is not None
-        blocks, anchors, txs = [], [], []
-        for height in range(node.height() + 1):
-            shown = node.call("getblock", node.call("getblockhash", height), 2)
-            place = bdk.BlockId(height=height, hash=bdk.BlockHash.from_string(shown["hash"]))
-            blocks.append(bdk.ChainChange(height=height, hash=place.hash))
-            at = bdk.ConfirmationBlockTime(block_id=place, confirmation_time=shown["time"])
-            for one in shown.get("rawtx") or shown.get("tx", []):
-                tx = bdk.Transaction(bytes.fromhex(one["hex"]))
-                txs.append(tx)
-                anchors.append(bdk.Anchor(confirmation_block_time=at, txid=tx.compute_txid()))
+        self._read()
+        places = [block.place for block in self._blocks]
+        blocks = [bdk.ChainChange(height=one.height, hash=one.hash) for one in places]
+        txs = [tx for block in self._blocks for tx in block.txs]
+        anchors = [
+            bdk.Anchor(
+                confirmation_block_time=bdk.ConfirmationBlockTime(
+                    block_id=block.place, confirmation_time=block.time_s
+                ),
+                txid=tx.compute_txid(),
+            )
+            for block in self._blocks
+            for tx in block.txs
+        ]
         whole = bdk.ChangeSet.from_aggregate(
             *self._descriptors,
             bdk.Network.REGTEST,
@@ -245,6 +258,21 @@ class Payer:
             bdk.IndexerChangeSet(last_revealed={self._descriptors[0].descriptor_id(): 99}),
         )
         return bdk.Wallet.load(*self._descriptors, bdk.Persister.custom(_Kept(whole)))
+
+    def _read(self) -> None:
+        """Read the blocks that are new: a block that stands has all before it stand too."""
+        node, blocks = self.node, self._blocks
+        assert node is not None
+        height = node.height()
+        del blocks[height + 1 :]
+        while blocks and node.call("getblockhash", len(blocks) - 1) != str(blocks[-1].place.hash):
+            blocks.pop()
+        for number in range(len(blocks), height + 1):
+            shown = node.call("getblock", node.call("getblockhash", number), 2)
+            place = bdk.BlockId(height=number, hash=bdk.BlockHash.from_string(shown["hash"]))
+            raws = [one["hex"] for one in shown.get("rawtx") or shown.get("tx", [])]
+            txs = tuple(bdk.Transaction(bytes.fromhex(raw)) for raw in raws)
+            blocks.append(_KnownBlock(place, shown["time"], txs))
 
 
 class BitcoinChain:
