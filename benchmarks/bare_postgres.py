@@ -34,10 +34,6 @@ _UNITS = (
     "INSERT INTO units SELECT %s::int4, * FROM unnest("
     "%b::int8[], %b::text[], %b::int8[], %b::bytea[], %b::bytea[])"
 )
-_MOVEMENTS = (
-    "INSERT INTO movements SELECT %s::int4, seq, 0, 'transfer', debit, credit, 1, 'charge', '', 0 "
-    "FROM unnest(%b::int8[], %b::text[], %b::text[]) AS moved (seq, debit, credit)"
-)
 _BALANCES = (
     "UPDATE accounts SET debits_posted = debits, credits_posted = credits "
     "FROM unnest(%b::text[], %b::text[]::numeric[], %b::text[]::numeric[]) "
@@ -97,15 +93,13 @@ class BareWriter:
             _move(accounts, debit, credit)
             seq += 1
             movement = (0, "transfer", debit, credit, "1", "charge", "", 0)
-            body = _pack((b"", False, ("applied", ["1"]), b"", (), (), ()))
-            link = _pack((seq, at, name, body, (movement,), ()))
+            body = _pack((b"", False, None, b"", (movement,), (), (), ()))
+            link = _pack((seq, at, name, body, ()))
             digest = hashlib.sha256(digest + link).digest()
             units.append((seq, name, at, body, digest))
-        seqs, *others = _columns(units)
         written = sorted(accounts.items())
         with self._db.pipeline():
-            self._execute(_UNITS, self._book, seqs, *others)
-            self._execute(_MOVEMENTS, self._book, seqs, *_columns(batch))
+            self._execute(_UNITS, self._book, *_columns(units))
             self._execute(
                 _BALANCES,
                 [name for name, _ in written],

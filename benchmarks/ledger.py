@@ -207,14 +207,11 @@ class Bare:
         assert max(debits + int(debtor[2]), credits_ + int(creditor[4])) < AMOUNT_END
         self.seq += 1
         movement = (0, "transfer", debit, credit, "1", "charge", "", 0)
-        body = _pack((b"", False, ("applied", ["1"]), b"", (), (), ()))
-        link = _pack((self.seq, at, unit_id, body, (movement,), ()))
+        body = _pack((b"", False, None, b"", (movement,), (), (), ()))
+        link = _pack((self.seq, at, unit_id, body, ()))
         self.digest = hashlib.sha256(self.digest + link).digest()
         unit = (BOOK, self.seq, unit_id, at, body, self.digest)
         cursor.execute("INSERT INTO units VALUES (?,?,?,?,?,?)", unit)
-        cursor.execute(
-            "INSERT INTO movements VALUES (?,?,?,?,?,?,?,?,?,?)", (BOOK, self.seq, *movement)
-        )
         debited = "UPDATE accounts SET debits_posted = ? WHERE book = ? AND id = ?"
         cursor.execute(debited, (str(debits), BOOK, debit))
         credited = "UPDATE accounts SET credits_posted = ? WHERE book = ? AND id = ?"

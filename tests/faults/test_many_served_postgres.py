@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,11 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from farebox.books import RECORDS
-from farebox.stores.audit import BookReader
-from farebox.stores.postgres.audit import PostgresAuditReader
-from tests.acceptance.world import Mint, farebox
-from tests.faults.served import PRICE_SAT, House, Money, NutshellMoney, PlayMoney
+from tests.acceptance.world import Mint
+from tests.faults.served import PRICE_SAT, Money, NutshellMoney, PlayMoney
+from tests.faults.street import Street
 from tests.faults.test_storm import SEED
 from tests.peers.nutshell import Nutshell
 from tests.peers.pgbouncer import running
@@ -34,58 +31,6 @@ _TOKENS = 24
 #: What a killed process leaves is another's after about ten seconds; more on a busy machine,
 #: and the callers' own pauses.
 _TAKEN_OVER_S = 60
-
-
-class Street(House):
-    """Houses on one book. A caller comes to any that is open, and next time to another."""
-
-    def __init__(
-        self, folder: Path, flags: tuple[str, ...], money: Money, chance: random.Random, dsn: str
-    ) -> None:
-        super().__init__(folder, flags, money)
-        self.chance = chance
-        self.open: list[House] = []
-        self._dsn = dsn
-
-    def open_all(self) -> None:
-        """The first makes the root key, which all have."""
-        for number in range(_SERVERS):
-            house = House(self.folder / str(number), self.flags, self.money)
-            house.folder.mkdir()
-            if number == 0:
-                made = farebox(
-                    "init", *self.flags, cwd=house.folder, env={"FAREBOX_DATABASE": self._dsn}
-                )
-                assert made.code == 0, made.error
-            else:
-                (house.folder / "data").mkdir(mode=0o700)
-                key = Path("data") / "root.key"
-                shutil.copy2(self.folder / "0" / key, house.folder / key)
-            house.start()
-            self.open.append(house)
-
-    @property
-    def url(self) -> str:
-        return self.chance.choice(self.open).url
-
-    def kill_one(self) -> None:
-        """One less from now on."""
-        house = self.open.pop(self.chance.randrange(len(self.open)))
-        house.kill()
-
-    def look(self) -> House:
-        """One that is open, as the operator asks it."""
-        house = self.open[0]
-        house.tokens = self.tokens
-        house.reader = self.reader  # type: ignore[method-assign]
-        return house
-
-    def reader(self) -> BookReader:
-        return PostgresAuditReader(self._dsn, RECORDS)
-
-    def stop(self) -> None:
-        for house in self.open:
-            house.stop()
 
 
 @pytest.mark.slow
@@ -124,7 +69,7 @@ async def _live(
     seed = os.environ.get(SEED) or str(random.SystemRandom().randrange(1_000_000))
     flags = ("--upstream", upstream, "--mint", mint_url, "--price", f"{PRICE_SAT} sat")
     money = await asyncio.to_thread(money_at, mint_url)
-    street = Street(folder, (*flags, "--data", "data"), money, random.Random(seed), dsn)
+    street = Street(folder, (*flags, "--data", "data"), money, random.Random(seed), dsn, _SERVERS)
     try:
         await asyncio.to_thread(street.open_all)
         tokens = [await asyncio.to_thread(street.token, 64) for _ in range(_TOKENS)]

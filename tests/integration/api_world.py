@@ -72,6 +72,7 @@ class PlayMoney(AbstractPaymentMethod):
         self.gate = asyncio.Event()
         self.gate.set()
         self.receives = 0
+        self.plans = 0
 
     def can_handle(self, credential: str) -> bool:
         return credential.startswith("play:")
@@ -102,6 +103,7 @@ class PlayMoney(AbstractPaymentMethod):
     async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
         if request.destination == "nobody@example.com":
             raise InvalidCredential("nobody can be paid there")
+        self.plans += 1
         token = f"play:{new_id('out')}:{request.amount}"
         out = _Out(token, request.amount, request.destination)
         return RefundPlan(msgspec.json.encode(out), "custody:play", request.amount)

@@ -28,6 +28,8 @@ from tests.peers.bitcoin import PASSWORD, USER, BitcoinChain
 
 WORDS = "letter advice cage absurd amount doctor acoustic avoid letter advice cage above"
 CUSTODY = "custody:bitcoin:main"
+#: What others paid in is spent once it is as deep.
+PAYOUT_CONFIRMATIONS = 2
 
 
 @dataclass
@@ -66,11 +68,13 @@ class BitcoinHouse(LightningHouse):
         found: dict[str, Any] = await eventually(lambda: self.told(asked), holds)
         return found
 
-    async def credited(self, chain: BitcoinChain, amount_sat: int) -> tuple[str, dict[str, Any]]:
+    async def credited(
+        self, chain: BitcoinChain, amount_sat: int, blocks: int = PAYOUT_CONFIRMATIONS
+    ) -> tuple[str, dict[str, Any]]:
         """The key of a new account with so much on it, and its deposit."""
         asked = await self.asked(amount_sat * 1_000)
         await asyncio.to_thread(chain.payer.pay, asked["pay"], amount_sat)
-        await asyncio.to_thread(chain.node.mine)
+        await asyncio.to_thread(chain.node.mine, blocks)
         await self.until(asked, "credited")
         return await self.key_of(asked), asked
 
@@ -138,7 +142,7 @@ def bitcoin_settings(chain: BitcoinChain, **terms: object) -> dict[str, object]:
         "start_height": 1,
         "round_s": 0.1,
         "batch_window_s": 0,
-        "payout_confirmations": 2,
+        "payout_confirmations": PAYOUT_CONFIRMATIONS,
         "fee_rate": 5,
         **terms,
     }

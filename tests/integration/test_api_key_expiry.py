@@ -9,6 +9,8 @@ import pytest
 
 from farebox.clock import NS_PER_S, ManualClock
 from farebox.identity import KeyTerms
+from farebox.ledger.model import ABSENT, Put, Unit
+from farebox.payments.maturity import MATURING, Lot, Maturing
 from farebox.worker import KeyExpiry
 from tests.integration.api_world import PlayMoney, World, methods_of, world_of
 
@@ -79,3 +81,41 @@ async def test_money_that_another_key_may_spend_stays(world: World, play: PlayMo
     world.clock.advance(60)
     assert await expiry_of(world).run() == 1
     assert not play.sent
+
+
+async def test_money_that_is_not_ripe_is_refunded_once_it_is(world: World, play: PlayMoney) -> None:
+    key = await ending(world, refund_address="me@example.com")
+    (_, row), *_ = await world.keys.page()
+    ripe_at = world.clock.now_ns() + 600 * NS_PER_S
+    lots = Maturing((Lot("card:1", 2_000, ripe_at - 1), Lot("card:2", 1_000, ripe_at)))
+    await world.store.commit(Unit("paid-by-card", puts=(Put(MATURING, row.account, lots, ABSENT),)))
+    world.clock.advance(60)
+    expiry = expiry_of(world)
+    for _ in range(3):
+        assert await expiry.run() == 0
+    assert (await world.balance(key), await states(world)) == (5_000, ["active"])
+    assert play.plans == 1, "nobody is asked again before it is ripe"
+    world.clock.advance(540)
+    assert await expiry.run() == 1
+    assert (list(play.sent.values()), await world.balance(key)) == ([5_000], 0)
+
+
+async def test_keys_that_wait_keep_no_other_from_its_turn(
+    world: World, play: PlayMoney, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farebox.worker.expiry._PAGE", 1)
+    monkeypatch.setattr("farebox.worker.expiry._PAGES_MAX", 1)
+    for name in ("first", "second", "third"):
+        expires_at = world.clock.now_ns() // NS_PER_S + 60
+        await world.created(
+            f"play:{name}:5000", key_expiry_time=expires_at, refund_address="me@e.x"
+        )
+    keys = sorted(await world.keys.page())
+    lots = Maturing((Lot("card:1", 1, world.clock.now_ns() + 600 * NS_PER_S),))
+    put = Put(MATURING, keys[0][1].account, lots, ABSENT)
+    await world.store.commit(Unit("paid-by-card", puts=(put,)))
+    world.clock.advance(60)
+    expiry = expiry_of(world)
+    for _ in range(4):
+        await expiry.run()
+    assert len(play.sent) == 2

@@ -54,6 +54,9 @@ async def test_a_deposit_is_credited_spent_refunded_and_paid_out(
         "/v1/payouts", {"destination": second, "amount_msat": 10_000_000}, key, "payout"
     )
     assert paid.status_code == 202, paid.text
+    # What paid it in could still vanish with its block, and the payments with that.
+    assert await asyncio.to_thread(bitcoin.node.pool) == []
+    await asyncio.to_thread(bitcoin.node.mine)
     await eventually(lambda: asyncio.to_thread(bitcoin.node.pool))
     for _ in range(6):
         await asyncio.to_thread(bitcoin.node.mine)

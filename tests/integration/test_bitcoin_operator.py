@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,24 @@ async def test_the_doctor_tells_what_is_wrong_with_the_chain(
     for one in (fine, other, locked, away, mistaken):
         assert PASSWORD not in f"{one.found} {one.advice}"
         assert "no words" not in f"{one.found} {one.advice}"
+
+
+async def test_the_doctor_tells_what_is_wrong_with_nodes_that_serve_filters(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    here, nowhere = bitcoin.node.peer_url, f"127.0.0.1:{free_port()}"
+    for url in (here, f"{here},{nowhere},localhost:{here.rpartition(':')[2]}"):
+        fine = await examined(bitcoin, tmp_path, source="filters", url=url)
+        assert fine.verdict is not Verdict.FAILURE, fine
+        assert f"btcd:0.24.2/, block {bitcoin.node.height()}" in fine.found
+    for terms, why in (
+        ({"url": f"{here},{nowhere}"}, nowhere),
+        ({"url": here, "network": "signet"}, "another network"),
+    ):
+        wrong = await examined(bitcoin, tmp_path, source="filters", **terms)
+        assert wrong.verdict is Verdict.FAILURE
+        assert why in wrong.found
+    assert not os.listdir(tmp_path)  # asking writes nothing down
 
 
 async def test_a_chain_that_cannot_be_asked_stops_itself_only(

@@ -35,7 +35,7 @@ async def test_what_a_reorganisation_takes_is_taken_back_and_credited_again_wher
     tmp_path: Path, bitcoin: BitcoinChain
 ) -> None:
     async with bitcoin_house(tmp_path, terms(bitcoin)) as house:
-        key, asked = await house.credited(bitcoin, SMALL_SAT)
+        key, asked = await house.credited(bitcoin, SMALL_SAT, blocks=1)
         spent = await house.http.get("/echo", headers={"Authorization": f"Bearer {key}"})
         assert spent.status_code == 200
         for _ in range(2):
@@ -55,7 +55,7 @@ async def test_a_block_that_the_chain_comes_back_to_counts_again(
 ) -> None:
     node = bitcoin.node
     async with bitcoin_house(tmp_path, terms(bitcoin)) as house:
-        key, asked = await house.credited(bitcoin, SMALL_SAT)
+        key, asked = await house.credited(bitcoin, SMALL_SAT, blocks=1)
         block = await asyncio.to_thread(node.call, "getbestblockhash")
         await undo(house, bitcoin)
         await house.until(asked, "reversed")
@@ -130,7 +130,7 @@ async def test_nothing_is_missed_that_happens_while_nobody_looks(
 ) -> None:
     settings = terms(bitcoin)
     async with bitcoin_house(tmp_path, settings) as house:
-        key, lost = await house.credited(bitcoin, SMALL_SAT)
+        key, lost = await house.credited(bitcoin, SMALL_SAT, blocks=1)
         later = await house.asked(None)
     await asyncio.to_thread(bitcoin.node.undo, 1)
     await asyncio.to_thread(bitcoin.payer.pay, later["pay"], SMALL_SAT)

@@ -374,7 +374,7 @@ async def test_a_postgres_database_put_back_under_a_running_process_is_written_b
     async with Farebox(database, ROOT_KEY) as house:
         await house.worker.stop()
         with psycopg.connect(database.database.postgres.reveal(), autocommit=True) as db:
-            tables = ("units", "movements", "events", "holds", "accounts")
+            tables = ("units", "events", "holds", "accounts")
             for name in tables:
                 db.execute(f"CREATE TABLE old_{name} AS TABLE {name}")
             for number in range(20):

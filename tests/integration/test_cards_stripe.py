@@ -12,9 +12,14 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from msgspec.structs import replace
 
 from farebox.cli import checks
+from farebox.cli.desk import Balance, MoveCapital, carry_out
+from farebox.errors import InvalidInput
+from farebox.money import format_decimal
 from farebox.operating import Verdict
+from farebox.payments.capital import Flow
 from farebox.payments.cards.model import CardPayment
 from farebox.settings import Settings, load_settings
 from farebox.testing.asgi import serving
@@ -123,6 +128,24 @@ async def test_a_notice_that_is_not_stripes_is_refused_and_nothing_is_asked(
     monkeypatch.setattr(type(rail), "about", lambda _, reference: followed.append(reference))
     assert await shop.tell(secret="whsec_of_somebody_else") == 400
     assert followed == []
+
+
+async def test_what_stripe_says_that_it_owes_us_is_what_the_books_say(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    async def told() -> tuple[int, int]:
+        rail = house.farebox.cards.rails["stripe"]
+        said = {one.custody: one.amount for one in await rail.holdings()}
+        return said[CUSTODY], await house.held(CUSTODY)
+
+    assert await told() == (0, 0)
+    key, payment = await paid_in(house, shop)
+    body = {"method": "stripe", "asset": "USD", "amount": 250}
+    assert (await house.post("/v1/refunds", body, key)).status_code == 200
+    assert await told() == (CHARGED - fee_of(CHARGED) - 250,) * 2
+    shop.dispute(payment, CHARGED - 250, DISPUTE_FEE)
+    assert await shop.tell() == 200
+    assert await told() == (0, 0)  # what we owe Stripe is no money that lies there
 
 
 async def test_a_dispute_takes_what_is_left_and_the_rest_is_owed_until_money_comes(
@@ -316,6 +339,51 @@ async def test_a_loss_that_nothing_has_earned_is_told_by_verify(
         await lose()
 
 
+async def test_what_stripe_converts_is_credited_as_it_was_paid_and_told(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    shop.settles = "eur"
+    key, _ = await paid_in(house, shop)
+    assert await house.balance_msat(key) == PAID * CENT_MSAT
+    settled = CHARGED * 92 // 100
+    kept = -(-fee_of(settled) * CHARGED // settled)
+    assert await house.held(CUSTODY) == CHARGED - kept
+    assert "stripe.converted" in house.log.getvalue()
+
+
+async def test_capital_that_the_operator_pays_in_covers_a_loss(
+    tmp_path: Path, shop: FakeStripe
+) -> None:
+    async with stripe_house(tmp_path, shop, earned=False) as house:
+        _, payment = await paid_in(house, shop)
+        shop.dispute(payment, CHARGED, DISPUTE_FEE)
+        assert await shop.tell() == 200
+        assert not (await carry_out(house.farebox, Balance()))["covered"]
+        lost = fee_of(CHARGED) + DISPUTE_FEE
+        assert await house.held(PAYABLE) == lost
+
+        paid = MoveCapital("topped-up", Flow.IN, "20", "stripe", "USD")
+        for _ in range(2):
+            told = await carry_out(house.farebox, paid)
+            assert (told["counted"], told["capital"]) == (2_000 * CENT_MSAT,) * 2
+        assert (await house.held(PAYABLE), await house.held(CUSTODY)) == (0, 2_000 - lost)
+        facts = await carry_out(house.farebox, Balance())
+        assert (facts["covered"], facts["capital_msat"]) == (True, 2_000 * CENT_MSAT)
+
+        # What bears the loss stays; only what is beyond that may go again.
+        with pytest.raises(InvalidInput, match="has borne a loss"):
+            await carry_out(house.farebox, replace(paid, id="a", flow=Flow.OUT))
+        with pytest.raises(InvalidInput, match="moved something else"):
+            await carry_out(house.farebox, replace(paid, amount="21"))
+        rest = format_decimal(2_000 - lost, 2)
+        order = MoveCapital("the-rest", Flow.OUT, rest, "stripe", "USD")
+        for _ in range(2):
+            assert (await carry_out(house.farebox, order))["capital"] == lost * CENT_MSAT
+        assert await house.held(CUSTODY) == 0
+        with pytest.raises(InvalidInput, match="stripe"):
+            await carry_out(house.farebox, MoveCapital("b", Flow.IN, "1 sat", "nowhere"))
+
+
 async def test_doctor_says_whether_stripe_lets_us_in(tmp_path: Path, shop: FakeStripe) -> None:
     def told(key: str, **more: object) -> Settings:
         stripe = {"url": shop.url, "key": key, **more}
@@ -330,3 +398,7 @@ async def test_doctor_says_whether_stripe_lets_us_in(tmp_path: Path, shop: FakeS
     assert well[1].found == "is https://pay.test/v1/webhooks/stripe"
     assert [one.verdict for one in deaf] == [Verdict.FINE, Verdict.WARNING]
     assert [one.verdict for one in out] == [Verdict.FAILURE]
+    shop.settles = "eur"
+    async with aiohttp.ClientSession() as session:
+        *_, converts = await checks.cards("stripe", told(shop.api_key), session)
+    assert (converts.verdict, converts.found) == (Verdict.WARNING, "its balance knows no USD")

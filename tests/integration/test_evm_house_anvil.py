@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from eth_utils.address import to_checksum_address
 
-from tests.integration.evm_house import PRICE_MSAT, EvmHouse, evm_house, somebody
+from tests.integration.evm_house import FLOAT_WEI, PRICE_MSAT, EvmHouse, evm_house, somebody
 from tests.integration.rail_house import WAIT_S
 from tests.peers.anvil import CHAIN_ID, Anvil
 from tests.peers.process import free_port
@@ -27,6 +27,11 @@ async def house(anvil: Anvil, tmp_path: Path) -> AsyncIterator[EvmHouse]:
         yield found
 
 
+async def lies_there(house: EvmHouse, asset: str) -> int:
+    """What the rail says that there is of an asset, wherever on the chain."""
+    return next(one.amount for one in await house.rail.holdings() if one.asset == asset)
+
+
 async def test_dollars_come_in_are_spent_go_back_and_go_out(house: EvmHouse) -> None:
     asked = await house.asked("USDC", DEPOSIT)
     assert asked["uri"] == (
@@ -38,6 +43,7 @@ async def test_dollars_come_in_are_spent_go_back_and_go_out(house: EvmHouse) -> 
     await house.mine()
     told = await house.until_credited(asked)
     assert (told["state"], told["marks"]) == ("credited", [])
+    assert await lies_there(house, "USDC") == DEPOSIT  # swept or not
     body = {"initial_balance_token": asked["pay"], "claim_secret": asked["claim_secret"]}
     key = str((await house.post("/create", body)).json()["api_key"])
     assert await house.balance_msat(key) == CREDITED_MSAT
@@ -69,10 +75,12 @@ async def test_dollars_come_in_are_spent_go_back_and_go_out(house: EvmHouse) -> 
     assert house.usdc.call("balanceOf", friend) == 500_000
     left = await house.balance_msat(key)
     assert 0 < left < CREDITED_MSAT - PRICE_MSAT - 1_500_000
+    assert await lies_there(house, "USDC") == await house.held("custody:evm:anvil:USDC")
 
 
 async def test_ether_comes_in_and_goes_out(house: EvmHouse) -> None:
     key = await house.funded(10**16, "ETH")
+    assert await lies_there(house, "ETH") == 10**16 + FLOAT_WEI
     before = await house.balance_msat(key)
     assert before == 19_800_000  # 0.01 of 2,000 dollars, less one percent
     to = somebody()

@@ -51,7 +51,7 @@ async def test_what_came_in_is_counted_once_and_compared_with_what_the_node_hold
     async with modelled(tmp_path, monkeypatch) as (house, node):
         await funded(house, node, 21_000)
         [watch] = house.farebox._watches
-        await watch.probe()
+        await watch.weigh()
         samples = await scrape(house)
         assert of(samples, "farebox_deposits_total", method="lightning", state="credited") == 1
         assert of(samples, "farebox_custody", **PLACE) == 21_000

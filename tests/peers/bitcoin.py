@@ -12,7 +12,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,15 +148,6 @@ class BitcoinNode:
         return document["result"]
 
 
-@dataclass(frozen=True)
-class _KnownBlock:
-    """A block as bdk takes it."""
-
-    place: bdk.BlockId
-    time_s: int
-    txs: Sequence[bdk.Transaction]
-
-
 class Payer:
     """Somebody who has mined what there is."""
 
@@ -168,7 +159,7 @@ class Payer:
         ]
         self.node: BitcoinNode | None = None
         self._used: set[str] = set()
-        self._blocks: list[_KnownBlock] = []
+        self._read: list[_ReadBlock] = []  # the chain as he has read it
 
     def address(self, index: int = 0) -> str:
         """An address of his."""
@@ -234,20 +225,10 @@ class Payer:
 
     def _wallet(self) -> bdk.Wallet:
         """His wallet, by the blocks there are now."""
-        self._read()
-        places = [block.place for block in self._blocks]
-        blocks = [bdk.ChainChange(height=one.height, hash=one.hash) for one in places]
-        txs = [tx for block in self._blocks for tx in block.txs]
-        anchors = [
-            bdk.Anchor(
-                confirmation_block_time=bdk.ConfirmationBlockTime(
-                    block_id=block.place, confirmation_time=block.time_s
-                ),
-                txid=tx.compute_txid(),
-            )
-            for block in self._blocks
-            for tx in block.txs
-        ]
+        self._catch_up()
+        blocks = [one.change for one in self._read]
+        txs = [tx for one in self._read for tx in one.txs]
+        anchors = [anchor for one in self._read for anchor in one.anchors]
         whole = bdk.ChangeSet.from_aggregate(
             *self._descriptors,
             bdk.Network.REGTEST,
@@ -259,20 +240,41 @@ class Payer:
         )
         return bdk.Wallet.load(*self._descriptors, bdk.Persister.custom(_Kept(whole)))
 
-    def _read(self) -> None:
-        """Read the blocks that are new: a block that stands has all before it stand too."""
-        node, blocks = self.node, self._blocks
-        assert node is not None
-        height = node.height()
-        del blocks[height + 1 :]
-        while blocks and node.call("getblockhash", len(blocks) - 1) != str(blocks[-1].place.hash):
-            blocks.pop()
-        for number in range(len(blocks), height + 1):
-            shown = node.call("getblock", node.call("getblockhash", number), 2)
-            place = bdk.BlockId(height=number, hash=bdk.BlockHash.from_string(shown["hash"]))
-            raws = [one["hex"] for one in shown.get("rawtx") or shown.get("tx", [])]
-            txs = tuple(bdk.Transaction(bytes.fromhex(raw)) for raw in raws)
-            blocks.append(_KnownBlock(place, shown["time"], txs))
+    def _catch_up(self) -> None:
+        """Read the blocks that were not read yet, back to where his chain was the node's."""
+        assert self.node is not None
+        fresh, agreed, wanted = [], 0, str(self.node.call("getbestblockhash"))
+        while True:
+            shown = self.node.call("getblock", wanted, 2)
+            height = int(shown["height"])
+            if height < len(self._read) and self._read[height].hash == wanted:
+                agreed = height + 1
+                break
+            fresh.append(_read_block(shown))
+            if not height:
+                break
+            wanted = shown["previousblockhash"]
+        self._read[agreed:] = reversed(fresh)
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadBlock:
+    hash: str
+    change: bdk.ChainChange
+    txs: tuple[bdk.Transaction, ...]
+    anchors: tuple[bdk.Anchor, ...]
+
+
+def _read_block(shown: Mapping[str, Any]) -> _ReadBlock:
+    height, named = int(shown["height"]), bdk.BlockHash.from_string(shown["hash"])
+    at = bdk.ConfirmationBlockTime(
+        block_id=bdk.BlockId(height=height, hash=named), confirmation_time=shown["time"]
+    )
+    parts = shown.get("rawtx") or shown.get("tx", [])
+    txs = tuple(bdk.Transaction(bytes.fromhex(one["hex"])) for one in parts)
+    anchors = (bdk.Anchor(confirmation_block_time=at, txid=one.compute_txid()) for one in txs)
+    change = bdk.ChainChange(height=height, hash=named)
+    return _ReadBlock(shown["hash"], change, txs, tuple(anchors))
 
 
 class BitcoinChain:

@@ -23,6 +23,7 @@ from tests.peers.lnd import LightningNetwork
 from tests.peers.nutshell import Nutshell
 from tests.peers.payment_kit import PaymentKit
 from tests.peers.postgres import Postgres
+from tests.peers.standby import Pair
 from tests.peers.stripe import Localstripe, StripeMock
 
 P = TypeVar(
@@ -45,7 +46,7 @@ PEERS = {
     "lnbits": {"lnbits"},
     "localstripe": {"localstripe"},
     "nutshell": {"nutshell", "nutshell_with_fees"},
-    "postgres": {"postgres"},
+    "postgres": {"postgres", "pair"},
     "stripe_mock": {"stripe_mock"},
 }
 
@@ -131,6 +132,37 @@ def postgres() -> Iterator[Postgres]:
         return
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def _made_pair() -> Iterator[Pair]:
+    """Both, stopped, as they were when the standby was made."""
+    made: list[Postgres] = []
+    try:
+        made.append(Postgres())
+        made[0].start()
+        # After a loss the standby asks again at once, and not after five seconds.
+        made.append(Postgres(of=made[0], wal_retrieve_retry_interval="200ms"))
+        made[0].stop()
+        for server in made:
+            server.keep()
+    except PeerUnavailable as reason:
+        missing("PostgreSQL", reason)
+    else:
+        yield Pair(*made)
+    finally:
+        for server in made:
+            server.remove()
+
+
+@pytest.fixture
+def pair(_made_pair: Pair) -> Iterator[Pair]:
+    """A PostgreSQL server and a streaming standby, both with an empty database."""
+    for server in (_made_pair.primary, _made_pair.standby):
+        server.begin_again()
+    yield _made_pair
+    for server in (_made_pair.primary, _made_pair.standby):
+        server.end()
 
 
 @pytest.fixture(scope="session")

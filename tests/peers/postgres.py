@@ -103,7 +103,7 @@ class Postgres:
 
     def begin_again(self) -> None:
         """Start from what was kept, however it had ended."""
-        self._end()
+        self.end()
         shutil.rmtree(self._data)
         run(["cp", "-a", str(self._kept), str(self._data)])
         self.start()
@@ -131,10 +131,11 @@ class Postgres:
 
     def remove(self) -> None:
         """Stop it and forget its data."""
-        self._end()
+        self.end()
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Stop it at once, however it stands."""
         with contextlib.suppress(PeerUnavailable):  # it was killed, or stopped
             self.stop("immediate")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from farebox.ledger.audit import decode_body
 from farebox.ledger.batch import Staged
 from farebox.ledger.checkpoint import Checkpoint
 from farebox.ledger.invariants import verify
@@ -321,7 +322,7 @@ class Checker:
         return sum(
             int(move.amount)
             for unit in self._disk.units
-            for move in unit.movements
+            for move in decode_body(unit.unit.body).movements
             if move.kind == "post"
             and holds[move.hold].code == "mint_fee"
             and holds[move.hold].credit == "revenue"

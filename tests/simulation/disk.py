@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from farebox.errors import StoreError
 from farebox.ledger.audit import EventRow, value_digest
 from farebox.ledger.batch import Head, Staged
-from farebox.ledger.evaluator import Movement
 from farebox.ledger.invariants import StoredRow
 from farebox.ledger.model import Account, HoldRow
 from farebox.ledger.records import RecordType
@@ -26,10 +25,9 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A unit on the disk, with all that it moved and told."""
+    """A unit on the disk, with all that it told."""
 
     unit: StoredUnit
-    movements: tuple[Movement, ...]
     events: tuple[EventRow, ...]
 
 
@@ -234,15 +232,12 @@ def _put_back(table: dict[str, V], before: Mapping[str, V | None]) -> None:
 
 
 def _written(staged: Staged) -> Iterator[Written]:
-    movements: dict[int, list[Movement]] = {}
-    for row in staged.movements:
-        movements.setdefault(row[1], []).append(Movement(*row[2:]))
     events: dict[int, list[EventRow]] = {}
     for _, number, seq, _at, name, subject, data in staged.events:
         events.setdefault(seq, []).append(EventRow(number, name, subject, data))
     for _, seq, unit_id, at, body, digest in staged.units:
         unit = StoredUnit(seq, unit_id, at, body, digest)
-        yield Written(unit, tuple(movements.get(seq, ())), tuple(events.get(seq, ())))
+        yield Written(unit, tuple(events.get(seq, ())))
 
 
 class DiskReader:
@@ -265,10 +260,6 @@ class DiskReader:
             found = self._disk.by_id.get(seq_or_id)
             return None if found is None else found.unit
         return self._disk.units[seq_or_id - 1].unit if seq_or_id <= self.last_seq() else None
-
-    def movements(self, after: int) -> Iterator[tuple[int, Movement]]:
-        """What units above a number moved."""
-        return ((one.unit.seq, move) for one in self._disk.units[after:] for move in one.movements)
 
     def events(self, after: int) -> Iterator[tuple[int, int, EventRow]]:
         """Events above a number."""

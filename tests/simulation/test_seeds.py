@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
 import pytest
 
 from farebox.ecash import codes, saga
@@ -143,7 +144,7 @@ def what_a_broken_lock_costs_is_not_booked() -> AbstractContextManager[object]:
     async def refused(self: Sweep, *args: Any) -> Rejected:
         verdict = await honest(self, *args)
         steps = tuple(step for step in verdict.changes.steps if not isinstance(step, Transfer))
-        return replace(verdict, changes=replace(verdict.changes, steps=steps))
+        return replace(verdict, changes=msgspec.structs.replace(verdict.changes, steps=steps))
 
     return patch.object(Sweep, "_refused", refused)
 

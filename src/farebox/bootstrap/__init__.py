@@ -91,6 +91,7 @@ _SWEEP_EVERY_S = 5
 _PRUNE_EVERY_S = 600
 _POLL_EVERY_S = 2
 _PROBE_EVERY_S = 15
+_WEIGH_EVERY_S = 60
 #: Deposits that one address may ask for within a minute.
 _ASKINGS_MAX = 30
 _ASKINGS_WINDOW_S = 60
@@ -407,9 +408,11 @@ class Farebox:
         for watch in self._watches:
             self._closing.push_async_callback(watch.stop)
             # One process listens and polls; each knows for itself whether the rail is there.
-            duty = Duty(f"watch:{watch.name}", watch.poll, self.ledger, self.processes)
+            name = f"watch:{watch.name}"
+            duty = Duty(name, watch.poll, self.ledger, self.processes, leave=watch.stop)
             jobs.append(Job(f"watch {watch.name}", _POLL_EVERY_S, duty.run))
             jobs.append(Job(f"probe {watch.name}", _PROBE_EVERY_S, watch.probe))
+            jobs.append(Job(f"weigh {watch.name}", _WEIGH_EVERY_S, watch.weigh))
         refreshes = [one.models_refresh_s for one in self.settings.upstreams]
         if any(refreshes):
             every_s = min(filter(None, refreshes))

@@ -14,6 +14,7 @@ from farebox.payments.rail import Limits
 from farebox.rails.bitcoin import BitcoinConfig, Depth
 from farebox.rails.web import Breaker
 from farebox.settings import BitcoinSettings, BitcoinSource, Settings
+from farebox.settings.bitcoin import peers_of
 
 if TYPE_CHECKING:
     from farebox.rails.bitcoin.chain import ChainSource
@@ -118,6 +119,17 @@ def _source_of(settings: Settings, keys: WalletKeys) -> ChainSource:
             from farebox.rails.bitcoin.esplora import Esplora
 
             return Esplora(found.url)
+        case BitcoinSource.FILTERS:
+            from farebox.rails.bitcoin.chain import Block
+            from farebox.rails.bitcoin.filters import Filters
+            from farebox.rails.bitcoin.peers import PeerAddress
+
+            peers = [PeerAddress(host, port) for host, port in peers_of(found.url)]
+            file = settings.data_dir / f"bitcoin-{found.name}.sqlite"
+            first = None
+            if found.start_hash and found.start_height:
+                first = Block(found.start_height - 1, found.start_hash)
+            return Filters(peers, keys, file=file, first=first)
 
 
 def _tls(found: BitcoinSettings) -> ssl.SSLContext | None:

@@ -7,8 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import msgspec
+
 from farebox.channels.chain import ChannelInfo, PaidTo, SubChannelInfo
 from farebox.channels.model import (
+    CHANNEL_CLOSE,
     SUB_CHANNEL,
     SubChannel,
     opened,
@@ -19,7 +22,18 @@ from farebox.channels.rows import SubChannelRows
 from farebox.channels.weighing import Accepted, Clear, Rejected, Verdict, weigh
 from farebox.errors import StoreError
 from farebox.ids import new_id
-from farebox.ledger.model import ABSENT, Applied, Code, Mismatch, Outcome, Refused, Replayed, Unit
+from farebox.ledger.model import (
+    ABSENT,
+    Applied,
+    Code,
+    Guard,
+    Mismatch,
+    Outcome,
+    Refused,
+    Replayed,
+    Stale,
+    Unit,
+)
 from farebox.ledger.processes import Processes
 from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger
@@ -324,16 +338,25 @@ class SubChannels:
         unit_id = once or new_id("srv")  # a reference of the payer's may come twice
         fingerprint = _of_this_call() if once else b""
 
+        # A key that is new to us has no row that a close could have frozen: its first commit holds
+        # on to there being none.
+        opening = () if self._rows.knows(key) else await self._unless_closing(turn)
+
         def whole(found: Row[SubChannel] | None, now: int) -> Unit | Standing:
             if found is not None and found.value.epoch > turn.channel.epoch:
                 return Standing(_OLD_EPOCH, found.value)
+            if (found is None and opening is None) or (found and _is_frozen(found.value, turn)):
+                return Standing(_CLOSING, None if found is None else found.value)
             draft = _draft(unit_id, turn, found, now)
             before = draft.row
             verdict = decide(draft.row if found is not None else None, draft)
             if draft.row is before:
                 return Standing(verdict, None if found is None else found.value)
             made.append(Standing(verdict, draft.row))
-            return draft.unit(fingerprint)
+            unit = draft.unit(fingerprint)
+            if found is None and opening:
+                return msgspec.structs.replace(unit, guards=opening)
+            return unit
 
         outcome = await self._rows.decide(key, whole)
         match outcome:
@@ -345,7 +368,19 @@ class SubChannels:
                 return outcome
             case Mismatch():
                 return Standing(USED_BEFORE, None)
+            case Stale(CHANNEL_CLOSE.kind):
+                return Standing(_CLOSING, None)
         raise StoreError(f"a sub-channel cannot be changed: {outcome}")
+
+    async def _unless_closing(self, turn: Turn) -> tuple[Guard, ...] | None:
+        """Holds on to what stands of a channel's closing; None: its epoch is being closed."""
+        channel_id = turn.channel.channel_id
+        row = await self.ledger.store.get(CHANNEL_CLOSE, channel_id)
+        if row is None:
+            return (Guard(CHANNEL_CLOSE, channel_id, ABSENT),)
+        if row.value.epoch == turn.channel.epoch:
+            return None
+        return (Guard(CHANNEL_CLOSE, channel_id, row.version),)
 
     def _limited(self, backing: str, ceiling: int) -> None:
         if len(self._ceilings) >= _CEILINGS_MAX:
@@ -367,6 +402,9 @@ _BEHIND = Rejected(
     "The chain has a later voucher of this sub-channel than we do; close the channel, or use "
     "another key.",
 )
+_CLOSING = Rejected(
+    ErrorCode.CHANNEL_CLOSED, "The channel is being closed, as its payer asked; open it again."
+)
 _OLD_EPOCH = Rejected(
     ErrorCode.EPOCH_MISMATCH, "The channel was opened anew just now; try again in some seconds."
 )
@@ -380,6 +418,11 @@ def _is_behind(row: SubChannel, sub: SubChannelInfo) -> bool:
         or sub.last_claimed_amount > row.paid_amount
         or row.paid_nonce == U64_END - 1
     )
+
+
+def _is_frozen(row: SubChannel, turn: Turn) -> bool:
+    """Whether a close was agreed that has not ended, or of which something is not booked yet."""
+    return row.is_closing and (row.epoch == turn.channel.epoch or row.unclaimed_amount > 0)
 
 
 async def _nothing_is_kept_elsewhere(_: str) -> bool:

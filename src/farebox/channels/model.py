@@ -6,6 +6,7 @@ units of the channel's asset; `…_pico_usd` in 10^-12 USD.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -163,6 +164,8 @@ class SubChannel(msgspec.Struct, frozen=True, kw_only=True):
     pending_at: int | None = None
     unclaimed_since: int | None = None
     last_at: int = 0
+    #: Its payer has asked to close, and we have agreed: nothing more is served in this epoch.
+    is_closing: bool = False
 
     @property
     def paid_amount(self) -> int:
@@ -184,6 +187,26 @@ SUB_CHANNEL = RecordType(
     "sub_channel",
     SubChannel,
     indexes=(("channel_id",), ("pending_at",), ("unclaimed_since",)),
+)
+
+
+class CloseState(enum.StrEnum):
+    """How far a cooperative close is."""
+
+    AGREED = "agreed"
+    DONE = "done"
+
+
+class ChannelClose(msgspec.Struct, frozen=True, kw_only=True):
+    """A channel that its payee closes at once, because its payer asked; the newest of it."""
+
+    channel_id: str
+    epoch: int
+    state: CloseState = CloseState.AGREED
+
+
+CHANNEL_CLOSE = RecordType(
+    "channel_close", ChannelClose, indexes=(("state",),), resting=frozenset({CloseState.DONE})
 )
 
 

@@ -30,6 +30,10 @@ class SubChannelRows:
         self._ledger = ledger
         self._known: OrderedDict[str, Row[SubChannel]] = OrderedDict()
 
+    def knows(self, key: str) -> bool:
+        """Whether this process wrote a row before, or read it."""
+        return key in self._known
+
     async def decide(
         self, key: str, whole: Callable[[Row[SubChannel] | None, int], Unit | R]
     ) -> Outcome | R:

@@ -17,6 +17,7 @@ import typer
 
 from farebox import __version__
 from farebox.cli import (
+    capital,
     doctor,
     init,
     keys,
@@ -45,6 +46,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo_command.demo,
     "balance": money.balance,
     "withdraw": money.withdraw,
+    "capital": capital.capital,
     "verify": verify.verify,
     "recover": recover.recover,
     "reconcile": reconcile.reconcile,

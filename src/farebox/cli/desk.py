@@ -7,7 +7,6 @@ the door of a running server. Facts go out as they are shown: amounts in msat, t
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, assert_never
@@ -16,18 +15,20 @@ import msgspec
 
 from farebox.bootstrap import Farebox
 from farebox.cli import checks
+from farebox.cli.options import amount_msat
 from farebox.cli.restoring import give, reconcile
 from farebox.cli.signing import sign, unsigned
+from farebox.cli.totals import balance
 from farebox.clock import iso
 from farebox.errors import InvalidInput
 from farebox.identity import ApiKey, KeysExhausted, KeyTerms, new_account
 from farebox.ids import new_id
-from farebox.ledger.model import Account, Kind
 from farebox.ledger.service import Ledger
-from farebox.money import BTC
+from farebox.money import BTC, parse_decimal
 from farebox.operating import Finding, Verdict
 from farebox.payments import Refusal
-from farebox.payments.exchange import REVENUE
+from farebox.payments.capital import CapitalMove, Flow, move_capital
+from farebox.payments.exchange import REVENUE, balance_of
 from farebox.payments.model import Operation, OperationState, Rejected, Succeeded
 from farebox.payments.service import PAYOUT, REFUND, Pending, Refunded
 from farebox.wire.cashu.model import normalize_mint_url
@@ -84,6 +85,19 @@ class Withdraw(msgspec.Struct, frozen=True, tag="withdraw"):
     mint: str = ""
     method: str = _CASHU
     asset: str = ""
+
+
+class MoveCapital(msgspec.Struct, frozen=True, tag="capital"):
+    """Note capital that was put in at a way to pay, or is taken out there, once for one `id`.
+
+    `amount` is as people write it: "100 sat", or a decimal of the asset's everyday unit.
+    """
+
+    id: str
+    flow: Flow
+    amount: str
+    method: str
+    asset: str = BTC.code
 
 
 class Recover(msgspec.Struct, frozen=True, tag="recover"):
@@ -146,6 +160,7 @@ Request = (
     | ShowKey
     | RevokeKey
     | Withdraw
+    | MoveCapital
     | Recover
     | Reopen
     | Resolve
@@ -163,7 +178,7 @@ async def carry_out(house: Farebox, request: Request) -> Facts:
         house.doors.require_open()
     match request:
         case Balance():
-            return await _balance(house.ledger)
+            return await balance(house.ledger)
         case Reconcile(claim=claim):
             return await reconcile(house, claim=claim)
         case GiveFound(id=give_id, key=key_id, amount_msat=amount_msat):
@@ -180,6 +195,8 @@ async def carry_out(house: Farebox, request: Request) -> Facts:
             return await _key_facts(house.ledger, revoked or _no_key(key_id))
         case Withdraw():
             return await _withdraw(house, request)
+        case MoveCapital():
+            return await _capital(house, request)
         case Recover():
             return await _recover(house)
         case Reopen(id=operation_id):
@@ -220,108 +237,70 @@ def examination(findings: Sequence[Finding]) -> Facts:
 # ── money ────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _balance(ledger: Ledger) -> Facts:
-    custody: list[Facts] = []
-    totals: Counter[str] = Counter()
-    others: dict[str, Counter[str]] = {}
-    after = ""
-    while accounts := await ledger.store.accounts(after):
-        for account in accounts:
-            if account.asset == BTC.code:
-                _count(account, totals, custody)
-            else:
-                _count_other(account, others.setdefault(account.asset, Counter()))
-        after = accounts[-1].id
-        await asyncio.sleep(0)  # a long book must not keep a server's callers waiting
-    if "channels_msat" in totals:  # an account each, and thousands of them
-        held_msat = totals["channels_msat"]
-        custody.append(
-            {"account": "custody:channels", "held_msat": held_msat, "ceiling_msat": None}
-        )
-    liabilities_msat = totals["customers_msat"] + totals["revenue_msat"] + totals["others_msat"]
-    return {
-        "custody_msat": totals["custody_msat"],
-        "liabilities_msat": liabilities_msat,
-        "customers_msat": totals["customers_msat"],
-        "customer_accounts": totals["customer_accounts"],
-        "revenue_msat": totals["revenue_msat"],
-        "withdrawable_msat": totals["withdrawable_msat"],
-        "held_msat": totals["held_msat"],
-        "arriving_msat": totals["arriving_msat"],
-        "exchanged_msat": totals["exchanged_msat"],
-        "covered": totals["custody_msat"] + totals["exchanged_msat"] >= liabilities_msat,
-        "custody": custody,
-        "other_assets": {
-            asset: {what: str(counts[what]) for what in ("custody", "owed", "exchanged")}
-            for asset, counts in sorted(others.items())
-        },
-    }
-
-
-def _count_other(account: Account, counts: Counter[str]) -> None:
-    match account.kind:
-        case Kind.CUSTODY:
-            counts["custody"] += account.held
-        case Kind.EXCHANGE:
-            counts["exchanged"] += account.held
-        case Kind.CUSTOMER | Kind.IMMATURE | Kind.ESCROW | Kind.PAYABLE:
-            counts["owed"] -= account.held
-
-
-def _count(account: Account, totals: Counter[str], custody: list[Facts]) -> None:
-    owed_msat = account.credits_posted - account.debits_posted
-    match account.kind:
-        case Kind.CUSTODY:
-            totals["custody_msat"] += account.held
-            if account.id.startswith("custody:channel:"):
-                totals["channels_msat"] += account.held
-                return
-            totals["arriving_msat"] += account.debits_pending
-            custody.append(
-                {"account": account.id, "held_msat": account.held, "ceiling_msat": account.ceiling}
-            )
-        case Kind.CUSTOMER:
-            totals["customers_msat"] += owed_msat
-            totals["customer_accounts"] += 1
-            totals["held_msat"] += account.debits_pending
-        case Kind.REVENUE:
-            totals["revenue_msat"] += owed_msat
-            totals["withdrawable_msat"] += account.available
-        case Kind.EXCHANGE:
-            totals["exchanged_msat"] -= owed_msat
-        case _:
-            totals["others_msat"] += owed_msat
-
-
 async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
-    amount_msat = wanted.amount_msat
-    if amount_msat is None:
-        revenue = await house.ledger.store.account(REVENUE)
-        amount_msat = revenue.available if revenue else 0
     if wanted.method not in {one.payment_type for one in house.payments.methods}:
         raise InvalidInput(f"{wanted.method!r} is no way to pay here")
+    amount = await _to_withdraw(house, wanted)
     known = await house.operations.get(wanted.id)
-    if known is None and amount_msat == 0:
+    if known is None and amount == 0:
         raise InvalidInput("there is nothing to withdraw: `farebox balance` shows what was earned")
     metadata = {"refund_mint_url": normalize_mint_url(wanted.mint)} if wanted.mint else {}
     metadata |= {"refund_currency": wanted.asset} if wanted.asset else {}
     left = await house.payments.refund(
         REVENUE,
-        amount_msat,
+        amount,
         method=wanted.method,
         operation_id=wanted.id,
         destination=wanted.destination,
         metadata=metadata,
     )
     match left:
-        case Refunded():
+        case Refunded(asset=BTC.code):
             return {"id": wanted.id, "amount_msat": left.amount, **left.reply}
+        case Refunded():
+            return {"id": wanted.id, "asset": left.asset, **left.reply, "amount": str(left.amount)}
         case Pending():
             return {"id": wanted.id, "state": "pending"}
         case Refusal(message=message):
             raise InvalidInput(f"nothing was withdrawn: {message}")
         case _:
             assert_never(left)
+
+
+async def _to_withdraw(house: Farebox, wanted: Withdraw) -> int:
+    """How much: msat, or of an asset that is kept as it comes all that was earned of it."""
+    asset = house.payments.asset_out(wanted.method, wanted.asset)
+    is_held = asset in house.payments.exchange.held
+    if wanted.amount_msat is not None and is_held:
+        raise InvalidInput(f"{asset} is kept as it comes: leave the amount out, and all of it goes")
+    if wanted.amount_msat is not None:
+        return wanted.amount_msat
+    revenue = await house.ledger.store.account(balance_of(REVENUE, asset) if is_held else REVENUE)
+    return revenue.available if revenue else 0
+
+
+async def _capital(house: Farebox, wanted: MoveCapital) -> Facts:
+    rail = house.deposits.rails().get(wanted.method)
+    terms = rail.terms().of(wanted.asset) if rail else None
+    if rail is None or terms is None:
+        found = [
+            f"{name} ({', '.join(one.asset.code for one in rail.terms().assets)})"
+            for name, rail in house.deposits.rails().items()
+        ]
+        known = ", ".join(found) or "nowhere: there is no rail"
+        raise InvalidInput(f"capital in {wanted.asset} stands not at {wanted.method!r}; {known}")
+    is_btc = wanted.asset == BTC.code
+    amount = (
+        amount_msat(wanted.amount) if is_btc else parse_decimal(wanted.amount, terms.asset.scale)
+    )
+    move = CapitalMove(wanted.id, wanted.flow, wanted.asset, amount)
+    moved = await move_capital(house.ledger, house.payments.exchange, rail, move)
+    if isinstance(moved, Refusal):
+        raise InvalidInput(f"nothing moved: {moved.message}")
+    account = await house.ledger.store.account(moved.account)
+    facts: Facts = {"id": wanted.id, "flow": wanted.flow.value, "account": moved.account}
+    facts |= {"kept_in": moved.kept_in, "counted": moved.counted}
+    return facts | {"capital": account.available if account else 0}
 
 
 # ── unfinished operations ────────────────────────────────────────────────────────────────────────
@@ -384,7 +363,9 @@ async def _resolve(house: Farebox, wanted: Resolve) -> None:
     operation = await house.operations.get(await _manual(house, wanted.id))
     assert operation is not None  # operations are never removed
     verdict: Succeeded | Rejected
-    if wanted.amount_msat is None:
+    if wanted.amount_msat is None and operation.kind in _OUT:
+        verdict = await house.payments.sending.given_up(operation)
+    elif wanted.amount_msat is None:
         verdict = Rejected("operator", "the operator found that it never happened")
     elif operation.kind in _OUT:
         verdict = Succeeded(wanted.amount_msat, house.signer.seal(b"{}", operation.id))

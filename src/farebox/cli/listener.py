@@ -16,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from farebox.errors import InvalidSettings
+from farebox.gateway.asgi import LET_GO
 from farebox.settings import Address
 
 BACKLOG = 2_048
@@ -106,6 +107,8 @@ class _Bounded(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_OneWrite(transport, self.loop))
+        # Uvicorn cancels at its end what is in `tasks` then, and nothing else.
+        self._extensions: dict[str, Any] = {LET_GO: self.tasks.discard}
         self._await_head()
 
     def eof_received(self) -> None:
@@ -129,6 +132,7 @@ class _Bounded(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
+        self.scope["extensions"] = self._extensions
 
     def on_headers_complete(self) -> None:
         self._end_head()

@@ -20,6 +20,7 @@ import uvicorn
 import uvloop
 
 from farebox.bootstrap import Farebox, public_url
+from farebox.bootstrap.cards import providers
 from farebox.cli.checks import needs_root_key
 from farebox.cli.desk import carry_out
 from farebox.cli.door import open_door
@@ -99,8 +100,9 @@ def _check_complete(found: Settings) -> None:
     if not found.upstreams:
         raise InvalidSettings("upstream", "none", "--upstream URL, or [[upstream]] in the file")
     trusted = any(mint.policy is MintPolicy.TRUSTED for mint in found.mints)
-    if not (trusted or found.lightning.url or found.bitcoin.url or found.evm):
-        allowed = "--mint URL, [[mint]], [lightning], [bitcoin] or [[evm]] in the file"
+    rails = (found.lightning.url, found.bitcoin.url, *found.evm, *providers(found))
+    if not (trusted or any(rails)):
+        allowed = "--mint URL, or [[mint]] or the table of a rail in the file"
         raise InvalidSettings("mint", "none trusted", allowed)
     if not parse_rules(found.prices):
         raise InvalidSettings("price", "none", '--price "10 sat", or [[price]] in the file')
@@ -249,6 +251,6 @@ def _announce(found: Settings, as_json: bool) -> None:
         facts["metrics"] = f"http://{found.metrics.listen}/metrics"
     sold = f"{services[0]} for {prices[0]}" if len(services) == len(prices) == 1 else "services"
     places = [*mints, *filter(None, (found.lightning.url, found.bitcoin.url))]
-    places += [chain.name for chain in found.evm]
+    places += [*(chain.name for chain in found.evm), *providers(found)]
     text = f"listening on {url}, selling {sold}, paid at {', '.join(places)}"
     show(facts, text, as_json=as_json)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+import msgspec
 import structlog
 
 from farebox.gateway import problems
@@ -22,6 +23,7 @@ from farebox.gateway.asgi import (
     declared_length,
     header,
     headers_bytes,
+    let_go,
     read_body,
     replayed,
     send_answer,
@@ -30,13 +32,13 @@ from farebox.gateway.asgi import (
 from farebox.gateway.carrier import Carrier
 from farebox.gateway.catalogue import Catalogue
 from farebox.gateway.channel_endpoints import send_endpoint
-from farebox.gateway.channel_service import ChannelService
 from farebox.gateway.deadlines import Deadlines
 from farebox.gateway.delivery import Call, Supervision
 from farebox.gateway.exchange import Outgoing
 from farebox.gateway.turns import Turns
 from farebox.gateway.upstream import Upstream, Upstreams
 from farebox.ids import derived_id
+from farebox.paywall.channel_service import ChannelService
 from farebox.paywall.model import (
     Admission,
     Answer,
@@ -154,7 +156,8 @@ class Gateway:
             elif self._channels is not None and self._channels.owns(scope["path"]):
                 await send_endpoint(self._channels, scope, replayed(body, receive), send)
             else:
-                await self.carrier.carry(self._carry(scope, body, receive, send))
+                work = self._carry(scope, body, receive, send)
+                await self.carrier.carry(work, let_go(scope))
         except CallerLeft:
             return
         finally:
@@ -270,7 +273,7 @@ def _named(
     # A name told before had the "?" of an empty query in it, too.
     target = asked if scope["query_string"] else f"{asked}?"
     name = name_of(raw, scope["method"], target, body)
-    return name if isinstance(name, Answer) else replace(presented, name=name)
+    return name if isinstance(name, Answer) else msgspec.structs.replace(presented, name=name)
 
 
 def _rename(headers: list[tuple[bytes, bytes]], account: str) -> None:

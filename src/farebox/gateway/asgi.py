@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
 
@@ -14,6 +15,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 RawHeaders = Iterable[tuple[bytes, bytes]]
+LetGo = Callable[[asyncio.Task[Any]], object]
+
+#: The ASGI extension of a server that cancels no task it was told to let go of; what it is told by.
+LET_GO: Final = "farebox.let_go"
 
 #: What a header costs beside its name and its value, so that empty ones count too.
 _HEADER_OVERHEAD_BYTES: Final = 4
@@ -75,6 +80,12 @@ def client_address(scope: Scope) -> str:
     """The caller's network address; empty where the server does not know it."""
     client = scope.get("client")
     return str(client[0]) if client else ""
+
+
+def let_go(scope: Scope) -> LetGo | None:
+    """How to have a request's task for oneself; None where its server may always cancel it."""
+    extensions = scope.get("extensions")
+    return extensions.get(LET_GO) if extensions else None
 
 
 def declared_length(headers: RawHeaders) -> int:

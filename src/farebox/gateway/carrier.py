@@ -12,7 +12,7 @@ import structlog
 from farebox.clock import running_s
 from farebox.errors import StoreError
 from farebox.gateway import problems
-from farebox.gateway.asgi import Receive, Send
+from farebox.gateway.asgi import LetGo, Receive, Send
 from farebox.gateway.delivery import Call, Delivery, Supervision, Why
 from farebox.gateway.exchange import Exchange
 from farebox.gateway.tally import RequestTally
@@ -51,7 +51,21 @@ class Carrier:
         """How many requests are being carried."""
         return len(self._tasks)
 
-    async def carry(self, work: Coroutine[Any, Any, None]) -> None:
+    async def carry(self, work: Coroutine[Any, Any, None], let_go: LetGo | None = None) -> None:
+        """Run `work` where nobody else can cancel it: in this task, if its server lets go of it."""
+        if let_go is None:
+            await self._carry_apart(work)
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        let_go(task)
+        self._tasks.add(task)
+        try:
+            await work
+        finally:
+            self._tasks.discard(task)
+
+    async def _carry_apart(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` in a task of its own, and wait for it as long as one waits for this.
 
         A server that stops waiting has lost its caller, or its patience: what was delivered until

@@ -1,7 +1,8 @@
 """The audit chain: every committed unit extends one SHA-256 chain over the whole book.
 
-    digest(n) = SHA-256( digest(n-1) ‖ MessagePack([seq, at, id, body, movements, events]) )
-    body      = MessagePack([fingerprint, sticky, outcome, reply, opens, ceilings, puts])
+    digest(n) = SHA-256( digest(n-1) ‖ MessagePack([seq, at, id, body, events]) )
+    body      = MessagePack([fingerprint, sticky, refused, reply, movements, opens, ceilings, puts])
+    movements = [[step, kind, debit, credit, amount, code, hold, expires_at], …]
     puts      = [[kind, key, version, SHA-256(value)], …]
 
 MessagePack arrays, strings, bytes and shortest-form integers carry their own lengths, so no two
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -35,12 +35,13 @@ class PutDigest(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Body(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What is stored of a unit beside its movements and events."""
+    """What is stored of a unit beside its events. Each step is a movement, an open or a ceiling."""
 
     fingerprint: bytes
     sticky: bool
-    outcome: tuple[Any, ...]  # ("applied", [amounts…]) or ("refused", step, code)
+    refused: tuple[int, str] | None  # step, code; nothing of the unit happened then
     reply: bytes
+    movements: tuple[Movement, ...]
     opens: tuple[tuple[int, str, str, str], ...]  # step, account, asset, kind
     ceilings: tuple[tuple[int, str, str | None], ...]  # step, account, decimal amount
     puts: tuple[PutDigest, ...]
@@ -66,11 +67,10 @@ def value_digest(raw: bytes) -> bytes:
 def encode_body(decision: Decision, puts: tuple[PutDigest, ...]) -> bytes:
     """The canonical bytes of a unit's body."""
     unit, outcome = decision.unit, decision.outcome
-    told: tuple[Any, ...]
+    refused: tuple[int, Code] | None = None
     opens: list[tuple[int, str, str, str]] = []
     ceilings: list[tuple[int, str, str | None]] = []
     if isinstance(outcome, Applied):
-        told = ("applied", list(map(str, outcome.amounts)))
         # Each step that moves nothing opens an account or sets a ceiling: most units have none.
         if len(decision.movements) < len(unit.steps):
             for number, step in enumerate(unit.steps):
@@ -80,8 +80,9 @@ def encode_body(decision: Decision, puts: tuple[PutDigest, ...]) -> bytes:
                     ceiling = None if step.ceiling is None else str(step.ceiling)
                     ceilings.append((number, step.account, ceiling))
     else:
-        told = ("refused", outcome.step, outcome.code)
-    return _pack((unit.fingerprint, unit.sticky, told, unit.reply, opens, ceilings, puts))
+        refused = (outcome.step, outcome.code)
+    moves = decision.movements
+    return _pack((unit.fingerprint, unit.sticky, refused, unit.reply, moves, opens, ceilings, puts))
 
 
 def decode_body(raw: bytes) -> Body:
@@ -91,10 +92,12 @@ def decode_body(raw: bytes) -> Body:
 
 def known_from(seq: int, at: int, body: Body) -> Known:
     """What a stored unit answers when its id comes again."""
-    if body.outcome[0] == "applied":
-        amounts = tuple(int(amount) for amount in body.outcome[1])
-        return Known(body.fingerprint, Applied(seq, at, amounts, body.reply))
-    return Known(body.fingerprint, Refused(body.outcome[1], Code(body.outcome[2])))
+    if body.refused is not None:
+        return Known(body.fingerprint, Refused(body.refused[0], Code(body.refused[1])))
+    amounts = [0] * (len(body.movements) + len(body.opens) + len(body.ceilings))
+    for move in body.movements:
+        amounts[move.step] = int(move.amount)
+    return Known(body.fingerprint, Applied(seq, at, tuple(amounts), body.reply))
 
 
 def extend(
@@ -103,9 +106,8 @@ def extend(
     at: int,
     unit_id: str,
     body: bytes,
-    movements: Sequence[Movement],
     events: Sequence[EventRow],
 ) -> bytes:
     """The digest after unit `seq`."""
-    link = _pack((seq, at, unit_id, body, movements, events))
+    link = _pack((seq, at, unit_id, body, events))
     return hashlib.sha256(previous + link).digest()

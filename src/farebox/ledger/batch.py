@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from msgspec.structs import astuple
 
 from farebox.ledger.audit import GENESIS, EventRow, PutDigest, encode_body, extend, value_digest
 from farebox.ledger.evaluator import Decision, Overlay, evaluate, expire
@@ -37,8 +36,6 @@ EXPIRED_MAX = 5_000
 
 #: book, seq, id, at, body, digest
 UnitColumns = tuple[int, int, str, int, bytes, bytes]
-#: book, seq, step, kind, debit, credit, amount, code, hold, expires_at
-MovementColumns = tuple[int, int, int, str, str, str, str, str, str, int]
 #: book, number, seq, at, name, subject, data
 EventColumns = tuple[int, int, int, int, str, str, bytes]
 #: book, key, version, seq, value, then the record type's columns
@@ -122,7 +119,6 @@ class Staged:
         #: The time of every unit of the batch: strictly increasing, whatever the clock does.
         self.at = max(now_ns, head.at + 1)
         self.units: list[UnitColumns] = []
-        self.movements: list[MovementColumns] = []
         self.events: list[EventColumns] = []
         self.records: dict[RecordType[Any], list[RecordColumns]] = {}
         self.accounts: dict[str, Account] = {}
@@ -168,11 +164,8 @@ class Staged:
             puts = tuple(self._put(put, seq) for put in unit.puts) if unit.puts else ()
             events = self._events(unit, outcome) if unit.events else ()
         body = encode_body(decision, puts)
-        moves = decision.movements
-        self._digest = extend(self._digest, seq, self.at, unit.id, body, moves, events)
+        self._digest = extend(self._digest, seq, self.at, unit.id, body, events)
         self.units.append((self._book, seq, unit.id, self.at, body, self._digest))
-        for move in moves:
-            self.movements.append((self._book, seq, *astuple(move)))
         for event in events:
             self.events.append(
                 (self._book, event.number, seq, self.at, event.name, event.subject, event.data)

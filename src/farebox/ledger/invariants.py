@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import takewhile
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -17,14 +16,11 @@ import msgspec
 from farebox.errors import StoreCorrupt
 from farebox.ledger.audit import Body, EventRow, PutDigest, decode_body, extend
 from farebox.ledger.checkpoint import Checkpoint, checkpoint_of
-from farebox.ledger.evaluator import Movement
-from farebox.ledger.model import Account, HoldRow, Kind
+from farebox.ledger.cover import Cover, Covers
+from farebox.ledger.model import Account, HoldRow
 from farebox.ledger.replay import Broken, BrokenError, Invariant, StoredUnit
 
 T = TypeVar("T")
-
-#: What we hold, and whom it belongs to.
-_OWED = frozenset({Kind.CUSTOMER, Kind.IMMATURE, Kind.ESCROW, Kind.PAYABLE})
 
 _PROGRESS_EVERY = 1_000
 
@@ -56,10 +52,6 @@ class AuditReader(Protocol):
 
     def unit(self, seq_or_id: int | str) -> StoredUnit | None:
         """One unit, by its number or its id."""
-        ...
-
-    def movements(self, after: int) -> Iterator[tuple[int, Movement]]:
-        """(unit number, movement) of units above `after`, in order of unit and step."""
         ...
 
     def events(self, after: int) -> Iterator[tuple[int, int, EventRow]]:
@@ -97,17 +89,6 @@ class AuditReader(Protocol):
     def rows_count(self, kind: str, after: int | None) -> int:
         """How many rows `rows` would give."""
         ...
-
-
-class Cover(msgspec.Struct, frozen=True):
-    """For one asset: what custody holds, and what customers, immature money and escrow are owed.
-
-    `exchanged` is what was given for other assets that we hold instead, less what was taken.
-    """
-
-    custody: int
-    owed: int
-    exchanged: int = 0
 
 
 class Verified(msgspec.Struct, frozen=True):
@@ -182,7 +163,6 @@ class _Audit:
     def check_units(self, progress: Callable[[int], None]) -> None:
         """Numbers, times, chain and replay of every unit."""
         after = self.start.seq
-        movements = _Grouped(self.reader.movements(after), "a movement")
         events = _Grouped(self.reader.events(self.start.event), "an event")
         for unit in self.reader.units(after):
             if unit.seq != self.seq + 1:
@@ -191,17 +171,15 @@ class _Audit:
             if unit.at < self.at:
                 where = f"the time of {unit.name}"
                 raise BrokenError(Invariant.ORDER, where, f"at least {self.at}", unit.at)
-            moves = [move for _, move in movements.of(unit.seq)]
             happened = [self._event(unit, *row) for row in events.of(unit.seq)]
-            digest = extend(self.digest, unit.seq, unit.at, unit.id, unit.body, moves, happened)
+            digest = extend(self.digest, unit.seq, unit.at, unit.id, unit.body, happened)
             if digest != unit.digest:
-                where = f"{unit.name} with its movements and events"
+                where = f"{unit.name} with its events"
                 raise BrokenError(Invariant.CHAIN, where, unit.digest.hex(), digest.hex())
             self.seq, self.at, self.digest = unit.seq, unit.at, digest
-            self._replay(unit, moves)
+            self._replay(unit)
             if not unit.seq % _PROGRESS_EVERY:
                 progress(unit.seq)
-        movements.check_end()
         events.check_end()
 
     def _event(self, unit: StoredUnit, _: int, at: int, event: EventRow) -> EventRow:
@@ -213,10 +191,10 @@ class _Audit:
             raise BrokenError(Invariant.ORDER, f"the time of event {event.number}", unit.at, at)
         return event
 
-    def _replay(self, unit: StoredUnit, moves: list[Movement]) -> None:
+    def _replay(self, unit: StoredUnit) -> None:
         body = _body_of(unit)
         try:
-            resolved = self.books.apply(unit, body, moves)
+            resolved = self.books.apply(unit, body)
         except (ValueError, TypeError, IndexError) as error:
             raise BrokenError(
                 Invariant.UNIT, unit.name, "a unit that can be read", error
@@ -294,10 +272,8 @@ class _Audit:
 
     def _made(self, hold: HoldRow) -> bool:
         unit = self.reader.unit(hold.id.rpartition("/")[0])
-        if unit is None:
-            return False
-        own = takewhile(lambda row: row[0] == unit.seq, self.reader.movements(unit.seq - 1))
-        return any(move.kind == "hold" and move.hold == hold.id for _, move in own)
+        moves = _body_of(unit).movements if unit else ()
+        return any(move.kind == "hold" and move.hold == hold.id for move in moves)
 
     def check_rows(self) -> None:
         """There are no rows but those that units wrote."""
@@ -319,21 +295,11 @@ class _Audit:
 
     def verified(self, *, may_lack_cover: bool) -> tuple[Verified, Checkpoint]:
         """What held; refuses at last when custody does not cover what is owed."""
-        custody: Counter[str] = Counter()
-        owed: Counter[str] = Counter()
-        exchanged: Counter[str] = Counter()
-        for balance in self.books.accounts.values():
-            net = balance.debits_posted - balance.credits_posted
-            if balance.kind is Kind.CUSTODY:
-                custody[balance.asset] += net
-            elif balance.kind in _OWED:
-                owed[balance.asset] -= net
-            elif balance.kind is Kind.EXCHANGE:
-                exchanged[balance.asset] += net
-        assets = sorted(custody.keys() | owed.keys() | exchanged.keys())
-        cover = {one: Cover(custody[one], owed[one], exchanged[one]) for one in assets}
+        covers = Covers()
+        covers.add(self.books.accounts.values())
+        cover = covers.told()
         for asset, side in cover.items():
-            if side.custody + side.exchanged < side.owed and not may_lack_cover:
+            if side.surplus < 0 and not may_lack_cover:
                 least = side.owed - side.exchanged
                 raise BrokenError(
                     Invariant.COVER, f"custody of {asset}", f"at least {least}", side.custody

@@ -30,6 +30,7 @@ class Kind(enum.StrEnum):
     IMMATURE = "immature"  # what we owe once it can no longer be taken back
     ESCROW = "escrow"  # held under a condition
     REVENUE = "revenue"  # earned and not yet withdrawn, net of what rails charged us
+    CAPITAL = "capital"  # the operator's own, put in to bear losses
     BREAKAGE = "breakage"  # expired credits
     CUSTODY = "custody"  # value we hold at one place of one rail; has a ceiling
     RECEIVABLE = "receivable"  # owed to us; has a ceiling
@@ -42,7 +43,15 @@ class Kind(enum.StrEnum):
 
 #: Credit-normal kinds whose debits never exceed their credits.
 CREDIT_LIMITED = frozenset(
-    {Kind.CUSTOMER, Kind.IMMATURE, Kind.ESCROW, Kind.REVENUE, Kind.BREAKAGE, Kind.PAYABLE}
+    {
+        Kind.CUSTOMER,
+        Kind.IMMATURE,
+        Kind.ESCROW,
+        Kind.REVENUE,
+        Kind.CAPITAL,
+        Kind.BREAKAGE,
+        Kind.PAYABLE,
+    }
 )
 #: Debit-normal kinds whose credits never exceed their debits; these may have a ceiling.
 DEBIT_LIMITED = frozenset({Kind.CUSTODY, Kind.RECEIVABLE})

@@ -116,20 +116,15 @@ class Replay:
     open_holds: dict[str, HoldRow] = field(default_factory=dict)
     holds_made: int = 0
 
-    def apply(self, unit: StoredUnit, body: Body, movements: Sequence[Movement]) -> list[HoldRow]:
+    def apply(self, unit: StoredUnit, body: Body) -> list[HoldRow]:
         """Replay one unit; returns the holds it resolved. Raises BrokenError."""
-        told = body.outcome
-        if told[0] == "refused":
-            if movements or body.opens or body.ceilings or body.puts:
+        if body.refused is not None:
+            if body.movements or body.opens or body.ceilings or body.puts:
                 raise BrokenError(Invariant.UNIT, unit.name, "nothing done (refused)", "changes")
             return []
         resolved: list[HoldRow] = []
-        amounts = [amount_of(text, unit.name) for text in told[1]]
-        for number, step in enumerate(_steps(unit, body, movements, len(amounts))):
+        for number, step in enumerate(_steps(unit, body)):
             if isinstance(step, Movement):
-                if amounts[number] != amount_of(step.amount, unit.name):
-                    where = f"step {number} of {unit.name}"
-                    raise BrokenError(Invariant.UNIT, where, amounts[number], step.amount)
                 hold = self._move(unit, number, step)
                 if hold is not None:
                     resolved.append(hold)
@@ -166,7 +161,7 @@ class Replay:
             where = f"step {number} of {unit.name}"
             found = f"{move.debit} ({debtor.asset}) and {move.credit} ({creditor.asset})"
             raise BrokenError(Invariant.BALANCE, where, "two accounts of one asset", found)
-        amount = int(move.amount)
+        amount = amount_of(move.amount, unit.name)
         if move.kind == "transfer":
             debtor.debits_posted += amount
             creditor.credits_posted += amount
@@ -240,19 +235,17 @@ def amount_of(text: str, where: str) -> int:
     return int(text)
 
 
-def _steps(
-    unit: StoredUnit, body: Body, movements: Sequence[Movement], count: int
-) -> Iterable[Any]:
+def _steps(unit: StoredUnit, body: Body) -> Iterable[Any]:
     """Opens, ceilings and movements in the order of their steps, which has no gap."""
-    if not body.opens and not body.ceilings and len(movements) == count:
-        numbered: Sequence[Any] = movements
-        numbers = [move.step for move in movements]
+    if not body.opens and not body.ceilings:
+        numbered: Sequence[Any] = body.movements
+        numbers = [move.step for move in body.movements]
     else:
-        pairs = [(move.step, move) for move in movements]
+        pairs = [(move.step, move) for move in body.movements]
         pairs += [(step[0], step) for step in (*body.opens, *body.ceilings)]  # type: ignore[misc]
         pairs.sort(key=lambda pair: pair[0])
         numbers = [number for number, _ in pairs]
         numbered = [step for _, step in pairs]
-    if numbers != list(range(count)):
-        raise BrokenError(Invariant.UNIT, unit.name, f"{count} steps", f"steps {numbers}")
+    if numbers != list(range(len(numbers))):
+        raise BrokenError(Invariant.UNIT, unit.name, "steps without a gap", f"steps {numbers}")
     return numbered

@@ -46,6 +46,11 @@ def unripe_msat(known: Maturing | None, now_ns: int, *, returning: str = "") -> 
     return sum(lot.amount_msat for lot in lots if lot.until > now_ns and lot.deposit != returning)
 
 
+def ripe_at(known: Maturing | None) -> int:
+    """When all that an account has is ripe, UTC nanoseconds; 0 where nothing is remembered."""
+    return max((lot.until for lot in known.lots), default=0) if known else 0
+
+
 def with_lot(known: Maturing | None, lot: Lot, now_ns: int) -> Maturing:
     """The row with a deposit as it is now, and without what has ripened or gone."""
     lots = list(known.lots if known else ())

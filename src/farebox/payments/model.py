@@ -59,8 +59,7 @@ OPERATION = RecordType(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(msgspec.Struct, frozen=True, gc=False):
     """Part of a unit: what joins an opening or closing commit."""
 
     steps: tuple[Step, ...] = ()

@@ -153,6 +153,14 @@ class DepositMethod(AbstractPaymentMethod):
     def place(self) -> str:
         """Where value is held; the watch's cursor is kept under this name."""
 
+    def custody(self, asset: str) -> str:
+        """The ledger account of what it holds of an asset. Here: one place, one asset."""
+        return self.place
+
+    def payable(self, asset: str) -> str:
+        """The ledger account of what we owe to it; here and mostly "": it lends us nothing."""
+        return ""
+
     @abc.abstractmethod
     async def ask(self, order: DepositOrder) -> Payable | Refusal:
         """Make something to be paid. Nothing is owed; what is never shown harms nobody."""

@@ -14,7 +14,6 @@ this process, one row for all of them. Postings are those of `channels.postings`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -22,7 +21,6 @@ from farebox.channels.book import Cover, Standing, Turn
 from farebox.channels.claims import ClaimScheduler
 from farebox.channels.ledger_chain import account_of
 from farebox.channels.model import SubChannel, proposed
-from farebox.channels.payee import PaymentChannelPayeeClient
 from farebox.channels.postings import Draft, receivable_account
 from farebox.channels.weighing import Accepted, Clear, Owing, Rejected, Replayed
 from farebox.identity import FailureLimit
@@ -31,7 +29,7 @@ from farebox.ledger.model import ABSENT, Event, Put
 from farebox.money import BTC, Rounding, divide
 from farebox.payments.exchange import ONLY_BITCOIN, Exchange
 from farebox.paywall import answers, channel_dialect
-from farebox.paywall.channel_callers import Caller, Callers, HttpAsked
+from farebox.paywall.channel_service import Caller, ChannelService, HttpAsked
 from farebox.paywall.model import REQUEST, Answer, ChannelPresented, Request
 from farebox.pricing.book import Quote
 from farebox.wire.subrav.model import ErrorCode, SubRAV
@@ -51,8 +49,7 @@ _WORTHLESS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(msgspec.Struct, frozen=True, gc=False):
     """What became of a request that a channel paid for: its row, and what to sign next."""
 
     request: Request
@@ -66,8 +63,7 @@ class ChannelTill:
 
     def __init__(
         self,
-        payee: PaymentChannelPayeeClient,
-        callers: Callers,
+        service: ChannelService,
         failures: FailureLimit,
         claims: ClaimScheduler,
         exchange: Exchange = ONLY_BITCOIN,
@@ -76,8 +72,8 @@ class ChannelTill:
     ) -> None:
         """`terms` is what a challenge says of channels."""
         self.terms = terms
-        self.payee = payee
-        self._callers = callers
+        self.payee = service.payee
+        self._service = service
         self._failures = failures
         self._claims = claims
         self._exchange = exchange
@@ -176,7 +172,7 @@ class ChannelTill:
                 return answers.too_many_failures(wait_s)
         caller = None
         if payment.auth is not None:
-            asked = await self._callers.identify(
+            asked = await self._service.identify(
                 payment.auth, HttpAsked(payment.method, payment.target)
             )
             if not isinstance(asked, Caller):

@@ -34,20 +34,24 @@ class RequestName:
     fingerprint: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class KeyPresented:
+class KeyPresented(msgspec.Struct, frozen=True, gc=False):
     """`Authorization: Bearer sk-…`"""
 
-    secret: str = field(repr=False)
+    secret: str
     name: RequestName | None = None
 
+    def __repr__(self) -> str:
+        return "KeyPresented(…)"  # whoever has it may spend
 
-@dataclass(frozen=True, slots=True)
-class BearerMoney:
+
+class BearerMoney(msgspec.Struct, frozen=True, gc=False):
     """`Authorization: Bearer cashu…`: redeemed once, then the key to its account."""
 
-    credential: str = field(repr=False)
+    credential: str
     name: RequestName | None = None
+
+    def __repr__(self) -> str:
+        return "BearerMoney(…)"  # whoever has it may spend
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +110,7 @@ class Ended(enum.StrEnum):
     CRASHED = "crashed"  # we stopped: charged for the last checkpoint
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(msgspec.Struct, frozen=True, gc=False):
     """A request that may be forwarded: its hold is in the books."""
 
     request_id: str
@@ -124,18 +127,20 @@ class Admission:
         return not self.account
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True, gc=False):
     """The end of a request in the books."""
 
     charged_msat: int
     returned_msat: int
     #: Change and receipt, for answers whose headers are not sent yet.
-    headers: Headers = field(repr=False)
+    headers: Headers
     #: The same as an SSE comment that standard clients ignore.
-    comment: bytes = field(repr=False)
+    comment: bytes
     #: What a channel's payer is to sign next, for the end of a stream; it is in `headers` as well.
     proposal: str = ""
+
+    def __repr__(self) -> str:
+        return f"Settlement({self.charged_msat} msat …)"  # change is in its headers
 
 
 class RequestState(enum.StrEnum):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 from farebox.clock import iso
@@ -40,16 +38,14 @@ from farebox.pricing.usage import Usage
 NO_USAGE = Usage()
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
+class Live(msgspec.Struct, frozen=True, gc=False):
     """A request of this process between its authorising and its settling commit."""
 
     request: Request
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Bill:
+class Bill(msgspec.Struct, frozen=True, gc=False):
     """How a request ended, before it is in the books."""
 
     charged_msat: int

@@ -6,6 +6,7 @@ import enum
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from farebox.errors import InvalidSettings
 from farebox.settings.fields import optional, setting
@@ -25,6 +26,7 @@ from farebox.settings.values import (
 )
 
 _URL_MAX_CHARS = 2_048
+_PEERS_MAX = 8
 _DEPTH = re.compile(r"([0-9]{1,3}) from ([0-9]{1,16}) sat")
 _DAY_S = 86_400
 
@@ -35,6 +37,7 @@ class BitcoinSource(enum.Enum):
     CORE = "core"
     ELECTRUM = "electrum"
     ESPLORA = "esplora"
+    FILTERS = "filters"
 
 
 _WEB = ("http", "https")
@@ -42,6 +45,7 @@ _SCHEMES = {
     BitcoinSource.CORE: _WEB,
     BitcoinSource.ELECTRUM: ("tcp", "ssl"),
     BitcoinSource.ESPLORA: _WEB,
+    BitcoinSource.FILTERS: ("p2p",),
 }
 
 
@@ -58,7 +62,7 @@ class BitcoinNetwork(enum.Enum):
 def _url(raw: object, _: Where) -> str:
     if not isinstance(raw, str) or len(raw) > _URL_MAX_CHARS:
         raise TypeError
-    if not re.fullmatch(r"(https?|tcp|ssl)://[^\s@?#]+", raw):
+    if not re.fullmatch(r"(https?|tcp|ssl|p2p)://[^\s@?#]+", raw):
         raise ValueError
     return raw
 
@@ -70,8 +74,14 @@ def _depth(raw: object, _: Where) -> tuple[int, int]:
     return int(found[2]), int(found[1])
 
 
+def _block_hash(raw: object, _: Where) -> str:
+    if not isinstance(raw, str) or not re.fullmatch(r"[0-9a-f]{64}", raw):
+        raise ValueError
+    return raw
+
+
 _SOURCE_URL = Kind(
-    "an http://, https://, tcp:// or ssl:// address without credentials",
+    "an http://, https://, tcp://, ssl:// or p2p:// address without credentials",
     _url,
     textual=True,
 )
@@ -85,12 +95,14 @@ class BitcoinSettings:
     source: BitcoinSource = setting(
         choice(BitcoinSource),
         "Where the chain is asked: a node of yours (Bitcoin Core or btcd) by Core's RPC, an "
-        "Electrum server, or an Esplora. Those two learn all your addresses.",
+        "Electrum server, or an Esplora; those two learn all your addresses. Or nodes that serve "
+        "compact filters and learn none.",
         "core",
     )
     url: str | None = optional(
         _SOURCE_URL,
-        "Its address. Left out, the chain is not used. Needs `pip install 'farebox[bitcoin]'`.",
+        "Its address; of nodes that serve filters p2p://host:port,host:port. Left out, the chain "
+        "is not used. Needs `pip install 'farebox[bitcoin]'`.",
         "http://127.0.0.1:8332",
     )
     login: Secret | None = optional(
@@ -121,6 +133,12 @@ class BitcoinSettings:
         "The block from which on the wallet may have been paid. Left out, a few before its first "
         "start; needed for a wallet that is older.",
         850_000,
+    )
+    start_hash: str | None = optional(
+        Kind("the hash of a block, 64 hexadecimal digits", _block_hash, textual=True),
+        "The block before `start_height`, for filters on the bitcoin network: no filter up to it "
+        "is asked for.",
+        "00000000000000000000" + "ab" * 22,
     )
     name: str = setting(
         NAME, "What this wallet is called in the books. A new wallet gets a new name.", "main"
@@ -185,11 +203,38 @@ def check_bitcoin(found: BitcoinSettings) -> None:
     if found.url.partition("://")[0] not in schemes:
         allowed = f"for {found.source.value}: {' or '.join(f'{one}://…' for one in schemes)}"
         raise InvalidSettings("bitcoin.url", found.url, allowed)
+    if found.source is BitcoinSource.FILTERS:
+        _check_filters(found, found.url)
     if found.source is BitcoinSource.CORE and found.login is None:
         raise InvalidSettings("bitcoin.login", "nothing", "user:password of the node at its url")
     check_limits("bitcoin", found)
     if found.confirmations[0][0] != 0 or list(found.confirmations) != sorted(found.confirmations):
         raise InvalidSettings("bitcoin.confirmations", "no rise", "a list that rises from 0 sat")
+
+
+def peers_of(url: str) -> list[tuple[str, int]]:
+    """Host and port of each node of p2p://host:port,host:port. Raises InvalidSettings."""
+    found = []
+    for one in url.partition("://")[2].split(","):
+        try:
+            where = urlsplit(f"//{one}")
+            host, port = where.hostname, where.port
+        except ValueError:
+            host, port = None, None
+        if not host or not port or where.path:
+            raise InvalidSettings("bitcoin.url", url, "p2p://host:port, more of them after a comma")
+        found.append((host, port))
+    if len(found) > _PEERS_MAX or len(set(found)) < len(found):
+        raise InvalidSettings("bitcoin.url", url, f"each node once, {_PEERS_MAX} at most")
+    return found
+
+
+def _check_filters(found: BitcoinSettings, url: str) -> None:
+    peers_of(url)
+    is_dated = found.start_hash is not None and bool(found.start_height)
+    if found.network is BitcoinNetwork.BITCOIN and not is_dated:
+        allowed = "bitcoin.start_height and the hash of the block before it"
+        raise InvalidSettings("bitcoin.start_hash", found.start_hash or "nothing", allowed)
 
 
 def _public(raw: object) -> str:

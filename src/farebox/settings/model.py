@@ -427,7 +427,10 @@ class Settings:
         PaypalSettings, "A PayPal account of yours, to be paid by it; needs `[rates]`."
     )
     channels: ChannelsSettings = section(
-        ChannelsSettings, "Payment channels: one signed voucher pays for each request."
+        ChannelsSettings,
+        "Payment channels: one signed voucher pays for each request. Amounts are in sat or msat, "
+        "whatever the channels' asset; in another than bitcoin they are worth what its [[rate]] "
+        "says at the time.",
     )
     prices: tuple[Mapping[str, object], ...] = raw_tables(
         "A price. The first rule that matches counts; what none matches is refused, not free. "

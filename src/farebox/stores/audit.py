@@ -11,7 +11,6 @@ import msgspec
 
 from farebox.errors import StoreCorrupt
 from farebox.ledger.audit import EventRow, value_digest
-from farebox.ledger.evaluator import Movement
 from farebox.ledger.invariants import StoredRow
 from farebox.ledger.model import Account, HoldRow
 from farebox.ledger.records import RecordType
@@ -34,7 +33,6 @@ class BookReader(ABC):
 
     account_columns: ClassVar[str]
     hold_columns: ClassVar[str]
-    movement_columns: ClassVar[str]
 
     def __init__(self, records: Sequence[RecordType[Any]], book: int, tables: set[str]) -> None:
         self._book = book
@@ -71,15 +69,6 @@ class BookReader(ABC):
         """One unit, by its number or its id."""
         column = "id" if isinstance(seq_or_id, str) else "seq"
         return self._find(f"{_UNIT} AND {column} = ?", seq_or_id, read=_unit_from)
-
-    def movements(self, after: int) -> Iterator[tuple[int, Movement]]:
-        """Movements of units above number `after`, in order."""
-        return self._stream(
-            f"SELECT {self.movement_columns} "
-            "FROM movements WHERE book = ? AND seq > ? ORDER BY seq, step",
-            after,
-            read=lambda row: (row[0], Movement(*row[1:])),
-        )
 
     def events(self, after: int) -> Iterator[tuple[int, int, EventRow]]:
         """(unit number, time, event) of events above number `after`, in order."""
@@ -144,7 +133,6 @@ class BookReader(ABC):
         columns, order = {
             "accounts": (self.account_columns, "id"),
             "units": ("seq, id, at, body, digest", "seq"),
-            "movements": (self.movement_columns, "seq, step"),
             "holds": (self.hold_columns, "id"),
             "events": ("number, seq, at, name, subject, data", "number"),
         }[name]

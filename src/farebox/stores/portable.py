@@ -67,20 +67,6 @@ class UnitLine(_Line, frozen=True, tag="unit"):
     digest: bytes
 
 
-class MovementLine(_Line, frozen=True, tag="movement"):
-    """A step of a unit that moved money."""
-
-    seq: int
-    step: int
-    kind: str
-    debit: str
-    credit: str
-    amount: str
-    code: str
-    hold: str
-    expires_at: int
-
-
 class HoldLine(_Line, frozen=True, tag="hold"):
     """Resolved ones too."""
 
@@ -124,13 +110,10 @@ class EndLine(_Line, frozen=True, tag="end"):
     mac: str
 
 
-Line = (
-    BeginLine | AccountLine | UnitLine | MovementLine | HoldLine | EventLine | RecordLine | EndLine
-)
+Line = BeginLine | AccountLine | UnitLine | HoldLine | EventLine | RecordLine | EndLine
 _TABLES: dict[type[Any], str] = {
     AccountLine: "accounts",
     UnitLine: "units",
-    MovementLine: "movements",
     HoldLine: "holds",
     EventLine: "events",
 }

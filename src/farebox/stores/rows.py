@@ -20,7 +20,6 @@ COLUMNS = {
     "accounts": "book, id, asset, kind, debits_pending, debits_posted, credits_pending, "
     "credits_posted, ceiling",
     "units": "book, seq, id, at, body, digest",
-    "movements": "book, seq, step, kind, debit, credit, amount, code, hold, expires_at",
     "holds": "book, id, debit, credit, amount, code, expires_at, state",
     "events": "book, number, seq, at, name, subject, data",
 }

@@ -5,7 +5,8 @@
 | before the refund is opened | anything      | the key is still due; the next run tries again     |
 | refund opened → key EXPIRED | we stop       | the next run finds the same refund by the key's id |
 
-A key without a refund address keeps its balance: its owner takes it out with the expired key.
+A key without a refund address keeps its balance: its owner takes it out with the expired key. One
+whose money may still be taken back (`payments.maturity`) stays due until that is ripe.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from farebox.identity import ApiKey, Keys, KeyState
 from farebox.ids import derived_id
 from farebox.ledger.service import Ledger
 from farebox.payments import Refusal
+from farebox.payments.maturity import MATURING, ripe_at
 from farebox.payments.operations import Operations
 from farebox.payments.service import Payments, Pending
 
@@ -25,7 +27,8 @@ _log = structlog.get_logger("farebox.expiry")
 #: Keys looked at in one run; the rest wait for the next.
 _PAGES_MAX = 50
 _PAGE = 100
-#: Refusals that pass by themselves.
+_UNRIPE = "funds_not_ripe"
+#: Other refusals that pass by themselves.
 _PASSING = frozenset(
     {"busy", "mint_unavailable", "rail_unavailable", "insufficient_balance", "insufficient_funds"}
 )
@@ -41,19 +44,25 @@ class KeyExpiry:
         self._operations = operations
         self._payments = payments
         self._keys = keys
+        #: Where the next run begins: the keys that wait keep nobody behind them from their turn.
+        self._after = ""
+        #: Until when the money of a key is not ripe: nobody is asked about it again before. What
+        #: a restart forgets is asked once more.
+        self._ripe_at: dict[str, int] = {}
 
     async def run(self) -> int:
         """Refund and end the keys that are due; returns how many were ended."""
-        ended, after = 0, ""
+        ended, now = 0, self._ledger.clock.now_ns()
         for _ in range(_PAGES_MAX):
-            due = await self._keys.due(after, _PAGE)
+            due = await self._keys.due(self._after, _PAGE)
             for _, key in due:
-                if await self._is_settled(key):
+                if self._ripe_at.get(key.id, 0) <= now and await self._is_settled(key):
                     await self._keys.expire(key.id)
+                    self._ripe_at.pop(key.id, None)
                     ended += 1
-            if len(due) < _PAGE:
+            self._after = due[-1][0] if len(due) == _PAGE else ""
+            if not self._after:
                 break
-            after = due[-1][0]
         return ended
 
     async def _is_settled(self, key: ApiKey) -> bool:
@@ -97,6 +106,10 @@ class KeyExpiry:
             _log.warning("expiry.refund_impossible", key=key.id, error=type(error).__name__)
             return True
         if isinstance(told, Pending):
+            return False
+        if isinstance(told, Refusal) and told.code == _UNRIPE:
+            row = await self._ledger.store.get(MATURING, key.account)
+            self._ripe_at[key.id] = ripe_at(row.value if row else None)
             return False
         if isinstance(told, Refusal):
             _log.warning("expiry.refund_refused", key=key.id, code=told.code)

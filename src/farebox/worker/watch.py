@@ -77,13 +77,18 @@ class RailWatch:
             _log.warning("watch.not_polled", rail=self.name, reason=str(error))
 
     async def probe(self) -> None:
-        """Ask the rail whether it is there, for `/v1/methods`, and what it holds."""
+        """Ask the rail whether it is there, for `/v1/methods`."""
         with suppress(RailError):  # its standing tells
             await self._rail.probe()
+
+    async def weigh(self) -> None:
+        """Ask the rail what it holds, for the metrics: that may take many calls."""
+        with suppress(RailError):  # what it held last stays
             self.holdings = await self._rail.holdings()
 
     async def stop(self) -> None:
-        """Stop listening."""
+        """Stop listening: others do it, or all ends."""
+        self.looked_at_s = None
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)

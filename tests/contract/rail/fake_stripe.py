@@ -67,6 +67,8 @@ class FakeStripe:
     #: Calls whose next are refused for coming too fast: nothing is carried out or remembered.
     too_fast: Counter[str] = field(default_factory=Counter)
     is_down: bool = False
+    #: What the account settles: dollars as they are, else at 92 to 100.
+    settles: str = "usd"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
@@ -105,7 +107,7 @@ class FakeStripe:
     def _act(self, method: str, path: list[str], given: Document) -> Document:
         match (method, path):
             case ("get", ["balance"]):
-                return {"object": "balance"}
+                return self._balance()
             case ("get", ["events"]):
                 return self._events(given)
             case ("post", ["checkout", "sessions"]):
@@ -146,6 +148,20 @@ class FakeStripe:
                     raise Refused(400, "payment_method_unexpected_state")
                 return {"id": name, "type": "card"}
         raise Refused(404, "no_such_call")
+
+    def _balance(self) -> Document:
+        """What every payment, refund and dispute has left, part of it not yet available."""
+        charges = [one["latest_charge"] for one in self.intents.values() if one["latest_charge"]]
+        moved = [one["balance_transaction"] for one in charges]
+        moved += [
+            one for dispute in self.disputes.values() for one in dispute["balance_transactions"]
+        ]
+        left = sum(one["amount"] - one["fee"] for one in moved)
+        left -= sum(one["amount"] for one in self.refunds.values() if one["status"] == "succeeded")
+        parts = [
+            {"amount": amount, "currency": self.settles} for amount in (left // 2, left - left // 2)
+        ]
+        return {"object": "balance", "available": parts[:1], "pending": parts[1:]}
 
     # ── payments ─────────────────────────────────────────────────────────────────────────────────
 
@@ -215,14 +231,15 @@ class FakeStripe:
             "amount_captured": intent["amount"],
             "amount_refunded": 0,
             "disputed": False,
-            "balance_transaction": {
-                "amount": intent["amount"],
-                "fee": fee_of(intent["amount"]),
-                "currency": intent["currency"],
-            },
+            "balance_transaction": self._settled(intent),
         }
         intent |= {"status": "succeeded", "latest_charge": charge, "next_action": None}
         self._happened("payment_intent.succeeded", {"object": "payment_intent", "id": intent["id"]})
+
+    def _settled(self, intent: Document) -> Document:
+        amount, as_it_is = intent["amount"], self.settles == intent["currency"]
+        amount = amount if as_it_is else amount * 92 // 100
+        return {"amount": amount, "fee": fee_of(amount), "currency": self.settles}
 
     def _cancelled(self, intent: Document) -> Document:
         if intent["status"] == "succeeded":

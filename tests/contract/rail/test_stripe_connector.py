@@ -194,6 +194,7 @@ async def test_every_request_is_as_stripes_openapi_wants_it_stripe_mock(
         await connector.notices("evt_1")
         await connector.forget("pm_1")
         assert await connector.probe() == ""
+        assert all(code.isupper() for code in await connector.balances())
 
 
 async def test_a_stripe_that_cannot_be_reached_has_carried_out_nothing() -> None:

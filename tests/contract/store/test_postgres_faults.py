@@ -186,13 +186,28 @@ async def test_a_read_that_nobody_answers_is_an_error_and_never_nothing(
     assert await store.accounts()
 
 
+@pytest.mark.usefixtures("hurried")
+async def test_who_waits_behind_others_for_a_database_that_is_away_waits_no_longer_than_they(
+    store: PostgresStore, breaker: CommitBreaker, book: PostgresBook
+) -> None:
+    """However many callers there are: each is told to come again after the same time."""
+    breaker.open = False
+    cut_all(book)
+    reads = (store.account("a") for _ in range(40))
+    async with asyncio.timeout(2 * connection.PATIENCE_S):
+        told = await asyncio.gather(*reads, return_exceptions=True)
+    assert {type(error) for error in told} == {StoreError}
+    breaker.open = True
+    assert await store.account("a")
+
+
 async def test_none_is_told_of_a_unit_only_once_no_commit_of_it_is_on_its_way(
     store: PostgresStore, book: PostgresBook
 ) -> None:
     """A process died after it had sent a COMMIT; its backend still holds the book."""
     with psycopg.connect(book.dsn) as dying:
         dying.execute("SELECT pg_advisory_xact_lock(%s, 1)", (0x46415245,))
-        dying.execute("DELETE FROM movements WHERE seq > 1")  # its work
+        dying.execute("DELETE FROM units WHERE seq > 1")  # its work
         asked = asyncio.create_task(store.outcome("p"))
         await asyncio.sleep(0.3)
         assert not asked.done()

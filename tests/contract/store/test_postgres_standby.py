@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
-import psycopg
 import pytest
 
 from farebox.errors import OutcomeUnknown, StoreError, StoreRewound
@@ -20,89 +17,11 @@ from farebox.stores.postgres.audit import PostgresAuditReader
 from farebox.tally import Commits
 from tests.contract.store.books import RECORDS, available, do, fund
 from tests.contract.store.test_postgres_faults import pay_until
-from tests.peers.fixtures import missing
-from tests.peers.install import PeerUnavailable
-from tests.peers.postgres import Postgres
+from tests.peers.standby import Pair
 
 PAY = Transfer("a", "b", 1, "x")
 _TRIES_MAX = 200
 _PAUSE_S = 0.05
-
-
-@dataclass
-class Pair:
-    """A primary, and a standby that streams from it."""
-
-    primary: Postgres
-    standby: Postgres
-
-    @property
-    def dsn(self) -> str:
-        """Both, whichever takes writes."""
-        return self.primary.dsn_with(self.standby)
-
-    def fail_over(self) -> None:
-        """The primary's machine is gone; the standby takes over."""
-        self.primary.kill()
-        self.standby.promote()
-
-    def wait_for_standby(self) -> None:
-        """Have no commit be told before the standby has it, from now on."""
-        self._at_primary("ALTER SYSTEM SET synchronous_standby_names = '*'")
-        self._at_primary("SELECT pg_reload_conf()")
-        self._until("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'")
-
-    def catch_up(self) -> None:
-        """Until the standby has everything."""
-        self._until(
-            "SELECT count(*) FROM pg_stat_replication "
-            "WHERE replay_lsn >= pg_current_wal_flush_lsn()"
-        )
-
-    def verify(self, since: Checkpoint | None = None, at: str = "") -> object:
-        """What the audit says of the book, read at any of them that answers."""
-        with PostgresAuditReader(at or self.dsn, RECORDS) as reader:
-            result = verify(reader, since or Checkpoint())
-        return result if isinstance(result, Broken) else result[1]
-
-    def _until(self, question: str) -> None:
-        with psycopg.connect(self.primary.dsn, autocommit=True) as db:
-            for _ in range(_TRIES_MAX):
-                if db.execute(question.encode()).fetchone() == (1,):
-                    return
-                db.execute("SELECT pg_sleep(%s)", (_PAUSE_S,))
-        raise AssertionError(f"never: {question}")
-
-    def _at_primary(self, statement: str) -> None:
-        with psycopg.connect(self.primary.dsn, autocommit=True) as db:
-            db.execute(statement.encode())
-
-
-@pytest.fixture(scope="module")
-def made() -> Iterator[list[Postgres]]:
-    """Both, as they were when the standby was made."""
-    made: list[Postgres] = []
-    try:
-        made.append(Postgres())
-        made[0].start()
-        made.append(Postgres(of=made[0]))
-        made[0].stop()
-        for server in made:
-            server.keep()
-    except PeerUnavailable as reason:
-        missing("PostgreSQL", reason)
-    else:
-        yield made
-    finally:
-        for server in made:
-            server.remove()
-
-
-@pytest.fixture
-def pair(made: list[Postgres]) -> Pair:
-    for server in made:
-        server.begin_again()
-    return Pair(*made)
 
 
 @pytest.fixture
@@ -112,6 +31,13 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_TRIP_MAX_S", 2)
     hurried = batch.SYNCED.replace("'5s'", "'300ms'").replace("'20s'", "'500ms'")
     monkeypatch.setattr(batch, "SYNCED", hurried)
+
+
+def audited(pair: Pair, since: Checkpoint | None = None, at: str = "") -> object:
+    """What the audit says of the book, read at any of them that answers."""
+    with PostgresAuditReader(at or pair.dsn, RECORDS) as reader:
+        result = verify(reader, since or Checkpoint())
+    return result if isinstance(result, Broken) else result[1]
 
 
 async def opened(pair: Pair, commits: Commits | None = None) -> PostgresStore:
@@ -147,7 +73,7 @@ async def test_the_audit_reads_at_a_standby_and_whoever_decides_does_not(pair: P
     await asyncio.to_thread(pair.catch_up)
     with PostgresAuditReader(dsn, RECORDS) as reader:
         assert reader._one("SELECT pg_is_in_recovery()", ()) == (True,)
-    checkpoint = await asyncio.to_thread(pair.verify, None, dsn)
+    checkpoint = await asyncio.to_thread(audited, pair, None, dsn)
     assert isinstance(checkpoint, Checkpoint)
     assert checkpoint.seq == 6
     await store.close()
@@ -179,7 +105,7 @@ async def test_a_fail_over_under_load_to_a_standby_that_is_waited_for_loses_noth
     enough.set()
     paid = sum(await asyncio.gather(*payers))
     assert await available(store, "b") == paid > before, "it went on"
-    assert isinstance(await asyncio.to_thread(pair.verify), Checkpoint)
+    assert isinstance(await asyncio.to_thread(audited, pair), Checkpoint)
     await store.close()
 
 
@@ -217,7 +143,7 @@ async def test_who_was_told_what_a_fail_over_has_lost_writes_nothing_more(pair: 
     await asyncio.to_thread(pair.catch_up)
     await asyncio.to_thread(pair.standby.stop)
     assert isinstance(await do(store, "lost", PAY), Applied)
-    checkpoint = await asyncio.to_thread(pair.verify)
+    checkpoint = await asyncio.to_thread(audited, pair)
     assert isinstance(checkpoint, Checkpoint)
     await asyncio.to_thread(pair.primary.kill)
     await asyncio.to_thread(pair.standby.start)
@@ -238,8 +164,8 @@ async def test_who_was_told_what_a_fail_over_has_lost_writes_nothing_more(pair: 
     assert await store.outcome("lost") is None
     assert await available(store, "b") == 4
     # A verify that goes on from the last one notices as well, whoever was restarted meanwhile.
-    assert isinstance(await asyncio.to_thread(pair.verify, checkpoint), Broken)
-    assert isinstance(await asyncio.to_thread(pair.verify), Checkpoint)
+    assert isinstance(await asyncio.to_thread(audited, pair, checkpoint), Broken)
+    assert isinstance(await asyncio.to_thread(audited, pair), Checkpoint)
     await store.close()
     await other.close()
 

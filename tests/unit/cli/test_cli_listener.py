@@ -12,8 +12,9 @@ import uvicorn
 from farebox.cli import listener as listener_module
 from farebox.cli.listener import listening, server_config
 from farebox.errors import InvalidSettings
+from farebox.gateway.asgi import LET_GO
 from farebox.settings import Address
-from farebox.testing.asgi import Receive, Scope, Send, respond
+from farebox.testing.asgi import App, Receive, Scope, Send, respond
 
 LIMIT = 8_192
 
@@ -23,9 +24,9 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[int]:
+async def serving(app: App = app, *, stop_timeout_s: int = 1) -> AsyncIterator[int]:
     with listening(Address("127.0.0.1", 0), "gateway.listen") as listener:
-        server = uvicorn.Server(server_config(app, LIMIT, stop_timeout_s=1))
+        server = uvicorn.Server(server_config(app, LIMIT, stop_timeout_s=stop_timeout_s))
         running = asyncio.create_task(server._serve([listener]))
         for _ in range(500):
             if server.started:
@@ -109,6 +110,36 @@ async def test_a_caller_that_sends_no_more_has_what_was_answered() -> None:
         writer.write_eof()
         assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"fine")
         writer.close()
+
+
+@pytest.mark.parametrize("lets_go", [True, False])
+async def test_a_server_that_ends_cancels_only_what_it_was_not_told_to_let_go_of(
+    lets_go: bool,
+) -> None:
+    started, told = asyncio.Event(), asyncio.Event()
+    became: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if lets_go:
+            scope["extensions"][LET_GO](task)
+        started.set()
+        try:
+            await told.wait()
+            became.append("ended")
+        except asyncio.CancelledError:
+            became.append("cancelled")
+        await respond(send, 200, b"late")
+
+    async with serving(app, stop_timeout_s=0) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
+        await started.wait()
+    told.set()
+    await reader.read()
+    assert became == ["ended" if lets_go else "cancelled"]
+    writer.close()
 
 
 class Sent(asyncio.Transport):

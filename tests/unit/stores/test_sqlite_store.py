@@ -207,7 +207,7 @@ async def test_a_commit_whose_answer_is_lost_is_unknown_until_it_is_known(path: 
     assert verified(path).seq == 2
 
 
-@pytest.mark.parametrize("writes_left", range(8))
+@pytest.mark.parametrize("writes_left", range(6))
 async def test_a_crash_in_doubt_leaves_a_whole_book(
     path: Path, tmp_path: Path, writes_left: int
 ) -> None:

@@ -92,6 +92,13 @@ class Connector(Protocol):
         """
         ...
 
+    async def balances(self) -> Mapping[str, int]:
+        """What it owes us now in each currency; nothing where it does not tell.
+
+        Raises RailUnavailable, RailRejected.
+        """
+        ...
+
     async def probe(self) -> str:
         """What is wrong with the account; "" when nothing is."""
         ...

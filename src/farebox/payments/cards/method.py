@@ -20,7 +20,7 @@ notice twice, late or out of order changes nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import structlog
 
@@ -54,6 +54,7 @@ from farebox.payments.rail import (
     AssetTerms,
     DepositMethod,
     DepositOrder,
+    Holding,
     Payable,
     Sighting,
     Terms,
@@ -99,6 +100,14 @@ class CardMethod(DepositMethod):
         """This account at the provider."""
         return self.card_terms.place
 
+    def custody(self, asset: str) -> str:
+        """What the provider owes us in a currency."""
+        return self.card_terms.custody(asset)
+
+    def payable(self, asset: str) -> str:
+        """What it took back beyond that."""
+        return self.card_terms.payable(asset)
+
     # ── in ───────────────────────────────────────────────────────────────────────────────────────
 
     async def ask(self, order: DepositOrder) -> Payable | Refusal:
@@ -119,7 +128,7 @@ class CardMethod(DepositMethod):
             reference=made.reference,
             text=made.text,
             uri=made.uri,
-            custody=terms.custody(order.asset),
+            custody=self.custody(order.asset),
             amount=order.amount,
             expires_at=made.expires_at_s * NS_PER_S,
         )
@@ -196,7 +205,7 @@ class CardMethod(DepositMethod):
                 state=DepositState.CONFIRMED,
                 at=payment.at_s * NS_PER_S,
                 asset=payment.currency,
-                custody=self.card_terms.custody(payment.currency),
+                custody=self.custody(payment.currency),
                 matures_at=self.card_terms.matures_at(payment.at_s),
             )
         ]
@@ -238,6 +247,15 @@ class CardMethod(DepositMethod):
         except RailUnavailable as error:
             self._fault = str(error)
             raise
+
+    async def holdings(self) -> Sequence[Holding]:
+        """What the provider says that it owes us; where we owe it, nothing lies there."""
+        told = await self.connector.balances()
+        return tuple(
+            Holding(self.custody(code), code, max(0, told[code]))
+            for code in self.card_terms.currencies
+            if code in told
+        )
 
     def standing(self) -> Standing:
         """By the last probe."""

@@ -199,11 +199,17 @@ class Batches:
         return sorted(found, key=lambda one: (one[1].value.asked_at, one[0]))
 
     async def _spendable(self, view: View) -> list[str]:
-        """Coins that are deep enough to be ours for good, and no other batch's."""
+        """Coins that are deep enough to be ours for good, and no other batch's.
+
+        What others paid in is as deep as a payment must be: it must not vanish under one. What our
+        own transactions left over comes again with them, and is spent after a block.
+        """
+        ours = {view.spends[one.outpoint] for one in view.coins if one.outpoint in view.spends}
         found = []
         for coin in view.coins:
-            needed = 1 if coin.is_change else self._config.confirmations(coin.amount_sat)
-            if coin.is_spent or view.confirmations(coin.block) < needed:
+            config, is_ours = self._config, coin.outpoint.partition(":")[0] in ours
+            theirs = max(config.confirmations(coin.amount_sat), config.payout_confirmations)
+            if coin.is_spent or view.confirmations(coin.block) < (1 if is_ours else theirs):
                 continue
             row = await self._ledger.store.get(INPUT, coin.outpoint)
             if row is None or not row.value.batch:

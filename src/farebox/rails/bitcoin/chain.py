@@ -1,7 +1,8 @@
 """The source port: where the chain is asked, and what of it concerns the wallet.
 
-`core.py`, `electrum.py` and `esplora.py` do it. Calls block: they all run in the one thread of
-`wallet.py`. Each raises RailUnavailable when nobody knows, RailRejected for a definite no.
+`core.py`, `electrum.py`, `esplora.py` and `filters.py` do it. Calls block: they all run in the one
+thread of `wallet.py`. Each raises RailUnavailable when nobody knows, RailRejected for a definite
+no.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class ChainSource(Protocol):
         ...
 
     def sync(self, wallet: bdk.Wallet, tip: Block, since: int) -> bdk.Wallet | None:
-        """The wallet as of `tip` or later, with what is unconfirmed; None where nothing is new.
+        """The wallet as of `tip` or later, with what is unconfirmed; None where nothing is new,
+        or nothing can be told before `tip` is asked again.
 
         It has revealed every address that was given out before `tip` was asked for. Nothing of it
         is in a block below height `since`.

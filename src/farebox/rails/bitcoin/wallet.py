@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import bdkpython as bdk
@@ -110,23 +111,23 @@ class Wallet:
         Raises RailUnavailable.
         """
         async with self._syncing:
-            tip = await self._call(lambda source: source.tip())
-            (
-                count,
-                since,
-            ) = await given()  # whoever pays an address in a block up to the tip got it before
-
-            def work(source: ChainSource) -> View:
-                if count:
-                    self._bdk.reveal_addresses_to(_EXTERNAL, count - 1)
-                fresh = source.sync(self._bdk, tip, since)
-                if fresh is None and self.view is not None:
+            while True:
+                tip = await self._call(lambda source: source.tip())
+                # Whoever pays an address in a block up to the tip got it before.
+                count, since = await given()
+                work = partial(self._synced, tip=tip, count=count, since=since)
+                self.view = await self._call(work) or self.view
+                if self.view is not None:
                     return self.view
-                self._bdk = fresh or self._bdk
-                return _view_of(self._bdk)
 
-            self.view = await self._call(work)
-            return self.view
+    def _synced(self, source: ChainSource, *, tip: Block, count: int, since: int) -> View | None:
+        if count:
+            self._bdk.reveal_addresses_to(_EXTERNAL, count - 1)
+        fresh = source.sync(self._bdk, tip, since)
+        if fresh is None:
+            return None
+        self._bdk = fresh
+        return _view_of(fresh)
 
     # ── spending ─────────────────────────────────────────────────────────────────────────────────
 
@@ -220,7 +221,14 @@ class Wallet:
     def _signed(self, psbt: bdk.Psbt) -> Draft:
         fee_sat = int(psbt.fee())
         is_signed = self.keys.can_sign and self._bdk.sign(psbt)
-        tx = read_tx(bytes(psbt.extract_tx_unchecked_fee_rate().serialize()))
+        built = psbt.extract_tx_unchecked_fee_rate()
+        # Most drafts are prices that are asked: were each to take a change address with it, the one
+        # that is sent at last would be too far for anybody to look.
+        for output in built.output():
+            place = self._bdk.derivation_of_spk(output.script_pubkey)
+            if place is not None:
+                self._bdk.unmark_used(place.keychain, place.index)
+        tx = read_tx(bytes(built.serialize()))
         if is_signed:
             return Draft(tx.txid, tx.spends, fee_sat, raw=tx.raw)
         return Draft(tx.txid, tx.spends, fee_sat, psbt=str(psbt.serialize()))

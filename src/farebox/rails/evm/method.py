@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from farebox.clock import NS_PER_S, Clock
-from farebox.errors import InvalidCredential, RailError, RailUnavailable, StoreError
-from farebox.ids import derived_id, new_id
-from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Step, Unit
+from farebox.errors import InvalidCredential, RailError, RailUnavailable
+from farebox.ids import derived_id
+from farebox.ledger.model import Put
 from farebox.ledger.service import Ledger
 from farebox.payments import (
     PaymentCredentials,
@@ -31,6 +31,7 @@ from farebox.payments.rail import (
     AssetTerms,
     DepositMethod,
     DepositOrder,
+    Holding,
     Payable,
     Sighting,
     Terms,
@@ -39,6 +40,7 @@ from farebox.payments.rail import (
 from farebox.rails.evm.addresses import Addresses
 from farebox.rails.evm.arrivals import Arrivals
 from farebox.rails.evm.config import EvmAsset, EvmConfig
+from farebox.rails.evm.holding import holdings_of
 from farebox.rails.evm.outbox import custody_of
 from farebox.rails.evm.payouts import Payouts, read_address
 from farebox.rails.evm.records import ARRIVAL
@@ -110,13 +112,9 @@ class EvmMethod(DepositMethod):
 
     async def start(self) -> None:
         """Put the ceilings into the books. Raises StoreError."""
-        steps: list[Step] = []
         for one in self.config.assets:
             custody = custody_of(self.config.name, one.asset.code)
-            steps += [Open(custody, one.asset.code, Kind.CUSTODY), SetCeiling(custody, one.ceiling)]
-        outcome = await self._ledger.store.commit(Unit(new_id("ceiling"), tuple(steps)))
-        if not isinstance(outcome, Applied):
-            raise StoreError(f"the ceilings of {self.config.name} cannot be set: {outcome}")
+            await self._ledger.limit_custody(custody, one.asset.code, one.ceiling)
 
     # ── credentials ──────────────────────────────────────────────────────────────────────────────
 
@@ -194,6 +192,10 @@ class EvmMethod(DepositMethod):
         """All of this chain's custody."""
         return f"custody:evm:{self.config.name}"
 
+    def custody(self, asset: str) -> str:
+        """Of an asset on this chain."""
+        return custody_of(self.config.name, asset)
+
     # ── in ───────────────────────────────────────────────────────────────────────────────────────
 
     async def ask(self, order: DepositOrder) -> Payable | Refusal:
@@ -206,7 +208,7 @@ class EvmMethod(DepositMethod):
             reference=made.address,
             text=made.address,
             uri=payment_uri(of, self.config.chain_id, made.address, order.amount),
-            custody=custody_of(self.config.name, order.asset),
+            custody=self.custody(order.asset),
             amount=order.amount,
             expires_at=self._ledger.clock.now_ns() + self.config.expiry_s * NS_PER_S,
         )
@@ -254,6 +256,10 @@ class EvmMethod(DepositMethod):
         """Pay as planned, or find out how far it is: the outbox knows."""
         return await self._payouts.pay(payload)
 
+    async def give_up_refund(self, payload: bytes) -> tuple[Put, ...]:
+        """One that still waits joins no batch any more."""
+        return await self._payouts.give_up(payload)
+
     # ── standing ─────────────────────────────────────────────────────────────────────────────────
 
     async def probe(self) -> None:
@@ -266,6 +272,11 @@ class EvmMethod(DepositMethod):
         except RailError as error:
             self._fault = str(error)
             raise
+
+    async def holdings(self) -> Sequence[Holding]:
+        """What lies at our senders, in the treasury and at addresses that were not swept yet."""
+        hot = {*self.sending.keys.addresses, *self.sweeping.terms.treasuries}
+        return await holdings_of(self.config, hot, self.rpc, self._ledger)
 
     def standing(self) -> Standing:
         """By the last probe and by how calls have fared since."""

@@ -8,9 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 import aiohttp
 
 from farebox.clock import NS_PER_S
-from farebox.errors import InvalidCredential, RailUnavailable, StoreError
-from farebox.ids import new_id
-from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Unit
+from farebox.errors import InvalidCredential, RailUnavailable
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
 from farebox.payments import (
@@ -70,13 +68,8 @@ class LightningMethod(DepositMethod):
 
     async def start(self) -> None:
         """Put the node's ceiling into the books. Raises StoreError."""
-        steps = (
-            Open(self.config.custody, BTC.code, Kind.CUSTODY),
-            SetCeiling(self.config.custody, self.config.ceiling_msat),
-        )
-        outcome = await self._ledger.store.commit(Unit(new_id("ceiling"), steps))
-        if not isinstance(outcome, Applied):
-            raise StoreError(f"the node's ceiling cannot be set: {outcome}")
+        config = self.config
+        await self._ledger.limit_custody(config.custody, BTC.code, config.ceiling_msat)
 
     # ── credentials ──────────────────────────────────────────────────────────────────────────────
 

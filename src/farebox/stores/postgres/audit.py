@@ -23,7 +23,6 @@ class PostgresAuditReader(BookReader):
 
     account_columns = ACCOUNT
     hold_columns = HOLD
-    movement_columns = "seq, step, kind, debit, credit, amount::text, code, hold, expires_at"
 
     def __init__(self, dsn: str, records: Sequence[RecordType[Any]], *, book: int = 1) -> None:
         """Raises StoreError when there is no book or it cannot be read."""

@@ -119,10 +119,6 @@ _DUE_ANYWHERE = f"SELECT {HOLD} FROM holds WHERE {_DUE} ORDER BY expires_at, id 
 
 _NOTHING = "SELECT pg_logical_emit_message(true, 'farebox', '')"
 _INSERT_UNITS = Insert.into("units", ("int4", "int8", "text", "int8", "bytea", "bytea"))
-_INSERT_MOVEMENTS = Insert.into(
-    "movements",
-    ("int4", "int8", "int4", "text", "text", "text", "numeric", "text", "text", "int8"),
-)
 _INSERT_EVENTS = Insert.into("events", ("int4", "int8", "int8", "int8", "text", "text", "bytea"))
 _UPSERT_ACCOUNTS = Insert.into(
     "accounts",
@@ -218,8 +214,6 @@ async def write(connection: Connection, book: int, staged: Staged) -> None:
                 # What is told was committed by others, perhaps unsynced: a commit that writes
                 # anything at all waits for that as well.
                 await _run(connection, _NOTHING, ())
-            if staged.movements:
-                await _insert(connection, _INSERT_MOVEMENTS, staged.movements)
             if staged.events:
                 await _insert(connection, _INSERT_EVENTS, staged.events)
             if accounts := staged.accounts:

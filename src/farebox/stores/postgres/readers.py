@@ -30,21 +30,27 @@ class Readers:
         self._free = asyncio.Semaphore(_CONNECTIONS_MAX)
         self._idle: list[Connection] = []
         self._closed = False
+        #: How often somebody gave up. Whoever waited behind has waited long enough as well.
+        self._given_up = 0
 
     async def read(self, work: Callable[[Connection], Awaitable[R]]) -> R:
         """What `work` makes of a connection; again on a new one when that was lost.
 
         Raises StoreError when it cannot be read, or not for a while.
         """
-        patience = Patience()
+        patience, given_up = Patience(), self._given_up
         async with self._free:
+            if self._given_up != given_up:
+                raise StoreError("the book could not be read: the database is away")
             while True:
                 if self._closed:
                     raise StoreError("the store is closed")
                 try:
                     return await self._try(work)
                 except psycopg.Error as error:
-                    if not passing(error) or not await patience.pause():
+                    is_passing = passing(error)
+                    if not is_passing or not await patience.pause():
+                        self._given_up += is_passing
                         raise StoreError(f"the book could not be read: {error}") from error
                     await self._close_idle()  # made before the same failure
 

@@ -21,7 +21,6 @@ class SqliteAuditReader(BookReader):
 
     account_columns = ACCOUNT
     hold_columns = HOLD
-    movement_columns = "seq, step, kind, debit, credit, amount, code, hold, expires_at"
 
     def __init__(self, path: Path, records: Sequence[RecordType[Any]], *, book: int = 1) -> None:
         """Raises StoreError when the file is no book or cannot be read."""

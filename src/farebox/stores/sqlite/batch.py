@@ -199,8 +199,6 @@ class Batch:
             return
         many = self._db.executemany
         many(_INSERT["units"], staged.units)
-        if staged.movements:
-            many(_INSERT["movements"], staged.movements)
         if staged.events:
             many(_INSERT["events"], staged.events)
         if accounts := staged.accounts:

@@ -7,19 +7,13 @@ CREATE TABLE IF NOT EXISTS accounts (
     PRIMARY KEY (book, id)
 ) STRICT, WITHOUT ROWID;
 
+-- A file holds one book, so a number alone is the key: rows that are only ever appended fill their
+-- pages in the order of the table's own rowid, and no page of an index is written for it.
 CREATE TABLE IF NOT EXISTS units (
-    book INTEGER NOT NULL, seq INTEGER NOT NULL, id TEXT NOT NULL, at INTEGER NOT NULL,
-    body BLOB NOT NULL, digest BLOB NOT NULL,
-    PRIMARY KEY (book, seq)
-) STRICT, WITHOUT ROWID;
+    book INTEGER NOT NULL, seq INTEGER PRIMARY KEY, id TEXT NOT NULL, at INTEGER NOT NULL,
+    body BLOB NOT NULL, digest BLOB NOT NULL
+) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS units_id ON units (book, id);
-
-CREATE TABLE IF NOT EXISTS movements (
-    book INTEGER NOT NULL, seq INTEGER NOT NULL, step INTEGER NOT NULL, kind TEXT NOT NULL,
-    debit TEXT NOT NULL, credit TEXT NOT NULL, amount TEXT NOT NULL, code TEXT NOT NULL,
-    hold TEXT NOT NULL, expires_at INTEGER NOT NULL,
-    PRIMARY KEY (book, seq, step)
-) STRICT, WITHOUT ROWID;
 
 CREATE TABLE IF NOT EXISTS holds (
     book INTEGER NOT NULL, id TEXT NOT NULL, debit TEXT NOT NULL, credit TEXT NOT NULL,
@@ -34,8 +28,7 @@ CREATE INDEX IF NOT EXISTS holds_credit ON holds (book, credit, expires_at)
     WHERE state = 'open' AND expires_at > 0;
 
 CREATE TABLE IF NOT EXISTS events (
-    book INTEGER NOT NULL, number INTEGER NOT NULL, seq INTEGER NOT NULL, at INTEGER NOT NULL,
-    name TEXT NOT NULL, subject TEXT NOT NULL, data BLOB NOT NULL,
-    PRIMARY KEY (book, number)
-) STRICT, WITHOUT ROWID;
+    book INTEGER NOT NULL, number INTEGER PRIMARY KEY, seq INTEGER NOT NULL, at INTEGER NOT NULL,
+    name TEXT NOT NULL, subject TEXT NOT NULL, data BLOB NOT NULL
+) STRICT;
 CREATE INDEX IF NOT EXISTS events_subject ON events (book, subject, number);

@@ -1,0 +1,164 @@
+"""The operator's own money in the books, so that a loss is covered there as it is in reality.
+
+| flow                   | postings                                                          |
+|------------------------|-------------------------------------------------------------------|
+| bitcoin is paid in     | custody → capital                                                 |
+| another asset, which   | custody:USD → exchange:USD; exchange:BTC → capital, what it is    |
+| is converted           | worth now, without any spread                                     |
+| to a provider that had | payable → custody as well, what is owed to it                     |
+| lent us                |                                                                   |
+| it is taken out        | the same, the other way round                                     |
+
+Nothing is sent: the operator moves the money, at the node or from the bank, and says so here. It
+bears losses: custody must cover what customers and providers are owed, and of capital no more goes
+out than is beyond that.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from farebox.ledger.cover import Covers
+from farebox.ledger.model import (
+    Applied,
+    Code,
+    Event,
+    Kind,
+    Open,
+    Refused,
+    Replayed,
+    Step,
+    Transfer,
+    Unit,
+)
+from farebox.ledger.service import Ledger
+from farebox.money import BTC
+from farebox.payments.exchange import (
+    Exchange,
+    Quoted,
+    balance_of,
+    bought,
+    buying,
+    exchange_account,
+    legs,
+    ours,
+    sold,
+)
+from farebox.payments.method import Refusal, no_rate
+from farebox.payments.rail import DepositMethod
+
+CAPITAL = "capital"
+
+
+class Flow(enum.StrEnum):
+    """Which way it goes."""
+
+    IN = "in"
+    OUT = "out"
+
+
+class CapitalMove(msgspec.Struct, frozen=True):
+    """Capital that is to move, once for one `id`: an amount of an asset at a rail."""
+
+    id: str
+    flow: Flow
+    asset: str
+    amount: int
+
+    @property
+    def unit(self) -> str:
+        """The unit that moves it."""
+        return f"capital:{self.id}"
+
+
+class CapitalMoved(msgspec.Struct, frozen=True):
+    """What has moved: `counted` stands on the account, in `kept_in`'s smallest unit."""
+
+    account: str
+    kept_in: str
+    counted: int
+
+
+async def move_capital(
+    ledger: Ledger, exchange: Exchange, rail: DepositMethod, move: CapitalMove
+) -> CapitalMoved | Refusal:
+    """Book capital that the operator has put in at a rail, or takes out there."""
+    quoted = None
+    if exchange.converts(move.asset):
+        quoted = exchange.quote(move.asset)
+        if quoted is None:
+            return no_rate(move.asset)
+        quoted = msgspec.structs.replace(quoted, spread_ppm=0)  # nothing is earned from oneself
+    kept_in = BTC.code if quoted else move.asset
+    moved = CapitalMoved(balance_of(CAPITAL, kept_in), kept_in, _counted(move, quoted))
+    if move.flow is Flow.OUT and await ledger.store.outcome(move.unit) is None:
+        covers = Covers()
+        after = ""
+        while accounts := await ledger.store.accounts(after):
+            covers.add(accounts)
+            after = accounts[-1].id
+        cover = covers.told().get(kept_in)
+        if cover is None or cover.surplus < moved.counted:
+            return _NOT_FREE
+    unit = Unit(
+        move.unit,
+        await _steps(ledger, rail, move, moved, quoted),
+        events=(Event(f"capital.{move.flow}", moved.account, {"amount": str(moved.counted)}),),
+        fingerprint=f"{move.flow} {rail.custody(move.asset)} {move.asset} {move.amount}".encode(),
+        reply=msgspec.json.encode(moved),
+    )
+    match await ledger.store.commit(unit):
+        case Applied(reply=reply) | Replayed(Applied(reply=reply)):
+            return msgspec.json.decode(reply, type=CapitalMoved)
+        case Refused(code=Code.EXCEEDS_CEILING):
+            return Refusal("custody_full", "this place would hold more than its ceiling")
+        case Refused(code=Code.EXCEEDS_CREDITS):
+            return Refusal("insufficient_balance", "there is not so much capital")
+        case Refused(code=Code.EXCEEDS_DEBITS):
+            return Refusal("insufficient_funds", "not so much is held there")
+        case _:
+            return Refusal("operation_taken", "this name has moved something else already")
+
+
+_NOT_FREE = Refusal(
+    "capital_bound", "custody would not cover what is owed any more: it has borne a loss"
+)
+
+
+def _counted(move: CapitalMove, quoted: Quoted | None) -> int:
+    if quoted is None:
+        return move.amount
+    split = bought if move.flow is Flow.IN else sold
+    return split(quoted, move.amount).account
+
+
+async def _steps(
+    ledger: Ledger,
+    rail: DepositMethod,
+    move: CapitalMove,
+    moved: CapitalMoved,
+    quoted: Quoted | None,
+) -> tuple[Step, ...]:
+    custody, account, code = rail.custody(move.asset), moved.account, f"capital-{move.flow}"
+    opened = (Open(custody, move.asset, Kind.CUSTODY), Open(account, moved.kept_in, Kind.CAPITAL))
+    if move.flow is Flow.OUT:
+        if quoted is None:
+            return (*opened, Transfer(account, custody, move.amount, code))
+        return (
+            *opened,
+            *legs(quoted.asset),
+            Transfer(account, exchange_account(BTC.code), moved.counted, code),
+            Transfer(exchange_account(quoted.asset), custody, move.amount, code),
+            *ours(sold(quoted, move.amount)),
+        )
+    steps: tuple[Step, ...] = (Transfer(custody, account, move.amount, code),)
+    if quoted is not None:
+        steps = buying(quoted, custody, move.amount, account, code)
+    payable = rail.payable(move.asset)
+    lent = await ledger.store.account(payable) if payable else None
+    if lent is not None and lent.available > 0:
+        repaid = min(move.amount, lent.available)
+        steps = (*steps, Transfer(payable, custody, repaid, "provider-debt"))
+    return (*opened, *steps)
