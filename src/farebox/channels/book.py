@@ -174,11 +174,17 @@ class SubChannels:
     # ── changes ──────────────────────────────────────────────────────────────────────────────────
 
     async def serve(
-        self, turn: Turn, ask: Charge | Cover | None, service_tx_ref: str = ""
+        self,
+        turn: Turn,
+        ask: Charge | Cover | None,
+        service_tx_ref: str = "",
+        *,
+        synced: bool = True,
     ) -> Standing:
         """Weigh the voucher, take it, and charge or cover the request: all in one commit.
 
-        A charge without a reference has the commit's own.
+        A charge without a reference has the commit's own. Unsynced, a loss of power may take it
+        back: only for what is told to nobody before a commit that is synced.
         With nothing to ask for, or where the verdict lets nothing be served, a good voucher is
         still taken. A request that the collateral doesn't cover is `Rejected`, its voucher taken.
         """
@@ -210,10 +216,10 @@ class SubChannels:
             return verdict
 
         once = "" if ask is None else turn.once
-        standing = await self._change(turn, decide, once)
+        standing = await self._change(turn, decide, once, synced=synced)
         is_taken = isinstance(standing, Standing) and standing.verdict is _BEING_SERVED
         if is_taken and await self._settle_abandoned(turn):
-            standing = await self._change(turn, decide, once)
+            standing = await self._change(turn, decide, once, synced=synced)
         if isinstance(standing, Standing):
             if ask is not None and isinstance(standing.verdict, Accepted | Clear):
                 self._limited(backing, turn.ceiling)
@@ -330,7 +336,12 @@ class SubChannels:
         return True
 
     async def _change(
-        self, turn: Turn, decide: Callable[[SubChannel | None, Draft], Verdict], once: str
+        self,
+        turn: Turn,
+        decide: Callable[[SubChannel | None, Draft], Verdict],
+        once: str,
+        *,
+        synced: bool,
     ) -> Standing | Refused:
         fragment = turn.sub_channel.vm_id_fragment
         key = sub_channel_key(turn.channel.channel_id, fragment)
@@ -358,7 +369,7 @@ class SubChannels:
                 return msgspec.structs.replace(unit, guards=opening)
             return unit
 
-        outcome = await self._rows.decide(key, whole)
+        outcome = await self._rows.decide(key, whole, synced=synced)
         match outcome:
             case Standing():
                 return outcome
