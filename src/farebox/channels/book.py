@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import msgspec
 
@@ -45,8 +44,7 @@ _WAITING_MAX = 16
 _CEILINGS_MAX = 50_000
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(msgspec.Struct, frozen=True):
     """A request's turn on a sub-channel, with what the chain says of it now.
 
     `once` names the request where it may be served but once, in whatever process it comes again.
@@ -59,16 +57,14 @@ class Turn:
     once: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(msgspec.Struct, frozen=True):
     """What a request costs, known before it is served."""
 
     cost: int
     cost_pico_usd: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cover:
+class Cover(msgspec.Struct, frozen=True):
     """What a request may cost, where only serving it tells; `floor` if nobody ever does.
 
     `request` names one whose row `keep` writes with the commit, and which `SubChannels.settle_left`
@@ -82,8 +78,7 @@ class Cover:
     keep: Callable[[Draft], None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """How a voucher weighed, and the sub-channel as it stands after."""
 
     verdict: Verdict
