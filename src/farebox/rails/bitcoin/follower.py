@@ -28,7 +28,9 @@ _FIRST_S = 5
 _ANSWER_S = 5
 _STOP_S = 10
 _GREETING_MS, _ANSWER_MS = 5_000, 10_000
-_VBYTES_PER_KVB, _KWU_PER_KVB = 1_000, 4
+_KWU_PER_KVB = 4
+#: What the library says of headers that begin before those it was told to begin with.
+_NOT_OURS = "does not connect to any header of ours"
 
 
 class Follower:
@@ -129,10 +131,11 @@ class Follower:
             self._looked_through = f"{part} % of its {info.chain_height} blocks"
 
     def _warned(self, warning: bdk.Warning) -> None:
-        self.has_lost_chain |= warning.is_UNEXPECTED_SYNC_ERROR()
         # Others say nothing new, or a node could say them without end.
         if warning.is_UNEXPECTED_SYNC_ERROR() or warning.is_NO_COMPACT_FILTERS():
-            _log.warning("bitcoin.filters", told=str(warning)[:200])
+            told = str(warning)[:200]
+            self.has_lost_chain |= _NOT_OURS in told
+            _log.warning("bitcoin.filters", told=told)
 
 
 async def _each(ask: Callable[[], Awaitable[Any]], tell: Callable[[Any], None]) -> None:
