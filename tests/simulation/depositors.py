@@ -68,9 +68,9 @@ class RailCaller(Caller):
         """Where one is paid."""
         raise NotImplementedError
 
-    def _to_own(self) -> dict[str, Any]:
-        """Where to one is paid out, in the words of the API."""
-        return {"destination": self._own()}
+    def _outs(self) -> list[dict[str, Any]]:
+        """The ways to take money out, in the words of the API."""
+        return [{"method": "cashu"}, {"method": self.way, "destination": self._own()}]
 
     def _order(self, amount_msat: int | None) -> dict[str, Any]:
         """What is asked for."""
@@ -197,7 +197,7 @@ class RailCaller(Caller):
             if told.status == 200 and balance_msat < self.small_msat:
                 return
             amount_msat = balance_msat // part // 1_000 * 1_000
-            took = [await self._take_out(opens, way, amount_msat) for way in ("cashu", self.way)]
+            took = [await self._take_out(opens, out, amount_msat) for out in self._outs()]
             if any(reply.status == 200 for reply in took):
                 part = 1
             elif amount_msat < self.small_msat:
@@ -209,12 +209,8 @@ class RailCaller(Caller):
                 )  # what is held may be about to be swapped, or swept
         raise AssertionError(f"{self.name} cannot take out what is on {opens[:12]}: {took}")
 
-    async def _take_out(self, opens: str, way: str, amount_msat: int) -> Reply:
-        body: dict[str, Any] = {"method": way}
-        if amount_msat:
-            body["amount_msat"] = amount_msat
-        if way == self.way:
-            body |= self._to_own()
+    async def _take_out(self, opens: str, out: dict[str, Any], amount_msat: int) -> Reply:
+        body = out | ({"amount_msat": amount_msat} if amount_msat else {})
         return await self._named(post("/v1/refunds", body, bearer(opens), self._name()))
 
 

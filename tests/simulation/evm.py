@@ -269,7 +269,7 @@ class ModelEvm:
             self._seen = ()
 
     def _forget(self, tx: Tx) -> None:
-        """Only the house sends its own again: a stranger's behind it would wait for ever."""
+        """Only the house sends its own again: what a stranger sent behind it would wait."""
         for sender, nonce in list(self.pool):
             is_behind = nonce > tx.nonce and self.is_strangers(tx)
             if sender == tx.sender and (nonce == tx.nonce or is_behind):

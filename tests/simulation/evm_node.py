@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
-import rlp
+from eth_account.typed_transactions.typed_transaction import TypedTransaction
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
+from hexbytes import HexBytes
 
 from farebox.rails.evm.accounts import Account
 from farebox.rails.evm.contracts import calldata
@@ -108,19 +109,18 @@ class ModelNode:
 
 def read_raw(raw: str) -> Tx:
     """A signed EIP-1559 transaction."""
-    data = bytes.fromhex(raw[2:])
-    fields = rlp.decode(data[1:])
-    nonce, tip, max_fee, gas = (int.from_bytes(one) for one in fields[1:5])
-    to, value, call = to_checksum_address(fields[5]), int.from_bytes(fields[6]), fields[7].hex()
+    data = HexBytes(raw)
+    found = TypedTransaction.from_bytes(data).as_dict()
+    to = to_checksum_address(found["to"])
     return Tx(
         sender=Account.recover_transaction(raw),
-        nonce=nonce,
+        nonce=found["nonce"],
         to=to,
-        value=value,
-        moves=_moves(to, call),
-        gas=gas,
-        max_fee=max_fee,
-        tip=tip,
+        value=found["value"],
+        moves=_moves(to, found["data"].hex()),
+        gas=found["gas"],
+        max_fee=found["maxFeePerGas"],
+        tip=found["maxPriorityFeePerGas"],
         hash=f"0x{keccak(data).hex()}",
     )
 

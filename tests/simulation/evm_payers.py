@@ -45,8 +45,12 @@ class EvmPayer(ChainPayer):
         self.sent_to.append(_address(f"{self.name}:{len(self.sent_to)}"))
         return self.sent_to[-1]
 
-    def _to_own(self) -> dict[str, Any]:
-        return {"destination": self._own(), "asset": self._chance.choice(("USDC", "ETH"))}
+    def _outs(self) -> list[dict[str, Any]]:
+        coin, token = (
+            {"method": self.way, "destination": self._own(), "asset": one}
+            for one in ("ETH", "USDC")
+        )
+        return [{"method": "cashu"}, coin, token]
 
     # ── in ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -81,7 +85,9 @@ class EvmPayer(ChainPayer):
         return found["token"] + found["coin"] // WEI_PER_MSAT
 
     def _is_waiting(self, asked: Asked) -> bool:
-        return self.chain.waits_for(asked.text)
+        """Or has not been swept yet: until then it cannot be paid out."""
+        is_there = self.chain.tip.state.token[asked.text] > 0
+        return is_there or self.chain.waits_for(asked.text)
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -92,11 +98,8 @@ class EvmPayer(ChainPayer):
         if self._chance.random() < self._fills:
             await self._fill(key)
         target = self._chance.choice(("/v1/refunds", "/v1/payouts"))
-        body = {
-            "method": self.way,
-            "amount_msat": self._chance.randint(2_000, 20_000) * 1_000,
-            **self._to_own(),
-        }
+        body = self._chance.choice(self._outs()[1:])
+        body["amount_msat"] = self._chance.randint(2_000, 20_000) * 1_000
         if self._chance.random() < 0.1 and self.market:  # the house asked to pay itself
             body["destination"] = self._chance.choice(list(self.market)).removeprefix("evm:")
         if self._chance.random() < 0.1:

@@ -77,21 +77,26 @@ SCENES: Final[dict[str, Weather]] = {
     ),
     "an EVM chain is reorganised": replace(
         _CLEAR,
-        storm_s=100,
-        callers=2,
-        evm=EvmWeather(block_s=5, reorganises=0.3, double_spends=0.3, fills=0.3),
+        storm_s=60,
+        evm=EvmWeather(block_s=10, reorganises=0.5, double_spends=0.1, fills=0.1),
+    ),
+    "payments vanish from an EVM chain": replace(
+        _CLEAR,
+        storm_s=80,
+        callers=3,
+        evm=EvmWeather(block_s=5, reorganises=0.3, double_spends=0.6, fills=0.3),
     ),
     "answers of an EVM node are lost": replace(
+        _CLEAR,
+        callers=2,
+        evm=EvmWeather(block_s=15, forgets=0.3, fills=0.9, wire=NetworkWeather(loses_answer=0.1)),
+    ),
+    "blocks leave out what was sent": replace(
         _CLEAR,
         storm_s=100,
         callers=2,
         evm=EvmWeather(
-            block_s=15,
-            leaves_out=0.3,
-            forgets=0.3,
-            fee_jumps=0.5,
-            fills=0.9,
-            wire=NetworkWeather(loses_answer=0.1, delays_call=0.05, repeats_call=0.1),
+            block_s=4, leaves_out=0.6, fee_jumps=0.3, fills=0.9, wire=NetworkWeather(loses_call=0.3)
         ),
     ),
 }

@@ -26,7 +26,7 @@ from farebox.rails.cashu.locked import Locked
 from farebox.rails.cashu.records import LOCKED
 from farebox.rails.cashu.sweep import Sweep
 from farebox.wire.cashu import crypto
-from tests.simulation import callers, planted_rails
+from tests.simulation import callers, planted_evm, planted_rails
 from tests.simulation.disk import Disk
 from tests.simulation.scenes import SCENES
 from tests.simulation.world import run
@@ -180,6 +180,19 @@ def counters_are_kept_in_memory() -> AbstractContextManager[object]:
         (planted_rails.what_leaves_the_chain_stays_credited, "blocks are left"),
         (planted_rails.one_block_is_enough_for_any_value, "blocks are left"),
         (planted_rails.a_payment_is_over_once_it_is_sent, "payments go out on the chain"),
+        (
+            planted_evm.a_transfer_that_moved_in_its_block_is_another,
+            "an EVM chain is reorganised",
+        ),
+        (planted_evm.what_leaves_the_chain_stays_credited, "payments vanish from an EVM chain"),
+        (
+            planted_evm.what_was_taken_back_rests_as_if_it_were_there,
+            "payments vanish from an EVM chain",
+        ),
+        (
+            planted_evm.what_is_in_no_block_is_sent_under_another_nonce,
+            "answers of an EVM node are lost",
+        ),
     ],
 )
 def test_a_planted_defect_is_found(

@@ -409,6 +409,32 @@ class World:
         return reply
 
 
+#: One EVM chain, with its coin and a token, and what they are worth.
+_EVM: dict[str, object] = {
+    "evm": [
+        {
+            "name": EVM_NAME,
+            "chain_id": CHAIN_ID,
+            "block_s": 4,
+            "url": f"http://{EVM_NODE}",
+            "key": MNEMONIC,
+            "send_confirmations": 3,
+            "asset": [
+                {"asset": "ETH", "confirmations": [f"{COIN_DEPTH} from 0"]},
+                {
+                    "asset": "USDC",
+                    "contract": TOKEN,
+                    "scale": 6,
+                    "confirmations": [f"{n} from {least // 10**6}" for least, n in EVM_DEPTHS],
+                },
+            ],
+        }
+    ],
+    "rates": {"btc_usd": "100000", "spread_ppm": 0},
+    "rate": [{"asset": "USDC", "price": "1"}, {"asset": "ETH", "price": "2000"}],
+}
+
+
 def settings(chance: Random, weather: Weather) -> dict[str, object]:
     """How the operator has set up this house."""
     mint: dict[str, object] = {"url": f"https://{HOME}"}
@@ -440,31 +466,7 @@ def settings(chance: Random, weather: Weather) -> dict[str, object]:
             "bitcoin.round_s": 3,
         }
     if weather.evm is not None:
-        chosen |= {
-            "evm": [
-                {
-                    "name": EVM_NAME,
-                    "chain_id": CHAIN_ID,
-                    "block_s": 4,
-                    "url": f"http://{EVM_NODE}",
-                    "key": MNEMONIC,
-                    "send_confirmations": 3,
-                    "asset": [
-                        {"asset": "ETH", "confirmations": [f"{COIN_DEPTH} from 0"]},
-                        {
-                            "asset": "USDC",
-                            "contract": TOKEN,
-                            "scale": 6,
-                            "confirmations": [
-                                f"{n} from {least // 10**6}" for least, n in EVM_DEPTHS
-                            ],
-                        },
-                    ],
-                }
-            ],
-            "rates": {"btc_usd": "100000", "spread_ppm": 0},
-            "rate": [{"asset": "USDC", "price": "1"}, {"asset": "ETH", "price": "2000"}],
-        }
+        chosen |= _EVM
     if weather.node is not None:
         chosen |= {
             "lightning.url": f"https://{NODE}",
