@@ -28,7 +28,7 @@ from tests.peers.process import free_port
 pytestmark = pytest.mark.peer
 SAT = 40_000
 #: Far more than are looked for beyond the last that was given out.
-FAR = 450
+FAR = 230
 
 
 @pytest.fixture

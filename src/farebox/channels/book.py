@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import msgspec
 
@@ -45,8 +44,7 @@ _WAITING_MAX = 16
 _CEILINGS_MAX = 50_000
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(msgspec.Struct, frozen=True):
     """A request's turn on a sub-channel, with what the chain says of it now.
 
     `once` names the request where it may be served but once, in whatever process it comes again.
@@ -59,16 +57,14 @@ class Turn:
     once: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(msgspec.Struct, frozen=True):
     """What a request costs, known before it is served."""
 
     cost: int
     cost_pico_usd: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cover:
+class Cover(msgspec.Struct, frozen=True):
     """What a request may cost, where only serving it tells; `floor` if nobody ever does.
 
     `request` names one whose row `keep` writes with the commit, and which `SubChannels.settle_left`
@@ -82,8 +78,7 @@ class Cover:
     keep: Callable[[Draft], None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """How a voucher weighed, and the sub-channel as it stands after."""
 
     verdict: Verdict
@@ -174,11 +169,17 @@ class SubChannels:
     # ── changes ──────────────────────────────────────────────────────────────────────────────────
 
     async def serve(
-        self, turn: Turn, ask: Charge | Cover | None, service_tx_ref: str = ""
+        self,
+        turn: Turn,
+        ask: Charge | Cover | None,
+        service_tx_ref: str = "",
+        *,
+        synced: bool = True,
     ) -> Standing:
         """Weigh the voucher, take it, and charge or cover the request: all in one commit.
 
-        A charge without a reference has the commit's own.
+        A charge without a reference has the commit's own. Unsynced, a loss of power may take it
+        back: only for what is told to nobody before a commit that is synced.
         With nothing to ask for, or where the verdict lets nothing be served, a good voucher is
         still taken. A request that the collateral doesn't cover is `Rejected`, its voucher taken.
         """
@@ -210,10 +211,10 @@ class SubChannels:
             return verdict
 
         once = "" if ask is None else turn.once
-        standing = await self._change(turn, decide, once)
+        standing = await self._change(turn, decide, once, synced=synced)
         is_taken = isinstance(standing, Standing) and standing.verdict is _BEING_SERVED
         if is_taken and await self._settle_abandoned(turn):
-            standing = await self._change(turn, decide, once)
+            standing = await self._change(turn, decide, once, synced=synced)
         if isinstance(standing, Standing):
             if ask is not None and isinstance(standing.verdict, Accepted | Clear):
                 self._limited(backing, turn.ceiling)
@@ -330,7 +331,12 @@ class SubChannels:
         return True
 
     async def _change(
-        self, turn: Turn, decide: Callable[[SubChannel | None, Draft], Verdict], once: str
+        self,
+        turn: Turn,
+        decide: Callable[[SubChannel | None, Draft], Verdict],
+        once: str,
+        *,
+        synced: bool,
     ) -> Standing | Refused:
         fragment = turn.sub_channel.vm_id_fragment
         key = sub_channel_key(turn.channel.channel_id, fragment)
@@ -358,7 +364,7 @@ class SubChannels:
                 return msgspec.structs.replace(unit, guards=opening)
             return unit
 
-        outcome = await self._rows.decide(key, whole)
+        outcome = await self._rows.decide(key, whole, synced=synced)
         match outcome:
             case Standing():
                 return outcome

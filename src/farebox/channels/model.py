@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -20,8 +20,7 @@ from farebox.wire.subrav.model import VERSION, ErrorCode, SignedSubRAV, SubRAV
 PaymentErrorCode = ErrorCode
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestMetadata:
+class RequestMetadata(msgspec.Struct, frozen=True, kw_only=True):
     """A request to pay for, whatever protocol brought it.
 
     `payer_did` and `vm_id_fragment` are taken at their word where no voucher says otherwise:
@@ -42,7 +41,7 @@ class RequestMetadata:
     is_admin: bool = False
     once: str = ""
     usage: int = 0
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +55,7 @@ class VerificationResult:
     payer_key_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PaymentProcessingResult:
+class PaymentProcessingResult(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a request's payment.
 
     Serve the request when `is_admitted`. A replay of an accepted voucher is a success, charges

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 import uvicorn
 
-from farebox.cli import listener as listener_module
+from farebox.cli import connection
+from farebox.cli.connection import Outbox
 from farebox.cli.listener import listening, server_config
 from farebox.errors import InvalidSettings
 from farebox.gateway.asgi import LET_GO
@@ -77,7 +78,7 @@ async def test_a_large_body_is_no_large_head() -> None:
 async def test_a_head_that_does_not_come_is_not_waited_for(
     begun: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener_module, "_HEAD_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(connection, "_HEAD_TIMEOUT_S", 0.1)
     async with serving() as port:
         assert (await exchange(port, begun)).startswith(b"HTTP/1.1 408 ")
 
@@ -85,7 +86,7 @@ async def test_a_head_that_does_not_come_is_not_waited_for(
 async def test_the_second_head_of_a_connection_is_bounded_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(listener_module, "_HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connection, "_HEAD_TIMEOUT_S", 0.3)
     async with serving() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
@@ -169,7 +170,7 @@ class Sent(asyncio.Transport):
 
 async def test_what_is_written_in_one_turn_leaves_at_once_and_in_order() -> None:
     sent = Sent()
-    transport = listener_module._OneWrite(sent, asyncio.get_running_loop())
+    transport = Outbox(sent, asyncio.get_running_loop())
     transport.write(b"head ")
     transport.write(b"body")
     assert sent.calls == []
@@ -181,7 +182,7 @@ async def test_what_is_written_in_one_turn_leaves_at_once_and_in_order() -> None
 
 async def test_much_does_not_wait_for_the_end_of_the_turn() -> None:
     sent = Sent()
-    transport = listener_module._OneWrite(sent, asyncio.get_running_loop())
+    transport = Outbox(sent, asyncio.get_running_loop())
     for _ in range(20):
         transport.write(b"x" * 16_384)
     assert sum(len(call) for call in sent.calls) >= 15 * 16_384
@@ -191,7 +192,7 @@ async def test_much_does_not_wait_for_the_end_of_the_turn() -> None:
 
 async def test_closing_writes_what_was_held_and_nothing_is_written_after_it() -> None:
     sent = Sent()
-    transport = listener_module._OneWrite(sent, asyncio.get_running_loop())
+    transport = Outbox(sent, asyncio.get_running_loop())
     transport.write(b"last words")
     transport.close()
     transport.write(b"too late")

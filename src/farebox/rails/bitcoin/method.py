@@ -39,7 +39,6 @@ from farebox.rails.bitcoin.chain import GENESIS, ChainInfo, View
 from farebox.rails.bitcoin.config import BitcoinConfig
 from farebox.rails.bitcoin.paying import Paying
 from farebox.rails.bitcoin.wallet import Wallet
-from farebox.rails.web.breaker import BreakerState
 from farebox.wire.bitcoin import read_uri, uri_of
 
 PAYMENT_TYPE = "bitcoin"
@@ -193,9 +192,7 @@ class BitcoinMethod(DepositMethod):
 
     def standing(self) -> Standing:
         """By the last probe and by how calls have fared since."""
-        if self.wallet.breaker.state is BreakerState.OPEN:
-            return Standing(False, "the chain cannot be asked; it is left alone for a while")
-        return Standing(not self._fault, self._fault)
+        return self.wallet.breaker.standing(self._fault)
 
     def terms(self) -> Terms:
         """The operator's limits, and what the chain takes."""

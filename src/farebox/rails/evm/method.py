@@ -47,7 +47,6 @@ from farebox.rails.evm.records import ARRIVAL
 from farebox.rails.evm.rpc import Quantity, Rpc
 from farebox.rails.evm.scan import Scan
 from farebox.rails.evm.sweeping import Sweeping
-from farebox.rails.web.breaker import BreakerState
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
 _TRANSACTION = re.compile(r"0x[0-9a-fA-F]{64}")
@@ -280,9 +279,7 @@ class EvmMethod(DepositMethod):
 
     def standing(self) -> Standing:
         """By the last probe and by how calls have fared since."""
-        if self.rpc.breaker.state is BreakerState.OPEN:
-            return Standing(False, "the node does not answer; it is left alone for a while")
-        return Standing(not self._fault, self._fault)
+        return self.rpc.breaker.standing(self._fault)
 
     def terms(self) -> Terms:
         """The operator's limits."""

@@ -35,7 +35,7 @@ from farebox.payments.rail import (
 from farebox.rails.lightning.config import LightningConfig
 from farebox.rails.lightning.node import LightningNode, NodeInfo, Settled
 from farebox.rails.lightning.paying import Paying
-from farebox.rails.web.breaker import Breaker, BreakerState
+from farebox.rails.web.breaker import Breaker
 from farebox.rails.web.lnurl import Lnurl
 from farebox.wire.bolt11 import decode_invoice
 
@@ -160,9 +160,7 @@ class LightningMethod(DepositMethod):
 
     def standing(self) -> Standing:
         """By the last probe and by how calls have fared since."""
-        if self._breaker.state is BreakerState.OPEN:
-            return Standing(False, "the node does not answer; it is left alone for a while")
-        return Standing(not self._fault, self._fault)
+        return self._breaker.standing(self._fault)
 
     def terms(self) -> Terms:
         """The operator's limits and fees."""
