@@ -31,7 +31,12 @@ KEYS = {
     "other": SigningKey(KeyType.SECP256K1, b"\x02" * 32),
     "third": SigningKey(KeyType.SECP256R1, b"\x03" * 32),
 }
+ADMIN = SigningKey(KeyType.ED25519, b"\x09" * 32)
 FUNDS_SAT, COLLATERAL_MSAT = 4_096, 2_000_000
+ADMINS = {
+    name: key_document(key.public.did_key, key.public.did_key.removeprefix("did:key:"), key)
+    for name, key in (("admin", ADMIN), ("stranger", KEYS["main"]))
+}
 CHAT = {"model": "play-1", "max_tokens": 20, "messages": [{"role": "user", "content": "Hi"}]}
 CHAT_PATH = {"method": "POST", "path": "/v1/chat/completions"}
 
@@ -58,7 +63,7 @@ class Counter:
                 "chainId": self.channel["chain_id"],
                 "assetId": self.channel["asset"],
             },
-            "keys": {name: key_document(did, name, key) for name, key in KEYS.items()},
+            "keys": {name: key_document(did, name, key) for name, key in KEYS.items()} | ADMINS,
             "steps": steps,
             **settings,
         }
@@ -103,7 +108,8 @@ async def counter(
 
 
 def _toml(upstream: str, mint: str) -> str:
-    tables = [f'[[upstream]]\nurls = ["{upstream}"]', f'[[mint]]\nurl = "{mint}"']
+    admins = f'[channels]\nadmins = ["{ADMIN.public.did_key}"]'
+    tables = [admins, f'[[upstream]]\nurls = ["{upstream}"]', f'[[mint]]\nurl = "{mint}"']
     for price in PRICES:
         lines = (f"{name} = {json.dumps(value)}" for name, value in price.items())
         tables.append("\n".join(["[[price]]", *lines]))
@@ -148,17 +154,35 @@ async def test_paid_free_metered_and_streamed_requests(
     assert charged == told
 
 
-async def test_a_payer_that_lost_its_state_is_asked_once_and_retries(
+async def test_a_payer_that_lost_its_state_retries_and_only_admins_trigger_claims(
     serve: Serve, mint: Mint, payment_kit: PaymentKit, tmp_path: Path
 ) -> None:
     async with counter(serve, mint, payment_kit, tmp_path) as house:
-        happened = await house.pays(echo(), {"do": "forget"}, echo(), {"do": "recover"}, echo())
+        trigger = {"do": "claim", "of": {"channelId": house.channel["channel"]}}
+        happened = await house.pays(
+            echo(),
+            {"do": "forget"},
+            echo(),
+            {"do": "recover"},
+            echo(),
+            trigger,
+            trigger | {"client": "stranger"},
+            {"do": "status", "client": "stranger"},
+            trigger | {"client": "admin"},
+            {"do": "status", "client": "admin"},
+        )
         assert [happened[at]["status"] for at in (0, 2, 4)] == [200, 200, 200]
         assert house.shop.served == {"/echo": 3}
+        claimed_msat = (await house.shown())["keys"][0]["claimed_msat"]
     recovered = happened[3]["recovered"]
     assert recovered["channel"]["channelId"] == house.channel["channel"]
     assert recovered["pendingSubRav"]["nonce"] == "2"
     assert recovered["pendingSubRav"]["accumulatedAmount"] == str(2 * PRICE_MSAT)
+    assert not any("told" in step for step in happened[5:8]), happened[5:8]
+    queued, status = happened[8]["told"]["queued"], happened[9]["told"]
+    assert queued == [{"vmIdFragment": "main", "delta": 2 * PRICE_MSAT}]
+    assert claimed_msat == 2 * PRICE_MSAT
+    assert status["claims"]["policy"]["min_claim_amount"] == 1_000
 
 
 async def test_keys_pay_at_once_and_closing_gives_back_what_they_did_not_spend(

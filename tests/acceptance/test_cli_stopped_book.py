@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 import pytest
 
 from farebox.bootstrap import Farebox
 from farebox.ledger.model import Hold, Kind, Open, Put, Unit, hold_id
+from farebox.payments.carrying import SendPlan
 from farebox.payments.model import OPERATION, Operation, OperationState
 from farebox.paywall.model import Admission, Answer, EmbeddedMoney, Ended
 from farebox.pricing.request import read_request
@@ -67,12 +69,13 @@ class Book:
         operation_id = "wd_lost"
         async with self.house() as house:
             custody = f"custody:cashu:{self.mint.url}:sat"
+            plan = msgspec.json.encode(SendPlan("cashu", b""))
             row = Operation(
                 id=operation_id,
                 kind="refund",
                 account="revenue",
                 hold=hold_id(operation_id, 1),
-                plan=house.signer.seal(b"{}", operation_id),
+                plan=house.signer.seal(plan, operation_id),
                 state=OperationState.MANUAL,
                 created_at=1,
                 error="the mint contradicts itself",

@@ -1,7 +1,6 @@
 """Migrations: a later version is brought in while the one before serves, on either store.
 
-The later version is this program with one more file in each store's `migrations`, in a directory
-of its own, run as a real process.
+The later version is this program with one more migration for each store, run as a real process.
 """
 
 from __future__ import annotations
@@ -9,10 +8,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +17,9 @@ import apsw
 import psycopg
 import pytest
 
-import farebox as package
 from tests.acceptance.conftest import Serve
-from tests.acceptance.world import Mint, Ran, Server, call, farebox, start_server
+from tests.acceptance.later import FOLDER, LATER
+from tests.acceptance.world import Mint, Ran, Server, call, farebox, kill_half_way, start_server
 
 #: A dozen processes one after the other, each of which takes its second to start.
 pytestmark = pytest.mark.timeout(600)
@@ -50,32 +45,17 @@ class Later:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "later"
-        shutil.copytree(
-            Path(package.__file__).parent,
-            self._folder / "farebox",
-            ignore=shutil.ignore_patterns("__pycache__"),
-        )
+        self._folder.mkdir()
         for store in ("sqlite", "postgres"):
-            self.add(store, EXPANDS)
+            self.ship(store, EXPANDS)
 
-    def add(self, store: str, sql: str, name: str = "0002_notes") -> None:
-        """Ship one more migration."""
-        (self._folder / f"farebox/stores/{store}/migrations/{name}.sql").write_text(sql)
+    def ship(self, store: str, sql: str) -> None:
+        """What the migration says that it has more."""
+        (self._folder / f"{store}.sql").write_text(sql)
 
     @property
     def env(self) -> dict[str, str]:
-        return {"PYTHONPATH": str(self._folder)}
-
-    def start(self, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
-        """A command in the background."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "farebox", *arguments],
-            cwd=cwd,
-            env=dict(os.environ) | self.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return {FOLDER: str(self._folder)}
 
 
 @pytest.fixture
@@ -106,7 +86,9 @@ def store(
 
 def run(*arguments: str, cwd: Path, later: Later | None = None) -> Ran:
     env = {"FAREBOX_DATABASE": os.environ["FAREBOX_DATABASE"]} if on_postgres() else {}
-    return farebox(*arguments, cwd=cwd, env=env | (later.env if later else {}))
+    if later is None:
+        return farebox(*arguments, cwd=cwd, env=env)
+    return farebox(*arguments, cwd=cwd, env=env | later.env, module=LATER)
 
 
 def on_postgres() -> bool:
@@ -176,14 +158,12 @@ def test_the_version_before_serves_on_while_a_later_one_migrates(
 def test_a_killed_migration_leaves_the_old_or_the_new(
     served: Server, store: str, later: Later, mint: Mint, tmp_path: Path
 ) -> None:
-    later.add(store, EXPANDS + SLOW[store])
+    later.ship(store, EXPANDS + SLOW[store])
     assert served.stop() == 0
-    process = later.start("migrate", "--data", "data", cwd=tmp_path)
-    assert process.stderr is not None
-    assert "looking at" in process.stderr.readline()
-    time.sleep(1)  # in the middle of it, or before: either way nothing of it may be left
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    # In the middle of it, or before: either way nothing of it may be left.
+    command = ("migrate", "--data", "data")
+    said = kill_half_way(*command, cwd=tmp_path, env=later.env, after_s=0.5, module=LATER)
+    assert "looking at" in said
     if on_postgres():  # the server notices the end of its client when it has slept
         with psycopg.connect(os.environ["FAREBOX_DATABASE"], autocommit=True) as db:
             db.execute(
@@ -193,7 +173,7 @@ def test_a_killed_migration_leaves_the_old_or_the_new(
     assert "notes" not in tables(tmp_path)
     again = start_server(["--mint", mint.url, "--upstream", mint.url, *FLAGS], tmp_path)
     assert again.stop() == 0
-    later.add(store, EXPANDS)
+    later.ship(store, EXPANDS)
     done = run("migrate", "--data", "data", "--json", cwd=tmp_path, later=later).json()
     assert done["applied"] == ["0002 notes"]
 
@@ -201,7 +181,7 @@ def test_a_killed_migration_leaves_the_old_or_the_new(
 def test_a_migration_that_fails_changes_nothing(
     served: Server, store: str, later: Later, tmp_path: Path
 ) -> None:
-    later.add(store, "CREATE TABLE half (id INTEGER); SELECT nonsense FROM nowhere;")
+    later.ship(store, "CREATE TABLE half (id INTEGER); SELECT nonsense FROM nowhere;")
     failed = run("migrate", "--data", "data", cwd=tmp_path, later=later)
     assert failed.code == 2
     assert "could not be migrated" in failed.error

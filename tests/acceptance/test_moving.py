@@ -6,9 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +14,7 @@ import psycopg
 import pytest
 
 from tests.acceptance.conftest import Serve
-from tests.acceptance.world import Mint, Server, call, farebox
+from tests.acceptance.world import Mint, Server, call, farebox, kill_half_way
 from tests.peers.postgres import Postgres
 
 #: A dozen processes one after the other, each of which takes its second to start.
@@ -154,23 +151,6 @@ def test_a_live_book_moves_to_postgresql_and_the_old_one_says_where_it_went(
 # ── killed half-way ──────────────────────────────────────────────────────────────────────────────
 
 
-def kill_half_way(arguments: list[str], folder: Path, env: dict[str, str], wait_s: float) -> None:
-    """Start a command and kill it, so long after it has said that it begins."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "farebox", *arguments],
-        cwd=folder,
-        env=os.environ | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    process.stderr.readline()
-    time.sleep(wait_s)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
-
-
 @pytest.mark.parametrize("store", ["sqlite", "postgres"])
 def test_a_killed_import_into_sqlite_or_postgres_is_run_again(
     serve: Serve, mint: Mint, upstream: str, tmp_path: Path, databases: Databases, store: str
@@ -189,7 +169,7 @@ def test_a_killed_import_into_sqlite_or_postgres_is_run_again(
     shutil.copy2(tmp_path / "data/root.key", tmp_path / "new/root.key")
     command = ["import", "book.jsonl", "--data", "new"]
     for wait_s in (0, 0.05, 0.2, 0.4):
-        kill_half_way(command, tmp_path, env, wait_s)
+        kill_half_way(*command, cwd=tmp_path, env=env, after_s=wait_s)
     done = farebox(*command, "--json", cwd=tmp_path, env=env)
     if done.code:  # one was killed after its work was done
         assert "already" in done.error
@@ -216,7 +196,7 @@ def test_a_killed_reconcile_is_run_again(
     put_back(tmp_path, copy, "new")
     command = ["reconcile", "--data", "new"]
     for wait_s in (0.3, 0.6, 0.9, 1.2, 1.5):
-        kill_half_way(command, tmp_path, {}, wait_s)
+        kill_half_way(*command, cwd=tmp_path, env={}, after_s=wait_s)
     done = farebox(*command, cwd=tmp_path)
     assert done.code == 0 or "the book is open" in done.error
     assert farebox("verify", "--data", "new", cwd=tmp_path).code == 0

@@ -32,6 +32,7 @@ def test_two_servers_serve_one_book_and_it_verifies_while_they_do(
     serve: Serve, mint: Mint, upstream: str, tmp_path: Path, database: dict[str, str]
 ) -> None:
     chosen = ["--upstream", upstream, "--mint", mint.url, "--price", "10 sat"]
+    listens = ["--listen", "127.0.0.1:0"]
     made = farebox("init", *chosen, "--data", "one", cwd=tmp_path, env=database)
     assert made.code == 0, made.error
     (tmp_path / "two").mkdir(mode=0o700)
@@ -51,6 +52,10 @@ def test_two_servers_serve_one_book_and_it_verifies_while_they_do(
         assert password not in said
         assert "Traceback" not in said
     assert not (tmp_path / "one" / "farebox.db").exists()
+    third = farebox("serve", *chosen, *listens, "--data", "one", cwd=tmp_path, env=database)
+    assert third.code == 2, third.error
+    assert "a data directory of its own" in third.error
+    assert (tmp_path / "one" / "admin.sock").exists()
     assert one.stop() == two.stop() == 0
 
 

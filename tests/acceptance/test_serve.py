@@ -125,6 +125,7 @@ def test_a_book_has_one_server(standing: Server) -> None:
     refused = _second(standing.data)
     assert refused.code == 2
     assert str(standing.process.pid) in refused.error
+    assert "PostgreSQL" in refused.error, "the way to have two"
     assert call(f"{standing.url}/healthz").status == 200
     assert (standing.data / "admin.sock").exists()
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
 
 from farebox.cli import main
+from tests import forked
+from tests.forked import Forked
 
 
 @dataclass(frozen=True)
@@ -71,19 +73,39 @@ def _lowered(headers: Message) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
-def farebox(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Ran:
+def farebox(
+    *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, module: str = "farebox"
+) -> Ran:
     """Run a command to its end."""
-    command = [sys.executable, "-m", "farebox", *arguments]
     clean = {key: value for key, value in os.environ.items() if not key.startswith("FAREBOX_")}
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env=clean | dict(env or {}),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return Ran(done.returncode, done.stdout, done.stderr)
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as error:
+        done = forked.start(
+            module,
+            *arguments,
+            cwd=cwd,
+            env=clean | dict(env or {}),
+            stdout=out.fileno(),
+            stderr=error.fileno(),
+        )
+        code = done.wait(120)
+        out.seek(0)
+        error.seek(0)
+        return Ran(code, out.read(), error.read())
+
+
+def kill_half_way(
+    *arguments: str, cwd: Path, env: Mapping[str, str], after_s: float, module: str = "farebox"
+) -> str:
+    """Start a command and kill it, so long after it has said that it begins: what it said."""
+    reads, writes = os.pipe()
+    with open(reads) as error:
+        process = forked.start(module, *arguments, cwd=cwd, env=os.environ | env, stderr=writes)
+        os.close(writes)
+        said = error.readline()
+        time.sleep(after_s)
+        process.kill()
+        process.wait(30)
+    return said
 
 
 def run_here(screen: pytest.CaptureFixture[str], *arguments: str) -> Ran:
@@ -123,7 +145,7 @@ class Mint:
 class Server:
     """`farebox serve` in a process of its own."""
 
-    def __init__(self, process: subprocess.Popen[str], facts: dict[str, Any], log: Path) -> None:
+    def __init__(self, process: Forked, facts: dict[str, Any], log: Path) -> None:
         self.process = process
         self.facts = facts
         self.url = str(facts["url"])
@@ -144,13 +166,14 @@ class Server:
 def start_server(arguments: Sequence[str], folder: Path) -> Server:
     """A server that listens; raises with what it said when it does not."""
     log = folder / "serve.log"
-    command = [sys.executable, "-m", "farebox", "serve", "--json", *arguments]
-    with log.open("w") as error:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=error, text=True
-        )
-    assert process.stdout is not None
-    with process.stdout as out:
+    reads, writes = os.pipe()
+    with open(reads) as out, log.open("w") as error:
+        try:
+            told = {"stdout": writes, "stderr": error.fileno()}
+            command = ("serve", "--json", *arguments)
+            process = forked.start("farebox", *command, cwd=folder, env=os.environ, **told)
+        finally:
+            os.close(writes)
         line = out.readline()
     if not line:
         process.wait(10)

@@ -59,5 +59,5 @@ def _counts(point: Point, label: str) -> bool:
     What comes before a commit or call is the same as what comes after the last one.
     """
     is_question = label.startswith("GET ") or label.endswith(("/checkstate", "/restore"))
-    is_start = label.startswith(("open_", "ceil_"))
+    is_start = label.startswith(("open_", "ceiling_"))
     return point.after and point.kind is not Kind.ANSWER and not is_question and not is_start

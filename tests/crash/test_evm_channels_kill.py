@@ -1,6 +1,6 @@
-"""A house is killed between every two steps of claiming on a real chain, and goes on.
+"""A house is killed between every two steps of claiming on a real chain, and of closing there.
 
-What it was promised comes once, all of it, and its books say the same as the contract.
+It goes on; what it was promised comes once, all of it, and its books say the same as the contract.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from typing import Any
 
 import pytest
 
+from farebox.channels.closing import Agreed
+from farebox.channels.model import CHANNEL_CLOSE, CloseState
 from farebox.rails.evm.reads import RpcChain
 from farebox.stores.sqlite import SqliteStore
+from farebox.wire.subrav.model import ErrorCode
 from tests.integration.evm_channel_world import house_of, payer_of
 from tests.integration.evm_channels import FRAGMENT
 from tests.peers.anvil import Anvil
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(600)]
 PROMISED = 123_456
+Act = Callable[[Anvil, Path, str, str], Coroutine[Any, Any, None]]
 _FORK = multiprocessing.get_context("fork")
 #: The commits and broadcasts of one claim are fewer.
 _STEPS_MAX = 40
@@ -42,6 +46,15 @@ async def claim(anvil: Anvil, folder: Path, key: str, channel: str) -> None:
     """A process that claims until it is done."""
     async with house_of(anvil, folder, key=key) as house:
         await house.settle(channel)
+
+
+async def close(anvil: Anvil, folder: Path, key: str, channel: str) -> None:
+    """A process that is asked to close, and does not stop before it is done."""
+    async with house_of(anvil, folder, key=key) as house:
+        agreed = await house.closing.ask(channel)
+        assert isinstance(agreed, Agreed) or agreed.code is ErrorCode.CHANNEL_CLOSED
+        if await house.desk.ledger.store.find(CHANNEL_CLOSE, {"state": CloseState.AGREED}):
+            await house.close()
 
 
 async def check(anvil: Anvil, folder: Path, key: str, channel: str) -> None:
@@ -79,8 +92,9 @@ def dying(run: Callable[[], Coroutine[Any, Any, None]], step: int, *, after: boo
     os._exit(0)
 
 
+@pytest.mark.parametrize("act", [claim, close])
 def test_no_death_between_two_steps_loses_or_doubles_a_claim_anvil(
-    anvil: Anvil, tmp_path: Path
+    act: Act, anvil: Anvil, tmp_path: Path
 ) -> None:
     step, after, deaths = 1, False, 0
     while step <= _STEPS_MAX:
@@ -91,7 +105,7 @@ def test_no_death_between_two_steps_loses_or_doubles_a_claim_anvil(
         def run(
             folder: Path = folder, key: str = key, channel: str = channel
         ) -> Coroutine[Any, Any, None]:
-            return claim(anvil, folder, key, channel)
+            return act(anvil, folder, key, channel)
 
         process = _FORK.Process(target=dying, args=(run, step), kwargs={"after": after})
         process.start()

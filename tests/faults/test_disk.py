@@ -64,20 +64,21 @@ class Small:
 
     folder: Path
 
-    def fill(self, house: House) -> None:
+    def fill(self, _: House | None = None) -> None:
         with contextlib.suppress(OSError), (self.folder / "filler").open("ab", 0) as filler:
             for block in (1 << 16, 1 << 12, 1):
                 with contextlib.suppress(OSError):
                     while filler.write(b"x" * block) == block:
                         pass
 
-    def clear(self, house: House) -> None:
+    def clear(self, _: House | None = None) -> None:
         (self.folder / "filler").unlink()
 
 
 @contextlib.contextmanager
-def _mounted(folder: Path) -> Iterator[Small]:
-    tmpfs = ["mount", "-t", "tmpfs", "-o", "size=4m", "farebox-test", str(folder)]
+def mounted(folder: Path, size: str) -> Iterator[Small]:
+    """A small file system there, for as long as it lasts."""
+    tmpfs = ["mount", "-t", "tmpfs", "-o", f"size={size}", "farebox-test", str(folder)]
     if shutil.which("mount") is None or subprocess.run(tmpfs, capture_output=True).returncode:
         pytest.skip("only root can mount a small file system")
     try:
@@ -91,7 +92,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     if request.param == "quota":
         yield Quota(tmp_path)
         return
-    with _mounted(tmp_path) as small:
+    with mounted(tmp_path, "4m") as small:
         yield small
 
 

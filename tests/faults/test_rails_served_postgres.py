@@ -1,4 +1,4 @@
-"""Two `farebox serve` on one PostgreSQL book and one rail, of which one is killed at its work.
+"""Two `farebox serve` on one PostgreSQL book and one rail, of which one ends in its work.
 
 Both are asked, and both know how to listen, scan, sweep and send: what came in is credited once,
 what was to leave has left once, and the one that is left finishes what the other began.
@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +89,6 @@ class Gateway:
             headers["Idempotency-Key"] = name
         return await self.http.post(f"{self.server.url}{path}", json=body, headers=headers)
 
-    def kill(self) -> None:
-        """SIGKILL."""
-        self.server.process.kill()
-        self.server.process.wait()
-
 
 @dataclass
 class Payer:
@@ -130,7 +127,7 @@ async def two_gateways(
 
 
 @pytest.mark.parametrize("name", RAILS)
-async def test_of_two_gateways_one_is_killed_and_nothing_happens_twice_or_never(
+async def test_of_two_gateways_one_ends_and_nothing_happens_twice_or_never(
     name: str,
     postgres: Postgres,
     upstream: str,
@@ -154,33 +151,58 @@ async def test_of_two_gateways_one_is_killed_and_nothing_happens_twice_or_never(
 
 async def _live(rail: Rail, book: Book, one: Gateway, two: Gateway, chance: random.Random) -> None:
     await asyncio.to_thread(rail.begin, one.server.url)
-    payers = [await _asks(rail, door) for door in (one, two, one, two)]
-    for payer in payers:
-        await asyncio.to_thread(rail.pay, payer.asked)
+    payers = [await _pays_in(rail, door) for door in (one, two, one, two)]
     await _credited(rail, book, len(payers))
     for payer, door in zip(payers, (two, one, two, one), strict=True):
         payer.key = await _claims(door, payer)
+    # Two are paid out while both are at work.
+    await asyncio.gather(*map(partial(_paid_out, rail, one), payers[:2]))
     late = await _asks(rail, two)
-    # All is asked of both at once, and the one that was first, and so watches, dies over it.
+    # The rest is asked of both at once, and the one that was first, and so watches, ends over it.
     asking = [
-        asyncio.create_task(_orders(rail, door, payer)) for payer in payers for door in (one, two)
+        asyncio.create_task(_orders(rail, door, payer))
+        for payer in payers[2:]
+        for door in (one, two)
     ]
+    for _ in range(chance.randrange(10)):
+        await asyncio.sleep(_PAUSE_S)
+        await asyncio.to_thread(rail.go_on)
+    is_frozen = chance.random() < 0.5
+    one.server.process.send_signal(signal.SIGSTOP if is_frozen else signal.SIGKILL)
+    ended_s = time.monotonic()
+    payers.append(late)
     await asyncio.to_thread(rail.pay, late.asked)
-    await asyncio.sleep(chance.uniform(0, 1))
-    one.kill()
-    killed_s = time.monotonic()
-    await asyncio.gather(*asking, return_exceptions=True)
-    await _credited(rail, book, len(payers) + 1)
+    await _credited(rail, book, len(payers))
     await _settled(rail, book)
-    taken_over_s = time.monotonic() - killed_s
+    assert time.monotonic() - ended_s < _TAKEN_OVER_S
     late.key = await _claims(two, late)
-    for payer in (*payers, late):
-        await _paid_out(rail, two, payer)
+    await _right(rail, book, two, payers)
+    if is_frozen:
+        # Nobody told it that it was taken for dead.
+        one.server.process.send_signal(signal.SIGCONT)
+        await asyncio.gather(*asking)
+        payers.append(await _pays_in(rail, one))
+        await _credited(rail, book, len(payers))
+        payers[-1].key = await _claims(one, payers[-1])
+        await _right(rail, book, one, payers)
+    await asyncio.gather(*asking, return_exceptions=True)
+    assert "Traceback" not in one.server.said() + two.server.said()
+
+
+async def _right(rail: Rail, book: Book, door: Gateway, payers: Sequence[Payer]) -> None:
+    """Everybody has what he ordered, once, and books and rail agree."""
+    for payer in payers:
+        await _paid_out(rail, door, payer)
     await _settled(rail, book)
-    for payer in (*payers, late):
+    for payer in payers:
         assert await asyncio.to_thread(rail.arrived, payer.order) == [rail.wanted(payer.order)]
     await asyncio.to_thread(rail.assert_right, await asyncio.to_thread(book.accounts))
-    assert taken_over_s < _TAKEN_OVER_S
+
+
+async def _pays_in(rail: Rail, door: Gateway) -> Payer:
+    payer = await _asks(rail, door)
+    await asyncio.to_thread(rail.pay, payer.asked)
+    return payer
 
 
 async def _asks(rail: Rail, door: Gateway) -> Payer:

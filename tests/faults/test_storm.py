@@ -1,7 +1,7 @@
 """Everything goes wrong at once, at random: every way breaks, and the house is killed meanwhile.
 
 What goes wrong follows from a seed, which a failure names; how it falls in time does not. Longer:
-`FAREBOX_FAULT_SECONDS=600 pytest tests/faults/test_storm.py`.
+`FAULT_SECONDS=600 pytest tests/faults/test_storm.py`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tests.faults.proxy import Side, Strike, What, seeded
 from tests.faults.town import Town, town
 
 #: Set to the number that a failure names, to have the same faults again.
-SEED = "FAREBOX_FAULT_SEED"
-SECONDS = "FAREBOX_FAULT_SECONDS"
+SEED = "FAULT_SEED"
+SECONDS = "FAULT_SECONDS"
 _SECONDS = 4
 _CLIENTS = 6
 _SHARE = 0.12

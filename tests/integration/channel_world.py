@@ -27,13 +27,13 @@ from farebox.channels import (
 from farebox.channels.model import accepted_voucher
 from farebox.clock import NS_PER_S, Clock, ManualClock
 from farebox.gateway.asgi import Receive, Scope, Send, read_body
-from farebox.gateway.channel_service import ChannelService
 from farebox.gateway.channels import ChannelPaywall, report_usage
 from farebox.ids import new_id
 from farebox.ledger.invariants import verify
 from farebox.ledger.processes import PROCESS, Processes
 from farebox.ledger.replay import Broken
 from farebox.ledger.service import Ledger
+from farebox.paywall.channel_service import ChannelService
 from farebox.stores.sqlite import SqliteStore
 from farebox.stores.sqlite.audit import SqliteAuditReader
 from farebox.testing.channels import RGAS, PlayContract

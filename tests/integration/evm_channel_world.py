@@ -13,6 +13,7 @@ from typing import TypeVar
 from farebox.channels import (
     ClaimPolicy,
     ClaimScheduler,
+    CooperativeClose,
     CreditPolicy,
     PaymentChannelPayeeClient,
     VerificationResult,
@@ -55,6 +56,7 @@ class House:
     payee: EvmPayee
     client: PaymentChannelPayeeClient
     claims: ClaimScheduler
+    closing: CooperativeClose
     token: Contract
     rpc: Rpc
     reader: ChannelReader
@@ -77,6 +79,7 @@ class House:
             policy=POLICY,
         )
         self.claims = ClaimScheduler(self.client, EAGER)
+        self.closing = CooperativeClose(self.client, self.payee)
 
     async def send(self) -> int:
         """What a process does every few seconds; how many vouchers it has sent."""
@@ -97,6 +100,15 @@ class House:
             await self.send()
             await self.desk.mine()
         raise AssertionError(skipped)
+
+    async def close(self) -> None:
+        """Go on with the close that was agreed, and have blocks made until it is booked."""
+        for _ in range(20):
+            if await self.closing.run():
+                return
+            await self.send()
+            await self.desk.mine()
+        raise AssertionError("it was never closed")
 
     async def custody(self, asset: str = ASSET) -> int:
         """What the books say that claims have brought."""
@@ -178,7 +190,8 @@ async def house_of(
         claims = ClaimScheduler(client, EAGER)
         if is_deployed:
             await asyncio.to_thread(deployed, anvil)
-        yield House(desk, payee, client, claims, token, rpc, reader, exchange, batches)
+        closing = CooperativeClose(client, payee)
+        yield House(desk, payee, client, claims, closing, token, rpc, reader, exchange, batches)
         await processes.stop()
         await desk.audited()
 

@@ -28,7 +28,7 @@ from tests.peers.process import free_port
 pytestmark = pytest.mark.peer
 SAT = 40_000
 #: Far more than are looked for beyond the last that was given out.
-FAR = 450
+FAR = 230
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ async def looking(wallet: Wallet) -> None:
 
 async def paid(wallet: Wallet, chain: BitcoinChain, index: int = 0) -> None:
     """Somebody pays an address of the wallet, in a block."""
-    await asyncio.to_thread(chain.payer.pay, wallet.address(index), SAT)
+    await asyncio.to_thread(chain.payer.pay, wallet.keys.address(index), SAT)
     await asyncio.to_thread(chain.node.mine)
 
 

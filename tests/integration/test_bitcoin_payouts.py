@@ -66,6 +66,20 @@ async def over(house: BitcoinHouse, chain: BitcoinChain) -> None:
     assert await house.wallet_sat() * 1_000 == await house.held_msat()
 
 
+async def test_prices_that_are_asked_take_no_change_addresses_with_them(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    async with bitcoin_house(tmp_path, terms(bitcoin)) as house:
+        await house.credited(bitcoin, IN_SAT)
+        wallet, change = house.method.wallet, set()
+        (coin,) = [one.outpoint for one in (await house.method._addresses.look()).coins]
+        for amount_sat in range(OUT_SAT, OUT_SAT + 5):
+            draft = await wallet.build([(bitcoin.payer.address(30), amount_sat)], 5_000, [coin])
+            outputs = read_tx(draft.raw).outputs
+            change |= {one.script for one in outputs if one.amount_sat != amount_sat}
+        assert len(change) == 1
+
+
 async def test_payments_that_wait_leave_in_one_transaction_and_share_its_fee(
     tmp_path: Path, bitcoin: BitcoinChain
 ) -> None:
@@ -249,3 +263,25 @@ async def test_fees_have_a_limit_and_dust_is_refused_with_the_reason(
         other = await house.post("/v1/payouts", {**body, "destination": mainnet}, key)
         assert other.json()["code"] == "destination_invalid"
         assert await house.balance_msat(key) == IN_SAT * 1_000
+
+
+async def test_what_no_batch_can_take_for_hours_goes_back_to_its_account(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    async with bitcoin_house(tmp_path, terms(bitcoin)) as house:
+        key, _ = await house.credited(bitcoin, IN_SAT, blocks=1)  # not deep enough to be spent
+        to = bitcoin.payer.address(39)
+        name = await house.paid_out(key, to, OUT_SAT, "waits")
+        assert await house.balance_msat(key) < (IN_SAT - OUT_SAT) * 1_000
+        waits = await house.farebox.operations.get(name)
+        assert waits is not None
+        assert waits.error == "the wallet holds too little that is confirmed; it waits"
+        house.clock.ahead_s += 43_300
+        await house.settled()
+        assert await house.balance_msat(key) == IN_SAT * 1_000
+        body = {"destination": to, "amount_msat": OUT_SAT * 1_000}
+        told = await house.post("/v1/payouts", body, key, "waits")
+        assert told.json().get("code") == "not_payable", told.text
+        await mine(house, bitcoin)  # there are coins now, and still nothing leaves
+        assert await asyncio.to_thread(bitcoin.node.pool) == []
+        assert await house.method.batches.form() == ""

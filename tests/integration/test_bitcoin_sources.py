@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import bdkpython as bdk
@@ -28,15 +29,30 @@ SEES_POOL = {"core": True, "electrum": True, "esplora": True, "filters": False}
 SOURCES = tuple(SEES_POOL)
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the chain can be asked."""
+
+    chain: BitcoinChain
+    electrumx: ElectrumX
+    esplora: FakeEsplora
+
+
+@pytest.fixture(scope="module")
+def places(bitcoin: BitcoinChain, electrumx: ElectrumX) -> Places:
+    return Places(bitcoin, electrumx, FakeEsplora(bitcoin.node))
+
+
 @asynccontextmanager
 async def house_by(
-    source: str, folder: Path, chain: BitcoinChain, electrumx: ElectrumX, key: str
+    source: str, folder: Path, places: Places, key: str
 ) -> AsyncIterator[BitcoinHouse]:
     """A house that asks there. Its wallet is new: servers know what an old one was ever paid."""
-    async with serving(FakeEsplora(chain.node)) as esplora:
+    chain = places.chain
+    async with serving(places.esplora) as esplora:
         url = {
             "core": chain.node.url,
-            "electrum": electrumx.url,
+            "electrum": places.electrumx.url,
             "esplora": esplora,
             "filters": chain.node.peer_url,
         }[source]
@@ -60,10 +76,10 @@ async def mine(house: BitcoinHouse, chain: BitcoinChain, *, empty: bool = False)
 
 @pytest.mark.parametrize("source", SOURCES)
 async def test_money_comes_and_goes_and_a_stuck_payment_goes_dearer(
-    source: str, tmp_path: Path, bitcoin: BitcoinChain, electrumx: ElectrumX, words: str
+    source: str, tmp_path: Path, bitcoin: BitcoinChain, places: Places, words: str
 ) -> None:
     place = 50 + SOURCES.index(source)
-    async with house_by(source, tmp_path, bitcoin, electrumx, words) as house:
+    async with house_by(source, tmp_path, places, words) as house:
         asked = await house.asked(None)
         await asyncio.to_thread(bitcoin.payer.pay, asked["pay"], IN_SAT)
         if SEES_POOL[source]:
@@ -90,10 +106,10 @@ async def test_money_comes_and_goes_and_a_stuck_payment_goes_dearer(
 
 @pytest.mark.parametrize("source", SOURCES)
 async def test_what_is_replaced_or_leaves_the_chain_is_taken_back(
-    source: str, tmp_path: Path, bitcoin: BitcoinChain, electrumx: ElectrumX, words: str
+    source: str, tmp_path: Path, bitcoin: BitcoinChain, places: Places, words: str
 ) -> None:
     payer = bitcoin.payer
-    async with house_by(source, tmp_path, bitcoin, electrumx, words) as house:
+    async with house_by(source, tmp_path, places, words) as house:
         gone, stays = await house.asked(None), await house.asked(None)
         raw = await asyncio.to_thread(payer.signed, [(gone["pay"], IN_SAT)])
         await asyncio.to_thread(payer.send, raw)
@@ -117,9 +133,9 @@ async def test_what_is_replaced_or_leaves_the_chain_is_taken_back(
 
 @pytest.mark.parametrize("source", SOURCES)
 async def test_a_house_that_starts_again_finds_its_change_and_what_came_meanwhile(
-    source: str, tmp_path: Path, bitcoin: BitcoinChain, electrumx: ElectrumX, words: str
+    source: str, tmp_path: Path, bitcoin: BitcoinChain, places: Places, words: str
 ) -> None:
-    async with house_by(source, tmp_path, bitcoin, electrumx, words) as house:
+    async with house_by(source, tmp_path, places, words) as house:
         key, _ = await house.credited(bitcoin, IN_SAT)
         await house.paid_out(key, bitcoin.payer.address(55), OUT_SAT, "first")
         await eventually(lambda: asyncio.to_thread(bitcoin.node.pool))
@@ -129,7 +145,7 @@ async def test_a_house_that_starts_again_finds_its_change_and_what_came_meanwhil
         later, left = await house.asked(None), await house.held_msat()
     await asyncio.to_thread(bitcoin.payer.pay, later["pay"], IN_SAT)
     await asyncio.to_thread(bitcoin.node.mine)
-    async with house_by(source, tmp_path, bitcoin, electrumx, words) as house:
+    async with house_by(source, tmp_path, places, words) as house:
         await house.until(later, "credited")
         assert await house.wallet_sat() * 1_000 == left + IN_SAT * 1_000
         await house.paid_out(key, bitcoin.payer.address(56), OUT_SAT, "second")

@@ -339,6 +339,18 @@ async def test_a_loss_that_nothing_has_earned_is_told_by_verify(
         await lose()
 
 
+async def test_what_stripe_converts_is_credited_as_it_was_paid_and_told(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    shop.settles = "eur"
+    key, _ = await paid_in(house, shop)
+    assert await house.balance_msat(key) == PAID * CENT_MSAT
+    settled = CHARGED * 92 // 100
+    kept = -(-fee_of(settled) * CHARGED // settled)
+    assert await house.held(CUSTODY) == CHARGED - kept
+    assert "stripe.converted" in house.log.getvalue()
+
+
 async def test_capital_that_the_operator_pays_in_covers_a_loss(
     tmp_path: Path, shop: FakeStripe
 ) -> None:
@@ -386,3 +398,7 @@ async def test_doctor_says_whether_stripe_lets_us_in(tmp_path: Path, shop: FakeS
     assert well[1].found == "is https://pay.test/v1/webhooks/stripe"
     assert [one.verdict for one in deaf] == [Verdict.FINE, Verdict.WARNING]
     assert [one.verdict for one in out] == [Verdict.FAILURE]
+    shop.settles = "eur"
+    async with aiohttp.ClientSession() as session:
+        *_, converts = await checks.cards("stripe", told(shop.api_key), session)
+    assert (converts.verdict, converts.found) == (Verdict.WARNING, "its balance knows no USD")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from farebox.channels import (
@@ -240,7 +241,7 @@ async def test_a_claim_lowers_at_once_what_other_processes_trust(tmp_path: Path)
         assert paid.row is not None
         owed = proposed(paid.row, town.contract.chain_id)
         assert owed is not None
-        again = replace(before, voucher=sign_sub_rav(owed, KEY))
+        again = msgspec.structs.replace(before, voucher=sign_sub_rav(owed, KEY))
         refused = await other.sub_channels.serve(again, Charge(ECHO_COST, 0), "srv")
         assert isinstance(refused.verdict, Rejected)
         assert refused.verdict.code == "HUB_INSUFFICIENT_FUNDS"

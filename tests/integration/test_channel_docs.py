@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
+import json
 import re
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +19,25 @@ from mcp.server.mcpserver import MCPServer
 import farebox.channels
 from farebox.clock import SystemClock
 from farebox.gateway.channel_endpoints import ChannelEndpoints
-from farebox.gateway.channel_service import ChannelService
 from farebox.gateway.channels import ChannelPaywall
 from farebox.gateway.tools import PaidTools
 from farebox.ledger.model import Kind, Open, Transfer, Unit
 from farebox.ledger.processes import PROCESS, Processes
 from farebox.ledger.service import Ledger
+from farebox.paywall.channel_service import ChannelService
 from farebox.stores.sqlite import SqliteStore
 from farebox.wire.subrav.documents import ServiceInfo
 from farebox.wire.subrav.keys import KeyType, SigningKey
 from farebox.wire.subrav.model import ErrorCode, http_status
 from farebox.wire.subrav.payload import ResponsePayload
-from tests.integration.channel_house import house
+from tests.integration.channel_house import PRICE_MSAT, house
 
 PAGE = (Path(__file__).parents[2] / "docs" / "channels.md").read_text()
-#: All but the one for a chain, which a test on one runs.
-BLOCKS = re.findall(r"(?<!<!-- on anvil -->\n)```python\n(.*?)```", PAGE, re.DOTALL)
+#: All but the one for a chain, which a test on one runs, and the one for a house elsewhere.
+BLOCKS = re.findall(
+    r"(?<!<!-- on anvil -->\n)(?<!<!-- at a house -->\n)```python\n(.*?)```", PAGE, re.DOTALL
+)
+(AT_A_HOUSE,) = re.findall(r"<!-- at a house -->\n```python\n(.*?)```", PAGE, re.DOTALL)
 RULES = re.findall(r"<!-- rules -->\n```yaml\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -93,6 +100,60 @@ async def test_the_channel_of_the_page_is_opened_and_pays(tmp_path: Path) -> Non
         assert (await shop.asks()).status == 200
 
 
+async def test_the_payer_of_the_page_has_its_channel_at_a_house_elsewhere(tmp_path: Path) -> None:
+    """In a process of its own, which never imports anything of a house."""
+    async with house(tmp_path) as shop:
+        script = PROGRAM.format(
+            block=textwrap.indent(AT_A_HOUSE.replace("sk-…", shop.key), " " * 8),
+            url=shop.url,
+            book=tmp_path / "payer.db",
+        )
+        ran = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE
+        )
+        told, _ = await asyncio.wait_for(ran.communicate(), 60)
+        assert ran.returncode == 0
+        shown = (await shop.http.get("/v1/channels", headers=shop.auth)).json()
+        balance = await shop.balance()
+    ended = json.loads(told)
+    assert ended["imported"] == []
+    assert ended["cost"] == PRICE_MSAT
+    assert shown["status"] == "closing"
+    # The third request was not signed for: that is the house's risk.
+    assert shown["collateral_msat"] == ended["left"] == 600_000 - 2 * PRICE_MSAT
+    assert balance == 10_000_000 - 600_000
+
+
+PROGRAM = """
+import asyncio, json, sys
+from pathlib import Path
+import aiohttp
+from farebox.channels import PAYER_SUB_CHANNEL, HttpPaymentCodec, PaymentChannelPayerClient
+from farebox.channels import SpendingLimits
+from farebox.client import RemoteLedgerContract
+from farebox.clock import SystemClock
+from farebox.ledger.service import Ledger
+from farebox.stores.sqlite import SqliteStore
+from farebox.wire.subrav.keys import KeyType, SigningKey
+from farebox.wire.subrav.payload import HEADER_NAME
+
+async def main():
+    key, codec = SigningKey(KeyType.ED25519, b"\\x01" * 32), HttpPaymentCodec()
+    limits = SpendingLimits(request_max=10_000, unserved_max=10_000, total_max=600_000)
+    store = SqliteStore(Path("{book}"), [PAYER_SUB_CHANNEL])
+    ledger = Ledger(store, SystemClock())
+    async with aiohttp.ClientSession("{url}") as session:
+{block}
+        left = await account.balance()
+    await store.close()
+    rooms = ("api", "bootstrap", "gateway", "paywall", "payments", "identity", "worker")
+    imported = [room for room in rooms if f"farebox.{{room}}" in sys.modules]
+    print(json.dumps({{"imported": imported, "left": left, "cost": response.cost}}))
+
+asyncio.run(main())
+"""
+
+
 def test_the_page_tells_the_status_of_each_code() -> None:
     rows = re.findall(r"(?m)^\| (`[A-Z].*?) \| (\d{3}) \|", PAGE)
     told = {name: int(status) for names, status in rows for name in re.findall("[A-Z_]{6,}", names)}
@@ -102,4 +163,4 @@ def test_the_page_tells_the_status_of_each_code() -> None:
 
 
 def test_each_example_is_about_ten_lines() -> None:
-    assert all(len(block.splitlines()) <= 12 for block in BLOCKS)
+    assert all(len(block.splitlines()) <= 12 for block in (*BLOCKS, AT_A_HOUSE))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
+import msgspec
 import pytest
 import structlog
 
@@ -282,7 +283,7 @@ async def test_a_replay_is_a_success_without_a_second_charge_or_service(tmp_path
         first = await town.processor.process_payment(request, signed)
         again = await town.processor.process_payment(request, signed)
         assert first.is_admitted
-        assert again == replace(first, is_replay=True)
+        assert again == msgspec.structs.replace(first, is_replay=True)
         assert again.success
         assert not again.is_admitted
         assert (await town.processor.confirm_deferred_payment(signed)).is_replay

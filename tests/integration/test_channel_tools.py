@@ -29,9 +29,9 @@ from farebox.channels import (
 )
 from farebox.clock import SystemClock
 from farebox.gateway.channel_endpoints import ChannelEndpoints
-from farebox.gateway.channel_service import ChannelService
 from farebox.gateway.tools import PaidTools
 from farebox.ids import new_id
+from farebox.paywall.channel_service import ChannelService
 from farebox.testing.asgi import serving
 from farebox.testing.channels import RGAS
 from farebox.wire.subrav import mcp

@@ -150,30 +150,6 @@ async def test_what_was_claimed_too_late_is_lost_and_said(house: House, payer: P
     assert loss.held == 1_000
 
 
-async def test_the_payee_closes_at_once_when_both_agree_and_it_opens_anew(
-    house: House, payer: Payer
-) -> None:
-    await payer.open()
-    last = await payer.pays(2_500)
-    with pytest.raises(RailRejected):
-        await payer.contract.close(payer.channel, (last,))
-    assert await house.payee.close_as_payee(payer.channel, (last,))
-    for _ in range(4):
-        await house.send()
-        await house.desk.mine()
-    channel = await house.payee.channel(payer.channel)
-    assert channel is not None
-    assert channel.status is ChannelStatus.CLOSED
-    assert await house.settle(payer.channel) == ({FRAGMENT: 2_500}, {})
-    assert await house.custody() == 2_500
-    # Opened anew, it is in its next epoch, where all begins at nothing.
-    assert (await payer.open()).epoch == 1
-    house.again()  # what the chain said is believed for seconds
-    await payer.pays(700)
-    assert await house.settle(payer.channel) == ({FRAGMENT: 700}, {})
-    assert await house.custody() == 3_200
-
-
 async def test_no_more_is_served_than_the_collateral_covers(house: House, payer: Payer) -> None:
     await payer.open(1_000)
     await payer.pays(900)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import pytest
 
 from farebox.channels.chain import ChannelStatus
@@ -18,7 +19,8 @@ from farebox.clock import NS_PER_S
 from farebox.ids import new_id
 from farebox.operating import Verdict
 from farebox.rails.evm.channels import ChannelReader, ChannelTerms, EvmPayer
-from farebox.wire.subrav.didauth import sign_did_auth
+from farebox.wire.subrav.didauth import CLOSE_OPERATION, HTTP_OPERATION, sign_did_auth
+from farebox.wire.subrav.documents import signed_document
 from farebox.wire.subrav.keys import KeyType, SigningKey
 from farebox.wire.subrav.model import SignedSubRAV, SubRAV
 from farebox.wire.subrav.payload import HEADER_NAME, RequestPayload, parse_response_header
@@ -84,6 +86,28 @@ class Customer:
             )
         )
         self.channel_id = channel.channel_id
+
+    async def post(
+        self, path: str, body: object = None, *, key: SigningKey | None = None, **said: Any
+    ) -> httpx.Response:
+        """One of the house's own endpoints, asked as `PaymentChannelPayerClient.authorize` does."""
+        is_close = path.endswith("/close")
+        told = {
+            "operation": CLOSE_OPERATION if is_close else HTTP_OPERATION,
+            "audience": self.payee_did,
+            **said,
+        }
+        auth = sign_did_auth(
+            self.contract.did,
+            FRAGMENT,
+            key or self.key,
+            params={"uri": f"{self.house.http.base_url}{path}", "method": "POST"},
+            nonce=new_id("nonce"),
+            timestamp_s=self.house.clock.now_ns() // NS_PER_S,
+            **told,
+        )
+        headers = {"Authorization": auth.header()}
+        return await self.house.http.post(path, headers=headers, json=body or {})
 
     async def asks(self, voucher: SignedSubRAV | None = None) -> tuple[int, Any]:
         """A request, with what was signed for the one before it."""
@@ -199,3 +223,33 @@ async def test_without_a_rate_nobody_is_served(anvil: Anvil, tmp_path: Path) -> 
             status, told = await customer.asks()
             assert status in (402, 500)
             assert told.error is not None
+
+
+async def test_a_payer_asks_at_the_door_to_close_at_once_and_has_its_rest_back(
+    house: EvmHouse, customer: Customer
+) -> None:
+    await customer.open()
+    owed = await customer.pays(4)
+    path = "/payment-channel/close"
+    for unfit in (
+        {"operation": "http_request"},
+        {"audience": None},
+        {"audience": "did:farebox:another"},
+        {"key": SigningKey(KeyType.EIP712, b"\x05" * 32, customer.key.contract)},
+    ):
+        assert (await customer.post(path, **unfit)).status_code == 400
+    assert (await customer.post(path)).status_code == 402, "the last request is not signed for"
+    voucher = signed_document(customer.key.sign_sub_rav(owed))
+    committed = await customer.post("/payment-channel/commit", {"subRav": voucher})
+    assert committed.status_code == 200, committed.text
+    agreed = await customer.post(path)
+    assert agreed.json()["data"] == {"channelId": customer.channel_id, "status": "closing"}
+    assert (await customer.asks())[0] == 400, "from now on nothing is sold"
+    await work(house)
+    channel = await customer.contract.channel(customer.channel_id)
+    assert channel is not None
+    assert channel.status is ChannelStatus.CLOSED
+    have = house.usdc.call("balanceOf", customer.desk.sender)
+    assert have == 10 * COLLATERAL - 4 * PRICE_MSAT
+    assert await house.held("custody:evm:anvil:USDC") == 4 * PRICE_MSAT
+    assert (await customer.asks())[0] == 400

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from farebox.ledger.model import Applied, Unit
 from farebox.payments.model import OperationState
 from farebox.rails.evm.contracts import ARTIFACTS, DEPLOYER, artifact
 from farebox.rails.evm.disperse import GAS, Item, chosen
@@ -74,6 +76,34 @@ async def test_ether_goes_together_to_those_who_have_some_and_alone_to_the_other
     for name in till.opened:
         await till.payouts.cancel(name)
     await till.finish()
+
+
+async def test_what_an_operator_has_given_up_joins_no_batch(till: Till) -> None:
+    people = [somebody() for _ in range(3)]
+    names = [await till.order(one, AMOUNT, "TOK", is_exact=True) for one in people]
+    gone = await till.operations.get(names[0])
+    assert gone is not None
+    puts = await till.payouts.give_up(gone.plan)
+    assert isinstance(await till.desk.ledger.store.commit(Unit("given-up", puts=puts)), Applied)
+    (batch,) = await batched(till)
+    (_, ended, *paid) = await till.finish(batch, *names)
+    assert ended.state is OperationState.REJECTED
+    assert {one.parent for one in paid} == {batch}
+    assert [till.token.call("balanceOf", one) for one in people] == [0, AMOUNT, AMOUNT]
+    assert await till.payouts.give_up(gone.plan) == ()
+
+
+async def test_a_chain_that_cannot_have_the_contract_is_paid_on_one_by_one(
+    anvil: Anvil, till: Till
+) -> None:
+    with anvil.lacking(DEPLOYER, till.disperse.contract):
+        people = [somebody() for _ in range(2)]
+        names = [await till.order(one, AMOUNT, "TOK", is_exact=True) for one in people]
+        assert await till.disperse.run() == []
+        assert await till.desk.sending.open_slots() == []  # no gas went to where nobody is
+        till.payouts.terms = replace(till.payouts.terms, batch_wait_s=0)
+        assert {one.state for one in await till.finish(*names)} == {OperationState.SUCCEEDED}
+    assert [till.token.call("balanceOf", one) for one in people] == [AMOUNT] * 2
 
 
 async def test_one_bad_item_never_fails_its_neighbours(till: Till) -> None:

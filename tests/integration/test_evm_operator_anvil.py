@@ -9,8 +9,10 @@ import pytest
 
 from farebox.cli import checks
 from farebox.cli.desk import Balance, Withdraw, carry_out
-from farebox.cli.money import _balance_text
+from farebox.cli.money import _balance_text, _withdrawn_text
+from farebox.errors import InvalidInput
 from farebox.operating import Verdict
+from farebox.rails.evm.contracts import DEPLOYER, artifact
 from farebox.settings import Secret
 from tests.integration.evm_house import EvmHouse, evm_house, somebody
 from tests.peers.anvil import Anvil
@@ -47,8 +49,36 @@ async def test_earnings_are_withdrawn_on_the_chain(anvil: Anvil, tmp_path: Path)
         assert await withdrawn(house, wanted) == facts
         assert house.usdc.call("balanceOf", to) == got
         assert await house.balance_msat(key) == left
-        shown = _balance_text(await carry_out(house.farebox, Balance()))
-        assert "USDC" in shown
+        told = await carry_out(house.farebox, Balance())
+        fee = int(told["other_assets"]["USDC"]["earned"])
+        revenue = await house.farebox.store.account("revenue/USDC")
+        assert revenue is not None
+        assert fee == revenue.available > 0
+        assert f"{fee} earned" in _balance_text(told)
+
+
+async def test_what_was_earned_of_an_asset_that_is_held_is_withdrawn_as_it_is(
+    anvil: Anvil, tmp_path: Path
+) -> None:
+    rates = {"btc_usd": "100000", "held": ["USDC"]}
+    async with evm_house(tmp_path / "house", anvil, {"rates": rates}) as house:
+        asked = await house.asked("USDC", DEPOSIT)
+        await house.pay(asked, DEPOSIT)
+        await house.until_swept(asked["pay"])
+        claim = {"initial_balance_token": asked["pay"], "claim_secret": asked["claim_secret"]}
+        key = str((await house.post("/create", claim)).json()["api_key"])
+        order = {"method": "anvil", "asset": "USDC", "amount": "500000", "destination": somebody()}
+        for name in ("first", "second", "third"):
+            await house.paid_out("/v1/payouts", order, key, name)
+        earned = int((await carry_out(house.farebox, Balance()))["other_assets"]["USDC"]["earned"])
+        to = somebody()
+        wanted = Withdraw("wd_1", destination=to, method="anvil", asset="USDC")
+        with pytest.raises(InvalidInput, match="leave the amount out"):
+            await carry_out(house.farebox, Withdraw("wd_0", 1, to, "", "anvil", "USDC"))
+        facts = await withdrawn(house, wanted)
+        assert (facts["asset"], facts["amount"]) == ("USDC", str(earned))
+        assert f"{earned} of USDC went to {to}" == _withdrawn_text(facts)
+        assert 0 < house.usdc.call("balanceOf", to) < earned
 
 
 async def test_the_doctor_asks_the_node_and_says_what_is_wrong(
@@ -72,6 +102,9 @@ async def test_the_doctor_asks_the_node_and_says_what_is_wrong(
     )
     for changes, what in doubts:
         assert what in (await told(**changes))[Verdict.WARNING]
+    with anvil.lacking(DEPLOYER, artifact("Disperse").address):
+        assert "batches: the chain lacks" in (await told(batch_wait_s=5))[Verdict.WARNING]
+        assert set(await told()) == {Verdict.FINE}
     faults: tuple[tuple[dict[str, object], str], ...] = (
         ({"chain_id": 1}, "the node is on chain 31337"),
         ({"url": Secret(f"http://127.0.0.1:{free_port()}/secret-key")}, "gave no answer"),

@@ -314,6 +314,27 @@ async def test_a_duty_is_done_by_one_process_and_taken_over_when_it_ends(world: 
     assert done == ["a", "a", "b"]
 
 
+async def test_who_was_taken_for_dead_leaves_a_duty_to_who_has_it_now(world: World) -> None:
+    a, b = await world.house(), await world.house()
+    left = asyncio.Event()
+
+    async def leave() -> None:
+        left.set()
+
+    async def job() -> None:
+        left.clear()
+
+    duties = [
+        Duty("test", job, house.farebox.ledger, house.farebox.processes, leave) for house in (a, b)
+    ]
+    assert await duties[0].run()
+    await world.beats(b)  # a stands still
+    assert await duties[1].run()
+    await world.beats(a, times=1)
+    assert not await duties[0].run()
+    assert left.is_set()
+
+
 async def test_a_process_that_starts_after_a_kill_takes_over_as_well(world: World) -> None:
     a = await world.house()
     key = await world.key(a)

@@ -221,6 +221,18 @@ class Anvil:
         self.rpc("anvil_reorg", depth, list(transactions))
 
     @contextmanager
+    def lacking(self, *contracts: str) -> Iterator[None]:
+        """A chain that has nothing at some addresses, for a while."""
+        codes = {one: self.rpc("eth_getCode", one, "latest") for one in contracts}
+        for one in contracts:
+            self.rpc("anvil_setCode", one, "0x")
+        try:
+            yield
+        finally:
+            for one, code in codes.items():
+                self.rpc("anvil_setCode", one, code)
+
+    @contextmanager
     def paused(self) -> Iterator[None]:
         """Within, transactions wait; no block is made but by `mine`."""
         self.rpc("evm_setAutomine", False)

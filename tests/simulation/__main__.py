@@ -7,6 +7,7 @@ import secrets
 import sys
 import time
 
+from tests.simulation.scenes import SCENES
 from tests.simulation.world import Story, run
 
 _TELL_EVERY = 50
@@ -15,15 +16,16 @@ _TELL_EVERY = 50
 def main() -> int:
     """Run what was asked for; 1 where a seed fails."""
     asked = _arguments()
+    weather = SCENES[asked.scene] if asked.scene else None
     if asked.seed is not None:
-        story = run(asked.seed, print if asked.trace else lambda _: None)
+        story = run(asked.seed, print if asked.trace else lambda _: None, weather)
         print(_line(story))
         return 1 if story.fault else 0
     failed = 0
     end = time.monotonic() + asked.seconds
     count, seed = 0, asked.first if asked.first is not None else secrets.randbelow(1 << 40)
     while time.monotonic() < end and count < asked.count:
-        story = run(seed)
+        story = run(seed, weather=weather)
         if story.fault or asked.verbose:
             print(_line(story), flush=True)
         failed += bool(story.fault)
@@ -53,6 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60, help="run fresh seeds for so long")
     parser.add_argument("--count", type=int, default=1 << 62, help="and at most so many")
     parser.add_argument("--first", type=int, help="start here instead of anywhere")
+    parser.add_argument("--scene", choices=SCENES, help="in this world, not in the seed's own")
     parser.add_argument("--verbose", action="store_true", help="a line for each seed")
     return parser.parse_args()
 

@@ -14,7 +14,7 @@ from farebox.rails.bitcoin.records import BATCH, PAYOUT, BatchState, PayoutState
 from tests.simulation.callers import Caller
 from tests.simulation.chain import ModelChain
 from tests.simulation.disk import Disk
-from tests.simulation.payers import ChainPayer
+from tests.simulation.payers import BitcoinPayer
 
 CUSTODY = "custody:bitcoin:main"
 _SOURCE = "bitcoin"
@@ -119,7 +119,7 @@ class ChainChecker:
         }
         faults = []
         for caller in callers:
-            for address in caller.sent_to if isinstance(caller, ChainPayer) else ():
+            for address in caller.sent_to if isinstance(caller, BitcoinPayer) else ():
                 came_sat = self._chain.received_sat(address)
                 key, ordered_sat = ordered.get(address, ("", 0))
                 if came_sat != ordered_sat:

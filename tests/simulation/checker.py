@@ -32,6 +32,7 @@ from farebox.wire.cashu import crypto
 from tests.simulation.callers import Caller
 from tests.simulation.chain_checker import ChainChecker
 from tests.simulation.disk import Disk, DiskReader
+from tests.simulation.evm_checker import EvmChecker
 from tests.simulation.mint import HOME, Mint, Others
 from tests.simulation.node_checker import NodeChecker
 
@@ -66,7 +67,7 @@ class Checker:
         self._unswapped: Counter[tuple[str, str]] = Counter()
         #: The most that may wait for its swap in one unit.
         self.offline_msat = 0
-        self.rail: NodeChecker | ChainChecker | None = None
+        self.rail: NodeChecker | ChainChecker | EvmChecker | None = None
         self._disk = disk
         self._broken = broken
         self._others = others

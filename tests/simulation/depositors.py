@@ -1,6 +1,7 @@
 """Callers who also pay over a rail: they ask for deposits, pay them, and are paid out.
 
-`Depositor` does so by Lightning, `payers.ChainPayer` on the chain.
+`Depositor` does so by Lightning, `payers.BitcoinPayer` with bitcoin, `evm_payers.EvmPayer` with a
+token.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Asked:
     claim_secret: str
     amount_msat: int | None
     key: str
+    asset: str = "BTC"
     paid_msat: int = 0
     is_paying: bool = False
 
@@ -35,9 +37,12 @@ class RailCaller(Caller):
 
     #: The rail, what is asked for over it, what fills an account, and what its fees may leave.
     way: str
+    asset = "BTC"
     amounts_msat: tuple[int | None, ...]
     filling_msat: int
     small_msat: int
+    #: Until what is held may have come to where it can be paid out from.
+    pause_s: float = 3
     market: dict[str, str]
 
     def meet(self, market: dict[str, str], fills: float) -> None:
@@ -63,6 +68,14 @@ class RailCaller(Caller):
         """Where one is paid."""
         raise NotImplementedError
 
+    def _outs(self) -> list[dict[str, Any]]:
+        """The ways to take money out, in the words of the API."""
+        return [{"method": "cashu"}, {"method": self.way, "destination": self._own()}]
+
+    def _order(self, amount_msat: int | None) -> dict[str, Any]:
+        """What is asked for."""
+        return {"method": self.way, "asset": self.asset, "amount": amount_msat}
+
     def _credential(self, pay: str) -> str:
         """How what was to be paid is handed in."""
         return pay
@@ -75,7 +88,7 @@ class RailCaller(Caller):
     async def _ask_to_pay(self) -> None:
         chance = self._chance
         amount_msat = chance.choice(self.amounts_msat)
-        body = {"method": self.way, "asset": "BTC", "amount": amount_msat}
+        body = self._order(amount_msat)
         key = chance.choice(self.keys) if self.keys and chance.random() < 0.5 else ""
         headers = (bearer(key), self._name()) if key else (self._name(),)
         await self._named(post("/v1/deposits", body, *headers))
@@ -86,7 +99,9 @@ class RailCaller(Caller):
         if ask.target == "/v1/deposits" and reply.status == 201:
             told = read_json(reply)
             key = dict(ask.headers).get(b"authorization", b"").decode().removeprefix("Bearer ")
-            asked = Asked(told["pay"], told["claim_secret"], told["amount"], key)
+            asked = Asked(
+                told["pay"], told["claim_secret"], told["amount_msat"], key, told["asset"]
+            )
             self.asked.setdefault(told["deposit"], asked)
             self.market[self._credential(told["pay"])] = self.name
         if ask.target in ("/v1/refunds", "/v1/payouts") and reply.status == 200:
@@ -152,7 +167,7 @@ class RailCaller(Caller):
 
     async def _fill(self, key: str) -> None:
         """Have something on a key's account."""
-        body = {"method": self.way, "asset": "BTC", "amount": self.filling_msat}
+        body = self._order(self.filling_msat)
         made = await self._named(post("/v1/deposits", body, bearer(key), self._name()))
         if made.status == 201:
             await self._pay(self.asked[read_json(made)["deposit"]])
@@ -182,22 +197,20 @@ class RailCaller(Caller):
             if told.status == 200 and balance_msat < self.small_msat:
                 return
             amount_msat = balance_msat // part // 1_000 * 1_000
-            took = [await self._take_out(opens, way, amount_msat) for way in ("cashu", self.way)]
+            took = [await self._take_out(opens, out, amount_msat) for out in self._outs()]
             if any(reply.status == 200 for reply in took):
                 part = 1
             elif amount_msat < self.small_msat:
                 return
             else:
                 part *= 2
-                await asyncio.sleep(3)  # what is held may be about to be swapped
+                await asyncio.sleep(
+                    self.pause_s
+                )  # what is held may be about to be swapped, or swept
         raise AssertionError(f"{self.name} cannot take out what is on {opens[:12]}: {took}")
 
-    async def _take_out(self, opens: str, way: str, amount_msat: int) -> Reply:
-        body: dict[str, Any] = {"method": way}
-        if amount_msat:
-            body["amount_msat"] = amount_msat
-        if way == self.way:
-            body["destination"] = self._own()
+    async def _take_out(self, opens: str, out: dict[str, Any], amount_msat: int) -> Reply:
+        body = out | ({"amount_msat": amount_msat} if amount_msat else {})
         return await self._named(post("/v1/refunds", body, bearer(opens), self._name()))
 
 

@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 from farebox import bootstrap
 from farebox.books import places
-from farebox.bootstrap import Farebox, bitcoin, lightning
+from farebox.bootstrap import Farebox, bitcoin, evm, lightning
 from farebox.clock import Clock
 from farebox.errors import FareboxError
 from farebox.settings import load_settings
@@ -195,6 +195,7 @@ def outside_replaced(
             open_guarded_session=session,
         ),
         patch.object(bitcoin, "_wallet_of", lambda _, clock: wallet(clock)),
+        patch.object(evm, "open_rpc_session", lambda: Session(network)),
         patch.object(lightning, "open_node_session", lambda: NodeSession(network)),
     ):
         yield

@@ -330,9 +330,13 @@ class Session:
         timeout: aiohttp.ClientTimeout,
         allow_redirects: bool,
     ) -> _Answering:
-        """One call."""
+        """One call. What its headers would say, nobody here asks for."""
         ask = Ask(method, url.raw_path_qs, (), data or b"")
         return _Answering(self._network.call(url.host or "", ask), timeout.total)
+
+    def post(self, url: URL, **how: Any) -> _Answering:
+        """One call that brings something."""
+        return self.request("POST", url, **how)
 
     def get(self, url: URL, *, timeout: aiohttp.ClientTimeout, allow_redirects: bool) -> _Answering:
         """One question."""

@@ -1,4 +1,7 @@
-"""Callers who pay on the chain, take their payments back while they can, and are paid out there."""
+"""Callers who pay on a chain, take their payments back while they can, and are paid out there.
+
+`BitcoinPayer` does so with bitcoin, `evm_payers.EvmPayer` with a token and with coin.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,64 @@ _LOOK_EVERY_S = 20
 
 
 class ChainPayer(RailCaller):
-    """One of them. `sent_to` are the addresses of this one that the house was told to pay."""
+    """One of them. Each address may be paid as often as somebody likes, and by anybody."""
+
+    def _acts(self) -> tuple[Act, ...]:
+        return (*super()._acts(), self._pay_again, self._pay_again, self._take_back)
+
+    def _credential(self, pay: str) -> str:
+        return f"{self.way}:{pay}"
+
+    async def _pay_again(self) -> None:
+        if self.asked:
+            await self._pay(self._chance.choice(list(self.asked.values())))
+
+    async def _take_back(self) -> None:
+        """Undo a payment that no block has yet."""
+        raise NotImplementedError
+
+    def _arrived_msat(self, asked: Asked) -> int:
+        """What stands in the best chain for an address."""
+        raise NotImplementedError
+
+    def _is_waiting(self, asked: Asked) -> bool:
+        """Whether more is on its way to it."""
+        raise NotImplementedError
+
+    # ── in the calm ──────────────────────────────────────────────────────────────────────────────
+
+    async def collect(self) -> None:
+        """Wait until what was paid is credited, then ask for all of it."""
+        self._is_calm = True
+        for key, asked in self.asked.items():
+            await self._until_credited(key, asked)
+        await super().collect()
+
+    async def empty_accounts(self) -> None:
+        """Open what was paid meanwhile as well: the house pays to addresses of its own, too."""
+        for key, asked in self.asked.items():
+            await self._until_credited(key, asked)
+            if asked.paid_msat and not asked.key:
+                await self._open(asked)
+        await super().empty_accounts()
+
+    async def _until_credited(self, key: str, asked: Asked) -> None:
+        ask = Ask("GET", f"/v1/deposits/{key}", (bearer(asked.claim_secret),))
+        for _ in range(_LOOKS_MAX):
+            arrived_msat = self._arrived_msat(asked)
+            told = read_json(await self._patiently(ask))
+            asked.paid_msat = arrived_msat
+            if told["credited_msat"] == arrived_msat and not self._is_waiting(asked):
+                return
+            await asyncio.sleep(_LOOK_EVERY_S)
+        raise AssertionError(
+            f"{self.name} is credited {told['credited_msat']} of {arrived_msat} msat paid to "
+            f"{asked.text}: {told}"
+        )
+
+
+class BitcoinPayer(ChainPayer):
+    """One who pays with bitcoin. `sent_to` are its own that the house was told to pay."""
 
     way = "bitcoin"
     amounts_msat = (None, 5_000_000, 20_000_000, 60_000_000)
@@ -30,12 +90,6 @@ class ChainPayer(RailCaller):
         super().meet(market, fills)
         self.sent_to: list[str] = []
         self._payments: list[Tx] = []
-
-    def _acts(self) -> tuple[Act, ...]:
-        return (*super()._acts(), self._pay_again, self._pay_again, self._take_back)
-
-    def _credential(self, pay: str) -> str:
-        return f"bitcoin:{pay}"
 
     def _own(self) -> str:
         self.sent_to.append(f"bcrt1{self.name.replace('-', '')}x{len(self.sent_to)}")
@@ -56,11 +110,6 @@ class ChainPayer(RailCaller):
                 outputs = [(asked.text, amount_sat), (f"bcrt1{self.name}-change", 5_000)]
         self._broadcast(outputs)
         asked.paid_msat += sum(amount for to, amount in outputs if to == asked.text) * _MSAT
-
-    async def _pay_again(self) -> None:
-        """An address may be paid as often as somebody likes."""
-        if self.asked:
-            await self._pay(self._chance.choice(list(self.asked.values())))
 
     async def _take_back(self) -> None:
         """Spend once more what no block has yet: to oneself, or to pay another amount."""
@@ -106,36 +155,9 @@ class ChainPayer(RailCaller):
         await self._named(post(target, body, bearer(key), self._name()))
         return None
 
-    # ── in the calm ──────────────────────────────────────────────────────────────────────────────
+    def _arrived_msat(self, asked: Asked) -> int:
+        return self.chain.received_sat(asked.text) * _MSAT
 
-    async def collect(self) -> None:
-        """Wait until what was paid is credited, then ask for all of it."""
-        self._is_calm = True
-        for key, asked in self.asked.items():
-            await self._until_credited(key, asked)
-        await super().collect()
-
-    async def empty_accounts(self) -> None:
-        """Open what was paid meanwhile as well: the house pays to addresses of its own, too."""
-        for key, asked in self.asked.items():
-            await self._until_credited(key, asked)
-            if asked.paid_msat and not asked.key:
-                await self._open(asked)
-        await super().empty_accounts()
-
-    async def _until_credited(self, key: str, asked: Asked) -> None:
-        ask = Ask("GET", f"/v1/deposits/{key}", (bearer(asked.claim_secret),))
-        for _ in range(_LOOKS_MAX):
-            arrived_msat = self.chain.received_sat(asked.text) * _MSAT
-            told = read_json(await self._patiently(ask))
-            asked.paid_msat = arrived_msat
-            is_waiting = any(
-                to == asked.text for tx in self.chain.pool for to, _ in self.chain.txs[tx].outputs
-            )
-            if told["credited_msat"] == arrived_msat and not is_waiting:
-                return
-            await asyncio.sleep(_LOOK_EVERY_S)
-        raise AssertionError(
-            f"{self.name} is credited {told['credited_msat']} of {arrived_msat} msat paid to "
-            f"{asked.text}: {told}"
-        )
+    def _is_waiting(self, asked: Asked) -> bool:
+        txs = self.chain.txs
+        return any(to == asked.text for tx in self.chain.pool for to, _ in txs[tx].outputs)

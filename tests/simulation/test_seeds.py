@@ -17,24 +17,26 @@ import pytest
 from farebox.ecash import codes, saga
 from farebox.ledger.model import ABSENT, Put, Transfer
 from farebox.ledger.processes import Processes
+from farebox.ledger.service import Ledger
 from farebox.payments.model import Rejected, Unresolved, Verdict
 from farebox.payments.operations import Operations
 from farebox.paywall.service import Paywall
-from farebox.rails.cashu import mints
 from farebox.rails.cashu.inventory import Inventory
 from farebox.rails.cashu.locked import Locked
 from farebox.rails.cashu.records import LOCKED
 from farebox.rails.cashu.sweep import Sweep
 from farebox.wire.cashu import crypto
-from tests.simulation import callers, planted_rails
+from tests.simulation import callers, planted_evm, planted_rails
 from tests.simulation.disk import Disk
+from tests.simulation.scenes import SCENES
 from tests.simulation.world import run
 
 #: One to three houses, with and without crashes, frozen ones, locked tokens, broken locks, slow
 #: disks, shuffled callbacks, tokens that cross Lightning; none of them takes long.
 SEEDS = (1, 3, 4, 9, 10, 11, 13, 14, 16, 18, 19, 21, 24, 26, 30, 32)
-#: A defect that the seeds named with it no longer find is looked for in so many others.
-TRIED_MAX = 40
+#: Seeds of its scene in which a defect is looked for. A third of them find it, or more: that the
+#: house's timing moves does not make the search long, let alone fail.
+TRIED = range(1, 17)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -45,20 +47,16 @@ def test_both_promises_hold(seed: int) -> None:
 
 def test_a_seed_is_one_story_to_the_last_bit_in_any_process() -> None:
     seed = 14  # three houses, frozen now and then
-    stories = {
-        subprocess.run(
-            [sys.executable, "-m", "tests.simulation", "--seed", str(seed)],
-            env={**os.environ, "PYTHONHASHSEED": hashing},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for hashing in ("1", "2")
-    }
-    assert len(stories) == 1
+    elsewhere = subprocess.run(
+        [sys.executable, "-m", "tests.simulation", "--seed", str(seed)],
+        env={**os.environ, "PYTHONHASHSEED": "1"},  # this process hashes otherwise
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     here = run(seed)
     assert here == run(seed)
-    assert f"trace {here.trace_digest[:12]}, book {here.book_digest[:12]}" in stories.pop()
+    assert f"trace {here.trace_digest[:12]}, book {here.book_digest[:12]}" in elsewhere
 
 
 # ── defects that were planted ────────────────────────────────────────────────────────────────────
@@ -120,11 +118,11 @@ def a_locked_proof_may_be_claimed_again() -> AbstractContextManager[object]:
 
 
 def nothing_limits_what_waits_for_its_swap() -> AbstractContextManager[object]:
-    honest = mints._set_ceiling
+    honest = Ledger.limit_custody
 
-    async def set_ceiling(ledger: Any, custody: str, ceiling_msat: int | None) -> None:
-        is_unswapped = custody.startswith("custody:cashu-unswapped")
-        await honest(ledger, custody, None if is_unswapped else ceiling_msat)
+    async def limit_custody(self: Ledger, account: str, asset: str, ceiling: int | None) -> None:
+        is_unswapped = account.startswith("custody:cashu-unswapped")
+        await honest(self, account, asset, None if is_unswapped else ceiling)
 
     def is_taken(self: Locked, *_: object) -> Any:
         async def taken() -> bool:
@@ -133,7 +131,7 @@ def nothing_limits_what_waits_for_its_swap() -> AbstractContextManager[object]:
         return taken()
 
     stack = ExitStack()
-    stack.enter_context(patch.object(mints, "_set_ceiling", set_ceiling))
+    stack.enter_context(patch.object(Ledger, "limit_custody", limit_custody))
     stack.enter_context(patch.object(Locked, "_is_taken", is_taken))
     return stack
 
@@ -163,29 +161,41 @@ def counters_are_kept_in_memory() -> AbstractContextManager[object]:
 
 
 @pytest.mark.parametrize(
-    ("defect", "seeds"),
+    ("defect", "scene"),
     [
-        (a_lost_answer_is_taken_for_a_no, (10, 4)),
-        (every_refusal_of_a_mint_is_final, (376, 228)),
-        (answers_do_not_wait_for_the_disk, (324, 295)),
-        (recovery_settles_what_still_runs, (363,)),
-        (counters_are_kept_in_memory, (95,)),
-        (nobody_else_counts_as_alive, (363,)),
-        (a_locked_proof_may_be_claimed_again, (35, 363)),
-        (nothing_limits_what_waits_for_its_swap, (10, 11)),
-        (what_a_broken_lock_costs_is_not_booked, (29,)),
-        (planted_rails.every_sighting_is_a_deposit_of_its_own, (2, 3)),
-        (planted_rails.whoever_hands_in_an_invoice_has_its_money, (2, 28)),
-        (planted_rails.nobody_asks_about_open_deposits, (31, 60)),
-        (planted_rails.a_payment_in_flight_counts_as_failed, (3,)),
-        (planted_rails.a_failed_payment_is_believed_at_once, (1648,)),
-        (planted_rails.what_leaves_the_chain_stays_credited, (137,)),
-        (planted_rails.one_block_is_enough_for_any_value, (226, 33)),
-        (planted_rails.a_payment_is_over_once_it_is_sent, (156, 217)),
+        (a_lost_answer_is_taken_for_a_no, "answers of mints are lost"),
+        (every_refusal_of_a_mint_is_final, "mints refuse what they have done"),
+        (answers_do_not_wait_for_the_disk, "the power goes"),
+        (recovery_settles_what_still_runs, "mints are slow"),
+        (counters_are_kept_in_memory, "crashes"),
+        (nobody_else_counts_as_alive, "three houses"),
+        (a_locked_proof_may_be_claimed_again, "locked tokens"),
+        (nothing_limits_what_waits_for_its_swap, "little may be locked"),
+        (what_a_broken_lock_costs_is_not_booked, "locks are broken"),
+        (planted_rails.every_sighting_is_a_deposit_of_its_own, "payments come in by Lightning"),
+        (planted_rails.whoever_hands_in_an_invoice_has_its_money, "payments come in by Lightning"),
+        (planted_rails.nobody_asks_about_open_deposits, "the line to the node is dead"),
+        (planted_rails.a_payment_in_flight_counts_as_failed, "payments go out by Lightning"),
+        (planted_rails.a_failed_payment_is_believed_at_once, "calls to the node are late"),
+        (planted_rails.what_leaves_the_chain_stays_credited, "blocks are left"),
+        (planted_rails.one_block_is_enough_for_any_value, "blocks are left"),
+        (planted_rails.a_payment_is_over_once_it_is_sent, "payments go out on the chain"),
+        (
+            planted_evm.a_transfer_that_moved_in_its_block_is_another,
+            "an EVM chain is reorganised",
+        ),
+        (planted_evm.what_leaves_the_chain_stays_credited, "payments vanish from an EVM chain"),
+        (
+            planted_evm.what_is_in_no_block_is_sent_under_another_nonce,
+            "answers of an EVM node are lost",
+        ),
     ],
 )
 def test_a_planted_defect_is_found(
-    defect: Callable[[], AbstractContextManager[object]], seeds: tuple[int, ...]
+    defect: Callable[[], AbstractContextManager[object]], scene: str
 ) -> None:
     with defect():
-        assert any(run(seed).fault for seed in (*seeds, *range(1, TRIED_MAX + 1)))
+        found = next((seed for seed in TRIED if run(seed, weather=SCENES[scene]).fault), None)
+    assert found is not None, f"not found by --scene {scene!r} --first 1 --count {len(TRIED)}"
+    without = run(found, weather=SCENES[scene])
+    assert not without.fault, f"the seed fails without the defect too: {without.fault}"

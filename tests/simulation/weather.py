@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from random import Random
 
+from tests.simulation.loop import seeded
+
 
 @dataclass(frozen=True, slots=True)
 class DiskWeather:
@@ -101,6 +103,27 @@ class ChainWeather:
 
 
 @dataclass(frozen=True, slots=True)
+class EvmWeather:
+    """How an EVM chain and the house's node of it behave; see `evm.EvmMoods`."""
+
+    block_s: float = 10
+    leaves_out: float = 0
+    reorganises: float = 0
+    double_spends: float = 0
+    forgets: float = 0
+    lags: float = 0
+    fee_jumps: float = 0
+    goes_down: bool = False
+    #: How often a caller sees to it that there is something to pay out.
+    fills: float = 0
+    wire: NetworkWeather = NetworkWeather()
+
+    def calm(self) -> EvmWeather:
+        """The same chain once it only grows."""
+        return EvmWeather(wire=NetworkWeather(latency_s=self.wire.latency_s))
+
+
+@dataclass(frozen=True, slots=True)
 class Weather:
     """One seed's world."""
 
@@ -132,6 +155,8 @@ class Weather:
     node: NodeWeather | None = None
     #: A chain, in those worlds that have one.
     chain: ChainWeather | None = None
+    #: An EVM chain, in those worlds that have one.
+    evm: EvmWeather | None = None
 
     def calm(self) -> Weather:
         """The same world once every fault has stopped."""
@@ -145,17 +170,23 @@ class Weather:
             caller_leaves=0,
             node=None if self.node is None else self.node.calm(),
             chain=None if self.chain is None else self.chain.calm(),
+            evm=None if self.evm is None else self.evm.calm(),
         )
 
 
-def forecast(chance: Random, more: Random, rails: Random, chains: Random) -> Weather:
-    """Draw a world; what came later to the simulation draws from a chance of its own."""
-    drawn = _forecast(chance)
+def forecast(seed: int) -> Weather:
+    """Draw a seed's world; what came later to the simulation draws from a chance of its own."""
+    drawn = _forecast(seeded(seed, "weather"))
+    more, rails, chains, evms = (
+        seeded(seed, what) for what in ("houses", "rails", "chains", "evms")
+    )
     houses = more.choice((1, 1, 2, 3))
     offline_sat = more.choice((0, 0, 100, 400, 2_000))
     # Where the disk fails, many a request ends as if its process had, and nobody can tell.
     spares_disk = houses > 1 and more.random() < 0.6
     node = _node(rails) if rails.random() < 0.5 else None
+    chain = _chain(chains) if node is None and chains.random() < 0.5 else None
+    has_rail = node is not None or chain is not None
     return replace(
         drawn,
         disk=drawn.disk.calm() if spares_disk else drawn.disk,
@@ -166,7 +197,8 @@ def forecast(chance: Random, more: Random, rails: Random, chains: Random) -> Wea
         offline_sat=offline_sat,
         breaks_locks=offline_sat > 0 and not drawn.rotates_keys and more.random() < 0.5,
         node=node,
-        chain=_chain(chains) if node is None and chains.random() < 0.5 else None,
+        chain=chain,
+        evm=_evm(evms) if not has_rail and evms.random() < 0.5 else None,
     )
 
 
@@ -237,6 +269,21 @@ def _chain(chance: Random) -> ChainWeather:
         forgets=_often(chance),
         lags=chance.choice((0, 0.1, 0.5)),
         price_moves=chance.choice((0, 0.1, 0.5)),
+        goes_down=chance.random() < 0.3,
+        fills=chance.choice((0, 0.5, 0.9)),
+        wire=_network(chance),
+    )
+
+
+def _evm(chance: Random) -> EvmWeather:
+    return EvmWeather(
+        block_s=chance.choice((5, 15, 40)),
+        leaves_out=_often(chance),
+        reorganises=chance.choice((0, 0.1, 0.3)),
+        double_spends=chance.choice((0, 0.3, 0.6)),
+        forgets=_often(chance),
+        lags=chance.choice((0, 0.1, 0.5)),
+        fee_jumps=chance.choice((0, 0.1, 0.5)),
         goes_down=chance.random() < 0.3,
         fills=chance.choice((0, 0.5, 0.9)),
         wire=_network(chance),

@@ -18,14 +18,20 @@ from farebox.books import RECORDS
 from farebox.clock import Clock
 from farebox.errors import FareboxError
 from farebox.rails.cashu.records import LOCKED, LockedUse
+from farebox.rails.evm.keys import keys_from
 from farebox.signer import Signer
 from farebox.wire.cashu import crypto
 from tests.simulation.callers import Caller
 from tests.simulation.chain import ChainMoods, ModelChain, ModelWallet
-from tests.simulation.chain_checker import DEPTHS, ChainChecker
+from tests.simulation.chain_checker import ChainChecker
 from tests.simulation.checker import Checker, PromiseBroken
 from tests.simulation.depositors import Depositor
 from tests.simulation.disk import Disk
+from tests.simulation.evm import EvmMoods, ModelEvm
+from tests.simulation.evm_checker import FLOAT_WEI, EvmChecker
+from tests.simulation.evm_node import NODE as EVM_NODE
+from tests.simulation.evm_node import ModelNode
+from tests.simulation.evm_payers import EvmPayer
 from tests.simulation.house import ROOT_KEY, House, outside_replaced
 from tests.simulation.lightning import NODE, PAYEES, ModelLnd, Moods
 from tests.simulation.loop import NothingLeft, SimulatedLoop, seeded
@@ -33,11 +39,13 @@ from tests.simulation.mint import HOME, WALLET, Others
 from tests.simulation.nature import WorldClock, nature
 from tests.simulation.network import Ask, Connection, Lost, Network, Reply
 from tests.simulation.node_checker import NodeChecker
-from tests.simulation.payers import ChainPayer
+from tests.simulation.payers import BitcoinPayer
 from tests.simulation.store import SimulatedStore
+from tests.simulation.terms import MACAROON, MNEMONIC, settings_of
 from tests.simulation.weather import (
     ChainWeather,
     DiskWeather,
+    EvmWeather,
     NetworkWeather,
     NodeWeather,
     Weather,
@@ -50,7 +58,6 @@ _LOOK_EVERY_S = 30
 #: What a seed may take in all; none of them comes near it.
 _STEPS_MAX = 3_000_000
 _CLOCK_JUMP_S = 600
-MACAROON = "0201036c6e64" * 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +108,7 @@ class World:
         self.disk = Disk(RECORDS, seeded(seed, "disk"))
         self.checker = Checker(self.disk, self.others, self._break, loop.time)
         self.checker.offline_msat = weather.offline_sat * 1_000
-        terms = settings(chance, weather)
+        terms = settings_of(chance, weather)
         self._may_cross = terms["ecash.foreign"] == "swap"
         #: Each house's machine has a clock of its own, which may jump; so has the database's.
         self.clocks = [WorldClock(loop) for _ in range(weather.houses)]
@@ -112,8 +119,12 @@ class World:
             for n, own in enumerate(self.clocks)
         ]
         kind: type[Caller] = Caller
-        if weather.node is not None or weather.chain is not None:
-            kind = Depositor if weather.chain is None else ChainPayer
+        if weather.node is not None:
+            kind = Depositor
+        elif weather.chain is not None:
+            kind = BitcoinPayer
+        elif weather.evm is not None:
+            kind = EvmPayer
         self.callers = [
             kind(f"caller-{n}", self.ask, self.others, seeded(seed, f"caller-{n}"), self.trace)
             for n in range(weather.callers)
@@ -124,6 +135,9 @@ class World:
         self.chain: ModelChain | None = None
         if weather.chain is not None:
             self._add_chain(weather.chain, clock, seeded(seed, "chain"))
+        self.evm: ModelEvm | None = None
+        if weather.evm is not None:
+            self._add_evm(weather.evm, clock, seeded(seed, "evm"))
 
     def _add_node(self, drawn: NodeWeather, clock: WorldClock, chance: Random) -> None:
         moods = Moods(
@@ -160,8 +174,30 @@ class World:
         self.checker.rail = ChainChecker(self.disk, self.chain)
         market: dict[str, str] = {}
         for caller in self.callers:
-            if isinstance(caller, ChainPayer):
+            if isinstance(caller, BitcoinPayer):
                 caller.chain = self.chain
+                caller.meet(market, drawn.fills)
+
+    def _add_evm(self, drawn: EvmWeather, clock: WorldClock, chance: Random) -> None:
+        moods = EvmMoods(
+            chance,
+            leaves_out=drawn.leaves_out,
+            reorganises=drawn.reorganises,
+            double_spends=drawn.double_spends,
+            forgets=drawn.forgets,
+            lags=drawn.lags,
+            fee_jumps=drawn.fee_jumps,
+            block_s=drawn.block_s,
+        )
+        self.evm = ModelEvm(clock, moods, self.trace)
+        self.network.hosts[EVM_NODE] = ModelNode(self.evm)
+        sender = keys_from(MNEMONIC).addresses[0]
+        self.evm.endow(sender, FLOAT_WEI)
+        self.checker.rail = EvmChecker(self.disk, self.evm, sender)
+        market: dict[str, str] = {}
+        for caller in self.callers:
+            if isinstance(caller, EvmPayer):
+                caller.chain = self.evm
                 caller.meet(market, drawn.fills)
 
     def wallet(self, clock: Clock) -> ModelWallet:
@@ -214,10 +250,16 @@ class World:
         storms += [self.outside.spawn(self._jump(clock)) for clock in self.clocks]
         storms += [self.outside.spawn(self._freeze(house)) for house in self.houses]
         storms.append(self.outside.spawn(self._break_locks()))
-        storms.append(self.outside.spawn(self._take_node_down()))
-        storms.append(self.outside.spawn(self._take_chain_down()))
-        if self.chain is not None:
-            self.outside.spawn(self.chain.live())
+        for what, weather, model in (
+            ("the node", self._storm.node, self.node),
+            ("the chain's node", self._storm.chain, self.chain),
+            ("the EVM chain's node", self._storm.evm, self.evm),
+        ):
+            if model is not None and weather is not None and weather.goes_down:
+                storms.append(self.outside.spawn(self._take_down(what, model.moods)))
+        for chain in (self.chain, self.evm):
+            if chain is not None:
+                self.outside.spawn(chain.live())
         for caller in self.callers:
             caller.fails = self._storm.upstream_fails
             caller.may_cross = self._may_cross
@@ -237,8 +279,9 @@ class World:
             mint.settle_melts(lambda: True)
         if self.node is not None:
             self.node.end_all()
-        if self.chain is not None:
-            self.chain.calm_down()
+        for chain in (self.chain, self.evm):
+            if chain is not None:
+                chain.calm_down()
         await asyncio.gather(*(self.outside.spawn(one.collect()) for one in self.callers))
         await self._come_to_rest()
         # A top-up that nobody waited for, of a key that has expired meanwhile, may come last.
@@ -275,6 +318,8 @@ class World:
         self.network.weather = weather.mint
         if weather.node is not None:
             self.network.weathers[NODE] = weather.node.wire
+        if weather.evm is not None:
+            self.network.weathers[EVM_NODE] = weather.evm.wire
         self.others.set_weather(weather)
 
     async def _crash(self, house: House) -> None:
@@ -307,24 +352,13 @@ class World:
             await asyncio.sleep(self._chance.expovariate(1 / 20))
             await house.freeze(self._chance.choice((0.5, 9, 12, 30)) * self._chance.random())
 
-    async def _take_node_down(self) -> None:
-        while self.node is not None and self._storm.node and self._storm.node.goes_down:
-            chance = self.node.moods.chance
-            await asyncio.sleep(chance.expovariate(1 / 40))
-            self.trace("the node goes down")
-            self.node.moods.is_down = True
-            await asyncio.sleep(chance.uniform(0, 60))
-            self.trace("the node is up again")
-            self.node.moods.is_down = False
-
-    async def _take_chain_down(self) -> None:
-        while self.chain is not None and self._storm.chain and self._storm.chain.goes_down:
-            moods = self.chain.moods
+    async def _take_down(self, what: str, moods: Moods | ChainMoods | EvmMoods) -> None:
+        while True:
             await asyncio.sleep(moods.chance.expovariate(1 / 40))
-            self.trace("the chain's node goes down")
+            self.trace(f"{what} goes down")
             moods.is_down = True
             await asyncio.sleep(moods.chance.uniform(0, 60))
-            self.trace("the chain's node is up again")
+            self.trace(f"{what} is up again")
             moods.is_down = False
 
     async def _break_locks(self) -> None:
@@ -371,51 +405,12 @@ class World:
         return reply
 
 
-def settings(chance: Random, weather: Weather) -> dict[str, object]:
-    """How the operator has set up this house."""
-    mint: dict[str, object] = {"url": f"https://{HOME}"}
-    if weather.offline_sat:
-        mint["offline_max"] = f"{weather.offline_sat} sat"
-    chosen: dict[str, object] = {
-        "data_dir": "/simulated",
-        "mint": [mint],
-        "upstream": [{"urls": ["http://upstream.sim"]}],
-        "price": [
-            {"path": "/echo", "per_request": "10 sat"},
-            {"path": "/v1/*", "per_output_token": "0.3 sat"},
-        ],
-        "ecash.foreign": chance.choice(("refuse", "swap")),
-        "ecash.consolidate_proofs": chance.choice((3, 16, 64)),
-    }
-    if weather.chain is not None:
-        chosen |= {
-            "bitcoin.url": "http://chain.sim",
-            "bitcoin.login": "user:password",
-            "bitcoin.key": "of the model",
-            "bitcoin.network": "regtest",
-            "bitcoin.start_height": 0,
-            "bitcoin.deposit_min": "1000 sat",
-            "bitcoin.payout_min": "1000 sat",
-            "bitcoin.confirmations": [f"{depth} from {sat} sat" for sat, depth in DEPTHS],
-            "bitcoin.fee_rate": 1,
-            "bitcoin.batch_window_s": 2,
-            "bitcoin.round_s": 3,
-        }
-    if weather.node is not None:
-        chosen |= {
-            "lightning.url": f"https://{NODE}",
-            "lightning.key": MACAROON,
-            "lightning.network": "bcrt",
-            "lightning.fee_base": "1 sat",
-            "lightning.fee_ppm": 0,
-        }
-    return chosen
+def run(seed: int, tell: Telling = lambda _: None, weather: Weather | None = None) -> Story:
+    """Live through one seed, in a world of its own or in one by a `weather` that is given.
 
-
-def run(seed: int, tell: Telling = lambda _: None) -> Story:
-    """Live through one seed. What is wrong is told in the story's `fault`."""
-    drawn = (seeded(seed, what) for what in ("weather", "houses", "rails", "chains"))
-    weather = forecast(*drawn)
+    What is wrong is told in the story's `fault`.
+    """
+    weather = weather or forecast(seed)
     loop = SimulatedLoop(seeded(seed, "loop"), is_shuffled=weather.is_shuffled)
     clock = WorldClock(loop)
     asyncio.set_event_loop(loop)

@@ -408,7 +408,8 @@ class Farebox:
         for watch in self._watches:
             self._closing.push_async_callback(watch.stop)
             # One process listens and polls; each knows for itself whether the rail is there.
-            duty = Duty(f"watch:{watch.name}", watch.poll, self.ledger, self.processes)
+            name = f"watch:{watch.name}"
+            duty = Duty(name, watch.poll, self.ledger, self.processes, leave=watch.stop)
             jobs.append(Job(f"watch {watch.name}", _POLL_EVERY_S, duty.run))
             jobs.append(Job(f"probe {watch.name}", _PROBE_EVERY_S, watch.probe))
             jobs.append(Job(f"weigh {watch.name}", _WEIGH_EVERY_S, watch.weigh))

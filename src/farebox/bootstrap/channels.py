@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from farebox.channels.chain import PayeeContract
 from farebox.channels.claims import ClaimPolicy, ClaimScheduler
+from farebox.channels.closing import CooperativeClose
 from farebox.channels.ledger_chain import LedgerContract, ledger_channel_id
 from farebox.channels.ledger_desk import LedgerDesk
 from farebox.channels.payee import CreditPolicy, PaymentChannelPayeeClient
@@ -21,6 +22,7 @@ from farebox.payments.rail import DepositMethod
 from farebox.paywall.channels import ChannelTill
 from farebox.settings import ChannelChain, ChannelsSettings
 from farebox.wire.subrav.documents import WELL_KNOWN_PATH, ServiceInfo
+from farebox.wire.subrav.keys import VerificationKey
 from farebox.worker import Duty, Job
 
 _CLAIM_EVERY_S = 2
@@ -77,7 +79,7 @@ def _on_ledger(found: ChannelsSettings, house: House) -> Channels:
     info = ServiceInfo(
         service_id=found.name, service_did=did, network="farebox", default_asset_id=BTC.code
     )
-    service = _service(payee, info, ledger_channel_id, claims)
+    service = _service(found, payee, info, ledger_channel_id, claims)
     desk = LedgerDesk(contract, payee, claims, BTC.code)
     closing = Duty("channel closing", desk.close_due, house.ledger, house.processes)
     jobs = (
@@ -106,7 +108,9 @@ def _on_evm(found: ChannelsSettings, house: House, methods: Iterable[DepositMeth
         network=f"eip155:{contract.chain_id}",
         default_asset_id=found.asset,
     )
-    service = _service(payee, info, contract.terms.channel_id, claims)
+    closing = CooperativeClose(payee, contract)
+    service = _service(found, payee, info, contract.terms.channel_id, claims, closing)
+    close = Duty("channel closing", closing.run, house.ledger, house.processes)
 
     async def keep_limits() -> None:
         limits.keep(payee, claims)
@@ -115,6 +119,7 @@ def _on_evm(found: ChannelsSettings, house: House, methods: Iterable[DepositMeth
         Job("channel limits", _LIMITS_EVERY_S, keep_limits),
         *_jobs(found, house, claims, payee),
         Job("claims on the chain", _SEND_EVERY_S, contract.run),
+        Job("channel closing", _CLOSE_EVERY_S, close.run),
     )
     where = {
         "contract": contract.terms.contract,
@@ -131,13 +136,27 @@ def _payee(
 
 
 def _service(
+    found: ChannelsSettings,
     payee: PaymentChannelPayeeClient,
     info: ServiceInfo,
     channel_id: Callable[[str, str, str], str],
     claims: ClaimScheduler,
+    closing: CooperativeClose | None = None,
 ) -> ChannelService:
     clock = payee.sub_channels.ledger.clock
-    return ChannelService(payee=payee, info=info, channel_id=channel_id, claims=claims, clock=clock)
+    admins = {
+        f"{did}#{did.removeprefix('did:key:')}": VerificationKey.from_did_key(did)
+        for did in found.admins
+    }
+    return ChannelService(
+        payee=payee,
+        info=info,
+        channel_id=channel_id,
+        claims=claims,
+        closing=closing,
+        admins=admins,
+        clock=clock,
+    )
 
 
 def house_did(found: ChannelsSettings) -> str:
@@ -183,8 +202,7 @@ def _till(
         "info": f"{house.public_url}{WELL_KNOWN_PATH}",
         **where,
     }
-    callers, failures = service.callers, house.failures
-    return ChannelTill(service.payee, callers, failures, claims, house.exchange, terms=terms)
+    return ChannelTill(service, house.failures, claims, house.exchange, terms=terms)
 
 
 def _jobs(

@@ -19,7 +19,7 @@ from farebox.rails.evm.arrivals import FINALIZED, Arrivals, Depth, WatchTerms
 from farebox.rails.evm.authorizations import Authorizations, AuthorizedAsset
 from farebox.rails.evm.claims import ClaimedAsset, Claims
 from farebox.rails.evm.config import PRESETS, Domain, EvmAsset, EvmConfig, Preset
-from farebox.rails.evm.contracts import answered, calldata
+from farebox.rails.evm.contracts import DEPLOYER, answered, artifact, calldata
 from farebox.rails.evm.disperse import Disperse
 from farebox.rails.evm.fees import GWEI
 from farebox.rails.evm.gas import Gas, L1Fee
@@ -332,9 +332,17 @@ async def examine_chain(found: EvmSettings) -> Examined:
         if not keys.can_sweep:
             advice = "sweep them where the private key is"
             doubts.append(("sweeping", "only the public key of the deposits is here", advice))
+        if found.batch_wait_s and not await _can_batch(chain):
+            told = f"the chain lacks {DEPLOYER}, which would put our contract there"
+            doubts.append(("batches", told, "set batch_wait_s to 0: payments leave alone"))
         head = await chain.height()
     codes = ", ".join(one.asset.code for one in config.assets)
     return Examined("", f"chain {config.chain_id}, block {head}, takes {codes}", tuple(doubts))
+
+
+async def _can_batch(chain: RpcChain) -> bool:
+    """Whether the contract for it is on the chain, or what would put it there."""
+    return bool(await chain.code(artifact("Disperse").address) or await chain.code(DEPLOYER))
 
 
 async def _decimals(chain: RpcChain, token: str) -> int | None:

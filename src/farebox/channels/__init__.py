@@ -33,9 +33,11 @@ from farebox.channels.chain import (
     PayerContract,
 )
 from farebox.channels.claims import ClaimPolicy, ClaimScheduler
+from farebox.channels.closing import CooperativeClose
 from farebox.channels.codecs import HttpPaymentCodec, McpPaymentCodec, PaymentCodec
 from farebox.channels.ledger_chain import LEDGER_CHANNEL, LedgerContract, ledger_channel_id
 from farebox.channels.model import (
+    CHANNEL_CLOSE,
     SUB_CHANNEL,
     PaymentErrorCode,
     PaymentProcessingResult,
@@ -56,9 +58,10 @@ from farebox.channels.rules import load_rules, parse_rules
 from farebox.channels.tools import PaidToolResult, call_paid_tool
 
 #: What a book must know to hold channels.
-RECORDS = (SUB_CHANNEL, PAYER_SUB_CHANNEL, LEDGER_CHANNEL)
+RECORDS = (SUB_CHANNEL, PAYER_SUB_CHANNEL, LEDGER_CHANNEL, CHANNEL_CLOSE)
 
 __all__ = [
+    "CHANNEL_CLOSE",
     "LEDGER_CHANNEL",
     "PAYER_SUB_CHANNEL",
     "RECORDS",
@@ -73,6 +76,7 @@ __all__ = [
     "ClaimPolicy",
     "ClaimScheduler",
     "ClaimUnderway",
+    "CooperativeClose",
     "CostCalculator",
     "CreditPolicy",
     "FinalCost",

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 from farebox.channels.model import RequestMetadata
 from farebox.channels.weighing import is_handshake
 from farebox.errors import FareboxError
@@ -20,8 +22,7 @@ from farebox.wire.subrav.model import ErrorCode, SubRAV
 from farebox.wire.subrav.payload import RequestPayload
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BillingContext:
+class BillingContext(msgspec.Struct, frozen=True, kw_only=True):
     """What a price may depend on."""
 
     service_id: str
@@ -29,19 +30,17 @@ class BillingContext:
     asset_id: str
     channel_id: str | None = None
     vm_id_fragment: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(msgspec.Struct, frozen=True):
     """A cost in base units of the asset, and what it is in 10^-12 USD."""
 
     amount: int
     pico_usd: int
 
 
-@dataclass(frozen=True, slots=True)
-class Unpriced:
+class Unpriced(msgspec.Struct, frozen=True):
     """Why there is no price."""
 
     code: ErrorCode
@@ -82,6 +81,7 @@ class FinalCost:
         return max(units, 0)
 
 
+_FREE = PerRequest(0)
 Strategy = PerRequest | PerToken | FinalCost
 
 
@@ -102,7 +102,7 @@ class BillingRule:
     @property
     def payment_required(self) -> bool:
         """Whether the rule can ever charge."""
-        return self.strategy != PerRequest(0)
+        return self.strategy != _FREE
 
     def matches(self, facts: Mapping[str, Any]) -> bool:
         """Whether the request is one of this rule's."""
@@ -169,7 +169,10 @@ class BillingEngine:
 
     def find_rule(self, context: BillingContext) -> BillingRule | None:
         """The first rule that matches."""
-        return next((rule for rule in self._rules if rule.matches(context.facts)), None)
+        for rule in self._rules:
+            if rule.matches(context.facts):
+                return rule
+        return None
 
     async def calc_cost(self, context: BillingContext, units: int = 0) -> Cost | Unpriced:
         """What the matching rule says, converted into the asset, rounded up."""
@@ -202,19 +205,19 @@ class BillingContextBuilder:
         service_id: str, request_meta: RequestMetadata, default_asset_id: str = ""
     ) -> BillingContext:
         """From metadata; its own fields are facts as well, those that `facts` does not name."""
-        known = {
-            "operation": request_meta.operation,
-            "model": request_meta.model,
-            "assetId": request_meta.asset_id,
-        }
+        facts: dict[str, Any] = {"operation": request_meta.operation}
+        if request_meta.model is not None:
+            facts["model"] = request_meta.model
+        if request_meta.asset_id is not None:
+            facts["assetId"] = request_meta.asset_id
+        facts.update(request_meta.facts)
         return BillingContext(
             service_id=service_id,
             operation=request_meta.operation,
             asset_id=request_meta.asset_id or default_asset_id,
             channel_id=request_meta.channel_id,
             vm_id_fragment=request_meta.vm_id_fragment,
-            facts={name: value for name, value in known.items() if value is not None}
-            | dict(request_meta.facts),
+            facts=facts,
         )
 
     @staticmethod

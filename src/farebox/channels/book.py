@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+
+import msgspec
 
 from farebox.channels.chain import ChannelInfo, PaidTo, SubChannelInfo
 from farebox.channels.model import (
+    CHANNEL_CLOSE,
     SUB_CHANNEL,
     SubChannel,
     opened,
@@ -19,7 +21,18 @@ from farebox.channels.rows import SubChannelRows
 from farebox.channels.weighing import Accepted, Clear, Rejected, Verdict, weigh
 from farebox.errors import StoreError
 from farebox.ids import new_id
-from farebox.ledger.model import ABSENT, Applied, Code, Mismatch, Outcome, Refused, Replayed, Unit
+from farebox.ledger.model import (
+    ABSENT,
+    Applied,
+    Code,
+    Guard,
+    Mismatch,
+    Outcome,
+    Refused,
+    Replayed,
+    Stale,
+    Unit,
+)
 from farebox.ledger.processes import Processes
 from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger
@@ -31,8 +44,7 @@ _WAITING_MAX = 16
 _CEILINGS_MAX = 50_000
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(msgspec.Struct, frozen=True):
     """A request's turn on a sub-channel, with what the chain says of it now.
 
     `once` names the request where it may be served but once, in whatever process it comes again.
@@ -45,16 +57,14 @@ class Turn:
     once: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(msgspec.Struct, frozen=True):
     """What a request costs, known before it is served."""
 
     cost: int
     cost_pico_usd: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cover:
+class Cover(msgspec.Struct, frozen=True):
     """What a request may cost, where only serving it tells; `floor` if nobody ever does.
 
     `request` names one whose row `keep` writes with the commit, and which `SubChannels.settle_left`
@@ -68,8 +78,7 @@ class Cover:
     keep: Callable[[Draft], None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """How a voucher weighed, and the sub-channel as it stands after."""
 
     verdict: Verdict
@@ -160,11 +169,17 @@ class SubChannels:
     # ── changes ──────────────────────────────────────────────────────────────────────────────────
 
     async def serve(
-        self, turn: Turn, ask: Charge | Cover | None, service_tx_ref: str = ""
+        self,
+        turn: Turn,
+        ask: Charge | Cover | None,
+        service_tx_ref: str = "",
+        *,
+        synced: bool = True,
     ) -> Standing:
         """Weigh the voucher, take it, and charge or cover the request: all in one commit.
 
-        A charge without a reference has the commit's own.
+        A charge without a reference has the commit's own. Unsynced, a loss of power may take it
+        back: only for what is told to nobody before a commit that is synced.
         With nothing to ask for, or where the verdict lets nothing be served, a good voucher is
         still taken. A request that the collateral doesn't cover is `Rejected`, its voucher taken.
         """
@@ -196,10 +211,10 @@ class SubChannels:
             return verdict
 
         once = "" if ask is None else turn.once
-        standing = await self._change(turn, decide, once)
+        standing = await self._change(turn, decide, once, synced=synced)
         is_taken = isinstance(standing, Standing) and standing.verdict is _BEING_SERVED
         if is_taken and await self._settle_abandoned(turn):
-            standing = await self._change(turn, decide, once)
+            standing = await self._change(turn, decide, once, synced=synced)
         if isinstance(standing, Standing):
             if ask is not None and isinstance(standing.verdict, Accepted | Clear):
                 self._limited(backing, turn.ceiling)
@@ -316,7 +331,12 @@ class SubChannels:
         return True
 
     async def _change(
-        self, turn: Turn, decide: Callable[[SubChannel | None, Draft], Verdict], once: str
+        self,
+        turn: Turn,
+        decide: Callable[[SubChannel | None, Draft], Verdict],
+        once: str,
+        *,
+        synced: bool,
     ) -> Standing | Refused:
         fragment = turn.sub_channel.vm_id_fragment
         key = sub_channel_key(turn.channel.channel_id, fragment)
@@ -324,18 +344,27 @@ class SubChannels:
         unit_id = once or new_id("srv")  # a reference of the payer's may come twice
         fingerprint = _of_this_call() if once else b""
 
+        # A key that is new to us has no row that a close could have frozen: its first commit holds
+        # on to there being none.
+        opening = () if self._rows.knows(key) else await self._unless_closing(turn)
+
         def whole(found: Row[SubChannel] | None, now: int) -> Unit | Standing:
             if found is not None and found.value.epoch > turn.channel.epoch:
                 return Standing(_OLD_EPOCH, found.value)
+            if (found is None and opening is None) or (found and _is_frozen(found.value, turn)):
+                return Standing(_CLOSING, None if found is None else found.value)
             draft = _draft(unit_id, turn, found, now)
             before = draft.row
             verdict = decide(draft.row if found is not None else None, draft)
             if draft.row is before:
                 return Standing(verdict, None if found is None else found.value)
             made.append(Standing(verdict, draft.row))
-            return draft.unit(fingerprint)
+            unit = draft.unit(fingerprint)
+            if found is None and opening:
+                return msgspec.structs.replace(unit, guards=opening)
+            return unit
 
-        outcome = await self._rows.decide(key, whole)
+        outcome = await self._rows.decide(key, whole, synced=synced)
         match outcome:
             case Standing():
                 return outcome
@@ -345,7 +374,19 @@ class SubChannels:
                 return outcome
             case Mismatch():
                 return Standing(USED_BEFORE, None)
+            case Stale(CHANNEL_CLOSE.kind):
+                return Standing(_CLOSING, None)
         raise StoreError(f"a sub-channel cannot be changed: {outcome}")
+
+    async def _unless_closing(self, turn: Turn) -> tuple[Guard, ...] | None:
+        """Holds on to what stands of a channel's closing; None: its epoch is being closed."""
+        channel_id = turn.channel.channel_id
+        row = await self.ledger.store.get(CHANNEL_CLOSE, channel_id)
+        if row is None:
+            return (Guard(CHANNEL_CLOSE, channel_id, ABSENT),)
+        if row.value.epoch == turn.channel.epoch:
+            return None
+        return (Guard(CHANNEL_CLOSE, channel_id, row.version),)
 
     def _limited(self, backing: str, ceiling: int) -> None:
         if len(self._ceilings) >= _CEILINGS_MAX:
@@ -367,6 +408,9 @@ _BEHIND = Rejected(
     "The chain has a later voucher of this sub-channel than we do; close the channel, or use "
     "another key.",
 )
+_CLOSING = Rejected(
+    ErrorCode.CHANNEL_CLOSED, "The channel is being closed, as its payer asked; open it again."
+)
 _OLD_EPOCH = Rejected(
     ErrorCode.EPOCH_MISMATCH, "The channel was opened anew just now; try again in some seconds."
 )
@@ -380,6 +424,11 @@ def _is_behind(row: SubChannel, sub: SubChannelInfo) -> bool:
         or sub.last_claimed_amount > row.paid_amount
         or row.paid_nonce == U64_END - 1
     )
+
+
+def _is_frozen(row: SubChannel, turn: Turn) -> bool:
+    """Whether a close was agreed that has not ended, or of which something is not booked yet."""
+    return row.is_closing and (row.epoch == turn.channel.epoch or row.unclaimed_amount > 0)
 
 
 async def _nothing_is_kept_elsewhere(_: str) -> bool:

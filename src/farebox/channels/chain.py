@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -94,6 +94,27 @@ class PayeeContract(Protocol):
 
     def paid_to(self, channel: ChannelInfo) -> PaidTo:
         """Where a claim's money goes."""
+        ...
+
+
+class ClosingContract(PayeeContract, Protocol):
+    """A chain on which a payee may close a channel at once, for a payer that asks."""
+
+    async def refuses_close(
+        self, channel: ChannelInfo, proofs: Sequence[SignedSubRAV], earned: int
+    ) -> str:
+        """Why closing is not worth its fee, where the channel has brought `earned` in this epoch;
+        "": it is."""
+        ...
+
+    async def close_as_payee(
+        self, channel_id: str, epoch: int, proofs: Sequence[SignedSubRAV] = ()
+    ) -> Mapping[str, int]:
+        """Claim the last vouchers and give back the rest; all that was claimed then, by fragment.
+
+        ClaimUnderway: on a chain that takes its time; called again, it tells when it is done. Once
+        for each epoch, however often it is called.
+        """
         ...
 
 

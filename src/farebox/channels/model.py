@@ -6,8 +6,9 @@ units of the channel's asset; `…_pico_usd` in 10^-12 USD.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -19,8 +20,7 @@ from farebox.wire.subrav.model import VERSION, ErrorCode, SignedSubRAV, SubRAV
 PaymentErrorCode = ErrorCode
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestMetadata:
+class RequestMetadata(msgspec.Struct, frozen=True, kw_only=True):
     """A request to pay for, whatever protocol brought it.
 
     `payer_did` and `vm_id_fragment` are taken at their word where no voucher says otherwise:
@@ -41,7 +41,7 @@ class RequestMetadata:
     is_admin: bool = False
     once: str = ""
     usage: int = 0
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +55,7 @@ class VerificationResult:
     payer_key_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PaymentProcessingResult:
+class PaymentProcessingResult(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a request's payment.
 
     Serve the request when `is_admitted`. A replay of an accepted voucher is a success, charges
@@ -163,6 +162,8 @@ class SubChannel(msgspec.Struct, frozen=True, kw_only=True):
     pending_at: int | None = None
     unclaimed_since: int | None = None
     last_at: int = 0
+    #: Its payer has asked to close, and we have agreed: nothing more is served in this epoch.
+    is_closing: bool = False
 
     @property
     def paid_amount(self) -> int:
@@ -184,6 +185,26 @@ SUB_CHANNEL = RecordType(
     "sub_channel",
     SubChannel,
     indexes=(("channel_id",), ("pending_at",), ("unclaimed_since",)),
+)
+
+
+class CloseState(enum.StrEnum):
+    """How far a cooperative close is."""
+
+    AGREED = "agreed"
+    DONE = "done"
+
+
+class ChannelClose(msgspec.Struct, frozen=True, kw_only=True):
+    """A channel that its payee closes at once, because its payer asked; the newest of it."""
+
+    channel_id: str
+    epoch: int
+    state: CloseState = CloseState.AGREED
+
+
+CHANNEL_CLOSE = RecordType(
+    "channel_close", ChannelClose, indexes=(("state",),), resting=frozenset({CloseState.DONE})
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -37,7 +37,7 @@ _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 
 #: How long what the chain said is believed: another claim or a closing may come any time.
-_BELIEVED_S = 5
+_BELIEVED_NS = 5 * NS_PER_S
 _REMEMBERED_MAX = 10_000
 _CHAIN_IS_AWAY = Rejected(
     ErrorCode.INTERNAL_SERVER_ERROR, "The chain cannot be asked; try again later."
@@ -89,21 +89,30 @@ class PaymentChannelPayeeClient:
 
     async def channel_info(self, channel_id: str) -> ChannelInfo | None:
         """A channel, as the chain had it some seconds ago at most. Raises RailError."""
-        return await self._channels.get(channel_id, lambda: self.contract.channel(channel_id))
+        known = self._channels.known(channel_id)
+        if known is not None:
+            return known
+        asked_at = self._channels.now
+        return self._channels.learn(channel_id, await self.contract.channel(channel_id), asked_at)
 
     async def sub_channel_info(self, channel_id: str, fragment: str) -> SubChannelInfo | None:
         """A sub-channel, as the chain had it some seconds ago at most. Raises RailError."""
-        return await self._subs.get(
-            (channel_id, fragment), lambda: self.contract.sub_channel(channel_id, fragment)
-        )
+        key = (channel_id, fragment)
+        known = self._subs.known(key)
+        if known is not None:
+            return known
+        asked_at = self._subs.now
+        return self._subs.learn(key, await self.contract.sub_channel(*key), asked_at)
 
     async def balance(self, channel: ChannelInfo) -> int:
         """What is left of a channel's collateral. Raises RailError."""
         backing, asset = channel.backing, channel.asset_id
-        balance = await self._balances.get(
-            (backing, asset), lambda: self.contract.balance(backing, asset)
-        )
-        return balance or 0
+        known = self._balances.known((backing, asset))
+        if known is not None:
+            return known
+        asked_at = self._balances.now
+        balance = await self.contract.balance(backing, asset)
+        return self._balances.learn((backing, asset), balance, asked_at) or 0
 
     def knows(self, channel_id: str) -> bool:
         """Whether the chain was asked about a channel before, and had it."""
@@ -126,11 +135,13 @@ class PaymentChannelPayeeClient:
         closed: a chain that cannot be asked lets nobody be served.
         """
         try:
-            channel = await self.channel_info(channel_id)
+            channel = self._channels.known(channel_id) or await self.channel_info(channel_id)
             refused = check_channel(channel, self.payee_did)
             if refused is not None or channel is None:
                 return refused or Rejected(ErrorCode.CHANNEL_NOT_FOUND, "no such channel")
-            sub_channel = await self.sub_channel_info(channel_id, fragment)
+            sub_channel = self._subs.known((channel_id, fragment))
+            if sub_channel is None:
+                sub_channel = await self.sub_channel_info(channel_id, fragment)
             if sub_channel is not None and sub_channel.epoch != channel.epoch:
                 # One of the two was read before the channel was opened anew: both again next time.
                 self._channels.forget(channel_id)
@@ -282,16 +293,21 @@ class _Remembered(Generic[_K, _V]):
         self._clock = clock
         self._found: OrderedDict[_K, tuple[_V, int]] = OrderedDict()
 
-    async def get(self, key: _K, ask: Callable[[], Awaitable[_V | None]]) -> _V | None:
-        now = self._clock.now_ns()
-        value, at = self._found.get(key, (None, 0))
-        if value is not None and 0 <= now - at < _BELIEVED_S * NS_PER_S:
-            return value
-        value = await ask()
+    @property
+    def now(self) -> int:
+        return self._clock.now_ns()
+
+    def known(self, key: _K) -> _V | None:
+        found = self._found.get(key)
+        if found is not None and 0 <= self._clock.now_ns() - found[1] < _BELIEVED_NS:
+            return found[0]
+        return None
+
+    def learn(self, key: _K, value: _V | None, asked_at: int) -> _V | None:
         if value is None:
             self._found.pop(key, None)
             return None
-        self._found[key] = value, now
+        self._found[key] = value, asked_at
         self._found.move_to_end(key)
         if len(self._found) > _REMEMBERED_MAX:
             self._found.popitem(last=False)

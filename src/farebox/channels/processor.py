@@ -11,8 +11,9 @@ crash: the proposal before it is told, the charge before the answer's last byte.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import msgspec
 import structlog
 
 from farebox.channels.billing import (
@@ -153,7 +154,9 @@ class PaymentProcessor:
             result = self._counted(await self._free(found))
             if not result.success:
                 return result
-            return Admission(request_meta, found.context, replace(result, is_replay=False), None)
+            return Admission(
+                request_meta, found.context, msgspec.structs.replace(result, is_replay=False), None
+            )
         floor = await self._config.billing_engine.calc_cost(found.context, request_meta.usage)
         refused = _over_budget(floor, request_meta.max_amount)
         if isinstance(floor, Unpriced) or refused is not None:
@@ -272,7 +275,7 @@ class PaymentProcessor:
         if signed is None and request.payer_did is None:
             return self._failed(found, _NO_CHANNEL)
         if context.asset_id != turn.channel.asset_id:
-            context = replace(context, asset_id=turn.channel.asset_id)
+            context = msgspec.structs.replace(context, asset_id=turn.channel.asset_id)
         return _Found(request, context, rule, signed, turn)
 
     async def _turn(self, found: _Found) -> Turn | Rejected:
@@ -362,7 +365,7 @@ class PaymentProcessor:
             self._payee.sub_channels.give_turn(channel_id, fragment)
         chain_id = self._payee.contract.chain_id
         pending = row.pending if charge is not None else None
-        return replace(
+        return msgspec.structs.replace(
             admission.result,
             cost=0 if pending is None else pending.cost,
             cost_pico_usd=0 if pending is None else pending.cost_pico_usd,
@@ -423,7 +426,7 @@ class PaymentProcessor:
         if not scheduler.notice(row, turn.ceiling):
             return result
         self._counts.claims += 1
-        return replace(result, auto_claim_triggered=True)
+        return msgspec.structs.replace(result, auto_claim_triggered=True)
 
     def _counted(self, result: PaymentProcessingResult) -> PaymentProcessingResult:
         counts = self._counts
@@ -446,8 +449,7 @@ class PaymentProcessor:
         return result
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(msgspec.Struct, frozen=True):
     """A request, the rule that prices it, and its sub-channel where it names one."""
 
     request: RequestMetadata

@@ -30,8 +30,16 @@ class SubChannelRows:
         self._ledger = ledger
         self._known: OrderedDict[str, Row[SubChannel]] = OrderedDict()
 
+    def knows(self, key: str) -> bool:
+        """Whether this process wrote a row before, or read it."""
+        return key in self._known
+
     async def decide(
-        self, key: str, whole: Callable[[Row[SubChannel] | None, int], Unit | R]
+        self,
+        key: str,
+        whole: Callable[[Row[SubChannel] | None, int], Unit | R],
+        *,
+        synced: bool = True,
     ) -> Outcome | R:
         """Commit what `whole(row, now_ns)` makes of a row; its first put is that row's next.
 
@@ -46,7 +54,7 @@ class SubChannelRows:
         for _ in range(_ATTEMPTS_MAX):
             decision = whole(found, clock.now_ns())
             if isinstance(decision, Unit):
-                outcome = await self._commit(key, decision)
+                outcome = await self._commit(key, decision, synced=synced)
                 if not isinstance(outcome, Stale | Taken) or outcome.key != key:
                     return outcome
             elif is_fresh:
@@ -55,10 +63,10 @@ class SubChannelRows:
             found, is_fresh = await store.get(SUB_CHANNEL, key), True
         raise StoreBusy(f"lost {_ATTEMPTS_MAX} races for the sub-channel {key}; try again")
 
-    async def _commit(self, key: str, unit: Unit) -> Outcome:
+    async def _commit(self, key: str, unit: Unit, *, synced: bool) -> Outcome:
         outcome: Outcome | None = None
         try:
-            outcome = await self._ledger.store.commit(unit)
+            outcome = await self._ledger.store.commit(unit, synced=synced)
             return outcome
         finally:
             if isinstance(outcome, Applied):

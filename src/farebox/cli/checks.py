@@ -20,6 +20,7 @@ from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import NS_PER_S, SystemClock
 from farebox.errors import InvalidSettings, RailError, RailRejected, StoreError
 from farebox.operating.findings import Finding, Verdict, disk_space, existing, fine, free_bytes
+from farebox.payments.cards.connector import Connector
 from farebox.pricing.model import Component, Currency, Rule
 from farebox.pricing.parse import parse_rules
 from farebox.pricing.tokens import local_tokenizer
@@ -336,7 +337,22 @@ async def cards(provider: str, found: Settings, session: aiohttp.ClientSession) 
     if fault:
         advice = f"check [{provider}] and the network; its deposits are refused until it answers"
         return [Finding(Verdict.FAILURE, check, fault, advice)]
-    return [fine(check, "lets us in"), webhook(provider, found)]
+    converted = await _converted(provider, found, connector)
+    return [fine(check, "lets us in"), webhook(provider, found), *converted]
+
+
+async def _converted(provider: str, found: Settings, connector: Connector) -> list[Finding]:
+    """Currencies that payers are charged in, and the provider's balance does not know."""
+    try:
+        told = await connector.balances()
+    except RailError:
+        return []  # it does not tell
+    codes = [one.value for one in providers(found)[provider].currencies if one.value not in told]
+    if not told or not codes:
+        return []
+    advice = "let it settle them, or take them out of currencies: it converts what is paid in them"
+    words = f"its balance knows no {', '.join(codes)}"
+    return [Finding(Verdict.WARNING, f"{provider}: currencies", words, advice)]
 
 
 def webhook(provider: str, found: Settings) -> Finding:

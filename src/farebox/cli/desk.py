@@ -28,7 +28,7 @@ from farebox.money import BTC, parse_decimal
 from farebox.operating import Finding, Verdict
 from farebox.payments import Refusal
 from farebox.payments.capital import CapitalMove, Flow, move_capital
-from farebox.payments.exchange import REVENUE
+from farebox.payments.exchange import REVENUE, balance_of
 from farebox.payments.model import Operation, OperationState, Rejected, Succeeded
 from farebox.payments.service import PAYOUT, REFUND, Pending, Refunded
 from farebox.wire.cashu.model import normalize_mint_url
@@ -238,34 +238,45 @@ def examination(findings: Sequence[Finding]) -> Facts:
 
 
 async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
-    amount_msat = wanted.amount_msat
-    if amount_msat is None:
-        revenue = await house.ledger.store.account(REVENUE)
-        amount_msat = revenue.available if revenue else 0
     if wanted.method not in {one.payment_type for one in house.payments.methods}:
         raise InvalidInput(f"{wanted.method!r} is no way to pay here")
+    amount = await _to_withdraw(house, wanted)
     known = await house.operations.get(wanted.id)
-    if known is None and amount_msat == 0:
+    if known is None and amount == 0:
         raise InvalidInput("there is nothing to withdraw: `farebox balance` shows what was earned")
     metadata = {"refund_mint_url": normalize_mint_url(wanted.mint)} if wanted.mint else {}
     metadata |= {"refund_currency": wanted.asset} if wanted.asset else {}
     left = await house.payments.refund(
         REVENUE,
-        amount_msat,
+        amount,
         method=wanted.method,
         operation_id=wanted.id,
         destination=wanted.destination,
         metadata=metadata,
     )
     match left:
-        case Refunded():
+        case Refunded(asset=BTC.code):
             return {"id": wanted.id, "amount_msat": left.amount, **left.reply}
+        case Refunded():
+            return {"id": wanted.id, "asset": left.asset, **left.reply, "amount": str(left.amount)}
         case Pending():
             return {"id": wanted.id, "state": "pending"}
         case Refusal(message=message):
             raise InvalidInput(f"nothing was withdrawn: {message}")
         case _:
             assert_never(left)
+
+
+async def _to_withdraw(house: Farebox, wanted: Withdraw) -> int:
+    """How much: msat, or of an asset that is kept as it comes all that was earned of it."""
+    asset = house.payments.asset_out(wanted.method, wanted.asset)
+    is_held = asset in house.payments.exchange.held
+    if wanted.amount_msat is not None and is_held:
+        raise InvalidInput(f"{asset} is kept as it comes: leave the amount out, and all of it goes")
+    if wanted.amount_msat is not None:
+        return wanted.amount_msat
+    revenue = await house.ledger.store.account(balance_of(REVENUE, asset) if is_held else REVENUE)
+    return revenue.available if revenue else 0
 
 
 async def _capital(house: Farebox, wanted: MoveCapital) -> Facts:
@@ -352,7 +363,9 @@ async def _resolve(house: Farebox, wanted: Resolve) -> None:
     operation = await house.operations.get(await _manual(house, wanted.id))
     assert operation is not None  # operations are never removed
     verdict: Succeeded | Rejected
-    if wanted.amount_msat is None:
+    if wanted.amount_msat is None and operation.kind in _OUT:
+        verdict = await house.payments.sending.given_up(operation)
+    elif wanted.amount_msat is None:
         verdict = Rejected("operator", "the operator found that it never happened")
     elif operation.kind in _OUT:
         verdict = Succeeded(wanted.amount_msat, house.signer.seal(b"{}", operation.id))

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from farebox.cli.desk import Request
-from farebox.errors import FareboxError, InvalidInput, StoreError
+from farebox.errors import FareboxError, InvalidInput, StoreError, StoreLocked
 
 _log = structlog.get_logger("farebox.door")
 
@@ -45,7 +45,11 @@ _answers = msgspec.json.Decoder(_Answer)
 
 @asynccontextmanager
 async def open_door(data_dir: Path, carry_out: CarryOut) -> AsyncIterator[None]:
-    """Answer requests with what `carry_out` finds, while the book in `data_dir` is ours."""
+    """Answer requests with what `carry_out` finds, while the book in `data_dir` is ours.
+
+    Raises StoreLocked where another process has a door there: what lies in the directory beside a
+    book (`book.seen`, what was scanned of a chain) is written by one.
+    """
     limit = asyncio.Semaphore(_AT_ONCE_MAX)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -84,6 +88,11 @@ async def _answered(reader: asyncio.StreamReader, carry_out: CarryOut) -> _Answe
 @contextmanager
 def _bound(data_dir: Path) -> Iterator[socket.socket]:
     """A listening socket that only we may connect to. A dead server's socket is replaced."""
+    if _is_home(data_dir):
+        raise StoreLocked(
+            f"another server is at work in {data_dir}: give each process that serves a book in "
+            "PostgreSQL a data directory of its own, with the same root key"
+        )
     (data_dir / _NAME).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     # The mask comes before the socket: between bind and chmod anybody could have connected.
@@ -100,6 +109,12 @@ def _bound(data_dir: Path) -> Iterator[socket.socket]:
         yield listener
     finally:
         (data_dir / _NAME).unlink(missing_ok=True)
+
+
+def _is_home(data_dir: Path) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket(socket.AF_UNIX) as knocking, _address(data_dir) as address:
+        return knocking.connect_ex(address) == 0
 
 
 @contextmanager

@@ -37,10 +37,9 @@ def _balance_text(facts: Facts) -> str:
         rows.append(("your capital", sat(facts["capital_msat"]), "bears losses: `farebox capital`"))
     if facts["exchanged_msat"]:
         rows.append(("owed for other assets", sat(facts["exchanged_msat"]), "at the rates then"))
-    rows += [
-        (f"  {asset}", counts["custody"], f"{counts['owed']} of it owed, in its smallest unit")
-        for asset, counts in facts["other_assets"].items()
-    ]
+    for asset, counts in facts["other_assets"].items():
+        of_it = f"{counts['owed']} of it owed, {counts['earned']} earned, in its smallest unit"
+        rows.append((f"  {asset}", counts["custody"], of_it))
     if facts["arriving_msat"]:
         rows.append(("on its way in", sat(facts["arriving_msat"]), "unfinished payments"))
     verdict = "custody covers every liability" if facts["covered"] else "NOT COVERED: run verify"
@@ -101,4 +100,5 @@ def _withdrawn_text(facts: Facts) -> str:
         )
     if facts.get("token"):
         return f"{facts['token']}\nworth {sat(facts['amount_msat'])}: whoever has it can spend it"
-    return f"{sat(facts['amount_msat'])} went to {facts.get('recipient', 'its receiver')}"
+    told = f"{facts['amount']} of {facts['asset']}" if "asset" in facts else ""
+    return f"{told or sat(facts['amount_msat'])} went to {facts.get('recipient', 'its receiver')}"

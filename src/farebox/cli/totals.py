@@ -13,6 +13,9 @@ from farebox.money import BTC
 
 Facts = dict[str, Any]
 
+#: What is told of an asset that is not bitcoin.
+_OTHER = ("custody", "owed", "exchanged", "earned", "capital")
+
 
 async def balance(ledger: Ledger) -> Facts:
     """What the book holds, owes and has earned, and whether the one covers the other."""
@@ -51,7 +54,7 @@ async def balance(ledger: Ledger) -> Facts:
         "covered": all(cover.surplus >= 0 for cover in covers.told().values()),
         "custody": custody,
         "other_assets": {
-            asset: {what: str(counts[what]) for what in ("custody", "owed", "exchanged")}
+            asset: {what: str(counts[what]) for what in _OTHER}
             for asset, counts in sorted(others.items())
         },
     }
@@ -63,6 +66,10 @@ def _count_other(account: Account, counts: Counter[str]) -> None:
             counts["custody"] += account.held
         case Kind.EXCHANGE:
             counts["exchanged"] += account.held
+        case Kind.REVENUE:
+            counts["earned"] -= account.held
+        case Kind.CAPITAL:
+            counts["capital"] -= account.held
         case Kind.CUSTOMER | Kind.IMMATURE | Kind.ESCROW | Kind.PAYABLE:
             counts["owed"] -= account.held
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from farebox.gateway.app import Gateway, Limits
 from farebox.gateway.catalogue import Catalogue
-from farebox.gateway.channel_service import ChannelService
 from farebox.gateway.delivery import Supervision
 from farebox.gateway.middleware import Paywall, price
 from farebox.gateway.upstream import UpstreamConfig, Upstreams
+from farebox.paywall.channel_service import ChannelService
 
 __all__ = [
     "Catalogue",

@@ -32,13 +32,13 @@ from farebox.gateway.asgi import (
 from farebox.gateway.carrier import Carrier
 from farebox.gateway.catalogue import Catalogue
 from farebox.gateway.channel_endpoints import send_endpoint
-from farebox.gateway.channel_service import ChannelService
 from farebox.gateway.deadlines import Deadlines
 from farebox.gateway.delivery import Call, Supervision
 from farebox.gateway.exchange import Outgoing
 from farebox.gateway.turns import Turns
 from farebox.gateway.upstream import Upstream, Upstreams
 from farebox.ids import derived_id
+from farebox.paywall.channel_service import ChannelService
 from farebox.paywall.model import (
     Admission,
     Answer,

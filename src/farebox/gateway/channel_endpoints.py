@@ -21,8 +21,8 @@ from farebox.gateway.asgi import (
     read_body,
     with_query,
 )
-from farebox.gateway.channel_service import ChannelService, NotFound, Question, ask
-from farebox.paywall.channel_callers import Caller, HttpAsked, Refused
+from farebox.gateway.channel_questions import NotFound, Question, ask
+from farebox.paywall.channel_service import Caller, ChannelService, HttpAsked, Refused
 from farebox.wire.subrav import didauth, documents, multibase
 from farebox.wire.subrav.model import ErrorCode, http_status
 from farebox.wire.subrav.payload import HEADER_NAME
@@ -33,6 +33,7 @@ _QUESTIONS: Final = {
     ("GET", "/recovery"): Question.RECOVERY,
     ("GET", "/subrav"): Question.SUB_RAV,
     ("POST", "/commit"): Question.COMMIT,
+    ("POST", "/close"): Question.CLOSE,
     ("GET", "/admin/status"): Question.STATUS,
     ("POST", "/admin/claim-trigger"): Question.CLAIM,
 }
@@ -61,7 +62,9 @@ class ChannelEndpoints:
             await self._app(scope, receive, send)
 
 
-async def authenticate(service: ChannelService, scope: Scope) -> Caller | Refused | None:
+async def authenticate(
+    service: ChannelService, scope: Scope, operation: str = didauth.HTTP_OPERATION
+) -> Caller | Refused | None:
     """Who asks, proven; None: the request does not say, and may still bring a voucher."""
     text = header(scope["headers"], b"authorization").decode("latin-1")
     if not text.startswith(didauth.SCHEME):
@@ -72,7 +75,7 @@ async def authenticate(service: ChannelService, scope: Scope) -> Caller | Refuse
         return Refused(ErrorCode.AUTH_INVALID, str(error))
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     target = with_query(raw.partition(b"?")[0].decode("latin-1"), scope)
-    return await service.callers.identify(auth, HttpAsked(scope["method"], target))
+    return await service.identify(auth, HttpAsked(scope["method"], target, operation))
 
 
 async def send_endpoint(
@@ -114,7 +117,9 @@ async def endpoint(
     question = _QUESTIONS.get(name)
     if question is None:
         return _missing(service, "There is no such endpoint.")
-    caller = await authenticate(service, scope)
+    is_close = question is Question.CLOSE
+    operation = didauth.CLOSE_OPERATION if is_close else didauth.HTTP_OPERATION
+    caller = await authenticate(service, scope, operation)
     told: Mapping[str, Any] = {}
     if isinstance(caller, Caller):
         try:

@@ -22,9 +22,8 @@ from farebox.channels.processor import Admission, PaymentProcessor
 from farebox.errors import InvalidCredential, RailError, StoreError
 from farebox.gateway.asgi import App, Message, Receive, Scope, Send
 from farebox.gateway.channel_endpoints import authenticate, send_endpoint
-from farebox.gateway.channel_service import ChannelService
 from farebox.ids import new_id
-from farebox.paywall.channel_callers import Caller, Refused
+from farebox.paywall.channel_service import Caller, ChannelService, Refused
 from farebox.wire.subrav.documents import failure
 from farebox.wire.subrav.frames import StreamFormat, payment_frame, stream_format
 from farebox.wire.subrav.model import ErrorCode, http_status

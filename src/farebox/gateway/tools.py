@@ -22,10 +22,10 @@ import msgspec
 from farebox.channels.model import PaymentProcessingResult, RequestMetadata
 from farebox.channels.processor import Admission
 from farebox.errors import InvalidCredential, RailError, StoreError
-from farebox.gateway.channel_service import ChannelService, NotFound, Question, ask
+from farebox.gateway.channel_questions import NotFound, Question, ask
 from farebox.gateway.channels import refusal, refusal_of
 from farebox.ids import new_id
-from farebox.paywall.channel_callers import Caller, Refused, ToolAsked
+from farebox.paywall.channel_service import Caller, ChannelService, Refused, ToolAsked
 from farebox.wire.subrav import documents, mcp
 from farebox.wire.subrav.model import ErrorCode
 from farebox.wire.subrav.payload import RequestPayload, ResponsePayload
@@ -106,7 +106,7 @@ class PaidTools:
         if call.auth is None:
             return None
         reference = None if call.payment is None else call.payment.client_tx_ref
-        return await self._service.callers.identify(call.auth, ToolAsked(tool, reference))
+        return await self._service.identify(call.auth, ToolAsked(tool, reference))
 
     async def _sell(
         self,

@@ -10,8 +10,21 @@ from typing import Any, TypeVar
 import msgspec
 
 from farebox.clock import Clock
-from farebox.errors import StoreBusy
-from farebox.ledger.model import ABSENT, Guard, Outcome, Stale, Taken, Transfer, Unit
+from farebox.errors import StoreBusy, StoreError
+from farebox.ids import new_id
+from farebox.ledger.model import (
+    ABSENT,
+    Applied,
+    Guard,
+    Kind,
+    Open,
+    Outcome,
+    SetCeiling,
+    Stale,
+    Taken,
+    Transfer,
+    Unit,
+)
 from farebox.ledger.records import RecordType, Row
 from farebox.ledger.store import Store
 
@@ -95,6 +108,20 @@ class Ledger:
         ]
         outcomes = await self.store.commit_many(units)
         return dict(zip(transfers, outcomes, strict=True))
+
+    async def limit_custody(self, account: str, asset: str, ceiling: int | None) -> None:
+        """Make sure a custody account is there and may hold `ceiling` at most; None: any amount.
+
+        What it holds already may stay. Writes nothing where nothing changes. Raises StoreError
+        when the books refuse.
+        """
+        known = await self.store.account(account)
+        if known is not None and (known.asset, known.ceiling) == (asset, ceiling):
+            return
+        steps = (Open(account, asset, Kind.CUSTODY), SetCeiling(account, ceiling))
+        outcome = await self.store.commit(Unit(new_id("ceiling"), steps))
+        if not isinstance(outcome, Applied):
+            raise StoreError(f"the ceiling of {account} cannot be set: {outcome}")
 
     @asynccontextmanager
     async def _locked(self, rows: Sequence[RowName]) -> AsyncIterator[None]:

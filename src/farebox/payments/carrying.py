@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from farebox.errors import InvalidInput
 from farebox.ledger.model import Event, Step, Transfer
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
@@ -92,8 +93,7 @@ class Sending:
 
     async def attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:
         """Do what the operation plans, or find out what became of it."""
-        signer = self._signer
-        plan = msgspec.json.decode(signer.unseal(operation.plan, operation.id), type=SendPlan)
+        signer, plan = self._signer, self._plan(operation)
         method = self._methods[plan.method]
         result: RefundResult | Rejected | Unresolved = await method.refund_payment(
             plan.payload, asked_before=asked_before
@@ -114,3 +114,21 @@ class Sending:
         )
         sealed = signer.seal(msgspec.json.encode(reply), operation.id)
         return Succeeded(cost, sealed, Changes(steps, result.puts, (event,)), far)
+
+    async def given_up(self, operation: Operation) -> Rejected:
+        """An operator's word that it never left: from then on nothing of ours makes it.
+
+        Raises InvalidInput where its method is not here to be told so.
+        """
+        plan = self._plan(operation)
+        try:
+            method = self._methods[plan.method]
+        except KeyError:
+            raise InvalidInput(f"{plan.method} is not in the settings, and may pay later") from None
+        puts = await method.give_up_refund(plan.payload)
+        reason = "the operator found that it never happened"
+        return Rejected("operator", reason, Changes(puts=puts))
+
+    def _plan(self, operation: Operation) -> SendPlan:
+        raw = self._signer.unseal(operation.plan, operation.id)
+        return msgspec.json.decode(raw, type=SendPlan)

@@ -236,6 +236,11 @@ class AbstractPaymentMethod(abc.ABC):
         """Give back as planned, or find out what became of an earlier try."""
         return Rejected("refund_not_supported", f"{self.payment_type} cannot refund")
 
+    async def give_up_refund(self, payload: bytes) -> tuple[Put, ...]:
+        """What joins the commit by which an operator closes a payment out that never left, so that
+        nothing of ours makes it afterwards. Here: nothing, it is only made when it is asked for."""
+        return ()
+
     def get_refund_metadata(self, credentials: PaymentCredentials) -> Mapping[str, str]:
         """What to remember of a payment so that it can be refunded the way it came."""
         return {}

@@ -134,8 +134,9 @@ class Payments:
         self.methods = methods
         self.exchange = exchange
         operations.register("receive", Receiving(ledger, methods, signer))
+        self.sending = Sending(methods, signer)
         for kind in (REFUND, PAYOUT):
-            operations.register(kind, Sending(methods, signer))
+            operations.register(kind, self.sending)
 
     async def receive(
         self,

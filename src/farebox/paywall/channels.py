@@ -21,7 +21,6 @@ from farebox.channels.book import Cover, Standing, Turn
 from farebox.channels.claims import ClaimScheduler
 from farebox.channels.ledger_chain import account_of
 from farebox.channels.model import SubChannel, proposed
-from farebox.channels.payee import PaymentChannelPayeeClient
 from farebox.channels.postings import Draft, receivable_account
 from farebox.channels.weighing import Accepted, Clear, Owing, Rejected, Replayed
 from farebox.identity import FailureLimit
@@ -30,7 +29,7 @@ from farebox.ledger.model import ABSENT, Event, Put
 from farebox.money import BTC, Rounding, divide
 from farebox.payments.exchange import ONLY_BITCOIN, Exchange
 from farebox.paywall import answers, channel_dialect
-from farebox.paywall.channel_callers import Caller, Callers, HttpAsked
+from farebox.paywall.channel_service import Caller, ChannelService, HttpAsked
 from farebox.paywall.model import REQUEST, Answer, ChannelPresented, Request
 from farebox.pricing.book import Quote
 from farebox.wire.subrav.model import ErrorCode, SubRAV
@@ -64,8 +63,7 @@ class ChannelTill:
 
     def __init__(
         self,
-        payee: PaymentChannelPayeeClient,
-        callers: Callers,
+        service: ChannelService,
         failures: FailureLimit,
         claims: ClaimScheduler,
         exchange: Exchange = ONLY_BITCOIN,
@@ -74,12 +72,12 @@ class ChannelTill:
     ) -> None:
         """`terms` is what a challenge says of channels."""
         self.terms = terms
-        self.payee = payee
-        self._callers = callers
+        self.payee = service.payee
+        self._service = service
         self._failures = failures
         self._claims = claims
         self._exchange = exchange
-        self._turns: dict[str, tuple[str, str]] = {}
+        self._turns: dict[str, Turn] = {}
 
     # ── before ───────────────────────────────────────────────────────────────────────────────────
 
@@ -120,7 +118,7 @@ class ChannelTill:
         channel_id, fragment = turn.channel.channel_id, turn.sub_channel.vm_id_fragment
         if not await self.payee.sub_channels.take_turn(channel_id, fragment):
             return _refusal(_BUSY, payment)
-        self._turns[request_id] = channel_id, fragment
+        self._turns[request_id] = covered
         admitted = None
         try:
             request = msgspec.structs.replace(
@@ -152,8 +150,10 @@ class ChannelTill:
             draft.join(Put(REQUEST, request_id, row, ABSENT))
 
         cover = Cover(cap, 0, 0, request_id, join)
-        standing = await self.payee.sub_channels.serve(turn, cover, request_id)
-        self._notice(turn, standing)
+        # A loss of power may take it: nothing was told yet, and who signed is asked to again. But
+        # the name of an authorization is never to be free again.
+        serve = self.payee.sub_channels.serve
+        standing = await serve(turn, cover, request_id, synced=bool(turn.once))
         if isinstance(standing.verdict, Accepted | Clear):
             return rows[-1]
         return self._refused(payment, standing)
@@ -162,7 +162,8 @@ class ChannelTill:
         """Let the next request of its sub-channel in. Without effect for all others."""
         turn = self._turns.pop(request_id, None)
         if turn is not None:
-            self.payee.sub_channels.give_turn(*turn)
+            fragment = turn.sub_channel.vm_id_fragment
+            self.payee.sub_channels.give_turn(turn.channel.channel_id, fragment)
 
     async def _turn(self, payment: ChannelPresented, address: str) -> Turn | Answer:
         """The sub-channel that is paid on, everything proven but how the voucher weighs."""
@@ -174,7 +175,7 @@ class ChannelTill:
                 return answers.too_many_failures(wait_s)
         caller = None
         if payment.auth is not None:
-            asked = await self._callers.identify(
+            asked = await self._service.identify(
                 payment.auth, HttpAsked(payment.method, payment.target)
             )
             if not isinstance(asked, Caller):
@@ -224,14 +225,15 @@ class ChannelTill:
         if turn.voucher is None:
             return None
         standing = await self.payee.sub_channels.serve(turn, None)
-        self._notice(turn, standing)
+        self._notice(turn, standing.row)
         if isinstance(standing.verdict, Rejected):
             return self._refused(payment, standing)
         return None
 
-    def _notice(self, turn: Turn, standing: Standing) -> None:
-        if standing.row is not None and turn.voucher is not None:
-            self._claims.notice(standing.row, turn.ceiling)
+    def _notice(self, turn: Turn | None, row: SubChannel | None) -> None:
+        """Have a voucher claimed that was taken, and is on the disk."""
+        if row is not None and turn is not None and turn.voucher is not None:
+            self._claims.notice(row, turn.ceiling)
 
     def _refused(self, payment: ChannelPresented, standing: Standing) -> Answer:
         """A request that is not served. A replay is one over HTTP: its answer is gone, and to serve
@@ -278,6 +280,7 @@ class ChannelTill:
         row = await self.payee.sub_channels.try_change(done.channel_id, done.fragment, decide)
         if not isinstance(row, SubChannel):
             return None
+        self._notice(self._turns.get(request_id), row)
         pending = row.pending
         if pending is None or pending.service_tx_ref != request_id:
             return Told(told[-1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import structlog
 
 from farebox.errors import StoreBusy, StoreError
-from farebox.ledger.model import Applied, Stale
+from farebox.ledger.model import Applied, Stale, Unit
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
 from farebox.payments import PlannedChange
@@ -153,8 +153,9 @@ class Settler:
                 row = await self._ledger.store.get(REQUEST, request_id)
                 if row is None:  # a database that crashed forgets what was not synced
                     request = self.live[request_id].request
-                    again = admitting_unit(request_id, request)
-                    if not isinstance(await self._ledger.store.commit(again), Applied):
+                    # What a channel was to pay for, its payer is asked to sign for again.
+                    again = None if request.channel_id else admitting_unit(request_id, request)
+                    if again is None or not await self._is_applied(again):
                         return Told(forgotten(request, bill, self._ledger.clock.now_ns()))
                     live = Live(request, 1)
                 elif row.value.state is RequestState.SETTLED:
@@ -167,6 +168,9 @@ class Settler:
             _log.warning("request.settle_raced", request=request_id)
             live = None
         raise StoreBusy(f"request {request_id} lost too many races; it is settled by recovery")
+
+    async def _is_applied(self, unit: Unit) -> bool:
+        return isinstance(await self._ledger.store.commit(unit), Applied)
 
     async def _commit(self, request_id: str, live: Live, bill: Bill) -> Told | None:
         """The settling commit; None where somebody else's came before it."""
@@ -184,7 +188,7 @@ class Settler:
             change = await self._plan_change(request_id, request, left)
         done = settled(request, bill, left, change, now_ns)
         unit = settling_unit(request_id, live.version, done, change)
-        return Told(done) if isinstance(await self._ledger.store.commit(unit), Applied) else None
+        return Told(done) if await self._is_applied(unit) else None
 
     async def _left(self, request: Request, bill: Bill) -> int:
         """The change of a request: what is left of the money embedded in it, hold and all."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from farebox.errors import InvalidSettings
-from farebox.settings.fields import optional, setting
+from farebox.settings.fields import limit, optional, setting
 from farebox.settings.secrets import Secret
 from farebox.settings.values import (
     AMOUNT_MSAT,
@@ -149,18 +149,10 @@ class BitcoinSettings:
         "100000000 sat",
         key="ceiling",
     )
-    deposit_min_msat: int = setting(
-        AMOUNT_MSAT, "The least a deposit may be.", "5000 sat", key="deposit_min"
-    )
-    deposit_max_msat: int = setting(
-        AMOUNT_MSAT, "The most a deposit may be.", "10000000 sat", key="deposit_max"
-    )
-    payout_min_msat: int = setting(
-        AMOUNT_MSAT, "The least that is paid out at once.", "5000 sat", key="payout_min"
-    )
-    payout_max_msat: int = setting(
-        AMOUNT_MSAT, "The most that is paid out at once.", "10000000 sat", key="payout_max"
-    )
+    deposit_min_msat: int = limit("deposit_min", "5000 sat")
+    deposit_max_msat: int = limit("deposit_max", "10000000 sat")
+    payout_min_msat: int = limit("payout_min", "5000 sat")
+    payout_max_msat: int = limit("payout_max", "10000000 sat")
     deposit_expiry_s: int = setting(
         integer(60, 30 * _DAY_S), "How long an address is waited at.", _DAY_S
     )

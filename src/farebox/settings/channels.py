@@ -5,10 +5,25 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from farebox.errors import InvalidCredential
 from farebox.settings.fields import optional, setting
-from farebox.settings.values import AMOUNT_MSAT, ASSET, NAME, choice, integer
+from farebox.settings.values import AMOUNT_MSAT, ASSET, NAME, Kind, Where, choice, integer, many
+from farebox.wire.subrav.keys import VerificationKey
 
 _DAY_S = 86_400
+
+
+def _did_key(raw: object, _: Where) -> str:
+    if not isinstance(raw, str):
+        raise TypeError
+    try:
+        VerificationKey.from_did_key(raw)
+    except InvalidCredential:
+        raise ValueError from None
+    return raw
+
+
+_ADMIN = Kind("the did:key:z… of an Ed25519, secp256k1 or P-256 key", _did_key, textual=True)
 
 
 class ChannelChain(enum.Enum):
@@ -43,6 +58,12 @@ class ChannelsSettings:
     )
     name: str = setting(
         NAME, "Who is paid: payers know this house as did:farebox:<name>. Never change it.", "house"
+    )
+    admins: tuple[str, ...] = setting(
+        many(_ADMIN),
+        "Who may see how claims go, and trigger them, at /payment-channel/admin/…: these keys, "
+        "which sign what they ask. Left empty, nobody.",
+        [],
     )
     request_max_msat: int = setting(
         AMOUNT_MSAT,

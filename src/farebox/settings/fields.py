@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from farebox.errors import InvalidSettings
-from farebox.settings.values import Kind, Where
+from farebox.settings.values import AMOUNT_MSAT, Kind, Where
 
 T = TypeVar("T")
 
@@ -59,6 +59,20 @@ def setting(kind: Kind[T], doc: str, default: object, *, key: str = "") -> T:
     value = kind.read(default, _NOWHERE)
     # A factory, since a default may be a mapping, which dataclasses refuse to share.
     return _field(declared, key, default_factory=lambda: value)
+
+
+#: The limits that a rail in bitcoin has, in words.
+_LIMITS = {
+    "deposit_min": "The least a deposit may be.",
+    "deposit_max": "The most a deposit may be.",
+    "payout_min": "The least that is paid out at once.",
+    "payout_max": "The most that is paid out at once.",
+}
+
+
+def limit(name: str, default: str) -> int:
+    """Declare one of these; `check_limits` holds them against each other."""
+    return setting(AMOUNT_MSAT, _LIMITS[name], default, key=name)
 
 
 def optional(kind: Kind[T], doc: str, example: object) -> T | None:

@@ -12,6 +12,7 @@ from farebox.settings.cards import PaypalSettings, StripeSettings
 from farebox.settings.channels import ChannelsSettings
 from farebox.settings.evm import EvmSettings
 from farebox.settings.fields import (
+    limit,
     optional,
     raw_tables,
     required,
@@ -308,18 +309,10 @@ class LightningSettings:
         "1000000 sat",
         key="ceiling",
     )
-    deposit_min_msat: int = setting(
-        AMOUNT_MSAT, "The least a deposit may be.", "1 sat", key="deposit_min"
-    )
-    deposit_max_msat: int = setting(
-        AMOUNT_MSAT, "The most a deposit may be.", "100000 sat", key="deposit_max"
-    )
-    payout_min_msat: int = setting(
-        AMOUNT_MSAT, "The least that is paid out at once.", "1 sat", key="payout_min"
-    )
-    payout_max_msat: int = setting(
-        AMOUNT_MSAT, "The most that is paid out at once.", "100000 sat", key="payout_max"
-    )
+    deposit_min_msat: int = limit("deposit_min", "1 sat")
+    deposit_max_msat: int = limit("deposit_max", "100000 sat")
+    payout_min_msat: int = limit("payout_min", "1 sat")
+    payout_max_msat: int = limit("payout_max", "100000 sat")
     invoice_expiry_s: int = setting(
         integer(60, 30 * _DAY_S), "How long an invoice of ours may be paid.", 3600
     )
@@ -427,7 +420,10 @@ class Settings:
         PaypalSettings, "A PayPal account of yours, to be paid by it; needs `[rates]`."
     )
     channels: ChannelsSettings = section(
-        ChannelsSettings, "Payment channels: one signed voucher pays for each request."
+        ChannelsSettings,
+        "Payment channels: one signed voucher pays for each request. Amounts are in sat or msat, "
+        "whatever the channels' asset; in another than bitcoin they are worth what its [[rate]] "
+        "says at the time.",
     )
     prices: tuple[Mapping[str, object], ...] = raw_tables(
         "A price. The first rule that matches counts; what none matches is refused, not free. "

@@ -29,7 +29,11 @@ DUTY = RecordType("duty", DutyRow)
 
 
 class Duty:
-    """One job, run only in the process whose it is."""
+    """One job, run only in the process whose it is.
+
+    `leave` ends what the job has left running, where the duty has become another's: of a process
+    that was taken for dead and goes on.
+    """
 
     def __init__(
         self,
@@ -37,15 +41,19 @@ class Duty:
         job: Callable[[], Awaitable[object]],
         ledger: Ledger,
         processes: Processes,
+        leave: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._name = name
         self._job = job
         self._ledger = ledger
         self._processes = processes
+        self._leave = leave
 
     async def run(self) -> bool:
         """Do the job if it is ours, or nobody's; returns whether it was done here."""
         if not await self._is_ours():
+            if self._leave is not None:
+                await self._leave()
             return False
         await self._job()
         return True

@@ -87,7 +87,8 @@ class RailWatch:
             self.holdings = await self._rail.holdings()
 
     async def stop(self) -> None:
-        """Stop listening."""
+        """Stop listening: others do it, or all ends."""
+        self.looked_at_s = None
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)

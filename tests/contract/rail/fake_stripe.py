@@ -67,6 +67,8 @@ class FakeStripe:
     #: Calls whose next are refused for coming too fast: nothing is carried out or remembered.
     too_fast: Counter[str] = field(default_factory=Counter)
     is_down: bool = False
+    #: What the account settles: dollars as they are, else at 92 to 100.
+    settles: str = "usd"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
@@ -156,7 +158,9 @@ class FakeStripe:
         ]
         left = sum(one["amount"] - one["fee"] for one in moved)
         left -= sum(one["amount"] for one in self.refunds.values() if one["status"] == "succeeded")
-        parts = [{"amount": amount, "currency": "usd"} for amount in (left // 2, left - left // 2)]
+        parts = [
+            {"amount": amount, "currency": self.settles} for amount in (left // 2, left - left // 2)
+        ]
         return {"object": "balance", "available": parts[:1], "pending": parts[1:]}
 
     # ── payments ─────────────────────────────────────────────────────────────────────────────────
@@ -227,14 +231,15 @@ class FakeStripe:
             "amount_captured": intent["amount"],
             "amount_refunded": 0,
             "disputed": False,
-            "balance_transaction": {
-                "amount": intent["amount"],
-                "fee": fee_of(intent["amount"]),
-                "currency": intent["currency"],
-            },
+            "balance_transaction": self._settled(intent),
         }
         intent |= {"status": "succeeded", "latest_charge": charge, "next_action": None}
         self._happened("payment_intent.succeeded", {"object": "payment_intent", "id": intent["id"]})
+
+    def _settled(self, intent: Document) -> Document:
+        amount, as_it_is = intent["amount"], self.settles == intent["currency"]
+        amount = amount if as_it_is else amount * 92 // 100
+        return {"amount": amount, "fee": fee_of(amount), "currency": self.settles}
 
     def _cancelled(self, intent: Document) -> Document:
         if intent["status"] == "succeeded":

@@ -42,6 +42,10 @@ async function ask(step) {
       return { recovered: await (await client(name)).recoverFromService() };
     case 'pending':
       return { pending: (await client(name)).getPendingSubRAV() };
+    case 'status':
+      return { told: await kit.createAdminClient(await client(name)).getSystemStatus() };
+    case 'claim':
+      return { told: await kit.createAdminClient(await client(name)).triggerClaim(step.of) };
   }
   const init = step.body && { body: JSON.stringify(step.body), headers: JSON_BODY };
   const handle = await (await client(name)).requestWithPayment(step.method ?? 'GET', step.path, init);

@@ -23,7 +23,7 @@ from farebox.clock import SystemClock
 from farebox.ledger.service import Ledger
 from farebox.money import Asset
 from farebox.payments import Refusal
-from farebox.payments.deposits import Deposits
+from farebox.payments.deposits import Deposits, DepositState
 from farebox.payments.exchange import Exchange
 from farebox.payments.rail import Limits
 from farebox.payments.registry import PaymentMethods
@@ -264,6 +264,10 @@ async def live(steps: Sequence[tuple[str, Any, Any]], folder: Path) -> None:
         watcher = Watcher(chain, ledger)
         await watcher.look()
         await assert_right()
+    for address in addresses.values():  # what is asked for by name is told whole, rest or not
+        for sighting in await watcher.arrivals.of_address(address):
+            await watcher.requests.seen("model", sighting)
+    await assert_right()
     await store.close()
 
 
@@ -274,3 +278,23 @@ async def live(steps: Sequence[tuple[str, Any, Any]], folder: Path) -> None:
 def test_what_is_credited_is_what_the_chain_has(steps: list[tuple[str, Any, Any]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(live(steps, Path(folder)))
+
+
+async def test_depth_is_not_counted_from_a_branch_that_has_not_what_was_seen(
+    tmp_path: Path,
+) -> None:
+    """Between the look at the blocks and the telling the chain may have become another."""
+    store = SqliteStore(tmp_path / "book.db", RECORDS, clock=SystemClock())
+    chain = Chain()
+    watcher = Watcher(chain, Ledger(store, SystemClock()))
+    made = await watcher.requests.ask("model", "ETH", None, ACCOUNT, opens_account=False)
+    assert not isinstance(made, Refusal)
+    chain.waiting.append(Payment(f"0x{secrets.token_hex(32)}", made.request.reference, 100))
+    for _ in range(CONFIRMATIONS - 1):
+        chain.mine()
+    await watcher.arrivals.advance()
+    chain.reorganise(CONFIRMATIONS - 1, keeps=False, waits=False)
+    told = [*await watcher.arrivals.to_be_told()]
+    told += await watcher.arrivals.of_address(made.request.reference)
+    assert [one.state for one in told] == [DepositState.DETECTED] * 2
+    await store.close()

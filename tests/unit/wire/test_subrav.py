@@ -100,7 +100,20 @@ def test_keys_are_written_as_did_documents_have_them(name: str) -> None:
     assert public.multibase == told["publicKeyMultibase_inDidDoc"]
     assert VerificationKey.from_multibase(KEY_TYPES[name], public.multibase) == public
     assert public.did_key == told["didKey"]
+    assert VerificationKey.from_did_key(told["didKey"]) == public
     assert told["privateKeyRawHex"] not in repr(signing_key(name))
+
+
+def test_a_did_key_of_p256_is_read_as_everybody_else_writes_it() -> None:
+    public = signing_key("ecdsa-r1").public
+    did = "did:key:z" + base58.encode(b"\x80\x24" + public.raw)
+    assert VerificationKey.from_did_key(did) == public
+
+
+@pytest.mark.parametrize("did", ["did:key:z6Mk", "did:key:", "z6Mk", "did:key:z0", "did:key:z2"])
+def test_a_did_that_is_no_key_is_refused(did: str) -> None:
+    with pytest.raises(InvalidCredential):
+        VerificationKey.from_did_key(did)
 
 
 @pytest.mark.parametrize("vector", VECTORS["signatureNegatives"], ids=lambda v: v["case"])

@@ -35,8 +35,6 @@ class Filters:
     Without `first` all of the chain is looked through, as it is on the test networks anyway.
     """
 
-    kind = "filters"
-
     def __init__(
         self,
         peers: Sequence[PeerAddress],
@@ -49,6 +47,7 @@ class Filters:
         self._keys = keys
         self._file = file
         self._first = first
+        self._agent = "nodes by their filters"
         self._seen: bdk.Wallet | None = None  # as the file has it
         self._follower: Follower | None = None
         self._waiting: list[bdk.Update] = []
@@ -62,13 +61,18 @@ class Filters:
         return f"Filters({', '.join(map(str, self._peers))})"
 
     def info(self) -> ChainInfo:
-        """Every node is greeted; more than half of them have to serve filters."""
+        """How far it has come; before it follows the chain every node is greeted instead.
+
+        More than half of them have to serve filters.
+        """
+        genesis = GENESIS[self._keys.network_name]
+        if self._follower is not None:
+            return ChainInfo(self._agent, genesis, self._tip(), self._follower.is_synced)
         found, faults = greet(self._peers, self._keys.network_name)
         if len(found) <= len(self._peers) // 2:
             raise RailUnavailable("; ".join(faults))
-        tip = Block(max(one.height for one in found), "")
-        is_synced = self._follower is None or self._follower.is_synced
-        return ChainInfo(found[0].agent, GENESIS[self._keys.network_name], tip, is_synced)
+        self._agent = found[0].agent
+        return ChainInfo(self._agent, genesis, Block(max(one.height for one in found), ""))
 
     def tip(self) -> Block:
         """The best block that was looked through; what came since is laid by for `sync`.
@@ -80,8 +84,7 @@ class Filters:
             self._waiting += news
             if has_ended:
                 self._ended(self._follower)
-        at = self._known().latest_checkpoint()
-        return Block(at.height, str(at.hash))
+        return self._tip()
 
     def sync(self, wallet: bdk.Wallet, tip: Block, since: int) -> bdk.Wallet | None:
         """A wallet of what was found.
@@ -103,7 +106,7 @@ class Filters:
 
     def broadcast(self, raw: bytes) -> None:
         """Hand it to all nodes, once per block. Raises RailRejected, RailUnavailable."""
-        txid, at = read_tx(raw).txid, str(self._known().latest_checkpoint().hash)
+        txid, at = read_tx(raw).txid, self._tip().hash
         if self._sent.get(txid) == at:
             return
         send(self._peers, self._keys.network_name, raw)
@@ -113,9 +116,9 @@ class Filters:
         """What the last block's transactions paid on average: nobody is there to estimate."""
         if self._follower is None or not self._follower.is_synced:
             return None
-        at = self._known().latest_checkpoint().hash
-        if self._rate[0] != str(at):
-            self._rate = (str(at), self._follower.fee_rate(at))
+        at = self._tip().hash
+        if self._rate[0] != at:
+            self._rate = (at, self._follower.fee_rate(bdk.BlockHash.from_string(at)))
         return self._rate[1]
 
     def close(self) -> None:
@@ -172,6 +175,10 @@ class Filters:
             self._follower = None
 
     # ── what is known ────────────────────────────────────────────────────────────────────────────
+
+    def _tip(self) -> Block:
+        at = self._known().latest_checkpoint()
+        return Block(at.height, str(at.hash))
 
     def _known(self) -> bdk.Wallet:
         if self._seen is None:

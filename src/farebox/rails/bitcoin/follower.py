@@ -24,8 +24,8 @@ from farebox.rails.bitcoin.peers import PeerAddress
 
 _log = structlog.get_logger("farebox.bitcoin")
 #: How long is waited for the first news; it goes on looking meanwhile.
-_FIRST_S = 20
-_ANSWER_S = 10
+_FIRST_S = 5
+_ANSWER_S = 5
 _STOP_S = 10
 _GREETING_MS, _ANSWER_MS = 5_000, 10_000
 _VBYTES_PER_KVB, _KWU_PER_KVB = 1_000, 4

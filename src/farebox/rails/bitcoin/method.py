@@ -7,9 +7,8 @@ import re
 from collections.abc import AsyncGenerator, Sequence
 
 from farebox.clock import NS_PER_S
-from farebox.errors import InvalidCredential, InvalidInput, RailUnavailable, StoreError
-from farebox.ids import new_id
-from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Unit
+from farebox.errors import InvalidCredential, InvalidInput, RailUnavailable
+from farebox.ledger.model import Put
 from farebox.ledger.service import Ledger
 from farebox.money import BTC, MSAT_PER_SAT
 from farebox.payments import (
@@ -40,7 +39,6 @@ from farebox.rails.bitcoin.chain import GENESIS, ChainInfo, View
 from farebox.rails.bitcoin.config import BitcoinConfig
 from farebox.rails.bitcoin.paying import Paying
 from farebox.rails.bitcoin.wallet import Wallet
-from farebox.rails.web.breaker import BreakerState
 from farebox.wire.bitcoin import read_uri, uri_of
 
 PAYMENT_TYPE = "bitcoin"
@@ -72,13 +70,8 @@ class BitcoinMethod(DepositMethod):
 
     async def start(self) -> None:
         """Put the wallet's ceiling into the books. Raises StoreError."""
-        steps = (
-            Open(self.config.custody, BTC.code, Kind.CUSTODY),
-            SetCeiling(self.config.custody, self.config.ceiling_msat),
-        )
-        outcome = await self._ledger.store.commit(Unit(new_id("ceiling"), steps))
-        if not isinstance(outcome, Applied):
-            raise StoreError(f"the wallet's ceiling cannot be set: {outcome}")
+        config = self.config
+        await self._ledger.limit_custody(config.custody, BTC.code, config.ceiling_msat)
 
     # ── credentials ──────────────────────────────────────────────────────────────────────────────
 
@@ -176,6 +169,10 @@ class BitcoinMethod(DepositMethod):
         """See how it stands: its batch carries it out."""
         return await self._paying.pay(payload)
 
+    async def give_up_refund(self, payload: bytes) -> tuple[Put, ...]:
+        """One that still waits joins no batch any more."""
+        return await self._paying.give_up(payload)
+
     # ── standing ─────────────────────────────────────────────────────────────────────────────────
 
     async def probe(self) -> None:
@@ -195,9 +192,7 @@ class BitcoinMethod(DepositMethod):
 
     def standing(self) -> Standing:
         """By the last probe and by how calls have fared since."""
-        if self.wallet.breaker.state is BreakerState.OPEN:
-            return Standing(False, "the chain cannot be asked; it is left alone for a while")
-        return Standing(not self._fault, self._fault)
+        return self.wallet.breaker.standing(self._fault)
 
     def terms(self) -> Terms:
         """The operator's limits, and what the chain takes."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import msgspec
+import structlog
 
+from farebox.clock import NS_PER_S
 from farebox.errors import InvalidInput, RailUnavailable
-from farebox.ledger.model import ABSENT, Put
+from farebox.ids import derived_id
+from farebox.ledger.model import ABSENT, Put, Unit
+from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger
 from farebox.money import MSAT_PER_SAT
 from farebox.payments import (
@@ -25,12 +29,17 @@ from farebox.rails.bitcoin.records import PAYOUT, Payout, PayoutState
 from farebox.rails.bitcoin.wallet import Wallet
 from farebox.wire.bitcoin import read_uri
 
+_log = structlog.get_logger("farebox.bitcoin")
+
 #: A payment that leaves alone: overhead, two inputs and change of the usual kind, and around its
 #: own script its value (BIP-141; an input is 68, an output 31 virtual bytes).
 _AROUND_VBYTES = 11 + 2 * 68 + 31 + 9
 _USUAL_SCRIPT = 34
 #: What is quoted covers a rate three times as high: a payment that is stuck goes dearer.
 _MARGIN = 3
+#: How long one waits for coins, or for a fee within its limit: then its money goes back, while the
+#: name that it was asked for with is still remembered, and tells so.
+_WAITS_MAX_S = 43_200
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,12 @@ class Paying:
         if row.value.state is PayoutState.WAITING:
             reason = await self._batches.form() or reason
             row = await self._ledger.store.get(PAYOUT, operation_id) or row
+        if row.value.state is PayoutState.WAITING and self._waits_too_long(row.value):
+            row = await self._refused(operation_id) or row
         payout = row.value
+        if payout.state is PayoutState.REFUSED:
+            reason = "no batch could take it for twelve hours: nothing has left"
+            return Rejected("not_payable", reason)
         if payout.state is not PayoutState.PAID:
             return Unresolved(reason)
         reply = {
@@ -101,6 +115,27 @@ class Paying:
         }
         left_msat = (payout.amount_sat + payout.fee_sat) * MSAT_PER_SAT
         return RefundResult(left_msat, payout.txid, reply)
+
+    def _waits_too_long(self, payout: Payout) -> bool:
+        waited_ns = self._ledger.clock.now_ns() - payout.asked_at
+        return waited_ns > (self._config.batch_window_s + _WAITS_MAX_S) * NS_PER_S
+
+    async def _refused(self, operation_id: str) -> Row[Payout] | None:
+        """Take it out of what waits, unless a batch has taken it meanwhile; how it stands then."""
+        puts = await self.give_up(msgspec.json.encode(operation_id))
+        if puts:
+            _log.warning("bitcoin.not_payable", operation=operation_id)
+            await self._ledger.store.commit(Unit(derived_id("refused", operation_id), puts=puts))
+        return await self._ledger.store.get(PAYOUT, operation_id)
+
+    async def give_up(self, payload: bytes) -> tuple[Put, ...]:
+        """What takes it out of what waits; nothing where it is in a batch, which may be out."""
+        operation_id = msgspec.json.decode(payload, type=str)
+        row = await self._ledger.store.get(PAYOUT, operation_id)
+        if row is None or row.value.state is not PayoutState.WAITING:
+            return ()
+        refused = msgspec.structs.replace(row.value, state=PayoutState.REFUSED)
+        return (Put(PAYOUT, operation_id, refused, row.version),)
 
     async def _priced(self, request: RefundRequest) -> _Priced | Refusal:
         if not request.destination:

@@ -10,13 +10,14 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
 from farebox.clock import NS_PER_S, SystemClock
-from farebox.errors import InvalidInput, RailRejected, RailUnavailable
+from farebox.errors import InvalidInput, RailError, RailRejected, RailUnavailable
 from farebox.rails.bitcoin.chain import is_known
 from farebox.wire.bitcoin_p2p import (
     HEAD_BYTES,
@@ -30,7 +31,7 @@ from farebox.wire.bitcoin_p2p import (
 )
 
 T = TypeVar("T")
-_TIMEOUT_S = 10
+_TIMEOUT_S = 5
 _MESSAGES_MAX = 200
 
 
@@ -49,7 +50,7 @@ class Line:
     """A connection to one node, greeted. Raises RailUnavailable, as all that is asked over it."""
 
     def __init__(self, address: PeerAddress, network: str) -> None:
-        self._address = address
+        self.address = address
         self._network = network
         self._ends_at = time.monotonic() + _TIMEOUT_S
         try:
@@ -137,39 +138,44 @@ class Line:
         return found
 
     def _lost(self, reason: str) -> RailUnavailable:
-        return RailUnavailable(f"the node at {self._address} cannot be asked: {reason}")
+        return RailUnavailable(f"the node at {self.address} cannot be asked: {reason}")
 
 
 def greet(addresses: Sequence[PeerAddress], network: str) -> tuple[list[Greeting], list[str]]:
     """Who serves filters, and what is wrong with the others."""
-    found, faults = [], []
-    for address in addresses:
-        try:
-            with Line(address, network) as line:
-                greeted = line.greeting
-        except RailUnavailable as error:
-            faults.append(str(error))
-            continue
-        if greeted.has_filters:
-            found.append(greeted)
-        else:
-            faults.append(f"the node at {address} serves no compact filters")
-    return found, faults
+
+    def ask(line: Line) -> Greeting:
+        if not line.greeting.has_filters:
+            raise RailUnavailable(f"the node at {line.address} serves no compact filters")
+        return line.greeting
+
+    told = _each(addresses, network, ask)
+    found = [one for one in told if isinstance(one, Greeting)]
+    return found, [str(one) for one in told if isinstance(one, RailError)]
 
 
 def send(addresses: Sequence[PeerAddress], network: str, raw: bytes) -> None:
     """Hand a transaction to every node. Raises RailUnavailable where none can be reached and
     RailRejected where all that can say no.
     """
-    took, refused, lost = 0, None, None
-    for address in addresses:
+    told = _each(addresses, network, lambda line: line.hand_over(raw))
+    if None not in told:
+        refused = [one for one in told if isinstance(one, RailRejected)]
+        lost = [one for one in told if isinstance(one, RailUnavailable)]
+        raise (refused or lost)[0]
+
+
+def _each(
+    addresses: Sequence[PeerAddress], network: str, ask: Callable[[Line], T]
+) -> list[T | RailError]:
+    """What each answers, or why it does not; all are asked at once."""
+
+    def one(address: PeerAddress) -> T | RailError:
         try:
             with Line(address, network) as line:
-                line.hand_over(raw)
-            took += 1
-        except RailRejected as error:
-            refused = error
-        except RailUnavailable as error:
-            lost = error
-    if not took:
-        raise refused or lost or RailUnavailable("no node is named")
+                return ask(line)
+        except RailError as error:
+            return error
+
+    with ThreadPoolExecutor(len(addresses)) as pool:
+        return list(pool.map(one, addresses))

@@ -74,10 +74,6 @@ class Wallet:
 
     # ── addresses ────────────────────────────────────────────────────────────────────────────────
 
-    def address(self, index: int) -> str:
-        """The address at a place; nothing is asked and nothing moves."""
-        return self.keys.address(index)
-
     def script_bytes(self, address: str) -> int:
         """How long its output script is. Raises InvalidCredential for no address of this chain."""
         return len(self._script(address).to_bytes())
@@ -221,7 +217,14 @@ class Wallet:
     def _signed(self, psbt: bdk.Psbt) -> Draft:
         fee_sat = int(psbt.fee())
         is_signed = self.keys.can_sign and self._bdk.sign(psbt)
-        tx = read_tx(bytes(psbt.extract_tx_unchecked_fee_rate().serialize()))
+        built = psbt.extract_tx_unchecked_fee_rate()
+        # Most drafts are prices that are asked: were each to take a change address with it, the one
+        # that is sent at last would be too far for anybody to look.
+        for output in built.output():
+            place = self._bdk.derivation_of_spk(output.script_pubkey)
+            if place is not None:
+                self._bdk.unmark_used(place.keychain, place.index)
+        tx = read_tx(bytes(built.serialize()))
         if is_signed:
             return Draft(tx.txid, tx.spends, fee_sat, raw=tx.raw)
         return Draft(tx.txid, tx.spends, fee_sat, psbt=str(psbt.serialize()))

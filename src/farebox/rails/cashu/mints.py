@@ -10,9 +10,7 @@ import aiohttp
 
 from farebox.clock import NS_PER_S, Clock
 from farebox.ecash.receive import output_keyset
-from farebox.errors import RailRejected, StoreError
-from farebox.ids import new_id
-from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Unit
+from farebox.errors import RailRejected
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
 from farebox.rails.cashu.config import CashuConfig, MintTerms, custody_account, unswapped_account
@@ -160,16 +158,7 @@ class Mints:
                 unswapped = unswapped_account(place.url, unit)
                 known = await ledger.store.account(unswapped)
                 if terms.trusted:
-                    await _set_ceiling(ledger, custody_account(place.url, unit), terms.ceiling_msat)
+                    custody = custody_account(place.url, unit)
+                    await ledger.limit_custody(custody, BTC.code, terms.ceiling_msat)
                 if known is not None or terms.offline_max_msat:
-                    await _set_ceiling(ledger, unswapped, terms.offline_max_msat)
-
-
-async def _set_ceiling(ledger: Ledger, custody: str, ceiling_msat: int | None) -> None:
-    account = await ledger.store.account(custody)
-    if account is not None and account.ceiling == ceiling_msat:
-        return
-    steps = (Open(custody, BTC.code, Kind.CUSTODY), SetCeiling(custody, ceiling_msat))
-    outcome = await ledger.store.commit(Unit(new_id("ceil"), steps=steps))
-    if not isinstance(outcome, Applied):
-        raise StoreError(f"the ceiling of {custody} cannot be set: {outcome}")
+                    await ledger.limit_custody(unswapped, BTC.code, terms.offline_max_msat)

@@ -119,6 +119,7 @@ class Arrivals:
         self._of = {one.asset: one for one in terms.assets}
         self._lock = asyncio.Lock()
         self._told: dict[str, tuple[Sequence[Sighting], int]] = {}
+        self._checked: Header | None = None
 
     async def begin(self) -> Header:
         """Make sure that everything from now on will be found; the newest block."""
@@ -142,7 +143,7 @@ class Arrivals:
 
     async def of_address(self, address: str) -> list[Sighting]:
         """All that ever arrived at an address, as it stands."""
-        head = await self.newest()
+        head = await self._checked_head()
         rows = await self._ledger.store.find(ARRIVAL, {"address": address})
         here = [row.value for _, row in rows if row.value.chain == self._terms.chain]
         finalized = await self._finalized(here)
@@ -156,6 +157,15 @@ class Arrivals:
         if head is None:
             raise RailUnavailable("the node has no block")
         return head
+
+    async def _checked_head(self) -> Header:
+        """What depths are counted from: the newest block that there was before all rows were found
+        where they are. One that is newer may be of another branch, without them."""
+        if self._checked is None:
+            async with self._lock:
+                await self._look_again(await self.newest())
+        assert self._checked is not None, "it was looked"
+        return self._checked
 
     async def _rows(self, presence: Presence) -> list[tuple[str, Row[Arrival]]]:
         where = {"chain": self._terms.chain, "presence": presence}
@@ -181,6 +191,7 @@ class Arrivals:
                 continue
             _log.warning("evm.arrival_vanished", arrival=key, height=one.height)
             await self._put([(row.version, vanished(one))])
+        self._checked = head
 
     async def _look_further(self, head: Header, known: Mapping[str, Address]) -> bool:
         terms = self._terms
@@ -326,15 +337,14 @@ class Arrivals:
 
     async def to_be_told(self) -> list[Sighting]:
         """How everything stands that may still change, unless that was told a moment ago."""
-        head = await self.newest()
+        head = await self._checked_head()
         now_s = self._ledger.clock.now_ns() // NS_PER_S
         rows = [*await self._rows(Presence.SEEN), *await self._rows(Presence.GONE)]
         finalized = await self._finalized([row.value for _, row in rows])
         found: list[Sighting] = []
         for key, row in rows:
             if await self._may_rest(row.value, head):
-                resting = msgspec.structs.replace(row.value, presence=Presence.RESTING)
-                await self._put([(row.version, resting)])
+                await self._put([(row.version, at_rest(row.value))])
                 self._told.pop(key, None)
                 continue
             telling = self._tellings(row.value, head, finalized)
@@ -347,7 +357,7 @@ class Arrivals:
     def _tellings(self, one: Arrival, head: Header, finalized: int) -> list[Sighting]:
         """Where it was and is no more, then how it stands where it is."""
         told = [self._telling(one, DepositState.REVERSED, place) for place in one.left]
-        if one.presence is Presence.GONE:
+        if one.is_gone:
             return told
         of = self._of.get(one.asset)
         depth = of.depth(one.amount) if of else self._terms.settled_blocks
@@ -382,7 +392,7 @@ class Arrivals:
         row = await self._ledger.store.get(
             DEPOSIT, f"{self._terms.chain}:{one.transaction}:{one.index}"
         )
-        if one.presence is Presence.GONE:
+        if one.is_gone:
             return row is None or row.value.state is DepositState.REVERSED
         if row is None:
             return False
@@ -404,9 +414,15 @@ def vanished(one: Arrival) -> Arrival:
     return msgspec.structs.replace(one, left=left, turn=one.turn + 1, presence=Presence.GONE)
 
 
+def at_rest(one: Arrival) -> Arrival:
+    """The arrival once nothing more is expected. Asked for, it still tells whether it is there."""
+    presence = Presence.LOST if one.is_gone else Presence.RESTING
+    return msgspec.structs.replace(one, presence=presence)
+
+
 def refound(known: Arrival, found: Arrival) -> Arrival:
     """The arrival after it was found once more, where it was or somewhere else."""
-    if known.presence is not Presence.GONE and known.block_hash == found.block_hash:
+    if not known.is_gone and known.block_hash == found.block_hash:
         return known
-    gone = known if known.presence is Presence.GONE else vanished(known)
+    gone = known if known.is_gone else vanished(known)
     return msgspec.structs.replace(found, turn=gone.turn, left=gone.left)

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from farebox.clock import NS_PER_S, Clock
-from farebox.errors import InvalidCredential, RailError, RailUnavailable, StoreError
-from farebox.ids import derived_id, new_id
-from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Step, Unit
+from farebox.errors import InvalidCredential, RailError, RailUnavailable
+from farebox.ids import derived_id
+from farebox.ledger.model import Put
 from farebox.ledger.service import Ledger
 from farebox.payments import (
     PaymentCredentials,
@@ -47,7 +47,6 @@ from farebox.rails.evm.records import ARRIVAL
 from farebox.rails.evm.rpc import Quantity, Rpc
 from farebox.rails.evm.scan import Scan
 from farebox.rails.evm.sweeping import Sweeping
-from farebox.rails.web.breaker import BreakerState
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
 _TRANSACTION = re.compile(r"0x[0-9a-fA-F]{64}")
@@ -112,13 +111,9 @@ class EvmMethod(DepositMethod):
 
     async def start(self) -> None:
         """Put the ceilings into the books. Raises StoreError."""
-        steps: list[Step] = []
         for one in self.config.assets:
             custody = custody_of(self.config.name, one.asset.code)
-            steps += [Open(custody, one.asset.code, Kind.CUSTODY), SetCeiling(custody, one.ceiling)]
-        outcome = await self._ledger.store.commit(Unit(new_id("ceiling"), tuple(steps)))
-        if not isinstance(outcome, Applied):
-            raise StoreError(f"the ceilings of {self.config.name} cannot be set: {outcome}")
+            await self._ledger.limit_custody(custody, one.asset.code, one.ceiling)
 
     # ── credentials ──────────────────────────────────────────────────────────────────────────────
 
@@ -260,6 +255,10 @@ class EvmMethod(DepositMethod):
         """Pay as planned, or find out how far it is: the outbox knows."""
         return await self._payouts.pay(payload)
 
+    async def give_up_refund(self, payload: bytes) -> tuple[Put, ...]:
+        """One that still waits joins no batch any more."""
+        return await self._payouts.give_up(payload)
+
     # ── standing ─────────────────────────────────────────────────────────────────────────────────
 
     async def probe(self) -> None:
@@ -280,9 +279,7 @@ class EvmMethod(DepositMethod):
 
     def standing(self) -> Standing:
         """By the last probe and by how calls have fared since."""
-        if self.rpc.breaker.state is BreakerState.OPEN:
-            return Standing(False, "the node does not answer; it is left alone for a while")
-        return Standing(not self._fault, self._fault)
+        return self.rpc.breaker.standing(self._fault)
 
     def terms(self) -> Terms:
         """The operator's limits."""

@@ -299,6 +299,15 @@ class Payouts:
             return False
         return (await self._sending.cancel(intent.slot)).is_open
 
+    async def give_up(self, payload: bytes) -> tuple[Put, ...]:
+        """What takes one out of what waits; nothing where it was signed: that may be out."""
+        job = msgspec.json.decode(payload, type=Job)
+        row = await self._intent(job.operation_id)
+        if row.value.state is not IntentState.WAITING:
+            return ()
+        cancelled = msgspec.structs.replace(row.value, state=IntentState.CANCELLED)
+        return (Put(INTENT, job.operation_id, cancelled, row.version),)
+
     async def _begin(self, job: Job, intent: Intent) -> RefundResult | Rejected | Unresolved:
         wait_ns = self.terms.batch_wait_s * NS_PER_S
         if not intent.alone and self._ledger.clock.now_ns() < intent.created_at + wait_ns:

@@ -1,8 +1,9 @@
 """What the incoming half keeps: addresses that were handed out, what arrived at them, how far we
 have looked. Rows and nothing else.
 
-    arrival   seen ◄──► gone        rests once it is credited and too deep to vanish,
-                                    or gone and taken back
+    arrival   seen ◄──► gone
+                │         └──► lost       taken back, and gone for too long to come again
+                └──► resting              credited, and too deep to vanish
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class Presence(enum.StrEnum):
 
     SEEN = "seen"
     GONE = "gone"
-    RESTING = "resting"  # nothing more is expected to become of it
+    RESTING = "resting"  # it is there, and nothing more is expected to become of it
+    LOST = "lost"  # it is not, and the same
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +90,11 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     def key(self) -> str:
         """Of its row."""
         return f"{self.chain}:{self.transaction}:{self.index}"
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the chain has it no more."""
+        return self.presence in (Presence.GONE, Presence.LOST)
 
     @property
     def place(self) -> str:

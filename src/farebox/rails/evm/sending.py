@@ -289,8 +289,9 @@ class Sending:
             event = Event("evm.nonce_used_elsewhere", lane, {"nonce": used - 1})
             return LedgerUnit(f"catch-up:{lane}:{put.expect}", puts=(put,), events=(event,))
 
-        _log.error("evm.nonce_used_elsewhere", lane=lane, used=used)
-        await self._ledger.transact([(SENDER, lane)], decide)
+        # Not where another process has taken that nonce since the row was read.
+        if isinstance(await self._ledger.transact([(SENDER, lane)], decide), Applied):
+            _log.error("evm.nonce_used_elsewhere", lane=lane, used=used)
 
     async def _fill(self, sender: str, lane: str, nonce: int) -> int:
         fees = await self.offer()

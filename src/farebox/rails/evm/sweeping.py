@@ -10,6 +10,8 @@ stays there for another time.
 | nonce commit → confirmed| `outbox.py`   | followed; the address is left alone meanwhile          |
 | coin sent → token swept | we stop       | the coin lies there, and serves the next round         |
 | the sweep reverts       | -             | gas is lost, the money stays where it was              |
+| what is swept vanishes  | -             | coin: its nonce is freed, for what may come later;     |
+|                         |               | a token: the sweep reverts                             |
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from farebox.payments.exchange import Exchange
 from farebox.rails.evm.arrivals import Arrivals
 from farebox.rails.evm.fees import Fees, is_worth
 from farebox.rails.evm.gas import PLAIN_GAS, Gas
-from farebox.rails.evm.outbox import Call
+from farebox.rails.evm.outbox import Call, SlotState
 from farebox.rails.evm.reads import held, says_no, transfer_of
 from farebox.rails.evm.records import ADDRESS, Address, Purse
 from farebox.rails.evm.sending import Held, Parcel, Sending
@@ -114,6 +116,7 @@ class Sweeping:
             ADDRESS, where, after=self._after, limit=_ADDRESSES_AT_ONCE
         )
         self._after = page[-1][0] if len(page) == _ADDRESSES_AT_ONCE else ""
+        await self._free_nonces()
         busy = await self._busy()
         now, sent = self._ledger.clock.now_ns(), 0
         for key, row in page:
@@ -131,6 +134,17 @@ class Sweeping:
             else:
                 await self._leave(key, row, now, offered)
         return sent
+
+    async def _free_nonces(self) -> None:
+        """A sweep of coin that has left the chain with its block can't be mined: it would stand in
+        the way of all that arrives there later."""
+        for slot in await self.sending.open_slots():
+            is_sweep = slot.purpose.startswith(f"{_SWEEP}:") and slot.state is SlotState.SENT
+            if not is_sweep or slot.token or slot.wants_cancel:
+                continue
+            if await self._chain.balance(slot.sender) < slot.call.value:
+                _log.warning("evm.sweep_given_up", address=slot.sender)
+                await self.sending.cancel(slot.key)
 
     async def _busy(self) -> set[str]:
         """The addresses that something of ours is on its way from, or to."""

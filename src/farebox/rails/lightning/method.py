@@ -8,9 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 import aiohttp
 
 from farebox.clock import NS_PER_S
-from farebox.errors import InvalidCredential, RailUnavailable, StoreError
-from farebox.ids import new_id
-from farebox.ledger.model import Applied, Kind, Open, SetCeiling, Unit
+from farebox.errors import InvalidCredential, RailUnavailable
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
 from farebox.payments import (
@@ -37,7 +35,7 @@ from farebox.payments.rail import (
 from farebox.rails.lightning.config import LightningConfig
 from farebox.rails.lightning.node import LightningNode, NodeInfo, Settled
 from farebox.rails.lightning.paying import Paying
-from farebox.rails.web.breaker import Breaker, BreakerState
+from farebox.rails.web.breaker import Breaker
 from farebox.rails.web.lnurl import Lnurl
 from farebox.wire.bolt11 import decode_invoice
 
@@ -70,13 +68,8 @@ class LightningMethod(DepositMethod):
 
     async def start(self) -> None:
         """Put the node's ceiling into the books. Raises StoreError."""
-        steps = (
-            Open(self.config.custody, BTC.code, Kind.CUSTODY),
-            SetCeiling(self.config.custody, self.config.ceiling_msat),
-        )
-        outcome = await self._ledger.store.commit(Unit(new_id("ceiling"), steps))
-        if not isinstance(outcome, Applied):
-            raise StoreError(f"the node's ceiling cannot be set: {outcome}")
+        config = self.config
+        await self._ledger.limit_custody(config.custody, BTC.code, config.ceiling_msat)
 
     # ── credentials ──────────────────────────────────────────────────────────────────────────────
 
@@ -167,9 +160,7 @@ class LightningMethod(DepositMethod):
 
     def standing(self) -> Standing:
         """By the last probe and by how calls have fared since."""
-        if self._breaker.state is BreakerState.OPEN:
-            return Standing(False, "the node does not answer; it is left alone for a while")
-        return Standing(not self._fault, self._fault)
+        return self._breaker.standing(self._fault)
 
     def terms(self) -> Terms:
         """The operator's limits and fees."""

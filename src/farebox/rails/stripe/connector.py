@@ -45,8 +45,8 @@ from farebox.rails.stripe.answers import decline_of, meaning
 from farebox.rails.stripe.config import StripeConfig
 from farebox.rails.stripe.documents import (
     Balance,
-    BalanceTransaction,
     Charge,
+    Dispute,
     Disputes,
     Event,
     Events,
@@ -58,6 +58,7 @@ from farebox.rails.stripe.documents import (
     Refunds,
     Session,
 )
+from farebox.rails.stripe.moved import Moved, moved
 from farebox.rails.stripe.webhook import check_signature
 from farebox.rails.web.breaker import Breaker, BreakerState
 
@@ -103,6 +104,8 @@ class StripeConnector:
         self._client = client
         self._breaker = breaker
         self._clock = clock
+        #: From which currency to which Stripe converts, against what the settings should see to.
+        self._converted: set[tuple[str, str]] = set()
 
     def reference_in(self, credential: str) -> str:
         """A page's id, or a payment's, bare or in its link or client secret."""
@@ -339,15 +342,18 @@ class StripeConnector:
         intent = await self._sure(PaymentIntent, "get", path, expand=expand)
         charge = intent.latest_charge if isinstance(intent.latest_charge, Charge) else None
         refunds: list[Refund] = []
-        moved: list[BalanceTransaction] = []
+        disputes: list[Dispute] = []
         if charge is not None and charge.captured:  # what is undone is in no sum of the charge
             refunds = _decoded(_known(await self._refunds(external)), Refunds).data
         if charge is not None and charge.disputed:
             found = await self._sure(
                 Disputes, "get", "/v1/disputes", payment_intent=external, limit=_PAGE
             )
-            moved = [one for dispute in found.data for one in dispute.balance_transactions]
-        fee = charge.balance_transaction if charge is not None else None
+            disputes = found.data
+        total = moved(charge, intent.currency, disputes) if charge is not None else Moved()
+        if total.settled and (intent.currency, total.settled) not in self._converted:
+            self._converted.add((intent.currency, total.settled))
+            _log.error("stripe.converted", charged=intent.currency, settled=total.settled)
         return CardPayment(
             order=order or intent.metadata.get(_MARK, ""),
             reference=reference,
@@ -358,9 +364,8 @@ class StripeConnector:
             at_s=charge.created if charge is not None else intent.created,
             refunds=tuple(_marked(one) for one in refunds if one.status not in _UNDONE),
             undone=tuple(_marked(one) for one in refunds if one.status in _UNDONE),
-            disputed=-sum(one.amount for one in moved),
-            fees=sum(one.fee for one in moved)
-            + (fee.fee if isinstance(fee, BalanceTransaction) else 0),
+            disputed=total.disputed,
+            fees=total.fees,
         )
 
     async def _found(self, order: CardOrder) -> Outcome | None:

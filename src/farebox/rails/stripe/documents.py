@@ -6,10 +6,18 @@ import msgspec
 
 
 class BalanceTransaction(msgspec.Struct, frozen=True):
-    """A movement of our balance there. `amount` is signed, `fee` is what Stripe kept."""
+    """A movement of our balance there. `amount` is signed, `fee` is what Stripe kept.
+
+    `currency` is that of the balance, which need not be the payment's.
+    """
 
     amount: int = 0
     fee: int = 0
+    currency: str = ""
+
+    def is_in(self, currency: str) -> bool:
+        """Whether it was moved in a currency; one that is not told is the payment's."""
+        return self.currency in ("", currency)
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -97,6 +105,7 @@ class Dispute(msgspec.Struct, frozen=True):
 
     id: str
     status: str
+    amount: int = 0
     balance_transactions: list[BalanceTransaction] = []
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from farebox.clock import NS_PER_S, Clock
 from farebox.errors import RailRejected, RailUnavailable
+from farebox.payments.method import Standing
 
 FAILURES_TO_OPEN = 5
 PAUSE_S = 10
@@ -35,7 +36,7 @@ class Breaker:
         failures_to_open: int = FAILURES_TO_OPEN,
         pause_s: int = PAUSE_S,
     ) -> None:
-        self._who = who
+        self._open = f"{who} did not answer lately; it is left alone for a while"
         self._clock = clock
         self._failures_to_open = failures_to_open
         self._pause_ns = pause_s * NS_PER_S
@@ -53,6 +54,12 @@ class Breaker:
         is_over = waited_ns >= self._pause_ns or waited_ns < 0
         return BreakerState.HALF_OPEN if is_over and not self._trying else BreakerState.OPEN
 
+    def standing(self, fault: str) -> Standing:
+        """Of a way to pay behind it: by what its last probe found, and how calls fare since."""
+        if self.state is BreakerState.OPEN:
+            return Standing(False, self._open)
+        return Standing(not fault, fault)
+
     @contextmanager
     def attempt(self) -> Iterator[None]:
         """Guard one call and learn from its end. Raises RailUnavailable at once while open.
@@ -61,9 +68,7 @@ class Breaker:
         """
         state = self.state
         if state is BreakerState.OPEN:
-            raise RailUnavailable(
-                f"{self._who} did not answer lately; it is left alone for a while"
-            )
+            raise RailUnavailable(self._open)
         self._trying = state is BreakerState.HALF_OPEN
         try:
             yield

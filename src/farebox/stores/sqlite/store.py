@@ -252,7 +252,8 @@ def _take_ownership(path: Path) -> int:
         owner = os.read(lock, 20).decode(errors="replace").strip() or "unknown"
         os.close(lock)
         raise StoreLocked(
-            f"{path.name} is in use by process {owner}; stop it or use its command line"
+            f"{path.name} is in use by process {owner}, and a book in a file has one: stop it, or "
+            "move the book to PostgreSQL, which any number of processes serve"
         ) from error
     os.ftruncate(lock, 0)
     os.write(lock, str(os.getpid()).encode())

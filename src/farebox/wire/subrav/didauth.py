@@ -34,6 +34,8 @@ SCHEME = "DIDAuthV1"
 WINDOW_S = 300
 HTTP_OPERATION = "http_request"
 MCP_OPERATION = "mcp_tool_call"
+#: Asks a payee to close a channel at once: ours, and good only with an audience.
+CLOSE_OPERATION = "channel_close"
 
 _HEADER_MAX_CHARS = 16_384
 _NONCE_MAX_CHARS = 256

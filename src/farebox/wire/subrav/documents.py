@@ -6,7 +6,6 @@ write them as bare integers of any size, as lossless-json does.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -20,7 +19,6 @@ from farebox.wire.subrav.model import SIGNATURE_BYTES, SignedSubRAV, SubRAV
 #: A u256 has at most 78 digits; longer text is refused before it is parsed.
 _DIGITS_MAX = 78
 _SIGNATURE_MAX_CHARS = 1 + (SIGNATURE_BYTES * 4 + 2) // 3
-_DECIMAL = re.compile(r"0|[1-9][0-9]*")
 
 _T = TypeVar("_T")
 #: payment-kit writes strings and reads numbers too.
@@ -58,9 +56,14 @@ def read_number(value: int | str, what: str) -> int:
     """A decimal string, or a number, as an int. Raises InvalidCredential."""
     if isinstance(value, int):
         return value
-    if len(value) > _DIGITS_MAX or not _DECIMAL.fullmatch(value):
+    try:
+        number = int(value) if len(value) <= _DIGITS_MAX else -1
+    except ValueError:
+        number = -1
+    # Python reads more than one text as the same number; the wire has one.
+    if number < 0 or str(number) != value:
         raise InvalidCredential(f"{what} is not a whole decimal number")
-    return int(value)
+    return number
 
 
 def sub_rav_from(shape: SubRavJson) -> SubRAV:

@@ -66,6 +66,8 @@ _DID_KEY_PREFIXES = {
     KeyType.SECP256K1: b"\xe7\x01",
     KeyType.SECP256R1: b"\x12\x00",
 }
+_STANDARD_P256 = (KeyType.SECP256R1, b"\x80\x24")
+_DID_KEY = "did:key:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,18 @@ class VerificationKey:
             raise InvalidCredential("a key in a DID document is multibase base58: z…")
         return cls(key_type, base58.decode(text[1:]))
 
+    @classmethod
+    def from_did_key(cls, did: str) -> VerificationKey:
+        """The key that a `did:key` is. P-256 in both spellings. Raises InvalidCredential."""
+        name = did.removeprefix(_DID_KEY)
+        if not did.startswith(f"{_DID_KEY}z"):
+            raise InvalidCredential("a key that is its own DID is did:key:z…")
+        coded = base58.decode(name[1:])
+        for key_type, prefix in (*_DID_KEY_PREFIXES.items(), _STANDARD_P256):
+            if coded.startswith(prefix):
+                return cls(key_type, coded[len(prefix) :])
+        raise InvalidCredential("a did:key of a kind that signs no vouchers")
+
     @property
     def multibase(self) -> str:
         """The key as it stands in a DID document."""
@@ -99,7 +113,7 @@ class VerificationKey:
     @property
     def did_key(self) -> str:
         """Nuwa's `did:key` of it."""
-        return "did:key:z" + base58.encode(_DID_KEY_PREFIXES[self.type] + self.raw)
+        return f"{_DID_KEY}z" + base58.encode(_DID_KEY_PREFIXES[self.type] + self.raw)
 
     def verifies(self, signature: bytes, message: bytes) -> bool:
         """Whether `signature` is this key's over `message`."""

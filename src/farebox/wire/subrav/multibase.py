@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from farebox.errors import InvalidCredential
 
+_T = TypeVar("_T")
+_TO_URL = bytes.maketrans(b"+/", b"-_")
+_FROM_URL = bytes.maketrans(b"-_", b"+/")
+
 
 def encode(raw: bytes) -> str:
     """`u` and base64url without padding."""
-    return "u" + base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+    text = binascii.b2a_base64(raw, newline=False).translate(_TO_URL, b"=")
+    return "u" + text.decode()
 
 
 def decode(text: str, chars_max: int, what: str) -> bytes:
@@ -23,8 +27,9 @@ def decode(text: str, chars_max: int, what: str) -> bytes:
     if not text.startswith("u"):
         raise InvalidCredential(f"the {what} is multibase base64url and begins with u")
     try:
-        raw = base64.b64decode(text[1:] + "=" * (-len(text[1:]) % 4), b"-_", validate=True)
-    except (binascii.Error, ValueError):
+        letters = text[1:].encode("ascii").translate(_FROM_URL)
+        raw = binascii.a2b_base64(letters + b"=" * (-len(letters) % 4))
+    except (binascii.Error, UnicodeEncodeError):
         raise InvalidCredential(f"the {what} is not base64url") from None
     if encode(raw) != text:
         raise InvalidCredential(f"the {what} is not base64url as it is written")
@@ -39,6 +44,18 @@ def encode_json(document: object) -> str:
 def decode_json(text: str, chars_max: int, what: str) -> Any:
     """Undo `encode_json`, for what JSON it may be. Raises InvalidCredential."""
     return read_json(decode(text, chars_max, what), what)
+
+
+def decode_shape(text: str, chars_max: int, shape: msgspec.json.Decoder[_T], what: str) -> _T:
+    """The same, strictly of one shape: an error shows no value of it. Raises InvalidCredential."""
+    raw = decode(text, chars_max, what)
+    try:
+        return shape.decode(raw)
+    except msgspec.ValidationError:
+        why = "does not have the fields it must have"
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        why = "is not JSON"
+    raise InvalidCredential(f"the {what} {why}")
 
 
 def read_json(raw: bytes | str, what: str) -> Any:

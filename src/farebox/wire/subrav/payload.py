@@ -130,9 +130,12 @@ class _ResponseJson(msgspec.Struct, frozen=True):
     error: _ErrorJson | None = None
 
 
+_REQUEST = msgspec.json.Decoder(_RequestJson)
+
+
 def parse_request_header(text: str) -> RequestPayload:
     """Read a payer's header. Raises InvalidCredential."""
-    return request_from(multibase.decode_json(text, HEADER_MAX_CHARS, "payment header"))
+    return _request(multibase.decode_shape(text, HEADER_MAX_CHARS, _REQUEST, "payment header"))
 
 
 def parse_response_header(text: str) -> ResponsePayload:
@@ -142,7 +145,10 @@ def parse_response_header(text: str) -> ResponsePayload:
 
 def request_from(document: object) -> RequestPayload:
     """A payer's part that came as a JSON object. Raises InvalidCredential."""
-    shape = convert(document, _RequestJson, "payment of a request")
+    return _request(convert(document, _RequestJson, "payment of a request"))
+
+
+def _request(shape: _RequestJson) -> RequestPayload:
     _check_version(shape.version)
     limit = 0 if shape.maxAmount is None else read_number(shape.maxAmount, "maxAmount")
     signed = shape.signedSubRav

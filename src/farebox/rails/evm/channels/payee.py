@@ -19,7 +19,7 @@ send one each, what the first has claimed moves nothing in the second.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -190,7 +190,7 @@ class EvmPayee:
             return 0
         if not self._is_worth_it(batch, gas * fees.max_fee):
             return 0
-        sent = await self._send(call, gas, _CLAIMS)
+        sent = await self._send(call, gas, new_id(_CLAIMS))
         if sent is None:
             return 0
         for one in batch:
@@ -198,19 +198,51 @@ class EvmPayee:
         _log.info("channel.claims_sent", vouchers=len(batch), nonce=sent.nonce)
         return len(batch)
 
+    async def refuses_close(
+        self, channel: ChannelInfo, proofs: Sequence[SignedSubRAV], earned: int
+    ) -> str:
+        """Why closing at once costs more gas than the channel was worth; "": it does not.
+
+        Raises RailRejected: the contract would refuse it; RailUnavailable.
+        """
+        gas = await self._gas(self._close_call(channel.channel_id, proofs))
+        fees = await self._sending.offer()
+        if isinstance(fees, TooDear):
+            return f"The gas of a close is too dear now: {fees.reason}."
+        native = self._sending.terms.native
+        worth = self._exchange.worth(earned, channel.asset_id, native, Rounding.DOWN)
+        if worth is None or gas * fees.max_fee * 100 > worth * self._policy.gas_percent:
+            return "The channel has brought too little to pay for a close; close it on its chain."
+        return ""
+
     async def close_as_payee(
-        self, channel_id: str, proofs: Sequence[SignedSubRAV] = ()
-    ) -> str | None:
+        self, channel_id: str, epoch: int, proofs: Sequence[SignedSubRAV] = ()
+    ) -> Mapping[str, int]:
         """Close a channel at once: claim the last vouchers, give its payer back the rest.
 
-        The cooperative close: its payer asks for it, and needs neither to wait nor to pay for gas.
-        Only for vouchers that are all there is: what is not claimed with it never will be. The key
-        of the transaction's slot, which `Sending.tick` follows; None: not now.
-        Raises RailRejected, RailUnavailable.
+        Only for vouchers that are all there is: what is not claimed with it never will be. All that
+        was claimed then, by fragment, once it is final; ClaimUnderway before: call again. Raises
+        RailRejected, RailUnavailable.
         """
-        call = Call(self.terms.contract, 0, abi.close_call(channel_id, proofs))
-        sent = await self._send(call, await self._gas(call), _CLOSE)
-        return None if sent is None else sent.key
+        promised = {one.sub_rav.vm_id_fragment: one.sub_rav.accumulated_amount for one in proofs}
+        purpose = f"{_CLOSE}:{channel_id}:{epoch}"
+        slot = await self._sending.slot_of(purpose)
+        if slot is not None and slot.is_open:
+            raise ClaimUnderway("the close waits for its confirmations")
+        if slot is not None and slot.mined is not None and slot.mined.ok and not slot.is_cancelled:
+            return promised
+        block = await self._reader.final_block()
+        found = await self._reader.at(channel_id, block)
+        if found is not None and (found.epoch > epoch or found.status is ChainStatus.CLOSED):
+            # Its payer was quicker, when the challenge period was over.
+            subs = {name: await self._reader.sub_at(channel_id, name, block) for name in promised}
+            return {name: sub.claimed for name, sub in subs.items() if sub and sub.epoch == epoch}
+        newest = await self._reader.at(channel_id, "latest")
+        if newest is None or newest.epoch > epoch or newest.status is ChainStatus.CLOSED:
+            raise ClaimUnderway("another close waits for its confirmations")
+        call = self._close_call(channel_id, proofs)
+        await self._send(call, await self._gas(call), purpose)
+        raise ClaimUnderway("the close is on its way")
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────
 
@@ -231,7 +263,7 @@ class EvmPayee:
             raise RailRejected(f"the chain lacks {DEPLOYER}, which would put the contract there")
         if not await self._is_on_its_way(_DEPLOY):
             call = Call(DEPLOYER, 0, made.deployment)
-            await self._send(call, await self._gas(call), _DEPLOY)
+            await self._send(call, await self._gas(call), new_id(_DEPLOY))
         return False
 
     async def _is_on_its_way(self, purpose: str) -> bool:
@@ -240,7 +272,7 @@ class EvmPayee:
 
     async def _send(self, call: Call, gas: int, purpose: str) -> Slot | None:
         whole = Call(call.to, call.value, call.data, gas)
-        sent = await self._sending.send(Parcel(self._sender, whole, new_id(purpose)))
+        sent = await self._sending.send(Parcel(self._sender, whole, purpose))
         if isinstance(sent, Slot):
             return sent
         _log.warning("channel.held", purpose=purpose, reason=sent.reason if sent else "")
@@ -285,6 +317,9 @@ class EvmPayee:
         except RailRejected as error:
             return str(error)
         return ""
+
+    def _close_call(self, channel_id: str, proofs: Sequence[SignedSubRAV]) -> Call:
+        return Call(self.terms.contract, 0, abi.close_call(channel_id, proofs))
 
     def _call(self, batch: Sequence[Waiting]) -> Call:
         return Call(self.terms.contract, 0, abi.claim_call([one.signed for one in batch]))

@@ -1,4 +1,4 @@
-"""Who asks on a channel, proven by `Authorization: DIDAuthV1`, a signature of its key."""
+"""A payee's service, and who asks there: proven by `Authorization: DIDAuthV1`, a signature."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from farebox.channels.book import USED_BEFORE
+from farebox.channels.claims import ClaimScheduler
+from farebox.channels.closing import CooperativeClose
 from farebox.channels.payee import PaymentChannelPayeeClient
-from farebox.clock import NS_PER_S, Clock
+from farebox.channels.processor import PaymentProcessor
+from farebox.clock import NS_PER_S, Clock, SystemClock, iso
 from farebox.errors import InvalidCredential, RailError
 from farebox.ids import derived_id
 from farebox.wire.subrav import didauth
+from farebox.wire.subrav.documents import WELL_KNOWN_PATH, ServiceInfo
 from farebox.wire.subrav.keys import VerificationKey
 from farebox.wire.subrav.model import ErrorCode
 
@@ -22,7 +26,7 @@ class Caller:
     """Who asks, by a signature of its sub-channel's key.
 
     `once` names the authorization. Whatever is served for it takes that name in the same commit, or
-    by `Callers.admit` where it has none: so it is good once, whichever process it comes to.
+    by `ChannelService.admit` where it has none: so it is good once, whichever process it comes to.
     """
 
     did: str
@@ -91,15 +95,31 @@ class ToolAsked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Callers:
-    """Tells who asks. `channel_id` names the channel of (payer DID, payee DID, asset); `admins` are
-    keys by DID URL."""
+class ChannelService:
+    """A payee as its callers see it: what it tells of itself, and who asks.
+
+    `channel_id` names the channel of (payer DID, payee DID, asset): `rooch.channel_id` or
+    `ledger_channel_id`. `admins` are the keys, by DID URL, that may see and trigger claims. The
+    gateway's own paywall has no `processor`. `closing`, where given, closes at once for who asks.
+    """
 
     payee: PaymentChannelPayeeClient
-    asset_id: str
+    info: ServiceInfo
     channel_id: Callable[[str, str, str], str]
-    clock: Clock
+    processor: PaymentProcessor | None = None
+    claims: ClaimScheduler | None = None
+    closing: CooperativeClose | None = None
     admins: Mapping[str, VerificationKey] = field(default_factory=dict)
+    clock: Clock = field(default_factory=SystemClock)
+
+    @property
+    def now(self) -> str:
+        """The time, as documents have it."""
+        return iso(self.clock.now_ns())
+
+    def owns(self, path: str) -> bool:
+        """Whether a path is an endpoint's, also one that is not there."""
+        return path == WELL_KNOWN_PATH or path.startswith(f"{self.info.base_path}/")
 
     async def identify(self, auth: didauth.DidAuth, asked: Asked) -> Caller | Refused:
         """Who signed this for a request."""
@@ -109,7 +129,9 @@ class Callers:
             refused = self._judge(auth, admin, asked)
             return refused or Caller(auth.signer_did, auth.fragment, "", once, is_admin=True)
         try:
-            channel_id = self.channel_id(auth.signer_did, self.payee.payee_did, self.asset_id)
+            channel_id = self.channel_id(
+                auth.signer_did, self.payee.payee_did, self.info.default_asset_id
+            )
             sub_channel = await self.payee.sub_channel_info(channel_id, auth.fragment)
         except InvalidCredential as error:
             return Refused(ErrorCode.AUTH_INVALID, f"{auth.key_id}: {error}")
@@ -138,7 +160,9 @@ class Callers:
             why = "The authorization is not signed by its key."
         elif abs(now_s - auth.timestamp_s) > didauth.WINDOW_S:
             why = f"The authorization's time is more than {didauth.WINDOW_S} s off."
-        elif auth.audience not in (None, self.payee.payee_did):
+        elif auth.audience != self.payee.payee_did and (
+            auth.audience is not None or auth.operation == didauth.CLOSE_OPERATION
+        ):
             why = "The authorization is for another service."
         elif auth.operation != asked.operation or not asked.matches(auth.params):
             why = "The authorization is for another request."

@@ -1,60 +1,19 @@
-"""A payee and what it tells of its channels, however it is asked: over HTTP or by a tool's call."""
+"""What a payee tells of its channels, however it is asked: over HTTP or by a tool's call."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from farebox.channels.claims import ClaimScheduler
+from farebox.channels.chain import ChannelStatus
 from farebox.channels.model import accepted_voucher
-from farebox.channels.payee import PaymentChannelPayeeClient
-from farebox.channels.processor import PaymentProcessor
-from farebox.clock import Clock, SystemClock, iso
+from farebox.channels.weighing import Rejected
 from farebox.errors import InvalidCredential
-from farebox.paywall.channel_callers import Caller, Callers, Refused
+from farebox.paywall.channel_service import Caller, ChannelService, Refused
 from farebox.wire.subrav import documents
-from farebox.wire.subrav.keys import VerificationKey
 from farebox.wire.subrav.model import ErrorCode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelService:
-    """Everything the door needs.
-
-    `channel_id` names the channel of (payer DID, payee DID, asset): `rooch.channel_id` or
-    `ledger_channel_id`. `admins` are the keys, by DID URL, that may see and trigger claims. The
-    gateway's own paywall has no `processor`.
-    """
-
-    payee: PaymentChannelPayeeClient
-    info: documents.ServiceInfo
-    channel_id: Callable[[str, str, str], str]
-    processor: PaymentProcessor | None = None
-    claims: ClaimScheduler | None = None
-    admins: Mapping[str, VerificationKey] = field(default_factory=dict)
-    clock: Clock = field(default_factory=SystemClock)
-    callers: Callers = field(init=False)
-
-    def __post_init__(self) -> None:
-        callers = Callers(
-            payee=self.payee,
-            asset_id=self.info.default_asset_id,
-            channel_id=self.channel_id,
-            clock=self.clock,
-            admins=self.admins,
-        )
-        object.__setattr__(self, "callers", callers)
-
-    @property
-    def now(self) -> str:
-        """The time, as documents have it."""
-        return iso(self.clock.now_ns())
-
-    def owns(self, path: str) -> bool:
-        """Whether a path is an endpoint's, also one that is not there."""
-        return path == documents.WELL_KNOWN_PATH or path.startswith(f"{self.info.base_path}/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +29,7 @@ class Question(enum.StrEnum):
     RECOVERY = "recovery"
     SUB_RAV = "subrav"
     COMMIT = "commit"
+    CLOSE = "close"
     STATUS = "admin/status"
     CLAIM = "admin/claim-trigger"
 
@@ -89,7 +49,7 @@ async def ask(
         return Refused(ErrorCode.AUTH_ADMIN_FORBIDDEN, "This is for admins only.")
     if question in _PAYERS and caller.is_admin:
         return Refused(ErrorCode.CHANNEL_NOT_FOUND, "An admin's key has no channel.")
-    refused = await service.callers.admit(caller)
+    refused = await service.admit(caller)
     if refused is not None:
         return refused
     if question in _ADMINS:
@@ -156,6 +116,16 @@ async def _commit(service: ChannelService, caller: Caller, told: Mapping[str, An
     return Refused(confirmed.error_code, confirmed.error or "")
 
 
+async def _close(service: ChannelService, caller: Caller, _: Mapping[str, Any]) -> Any:
+    """Close the channel at once: an endpoint of ours, which payment-kit does not know."""
+    if service.closing is None:
+        return NotFound("The house closes no channel of this chain; its payer does.")
+    agreed = await service.closing.ask(caller.channel_id)
+    if isinstance(agreed, Rejected):
+        return Refused(agreed.code, agreed.message)
+    return {"channelId": agreed.channel_id, "status": ChannelStatus.CLOSING.value}
+
+
 async def _status(service: ChannelService, _: Mapping[str, Any]) -> Any:
     claims = service.claims
     told = None if claims is None else asdict(claims.status) | {"policy": asdict(claims.policy)}
@@ -182,6 +152,7 @@ _PAYERS: Final[
     Question.RECOVERY: _recovery,
     Question.SUB_RAV: _sub_rav,
     Question.COMMIT: _commit,
+    Question.CLOSE: _close,
 }
 _ADMINS: Final[Mapping[Question, Callable[[ChannelService, Mapping[str, Any]], Awaitable[Any]]]] = {
     Question.STATUS: _status,
