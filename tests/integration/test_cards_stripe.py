@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from farebox.cli import checks
-from farebox.cli.desk import Balance, MoveCapital, carry_out
+from farebox.cli.desk import Balance, MoveCapital, Withdraw, carry_out
 from farebox.errors import InvalidInput
 from farebox.money import format_decimal
 from farebox.operating import Verdict
@@ -337,6 +337,21 @@ async def test_a_loss_that_nothing_has_earned_is_told_by_verify(
 
     with pytest.raises(AssertionError, match="custody of BTC: expected at least 15610000, found 0"):
         await lose()
+
+
+async def test_what_was_lost_is_not_withdrawn_as_if_it_were_earned(
+    tmp_path: Path, shop: FakeStripe
+) -> None:
+    async with stripe_house(tmp_path, shop, earned=False) as house:
+        _, payment = await paid_in(house, shop)
+        shop.dispute(payment, CHARGED, DISPUTE_FEE)
+        assert await shop.tell() == 200
+        await have_earned(house)
+        left_msat = EARNED_MSAT - (fee_of(CHARGED) + DISPUTE_FEE) * CENT_MSAT
+        facts = await carry_out(house.farebox, Balance())
+        assert (facts["covered"], facts["withdrawable_msat"]) == (True, left_msat)
+        with pytest.raises(InvalidInput, match="34,390 sat are beyond what customers own"):
+            await carry_out(house.farebox, Withdraw("wd", left_msat + 1, "", "", "stripe"))
 
 
 async def test_what_stripe_converts_is_credited_as_it_was_paid_and_told(
