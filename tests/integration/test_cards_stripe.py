@@ -20,7 +20,7 @@ from farebox.errors import InvalidInput
 from farebox.money import format_decimal
 from farebox.operating import Verdict
 from farebox.payments.capital import Flow
-from farebox.payments.cards.model import CardPayment
+from farebox.payments.cards.model import CardPayment, Notice
 from farebox.settings import Settings, load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.mint import PlayMint
@@ -121,10 +121,15 @@ async def test_a_notice_heard_twice_or_twenty_times_changes_nothing(
 async def test_a_notice_that_is_not_stripes_is_refused_and_nothing_is_asked(
     house: CardHouse, shop: FakeStripe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rail = house.farebox.cards.rails["stripe"]
+
+    async def quiet(cursor: str) -> tuple[list[Notice], str]:
+        return [], cursor or "now"
+
+    monkeypatch.setattr(rail.connector, "notices", quiet)  # it is asked for what happened, too
     asked = await house.asked("stripe", PAID)
     shop.pay(asked["pay"])
     followed: list[str] = []
-    rail = house.farebox.cards.rails["stripe"]
     monkeypatch.setattr(type(rail), "about", lambda _, reference: followed.append(reference))
     assert await shop.tell(secret="whsec_of_somebody_else") == 400
     assert followed == []
