@@ -48,13 +48,6 @@ def what_leaves_the_chain_stays_credited() -> AbstractContextManager[object]:
     return patch.object(Arrivals, "_look_again", look_again)
 
 
-def what_was_taken_back_rests_as_if_it_were_there() -> AbstractContextManager[object]:
-    def at_rest(one: Arrival) -> Arrival:
-        return msgspec.structs.replace(one, presence=Presence.RESTING)
-
-    return patch.object(arrivals, "at_rest", at_rest)
-
-
 def what_is_in_no_block_is_sent_under_another_nonce() -> AbstractContextManager[object]:
     honest = Payouts._follow
 

@@ -82,7 +82,6 @@ SCENES: Final[dict[str, Weather]] = {
     ),
     "payments vanish from an EVM chain": replace(
         _CLEAR,
-        storm_s=80,
         callers=3,
         evm=EvmWeather(block_s=5, reorganises=0.3, double_spends=0.6, fills=0.3),
     ),
@@ -90,13 +89,5 @@ SCENES: Final[dict[str, Weather]] = {
         _CLEAR,
         callers=2,
         evm=EvmWeather(block_s=15, forgets=0.3, fills=0.9, wire=NetworkWeather(loses_answer=0.1)),
-    ),
-    "blocks leave out what was sent": replace(
-        _CLEAR,
-        storm_s=100,
-        callers=2,
-        evm=EvmWeather(
-            block_s=4, leaves_out=0.6, fee_jumps=0.3, fills=0.9, wire=NetworkWeather(loses_call=0.3)
-        ),
     ),
 }

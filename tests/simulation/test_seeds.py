@@ -186,10 +186,6 @@ def counters_are_kept_in_memory() -> AbstractContextManager[object]:
         ),
         (planted_evm.what_leaves_the_chain_stays_credited, "payments vanish from an EVM chain"),
         (
-            planted_evm.what_was_taken_back_rests_as_if_it_were_there,
-            "payments vanish from an EVM chain",
-        ),
-        (
             planted_evm.what_is_in_no_block_is_sent_under_another_nonce,
             "answers of an EVM node are lost",
         ),

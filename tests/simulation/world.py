@@ -23,14 +23,12 @@ from farebox.signer import Signer
 from farebox.wire.cashu import crypto
 from tests.simulation.callers import Caller
 from tests.simulation.chain import ChainMoods, ModelChain, ModelWallet
-from tests.simulation.chain_checker import DEPTHS, ChainChecker
+from tests.simulation.chain_checker import ChainChecker
 from tests.simulation.checker import Checker, PromiseBroken
 from tests.simulation.depositors import Depositor
 from tests.simulation.disk import Disk
-from tests.simulation.evm import CHAIN_ID, TOKEN, EvmMoods, ModelEvm
-from tests.simulation.evm_checker import COIN_DEPTH, FLOAT_WEI, EvmChecker
-from tests.simulation.evm_checker import DEPTHS as EVM_DEPTHS
-from tests.simulation.evm_checker import NAME as EVM_NAME
+from tests.simulation.evm import EvmMoods, ModelEvm
+from tests.simulation.evm_checker import FLOAT_WEI, EvmChecker
 from tests.simulation.evm_node import NODE as EVM_NODE
 from tests.simulation.evm_node import ModelNode
 from tests.simulation.evm_payers import EvmPayer
@@ -43,6 +41,7 @@ from tests.simulation.network import Ask, Connection, Lost, Network, Reply
 from tests.simulation.node_checker import NodeChecker
 from tests.simulation.payers import BitcoinPayer
 from tests.simulation.store import SimulatedStore
+from tests.simulation.terms import MACAROON, MNEMONIC, settings_of
 from tests.simulation.weather import (
     ChainWeather,
     DiskWeather,
@@ -59,9 +58,6 @@ _LOOK_EVERY_S = 30
 #: What a seed may take in all; none of them comes near it.
 _STEPS_MAX = 3_000_000
 _CLOCK_JUMP_S = 600
-#: Of nobody's money: everybody knows it.
-MNEMONIC = "test test test test test test test test test test test junk"
-MACAROON = "0201036c6e64" * 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +108,7 @@ class World:
         self.disk = Disk(RECORDS, seeded(seed, "disk"))
         self.checker = Checker(self.disk, self.others, self._break, loop.time)
         self.checker.offline_msat = weather.offline_sat * 1_000
-        terms = settings(chance, weather)
+        terms = settings_of(chance, weather)
         self._may_cross = terms["ecash.foreign"] == "swap"
         #: Each house's machine has a clock of its own, which may jump; so has the database's.
         self.clocks = [WorldClock(loop) for _ in range(weather.houses)]
@@ -407,75 +403,6 @@ class World:
             raise Lost("the answer was lost")
         self.trace(f"answered {ask.method} {ask.target}: {reply.status} {_gist(reply)}")
         return reply
-
-
-#: One EVM chain, with its coin and a token, and what they are worth.
-_EVM: dict[str, object] = {
-    "evm": [
-        {
-            "name": EVM_NAME,
-            "chain_id": CHAIN_ID,
-            "block_s": 4,
-            "url": f"http://{EVM_NODE}",
-            "key": MNEMONIC,
-            "send_confirmations": 3,
-            "asset": [
-                {"asset": "ETH", "confirmations": [f"{COIN_DEPTH} from 0"]},
-                {
-                    "asset": "USDC",
-                    "contract": TOKEN,
-                    "scale": 6,
-                    "confirmations": [f"{n} from {least // 10**6}" for least, n in EVM_DEPTHS],
-                },
-            ],
-        }
-    ],
-    "rates": {"btc_usd": "100000", "spread_ppm": 0},
-    "rate": [{"asset": "USDC", "price": "1"}, {"asset": "ETH", "price": "2000"}],
-}
-
-
-def settings(chance: Random, weather: Weather) -> dict[str, object]:
-    """How the operator has set up this house."""
-    mint: dict[str, object] = {"url": f"https://{HOME}"}
-    if weather.offline_sat:
-        mint["offline_max"] = f"{weather.offline_sat} sat"
-    chosen: dict[str, object] = {
-        "data_dir": "/simulated",
-        "mint": [mint],
-        "upstream": [{"urls": ["http://upstream.sim"]}],
-        "price": [
-            {"path": "/echo", "per_request": "10 sat"},
-            {"path": "/v1/*", "per_output_token": "0.3 sat"},
-        ],
-        "ecash.foreign": chance.choice(("refuse", "swap")),
-        "ecash.consolidate_proofs": chance.choice((3, 16, 64)),
-    }
-    if weather.chain is not None:
-        chosen |= {
-            "bitcoin.url": "http://chain.sim",
-            "bitcoin.login": "user:password",
-            "bitcoin.key": "of the model",
-            "bitcoin.network": "regtest",
-            "bitcoin.start_height": 0,
-            "bitcoin.deposit_min": "1000 sat",
-            "bitcoin.payout_min": "1000 sat",
-            "bitcoin.confirmations": [f"{depth} from {sat} sat" for sat, depth in DEPTHS],
-            "bitcoin.fee_rate": 1,
-            "bitcoin.batch_window_s": 2,
-            "bitcoin.round_s": 3,
-        }
-    if weather.evm is not None:
-        chosen |= _EVM
-    if weather.node is not None:
-        chosen |= {
-            "lightning.url": f"https://{NODE}",
-            "lightning.key": MACAROON,
-            "lightning.network": "bcrt",
-            "lightning.fee_base": "1 sat",
-            "lightning.fee_ppm": 0,
-        }
-    return chosen
 
 
 def run(seed: int, tell: Telling = lambda _: None, weather: Weather | None = None) -> Story:
