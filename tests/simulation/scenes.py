@@ -95,12 +95,12 @@ SCENES: Final[dict[str, Weather]] = {
         _CLEAR,
         callers=2,
         cards=CardWeather(
-            loses_webhook=0.5, repeats_webhook=0.3, disputes=0.3, dashboard=0.1, fills=0.3
+            loses_webhook=0.5, repeats_webhook=0.3, disputes=0.6, dashboard=0.1, fills=0.3
         ),
     ),
     "answers about refunds are lost": replace(
         _CLEAR,
         callers=2,
-        cards=CardWeather(hangs=0.3, fails=0.3, fills=0.9, wire=NetworkWeather(loses_answer=0.2)),
+        cards=CardWeather(hangs=0.3, fails=0.3, fills=0.9, wire=NetworkWeather(loses_answer=0.4)),
     ),
 }
