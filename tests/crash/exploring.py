@@ -70,6 +70,36 @@ async def rehearse(
     return {kind: len(labels) for kind, labels in passed.items()}
 
 
+async def die_at(
+    one: S,
+    prepare: Callable[[S], Awaitable[object]],
+    act: Callable[[S], Awaitable[object]],
+    point: Point,
+) -> bool:
+    """Live it through with a death at the point; returns whether it came to that."""
+    assert await one.run.start()
+    await prepare(one)
+    await one.run.arm(point)
+    died = False
+    try:
+        await act(one)
+    except Lost:
+        died = True
+        await one.run.died()
+        assert await one.run.start()
+        await act(one)
+    await one.assert_right()
+    await one.run.kill()
+    return died
+
+
+def left_behind(folder: Path) -> list[bytes]:
+    """Every file of every house: logs, books, locks."""
+    found = [one.read_bytes() for one in folder.rglob("*") if one.is_file()]
+    assert any(found)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Explorer:
     """A scenario, and what every run of it needs."""

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.exploring import rehearse
+from tests.crash.exploring import die_at, left_behind, rehearse
 from tests.crash.points import Kind, points
 from tests.crash.scenarios import patiently
-from tests.crash.test_lightning_kill import die_at, left_behind
 from tests.crash.world import Nursery, Outside, Run, new_run
 from tests.integration.bitcoin_house import WORDS, bitcoin_settings
 from tests.peers.bitcoin import PASSWORD, BitcoinChain

@@ -22,10 +22,9 @@ from tests.contract.rail.fake_paypal import fee_of as paypal_fee
 from tests.contract.rail.fake_stripe import FakeStripe
 from tests.contract.rail.fake_stripe import fee_of as stripe_fee
 from tests.crash.books import Books
-from tests.crash.exploring import rehearse
-from tests.crash.points import Kind, Point, points
+from tests.crash.exploring import die_at, left_behind, rehearse
+from tests.crash.points import Kind, points
 from tests.crash.scenarios import patiently
-from tests.crash.test_lightning_kill import left_behind
 from tests.crash.world import Lost, Nursery, Outside, Run, new_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -235,24 +234,6 @@ async def story(shop: Shop, nursery: Nursery, around: Outside, path: Path) -> As
             "rates": {"btc_usd": "100000", "spread_ppm": 0},
         }
         yield Story(new_run(nursery, around, path, settings=settings), shop)
-
-
-async def die_at(one: Story, prepare: Act, act: Act, point: Point) -> bool:
-    """Live it through with a death at the point; returns whether it came to that."""
-    assert await one.run.start()
-    await prepare(one)
-    await one.run.arm(point)
-    died = False
-    try:
-        await act(one)
-    except Lost:
-        died = True
-        await one.run.died()
-        assert await one.run.start()
-        await act(one)
-    await one.assert_right()
-    await one.run.kill()
-    return died
 
 
 @pytest.mark.parametrize("shop", [StripeShop, PaypalShop])

@@ -18,7 +18,7 @@ from eth_account.hdaccount.mnemonic import Mnemonic
 
 from farebox.rails.evm.keys import keys_from
 from tests.crash.books import Books
-from tests.crash.exploring import rehearse
+from tests.crash.exploring import left_behind, rehearse
 from tests.crash.points import Kind, Point, points
 from tests.crash.scenarios import patiently
 from tests.crash.world import Lost, Nursery, Outside, Run, new_run
@@ -241,8 +241,7 @@ async def die_at(one: Story, prepare: Act, act: Act, point: Point) -> bool:
 
 def assert_no_keys(folder: Path, mnemonics: Sequence[str]) -> None:
     """No file of any house has a key in it: neither logs nor books."""
-    left = [one.read_bytes() for one in folder.rglob("*") if one.is_file()]
-    assert any(left)
+    left = left_behind(folder)
     for mnemonic in mnemonics:
         private = keys_from(mnemonic)._accounts[keys_from(mnemonic).addresses[0]].key
         for secret in (mnemonic.encode(), bytes(private), private.hex().encode()):

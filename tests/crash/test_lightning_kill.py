@@ -10,14 +10,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
-from tests.crash.exploring import Lived, rehearse
-from tests.crash.points import Kind, Point, points
+from tests.crash.exploring import die_at, left_behind, rehearse
+from tests.crash.points import Kind, points
 from tests.crash.scenarios import patiently
-from tests.crash.world import Lost, Nursery, Outside, Run, new_run
+from tests.crash.world import Nursery, Outside, Run, new_run
 from tests.integration.lightning_house import lightning_settings
 from tests.peers.lnd import LightningNetwork
 
@@ -108,7 +107,6 @@ def story(
 
 
 Act = Callable[[Story], Awaitable[None]]
-S = TypeVar("S", bound=Lived)
 
 
 async def _nothing(_: Story) -> None:
@@ -120,36 +118,6 @@ ACTS: dict[str, tuple[Act, Act]] = {
     "pay-in": (Story.ask, Story.pay_in),
     "refund": (Story.prepare_refund, Story.refund),
 }
-
-
-async def die_at(
-    one: S,
-    prepare: Callable[[S], Awaitable[None]],
-    act: Callable[[S], Awaitable[None]],
-    point: Point,
-) -> bool:
-    """Live it through with a death at the point; returns whether it came to that."""
-    assert await one.run.start()
-    await prepare(one)
-    await one.run.arm(point)
-    died = False
-    try:
-        await act(one)
-    except Lost:
-        died = True
-        await one.run.died()
-        assert await one.run.start()
-        await act(one)
-    await one.assert_right()
-    await one.run.kill()
-    return died
-
-
-def left_behind(folder: Path) -> list[bytes]:
-    """Every file of every house: logs, books, locks."""
-    found = [one.read_bytes() for one in folder.rglob("*") if one.is_file()]
-    assert any(found)
-    return found
 
 
 @pytest.mark.parametrize("name", ACTS)

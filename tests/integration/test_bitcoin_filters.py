@@ -75,7 +75,7 @@ async def looking(wallet: Wallet) -> None:
 
 async def paid(wallet: Wallet, chain: BitcoinChain, index: int = 0) -> None:
     """Somebody pays an address of the wallet, in a block."""
-    await asyncio.to_thread(chain.payer.pay, wallet.address(index), SAT)
+    await asyncio.to_thread(chain.payer.pay, wallet.keys.address(index), SAT)
     await asyncio.to_thread(chain.node.mine)
 
 

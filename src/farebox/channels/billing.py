@@ -81,6 +81,7 @@ class FinalCost:
         return max(units, 0)
 
 
+_FREE = PerRequest(0)
 Strategy = PerRequest | PerToken | FinalCost
 
 
@@ -101,7 +102,7 @@ class BillingRule:
     @property
     def payment_required(self) -> bool:
         """Whether the rule can ever charge."""
-        return self.strategy != PerRequest(0)
+        return self.strategy != _FREE
 
     def matches(self, facts: Mapping[str, Any]) -> bool:
         """Whether the request is one of this rule's."""

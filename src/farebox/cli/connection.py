@@ -251,7 +251,9 @@ class _Connection(asyncio.Protocol):
         self._answering: _Request | None = None
         self._next: deque[_Request] = deque()
         self._in_head = False
+        #: Of a head, or of what frames a body and follows it.
         self._head_bytes = 0
+        self._has_body = False
         self._is_deaf = False
         self._has_answered = False
         #: When a caller's time is over: for its head, or for being idle. None while it is served.
@@ -288,6 +290,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
             return
+        self._has_body = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -296,7 +299,7 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._reject(HTTPStatus.BAD_REQUEST)
         else:
-            if self._in_head:
+            if self._in_head or (self._reading is not None and not self._has_body):
                 self._bound_head(len(data))
 
     def pause_writing(self) -> None:
@@ -325,10 +328,11 @@ class _Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
+        if self._in_head:  # what comes behind a body is not read: nobody has agreed to it
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._until_s = False, None
+        self._in_head, self._head_bytes, self._until_s = False, 0, None
         url = httptools.parse_url(self._url)
         version = self._parser.get_http_version()
         path = url.path.decode("ascii")
@@ -356,6 +360,7 @@ class _Connection(asyncio.Protocol):
             self.pause()
 
     def on_body(self, body: bytes) -> None:
+        self._has_body, self._head_bytes = True, 0
         if self._reading is not None:
             self._reading.feed(body)
 
@@ -451,7 +456,7 @@ class _Connection(asyncio.Protocol):
         self._end_after_these()
 
     def _bound_head(self, size: int) -> None:
-        if not self._head_bytes and self._answering is None:
+        if self._in_head and not self._head_bytes and self._answering is None:
             self._wait_at_most(_HEAD_TIMEOUT_S)
         self._head_bytes += size
         if self._head_bytes > self.head_bytes_max:

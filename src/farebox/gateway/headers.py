@@ -6,7 +6,7 @@ become another one than was priced. Towards the caller: nothing of one hop, no m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from farebox.gateway.asgi import RawHeaders
@@ -54,7 +54,7 @@ _REROUTING: Final = frozenset(
         b"x-original-uri",
     }
 )
-_KEPT_FROM_UPSTREAM: Final = (
+KEPT_FROM_UPSTREAM: Final = (
     _HOP_BY_HOP
     | _MONEY
     | _REROUTING
@@ -64,11 +64,13 @@ _KEPT_FROM_UPSTREAM: Final = (
 #: The server in front of us dates every answer, and an answer has one date.
 _SAID_BY_US: Final = frozenset({b"content-length", b"date"})
 _KEPT_FROM_CALLER: Final = (_HOP_BY_HOP | _MONEY) - {b"authorization", b"x-api-key"} | _SAID_BY_US
+_NONE: Final[frozenset[bytes]] = frozenset()
+_RELIED_ON: Final = frozenset({b"content-type", b"content-encoding"})
 
 
-def for_upstream(headers: RawHeaders, replaced: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
-    """A caller's headers as they go on. `replaced` are set by us: the caller's are dropped."""
-    kept_out = _KEPT_FROM_UPSTREAM.union(replaced)
+def for_upstream(headers: RawHeaders, kept_out: frozenset[bytes]) -> list[tuple[bytes, bytes]]:
+    """A caller's headers as they go on, but for `kept_out`: `KEPT_FROM_UPSTREAM`, and what is set
+    by us."""
     named = _named_by_connection(headers)
     if named:
         kept_out = kept_out.union(named)
@@ -87,10 +89,10 @@ def lowered(headers: RawHeaders) -> Headers:
     return tuple((name.lower(), value) for name, value in headers)
 
 
-def _named_by_connection(headers: RawHeaders) -> set[bytes]:
-    named: set[bytes] = set()
-    for name, value in headers:
-        if name == b"connection":
-            named.update(part.strip().lower() for part in value.split(b","))
+def _named_by_connection(headers: RawHeaders) -> frozenset[bytes]:
+    values = [value for name, value in headers if name == b"connection"]
+    if not values:
+        return _NONE
+    named = frozenset(part.strip().lower() for part in b",".join(values).split(b","))
     # A caller must not be able to take away what the gateway relies on.
-    return named - {b"content-type", b"content-encoding"}
+    return named - _RELIED_ON

@@ -26,6 +26,7 @@ _BUFFER_LOW_BYTES: Final = 65_536
 _IDLE_MAX: Final = 512
 _IDLE_MAX_S: Final = 15
 _SWITCHING_PROTOCOLS: Final = 101
+_SAY_THE_END: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +192,7 @@ class _Connection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is None or (status < 200 and status != _SWITCHING_PROTOCOLS):
             return
-        self._ends_with_connection = not any(
-            name in (b"content-length", b"transfer-encoding") for name, _ in headers
-        )
+        self._ends_with_connection = _SAY_THE_END.isdisjoint([name for name, _ in headers])
         if status == _SWITCHING_PROTOCOLS or self._head_bytes > _HEAD_MAX_BYTES + (
             _BUFFER_HIGH_BYTES
         ):

@@ -17,7 +17,7 @@ import structlog
 
 from farebox.gateway.asgi import RawHeaders, header
 from farebox.gateway.exchange import Outgoing, Patience, UpstreamUnreachable
-from farebox.gateway.headers import for_upstream
+from farebox.gateway.headers import KEPT_FROM_UPSTREAM, for_upstream
 from farebox.gateway.http1 import Http1Exchange, Origin, Pool
 
 _log = structlog.get_logger("farebox.gateway")
@@ -76,14 +76,14 @@ class Upstream:
         self._set = [
             (name.lower().encode(), value.encode()) for name, value in config.headers.items()
         ]
-        self._set_names = frozenset(name for name, _ in self._set)
+        self._kept_out = KEPT_FROM_UPSTREAM.union(name for name, _ in self._set)
 
     def headers(self, given: RawHeaders, *, is_metered: bool) -> list[tuple[bytes, bytes]]:
         """What goes on: the caller's headers that may, ours in place of its own.
 
         An answer that is to be metered must not come compressed.
         """
-        headers = for_upstream(given, self._set_names)
+        headers = for_upstream(given, self._kept_out)
         headers += self._set
         encoding = b"identity" if is_metered else header(given, b"accept-encoding")
         if encoding:

@@ -134,13 +134,20 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
     returned_msat: int
     #: Change and receipt, for answers whose headers are not sent yet.
     headers: Headers
-    #: The same as an SSE comment that standard clients ignore.
-    comment: bytes
+    receipt: str
+    #: The change as money, "" where there is none.
+    change: str = ""
     #: What a channel's payer is to sign next, for the end of a stream; it is in `headers` as well.
     proposal: str = ""
 
     def __repr__(self) -> str:
-        return f"Settlement({self.charged_msat} msat …)"  # change is in its headers
+        return f"Settlement({self.charged_msat} msat …)"  # change is in it
+
+    @property
+    def comment(self) -> bytes:
+        """Receipt and change as an SSE comment, which standard clients ignore."""
+        change = f" change={self.change}" if self.change else ""
+        return f": farebox receipt={self.receipt}{change}\n\n".encode()
 
 
 class RequestState(enum.StrEnum):

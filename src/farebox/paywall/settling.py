@@ -164,9 +164,9 @@ def settlement(request: Request, receipt: str, change: str, proposal: str = "") 
         *dialects.change_headers(change),
         *(channel_dialect.headers(proposal) if proposal else ()),
     )
-    comment = f": farebox receipt={receipt}{' change=' + change if change else ''}\n\n"
-    charged_msat, returned_msat = request.charged_msat, request.returned_msat
-    return Settlement(charged_msat, returned_msat, headers, comment.encode(), proposal)
+    return Settlement(
+        request.charged_msat, request.returned_msat, headers, receipt, change, proposal
+    )
 
 
 def receipt_facts(request_id: str, request: Request, usage: Usage) -> dict[str, object]:

@@ -13,8 +13,6 @@ from urllib.parse import parse_qsl
 
 from farebox.errors import InvalidInput
 
-#: A transaction whose inputs all say at least this cannot be replaced by its sender (BIP-125).
-_FINAL_SEQUENCE = 0xFFFFFFFE
 _HEADER_BYTES = 80
 _LISTED_MAX = 1_000_000
 _WITNESS_MARK = 0
@@ -40,7 +38,6 @@ class BitcoinTx:
     raw: bytes = field(repr=False)
     spends: tuple[str, ...]
     outputs: tuple[TxOutput, ...]
-    is_replaceable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +110,12 @@ def _read_tx(at: _Cursor) -> BitcoinTx:
     if has_witness:
         at.take(2)
     body_from = at.position
-    spends, is_replaceable = [], False
+    spends = []
     count = at.count()
     for _ in range(count):
         txid, index = _shown(at.take(32)), at.number(4)
         at.take(at.count())
-        is_replaceable |= at.number(4) < _FINAL_SEQUENCE
+        at.take(4)
         spends.append(f"{txid}:{index}")
     outputs = tuple(TxOutput(at.number(8), at.take(at.count())) for _ in range(at.count()))
     body = at.between(body_from, at.position)
@@ -132,7 +129,6 @@ def _read_tx(at: _Cursor) -> BitcoinTx:
         raw=at.between(start, at.position),
         spends=tuple(spends),
         outputs=outputs,
-        is_replaceable=is_replaceable,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import uvicorn
@@ -149,6 +149,22 @@ async def test_a_body_that_breaks_is_no_request() -> None:
     head = b"POST /b HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n"
     async with serving() as port:
         assert (await told(port, head, b"nonsense\r\n")).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_what_follows_a_body_is_no_header_and_has_an_end() -> None:
+    head = b"POST /b HTTP/1.1\r\nhost: h\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+
+    async def names(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await respond(send, 200, b" ".join(name for name, _ in scope["headers"]))
+
+    async with serving(names) as port:
+        assert b"x-late" not in await told(port, head, b"0\r\nx-late: 1\r\n\r\n")
+        endless = [b"x" * 10_000 for _ in range(10)]
+        with suppress(ConnectionResetError):  # which may come before what was written
+            answer = await told(port, head, b"0\r\nx-late: ", *endless, b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 431 ")
 
 
 async def test_two_lengths_are_no_request() -> None:

@@ -15,7 +15,7 @@ MONEY = "cashuBsecret"
     [
         Refunded("ref_1", 1_000, {"token": MONEY}),
         Answer(200, ((b"x-cashu", MONEY.encode()),), MONEY.encode()),
-        Settlement(0, 1_000, ((b"x-cashu", MONEY.encode()),), MONEY.encode()),
+        Settlement(0, 1_000, ((b"x-cashu", MONEY.encode()),), "receipt", MONEY),
     ],
     ids=lambda value: type(value).__name__,
 )

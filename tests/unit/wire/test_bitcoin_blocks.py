@@ -31,7 +31,6 @@ def test_the_first_block_is_what_everybody_says_it_is() -> None:
     (tx,) = block.txs
     assert tx.txid == "4a5e1e4baab89f3a32518a88c31bc87f618f76673e2cc77ab2127b7afdeda33b"
     assert [one.amount_sat for one in tx.outputs] == [5_000_000_000]
-    assert not tx.is_replaceable
 
 
 @pytest.mark.parametrize("cut", [1, 50, 80, 82, 150, len(GENESIS) - 1])

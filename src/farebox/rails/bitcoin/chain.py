@@ -67,9 +67,6 @@ class View:
 class ChainSource(Protocol):
     """One place that knows the chain."""
 
-    #: What it is, in settings and documents.
-    kind: str
-
     def info(self) -> ChainInfo:
         """Who it is and how far it has come."""
         ...

@@ -64,8 +64,6 @@ class Scan(msgspec.Struct):
 class Core:
     """A node that speaks Bitcoin Core's RPC. `keys` are the wallet's."""
 
-    kind = "core"
-
     def __init__(
         self,
         url: str,

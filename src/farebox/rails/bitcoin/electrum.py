@@ -22,8 +22,6 @@ _BATCH = 50
 class Electrum(IndexedSource):
     """A server at `url`: tcp://host:port, or ssl:// where its certificate is one to trust."""
 
-    kind = "electrum"
-
     def __init__(self, url: str) -> None:
         self._url = url
         self._client: bdk.ElectrumClient | None = None

@@ -21,8 +21,6 @@ _BAD_REQUEST = 400
 class Esplora(IndexedSource):
     """The API at `url`, such as https://host/api."""
 
-    kind = "esplora"
-
     def __init__(self, url: str) -> None:
         self._url = url
         self._client = bdk.EsploraClient(url.rstrip("/"), None)

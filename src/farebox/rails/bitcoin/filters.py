@@ -35,8 +35,6 @@ class Filters:
     Without `first` all of the chain is looked through, as it is on the test networks anyway.
     """
 
-    kind = "filters"
-
     def __init__(
         self,
         peers: Sequence[PeerAddress],

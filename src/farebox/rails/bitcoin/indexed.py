@@ -21,8 +21,6 @@ _ROUNDS_MAX = 1_000
 class IndexedSource(abc.ABC):
     """What an Electrum server and an Esplora have in common."""
 
-    kind: str
-
     @abc.abstractmethod
     def info(self) -> ChainInfo:
         """Who it is. Raises RailUnavailable."""

@@ -74,10 +74,6 @@ class Wallet:
 
     # ── addresses ────────────────────────────────────────────────────────────────────────────────
 
-    def address(self, index: int) -> str:
-        """The address at a place; nothing is asked and nothing moves."""
-        return self.keys.address(index)
-
     def script_bytes(self, address: str) -> int:
         """How long its output script is. Raises InvalidCredential for no address of this chain."""
         return len(self._script(address).to_bytes())

@@ -56,10 +56,14 @@ def read_number(value: int | str, what: str) -> int:
     """A decimal string, or a number, as an int. Raises InvalidCredential."""
     if isinstance(value, int):
         return value
-    is_plain = value.isascii() and value.isdigit() and (value[0] != "0" or len(value) == 1)
-    if not is_plain or len(value) > _DIGITS_MAX:
+    try:
+        number = int(value) if len(value) <= _DIGITS_MAX else -1
+    except ValueError:
+        number = -1
+    # Python reads more than one text as the same number; the wire has one.
+    if number < 0 or str(number) != value:
         raise InvalidCredential(f"{what} is not a whole decimal number")
-    return int(value)
+    return number
 
 
 def sub_rav_from(shape: SubRavJson) -> SubRAV:

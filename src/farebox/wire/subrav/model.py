@@ -38,11 +38,19 @@ class SubRAV:
     nonce: int
 
     def __post_init__(self) -> None:
-        _in_range("version", self.version, 2**8)
-        _in_range("chainId", self.chain_id, U64_END)
-        _in_range("channelEpoch", self.channel_epoch, U64_END)
-        _in_range("nonce", self.nonce, U64_END)
-        _in_range("accumulatedAmount", self.accumulated_amount, U256_END)
+        version, chain_id, epoch = self.version, self.chain_id, self.channel_epoch
+        nonce, amount = self.nonce, self.accumulated_amount
+        are_integers = type(nonce) is type(amount) is type(chain_id) is type(epoch) is int
+        if not (
+            are_integers
+            and type(version) is int
+            and 0 <= version < 2**8
+            and 0 <= chain_id < U64_END
+            and 0 <= epoch < U64_END
+            and 0 <= nonce < U64_END
+            and 0 <= amount < U256_END
+        ):
+            raise InvalidCredential("a SubRAV's numbers are integers of 8, 64 and 256 bits")
         check_channel_id(self.channel_id)
         check_fragment(self.vm_id_fragment)
 
@@ -82,11 +90,6 @@ def check_fragment(text: str) -> str:
     if not 0 < size <= FRAGMENT_MAX_BYTES or "#" in text or not text.isprintable():
         raise InvalidCredential(f"a key fragment has 1 to {FRAGMENT_MAX_BYTES} printable bytes")
     return text
-
-
-def _in_range(name: str, value: int, end: int) -> None:
-    if type(value) is not int or value < 0 or value >= end:
-        raise InvalidCredential(f"{name} is an integer from 0 to {end - 1}")
 
 
 class ErrorCode(enum.StrEnum):
