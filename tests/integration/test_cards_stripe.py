@@ -103,6 +103,23 @@ async def test_a_checkout_page_is_paid_and_what_stripe_keeps_is_booked(
     assert await house.held("revenue") == EARNED_MSAT + earned * CENT_MSAT
 
 
+async def test_what_happened_before_events_could_be_read_is_booked(
+    tmp_path: Path, shop: FakeStripe
+) -> None:
+    """The first cursor stands behind it: no event will ever tell of it."""
+    shop.too_fast["get /v1/events"] = 1_000
+    async with stripe_house(tmp_path, shop) as house:
+        asked = await house.asked("stripe", PAID)
+        payment = shop.pay(asked["pay"])
+        await house.opened(asked)
+        shop.give_back(payment, 100)
+        shop.too_fast.clear()
+        async for seen in house.farebox.deposits.rails()["stripe"].watch(""):
+            if seen.cursor:
+                break
+        assert await house.held(CUSTODY) == CHARGED - fee_of(CHARGED) - 100
+
+
 async def test_a_notice_heard_twice_or_twenty_times_changes_nothing(
     house: CardHouse, shop: FakeStripe
 ) -> None:
