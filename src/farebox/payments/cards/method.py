@@ -220,7 +220,8 @@ class CardMethod(DepositMethod):
         for watch in Watch:
             where, after = {"method": self.payment_type, "watch": watch}, ""
             while page := await self._ledger.store.find(DEPOSIT_REQUEST, where, after=after):
-                for after, row in page:
+                after = page[-1][0]
+                for _, row in page:
                     yield row.value.reference
 
     async def _request_of(self, payment: CardPayment) -> DepositRequest | None:
