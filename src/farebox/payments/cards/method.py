@@ -220,9 +220,9 @@ class CardMethod(DepositMethod):
         for watch in Watch:
             where, after = {"method": self.payment_type, "watch": watch}, ""
             while page := await self._ledger.store.find(DEPOSIT_REQUEST, where, after=after):
-                after = page[-1][0]
                 for _, row in page:
                     yield row.value.reference
+                after = page[-1][0]
 
     async def _request_of(self, payment: CardPayment) -> DepositRequest | None:
         found = await self._ledger.store.find(DEPOSIT_REQUEST, {"id": payment.order}, limit=1)
