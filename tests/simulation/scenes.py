@@ -78,6 +78,8 @@ SCENES: Final[dict[str, Weather]] = {
     ),
     "an EVM chain is reorganised": replace(
         _CLEAR,
+        storm_s=60,
+        callers=4,
         evm=EvmWeather(block_s=10, reorganises=0.5, double_spends=0.1, fills=0.1),
     ),
     "payments vanish from an EVM chain": replace(
@@ -100,7 +102,7 @@ SCENES: Final[dict[str, Weather]] = {
     ),
     "answers about refunds are lost": replace(
         _CLEAR,
-        storm_s=20,
+        storm_s=60,
         callers=2,
         cards=CardWeather(hangs=0.3, fails=0.3, fills=0.9, wire=NetworkWeather(loses_answer=0.4)),
     ),
