@@ -34,7 +34,7 @@ from tests.simulation.world import run
 #: One to three houses, with and without crashes, frozen ones, locked tokens, broken locks, slow
 #: disks, shuffled callbacks, tokens that cross Lightning; none of them takes long.
 SEEDS = (1, 3, 4, 9, 10, 11, 13, 14, 16, 18, 19, 21, 24, 26, 30, 32)
-#: Seeds of its scene in which a defect is looked for. A third of them find it, or more: that the
+#: Seeds of its scene in which a defect is looked for. A quarter of them find it, or more: that the
 #: house's timing moves does not make the search long, let alone fail.
 TRIED = range(1, 17)
 
