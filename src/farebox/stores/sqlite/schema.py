@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ def _whole(db: apsw.Connection) -> Iterator[None]:
     db.execute("COMMIT")
 
 
+@cache  # to resolve the types of all records' fields takes as long as the rest of opening a book
 def record_tables(record: RecordType[Any]) -> str:
     """The statements that make a record type's table and indexes."""
     name = table(record)
