@@ -46,10 +46,11 @@ soak: $(READY) ## live through fresh seeds of the simulation (SECONDS=3600, ARGS
 	@$(PY) -m tests.simulation --seconds $(SECONDS) $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## measure the ledger on both databases, and the gateway (ARGS=--json)
+bench: $(READY) ## measure the ledger on both databases, gateway and channels (ARGS=--json)
 	@$(PY) -m benchmarks.ledger $(ARGS)
 	@$(PY) -m benchmarks.postgres $(ARGS)
-	@$(PY) -m benchmarks.gateway $(ARGS)
+	@$(PY) -m benchmarks.gateway --ecash $(ARGS)
+	@$(PY) -m benchmarks.channels $(ARGS)
 
 .PHONY: format
 format: $(READY) ## format the code and mend what the linter can mend

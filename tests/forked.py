@@ -156,7 +156,7 @@ def _serve(orders: socket.socket) -> Order:
         if not os.fork():
             orders.close()
             told, *output = fds
-            _mind(socket.socket(fileno=told))
+            _mind(socket.socket(fileno=told), output)
             for number, fd in enumerate(output, 1):
                 os.dup2(fd, number)
                 os.close(fd)
@@ -165,7 +165,7 @@ def _serve(orders: socket.socket) -> Order:
             os.close(fd)
 
 
-def _mind(told: socket.socket) -> None:
+def _mind(told: socket.socket, output: Sequence[int]) -> None:
     """Fork, tell who that is and how it ends; returns in the child."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
@@ -173,7 +173,8 @@ def _mind(told: socket.socket) -> None:
         told.close()
         os.setsid()
         return
-    for number in (0, 1, 2):
+    # Whoever hears of the child's end may take away the disk that its output is on.
+    for number in (0, 1, 2, *output):
         os.close(number)
     with suppress(BrokenPipeError):  # nobody wants to know
         _tell(told, pid)

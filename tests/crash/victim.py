@@ -38,6 +38,7 @@ from farebox.ledger.model import Outcome, Unit
 from farebox.ledger.records import RecordType, Row
 from farebox.ledger.replay import Broken
 from farebox.paywall.model import REQUEST, Ended, RequestState
+from farebox.rails.bitcoin import filters
 from farebox.rails.bitcoin.core import Core
 from farebox.rails.cashu import http_mint
 from farebox.rails.cashu.records import PROOF, ProofUse
@@ -317,17 +318,21 @@ def _patch_node(switch: Switch) -> None:
 
 def _patch_chain(switch: Switch) -> None:
     """The call that lets a transaction out; it comes from the wallet's own thread."""
-    core: Any = Core
-    broadcast = core.broadcast
 
-    def counted(self: Core, raw: bytes) -> None:
-        number = switch.enter(Kind.NODE, "sendrawtransaction")
-        try:
-            broadcast(self, raw)
-        finally:
-            switch.strike(Point(Kind.NODE, number, after=True))
+    def count(place: Any, name: str) -> None:
+        sent = getattr(place, name)
 
-    core.broadcast = counted
+        def counted(*told: Any) -> None:
+            number = switch.enter(Kind.NODE, "a transaction")
+            try:
+                sent(*told)
+            finally:
+                switch.strike(Point(Kind.NODE, number, after=True))
+
+        setattr(place, name, counted)
+
+    count(Core, "broadcast")
+    count(filters, "send")
 
 
 def _patch_cards(switch: Switch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,7 +22,7 @@ from farebox.rails.bitcoin.wallet import Wallet
 from farebox.rails.web import Breaker
 from tests.faults.proxy import FaultProxy
 from tests.integration.rail_house import WAIT_S
-from tests.peers.bitcoin import BitcoinChain
+from tests.peers.bitcoin import BitcoinChain, BitcoinNode
 from tests.peers.process import free_port
 
 pytestmark = pytest.mark.peer
@@ -114,6 +114,30 @@ async def test_a_node_that_goes_away_and_comes_back_is_followed_again(
                 await wallet.info()
             await line.accept()
             assert held(await seen(wallet, bitcoin)) == [0]
+
+
+@pytest.fixture
+def stray(tmp_path: Path, bitcoin: BitcoinChain) -> Iterator[BitcoinNode]:
+    """A node that has gone its own way."""
+    node = BitcoinNode(tmp_path / "stray", bitcoin.payer.address())
+    node.start()
+    node.mine(3)
+    yield node
+    node.stop()
+
+
+async def test_a_node_on_a_chain_of_its_own_is_outvoted_or_stops_all(
+    tmp_path: Path, bitcoin: BitcoinChain, keys: WalletKeys, stray: BitcoinNode
+) -> None:
+    node, other = where(bitcoin.node.peer_url), where(stray.peer_url)
+    async with wallet_by(node, keys, tmp_path, other) as wallet:
+        with pytest.raises(RailUnavailable, match="another chain"):
+            await looking(wallet)
+        assert wallet.view is None
+    again = PeerAddress("localhost", node.port)
+    async with wallet_by(node, keys, tmp_path, other, again) as wallet:
+        await paid(wallet, bitcoin)
+        assert held(await seen(wallet, bitcoin)) == [0]
 
 
 async def test_a_reorganisation_deeper_than_the_library_steps_back_is_followed(

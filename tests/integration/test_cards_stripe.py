@@ -15,12 +15,12 @@ import pytest
 from msgspec.structs import replace
 
 from farebox.cli import checks
-from farebox.cli.desk import Balance, MoveCapital, carry_out
+from farebox.cli.desk import Balance, MoveCapital, Withdraw, carry_out
 from farebox.errors import InvalidInput
 from farebox.money import format_decimal
 from farebox.operating import Verdict
 from farebox.payments.capital import Flow
-from farebox.payments.cards.model import CardPayment
+from farebox.payments.cards.model import CardPayment, Notice
 from farebox.settings import Settings, load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.mint import PlayMint
@@ -103,6 +103,23 @@ async def test_a_checkout_page_is_paid_and_what_stripe_keeps_is_booked(
     assert await house.held("revenue") == EARNED_MSAT + earned * CENT_MSAT
 
 
+async def test_what_happened_before_events_could_be_read_is_booked(
+    tmp_path: Path, shop: FakeStripe
+) -> None:
+    """The first cursor stands behind it: no event will ever tell of it."""
+    shop.too_fast["get /v1/events"] = 1_000
+    async with stripe_house(tmp_path, shop) as house:
+        asked = await house.asked("stripe", PAID)
+        payment = shop.pay(asked["pay"])
+        await house.opened(asked)
+        shop.give_back(payment, 100)
+        shop.too_fast.clear()
+        async for seen in house.farebox.deposits.rails()["stripe"].watch(""):
+            if seen.cursor:
+                break
+        assert await house.held(CUSTODY) == CHARGED - fee_of(CHARGED) - 100
+
+
 async def test_a_notice_heard_twice_or_twenty_times_changes_nothing(
     house: CardHouse, shop: FakeStripe
 ) -> None:
@@ -121,10 +138,15 @@ async def test_a_notice_heard_twice_or_twenty_times_changes_nothing(
 async def test_a_notice_that_is_not_stripes_is_refused_and_nothing_is_asked(
     house: CardHouse, shop: FakeStripe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rail = house.farebox.cards.rails["stripe"]
+
+    async def quiet(cursor: str) -> tuple[list[Notice], str]:
+        return [], cursor or "now"
+
+    monkeypatch.setattr(rail.connector, "notices", quiet)  # it is asked for what happened, too
     asked = await house.asked("stripe", PAID)
     shop.pay(asked["pay"])
     followed: list[str] = []
-    rail = house.farebox.cards.rails["stripe"]
     monkeypatch.setattr(type(rail), "about", lambda _, reference: followed.append(reference))
     assert await shop.tell(secret="whsec_of_somebody_else") == 400
     assert followed == []
@@ -337,6 +359,21 @@ async def test_a_loss_that_nothing_has_earned_is_told_by_verify(
 
     with pytest.raises(AssertionError, match="custody of BTC: expected at least 15610000, found 0"):
         await lose()
+
+
+async def test_what_was_lost_is_not_withdrawn_as_if_it_were_earned(
+    tmp_path: Path, shop: FakeStripe
+) -> None:
+    async with stripe_house(tmp_path, shop, earned=False) as house:
+        _, payment = await paid_in(house, shop)
+        shop.dispute(payment, CHARGED, DISPUTE_FEE)
+        assert await shop.tell() == 200
+        await have_earned(house)
+        left_msat = EARNED_MSAT - (fee_of(CHARGED) + DISPUTE_FEE) * CENT_MSAT
+        facts = await carry_out(house.farebox, Balance())
+        assert (facts["covered"], facts["withdrawable_msat"]) == (True, left_msat)
+        with pytest.raises(InvalidInput, match="34,390 sat are beyond what customers own"):
+            await carry_out(house.farebox, Withdraw("wd", left_msat + 1, "", "", "stripe"))
 
 
 async def test_what_stripe_converts_is_credited_as_it_was_paid_and_told(

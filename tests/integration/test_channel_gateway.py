@@ -17,6 +17,7 @@ from farebox.cli import checks
 from farebox.cli.desk import Balance, carry_out
 from farebox.clock import ManualClock
 from farebox.errors import InvalidSettings, StoreBusy
+from farebox.ledger.model import Applied, Outcome, Unit
 from farebox.paywall.model import REQUEST
 from farebox.paywall.settler import Settler
 from farebox.settings import load_settings
@@ -256,6 +257,30 @@ async def test_a_charge_that_the_book_did_not_take_is_taken_before_the_next_requ
         assert asked.proposal.accumulated_amount == PRICE_MSAT
         assert shop.farebox.paywall.unsettled == 0
         assert shop.shop.served == {"/echo": 1}
+
+
+async def test_a_voucher_that_a_database_forgot_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path) as shop:
+        await shop.open(COLLATERAL)
+        voucher = sign((await shop.asks()).proposal)
+        store = shop.farebox.store
+        commit = store.commit
+
+        async def forgetful(unit: Unit, *, synced: bool = True) -> Outcome:
+            return await commit(unit) if synced else Applied(1, 1, ())
+
+        monkeypatch.setattr(store, "commit", forgetful)
+        forgotten = await shop.asks("/echo", voucher, is_named=False)
+        assert (forgotten.status, forgotten.payment) == (200, None)
+        monkeypatch.undo()
+        row = await shop.row()
+        assert row is not None
+        assert (row.paid_amount, row.serving) == (0, None)
+        again = await shop.asks("/echo", voucher)
+        assert (again.status, again.proposal.nonce) == (200, 2)
+        assert shop.farebox.paywall.unsettled == 0
 
 
 async def test_strangers_are_shut_out_and_payers_are_not(tmp_path: Path) -> None:

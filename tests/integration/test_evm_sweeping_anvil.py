@@ -118,6 +118,23 @@ async def test_a_reorganisation_does_not_lose_what_was_swept(counter: Counter) -
     assert not await counter.desk.sending.open_slots()
 
 
+async def test_coin_that_left_the_chain_does_not_stand_in_the_way_of_what_comes_later(
+    counter: Counter,
+) -> None:
+    request = await credited(counter, "ETH", ETHER)
+    with counter.desk.anvil.paused():
+        await counter.upkeep.run()  # the sweep waits
+        await asyncio.to_thread(counter.desk.anvil.reorganise, 9)
+        await counter.look()
+    assert await counter.credited("ETH") == 0
+    await counter.upkeep.run()
+    await counter.pay(request, ETHER // 2)
+    await rounds(counter)
+    assert counter.desk.anvil.balance(request.reference) < ETHER // 100
+    await counter.look()
+    assert await counter.credited("ETH") == ETHER // 2
+
+
 async def test_without_its_key_nothing_is_swept(anvil: Anvil, tmp_path: Path) -> None:
     async with counter_of(anvil, tmp_path, sweeps=False) as counter:
         request = await credited(counter, "TOK")

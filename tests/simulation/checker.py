@@ -30,6 +30,7 @@ from farebox.rails.cashu.records import (
 from farebox.rails.cashu.sweep import LOSS
 from farebox.wire.cashu import crypto
 from tests.simulation.callers import Caller
+from tests.simulation.card_checker import CardChecker
 from tests.simulation.chain_checker import ChainChecker
 from tests.simulation.disk import Disk, DiskReader
 from tests.simulation.evm_checker import EvmChecker
@@ -67,7 +68,7 @@ class Checker:
         self._unswapped: Counter[tuple[str, str]] = Counter()
         #: The most that may wait for its swap in one unit.
         self.offline_msat = 0
-        self.rail: NodeChecker | ChainChecker | EvmChecker | None = None
+        self.rail: NodeChecker | ChainChecker | EvmChecker | CardChecker | None = None
         self._disk = disk
         self._broken = broken
         self._others = others

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from random import Random
@@ -323,15 +323,17 @@ class Session:
     def request(
         self,
         method: str,
-        url: URL,
+        url: URL | str,
         *,
-        data: bytes | None = None,
+        data: bytes | str | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: aiohttp.ClientTimeout,
-        allow_redirects: bool,
+        allow_redirects: bool = False,
     ) -> _Answering:
-        """One call. What its headers would say, nobody here asks for."""
-        ask = Ask(method, url.raw_path_qs, (), data or b"")
+        """One call."""
+        url, data = URL(url), data.encode() if isinstance(data, str) else data
+        told = tuple((key.lower().encode(), one.encode()) for key, one in (headers or {}).items())
+        ask = Ask(method.upper(), url.raw_path_qs, told, data or b"")
         return _Answering(self._network.call(url.host or "", ask), timeout.total)
 
     def post(self, url: URL, **how: Any) -> _Answering:
@@ -352,6 +354,9 @@ class _Answering:
         async with asyncio.timeout(self._total_s):
             return _Response(await self._call)
 
+    def __await__(self) -> Generator[Any, None, _Response]:
+        return self.__aenter__().__await__()
+
     async def __aexit__(self, *_: object) -> None:
         """Nothing is open."""
 
@@ -366,6 +371,10 @@ class _Response:
     async def iter_chunked(self, _: int) -> Any:
         """The whole body at once."""
         yield self._body
+
+    async def read(self) -> bytes:
+        """The same."""
+        return self._body
 
 
 # ── the house's own client of its node ───────────────────────────────────────────────────────────

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from tests.simulation.weather import (
+    CardWeather,
     ChainWeather,
     DiskWeather,
     EvmWeather,
@@ -89,5 +90,17 @@ SCENES: Final[dict[str, Weather]] = {
         _CLEAR,
         callers=2,
         evm=EvmWeather(block_s=15, forgets=0.3, fills=0.9, wire=NetworkWeather(loses_answer=0.1)),
+    ),
+    "card payments are taken back": replace(
+        _CLEAR,
+        callers=2,
+        cards=CardWeather(
+            loses_webhook=0.5, repeats_webhook=0.3, disputes=0.6, dashboard=0.1, fills=0.3
+        ),
+    ),
+    "answers about refunds are lost": replace(
+        _CLEAR,
+        callers=2,
+        cards=CardWeather(hangs=0.3, fails=0.3, fills=0.9, wire=NetworkWeather(loses_answer=0.4)),
     ),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
+from tests.simulation.cards import API_KEY, STRIPE, WEBHOOK_SECRET
 from tests.simulation.chain_checker import DEPTHS as BITCOIN_DEPTHS
 from tests.simulation.evm import CHAIN_ID, TOKEN
 from tests.simulation.evm_checker import COIN_DEPTH, NAME
@@ -59,6 +60,13 @@ _EVM: Final[dict[str, object]] = {
         },
     ],
 }
+_CARDS: Final[dict[str, object]] = {
+    "stripe.key": API_KEY,
+    "stripe.webhook_secret": WEBHOOK_SECRET,
+    "stripe.url": f"http://{STRIPE}",
+    "stripe.fee_fixed": "0.00",
+    "stripe.fee_ppm": 0,
+}
 
 
 def settings_of(chance: Random, weather: Weather) -> dict[str, object]:
@@ -81,6 +89,8 @@ def settings_of(chance: Random, weather: Weather) -> dict[str, object]:
         chosen |= _BITCOIN
     if weather.evm is not None:
         chosen |= {"evm": [_EVM], **_RATES}
+    if weather.cards is not None:
+        chosen |= _CARDS | _RATES
     if weather.node is not None:
         chosen |= _LIGHTNING
     return chosen

@@ -26,7 +26,7 @@ from farebox.rails.cashu.locked import Locked
 from farebox.rails.cashu.records import LOCKED
 from farebox.rails.cashu.sweep import Sweep
 from farebox.wire.cashu import crypto
-from tests.simulation import callers, planted_evm, planted_rails
+from tests.simulation import callers, planted_cards, planted_evm, planted_rails
 from tests.simulation.disk import Disk
 from tests.simulation.scenes import SCENES
 from tests.simulation.world import run
@@ -189,6 +189,10 @@ def counters_are_kept_in_memory() -> AbstractContextManager[object]:
             planted_evm.what_is_in_no_block_is_sent_under_another_nonce,
             "answers of an EVM node are lost",
         ),
+        (planted_cards.each_notice_is_a_payment_of_its_own, "card payments are taken back"),
+        (planted_cards.chargebacks_are_ignored, "card payments are taken back"),
+        (planted_cards.only_webhooks_are_heard, "card payments are taken back"),
+        (planted_cards.a_refund_is_repeated_under_a_new_key, "answers about refunds are lost"),
     ],
 )
 def test_a_planted_defect_is_found(

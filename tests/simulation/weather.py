@@ -124,6 +124,27 @@ class EvmWeather:
 
 
 @dataclass(frozen=True, slots=True)
+class CardWeather:
+    """How a card provider, those who pay there and its webhooks behave; see `cards.CardMoods`."""
+
+    refuses: float = 0
+    loses_webhook: float = 0
+    repeats_webhook: float = 0
+    hangs: float = 0
+    fails: float = 0
+    disputes: float = 0
+    dashboard: float = 0
+    goes_down: bool = False
+    #: How often a caller sees to it that there is something to give back.
+    fills: float = 0
+    wire: NetworkWeather = NetworkWeather()
+
+    def calm(self) -> CardWeather:
+        """The same provider once nothing new happens there."""
+        return CardWeather(fails=self.fails, wire=NetworkWeather(latency_s=self.wire.latency_s))
+
+
+@dataclass(frozen=True, slots=True)
 class Weather:
     """One seed's world."""
 
@@ -157,6 +178,8 @@ class Weather:
     chain: ChainWeather | None = None
     #: An EVM chain, in those worlds that have one.
     evm: EvmWeather | None = None
+    #: A card provider, in those worlds that have one.
+    cards: CardWeather | None = None
 
     def calm(self) -> Weather:
         """The same world once every fault has stopped."""
@@ -171,14 +194,15 @@ class Weather:
             node=None if self.node is None else self.node.calm(),
             chain=None if self.chain is None else self.chain.calm(),
             evm=None if self.evm is None else self.evm.calm(),
+            cards=None if self.cards is None else self.cards.calm(),
         )
 
 
 def forecast(seed: int) -> Weather:
     """Draw a seed's world; what came later to the simulation draws from a chance of its own."""
     drawn = _forecast(seeded(seed, "weather"))
-    more, rails, chains, evms = (
-        seeded(seed, what) for what in ("houses", "rails", "chains", "evms")
+    more, rails, chains, evms, cards = (
+        seeded(seed, what) for what in ("houses", "rails", "chains", "evms", "cards")
     )
     houses = more.choice((1, 1, 2, 3))
     offline_sat = more.choice((0, 0, 100, 400, 2_000))
@@ -187,6 +211,7 @@ def forecast(seed: int) -> Weather:
     node = _node(rails) if rails.random() < 0.5 else None
     chain = _chain(chains) if node is None and chains.random() < 0.5 else None
     has_rail = node is not None or chain is not None
+    evm = _evm(evms) if not has_rail and evms.random() < 0.5 else None
     return replace(
         drawn,
         disk=drawn.disk.calm() if spares_disk else drawn.disk,
@@ -198,7 +223,8 @@ def forecast(seed: int) -> Weather:
         breaks_locks=offline_sat > 0 and not drawn.rotates_keys and more.random() < 0.5,
         node=node,
         chain=chain,
-        evm=_evm(evms) if not has_rail and evms.random() < 0.5 else None,
+        evm=evm,
+        cards=_cards(cards) if not has_rail and evm is None and cards.random() < 0.7 else None,
     )
 
 
@@ -284,6 +310,21 @@ def _evm(chance: Random) -> EvmWeather:
         forgets=_often(chance),
         lags=chance.choice((0, 0.1, 0.5)),
         fee_jumps=chance.choice((0, 0.1, 0.5)),
+        goes_down=chance.random() < 0.3,
+        fills=chance.choice((0, 0.5, 0.9)),
+        wire=_network(chance),
+    )
+
+
+def _cards(chance: Random) -> CardWeather:
+    return CardWeather(
+        refuses=_often(chance),
+        loses_webhook=chance.choice((0, 0.3, 1)),
+        repeats_webhook=_often(chance),
+        hangs=chance.choice((0, 0.3, 0.6)),
+        fails=chance.choice((0, 0.3, 0.6)),
+        disputes=_often(chance),
+        dashboard=_often(chance),
         goes_down=chance.random() < 0.3,
         fills=chance.choice((0, 0.5, 0.9)),
         wire=_network(chance),

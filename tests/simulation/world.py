@@ -22,6 +22,9 @@ from farebox.rails.evm.keys import keys_from
 from farebox.signer import Signer
 from farebox.wire.cashu import crypto
 from tests.simulation.callers import Caller
+from tests.simulation.card_checker import CardChecker
+from tests.simulation.card_payers import CardPayer
+from tests.simulation.cards import STRIPE, CardMoods, ModelStripe
 from tests.simulation.chain import ChainMoods, ModelChain, ModelWallet
 from tests.simulation.chain_checker import ChainChecker
 from tests.simulation.checker import Checker, PromiseBroken
@@ -43,6 +46,7 @@ from tests.simulation.payers import BitcoinPayer
 from tests.simulation.store import SimulatedStore
 from tests.simulation.terms import MACAROON, MNEMONIC, settings_of
 from tests.simulation.weather import (
+    CardWeather,
     ChainWeather,
     DiskWeather,
     EvmWeather,
@@ -125,6 +129,8 @@ class World:
             kind = BitcoinPayer
         elif weather.evm is not None:
             kind = EvmPayer
+        elif weather.cards is not None:
+            kind = CardPayer
         self.callers = [
             kind(f"caller-{n}", self.ask, self.others, seeded(seed, f"caller-{n}"), self.trace)
             for n in range(weather.callers)
@@ -138,6 +144,9 @@ class World:
         self.evm: ModelEvm | None = None
         if weather.evm is not None:
             self._add_evm(weather.evm, clock, seeded(seed, "evm"))
+        self.cards: ModelStripe | None = None
+        if weather.cards is not None:
+            self._add_cards(weather.cards, seeded(seed, "provider"))
 
     def _add_node(self, drawn: NodeWeather, clock: WorldClock, chance: Random) -> None:
         moods = Moods(
@@ -200,6 +209,26 @@ class World:
                 caller.chain = self.evm
                 caller.meet(market, drawn.fills)
 
+    def _add_cards(self, drawn: CardWeather, chance: Random) -> None:
+        moods = CardMoods(
+            chance,
+            refuses=drawn.refuses,
+            loses_webhook=drawn.loses_webhook,
+            repeats_webhook=drawn.repeats_webhook,
+            hangs=drawn.hangs,
+            fails=drawn.fails,
+            disputes=drawn.disputes,
+            dashboard=drawn.dashboard,
+        )
+        self.cards = ModelStripe(moods, self.ask, self.outside.spawn, self.trace)
+        self.network.hosts[STRIPE] = self.cards
+        self.checker.rail = CardChecker(self.disk, self.cards)
+        market: dict[str, str] = {}
+        for caller in self.callers:
+            if isinstance(caller, CardPayer):
+                caller.provider = self.cards
+                caller.meet(market, drawn.fills)
+
     def wallet(self, clock: Clock) -> ModelWallet:
         """The house's wallet, in a process that has just started."""
         assert self.chain is not None
@@ -254,12 +283,13 @@ class World:
             ("the node", self._storm.node, self.node),
             ("the chain's node", self._storm.chain, self.chain),
             ("the EVM chain's node", self._storm.evm, self.evm),
+            ("the card provider", self._storm.cards, self.cards),
         ):
             if model is not None and weather is not None and weather.goes_down:
                 storms.append(self.outside.spawn(self._take_down(what, model.moods)))
-        for chain in (self.chain, self.evm):
-            if chain is not None:
-                self.outside.spawn(chain.live())
+        for model in (self.chain, self.evm, self.cards):
+            if model is not None:
+                self.outside.spawn(model.live())
         for caller in self.callers:
             caller.fails = self._storm.upstream_fails
             caller.may_cross = self._may_cross
@@ -279,9 +309,9 @@ class World:
             mint.settle_melts(lambda: True)
         if self.node is not None:
             self.node.end_all()
-        for chain in (self.chain, self.evm):
-            if chain is not None:
-                chain.calm_down()
+        for model in (self.chain, self.evm, self.cards):
+            if model is not None:
+                model.calm_down()
         await asyncio.gather(*(self.outside.spawn(one.collect()) for one in self.callers))
         await self._come_to_rest()
         # A top-up that nobody waited for, of a key that has expired meanwhile, may come last.
@@ -320,6 +350,8 @@ class World:
             self.network.weathers[NODE] = weather.node.wire
         if weather.evm is not None:
             self.network.weathers[EVM_NODE] = weather.evm.wire
+        if weather.cards is not None:
+            self.network.weathers[STRIPE] = weather.cards.wire
         self.others.set_weather(weather)
 
     async def _crash(self, house: House) -> None:
@@ -352,7 +384,7 @@ class World:
             await asyncio.sleep(self._chance.expovariate(1 / 20))
             await house.freeze(self._chance.choice((0.5, 9, 12, 30)) * self._chance.random())
 
-    async def _take_down(self, what: str, moods: Moods | ChainMoods | EvmMoods) -> None:
+    async def _take_down(self, what: str, moods: Moods | ChainMoods | EvmMoods | CardMoods) -> None:
         while True:
             await asyncio.sleep(moods.chance.expovariate(1 / 40))
             self.trace(f"{what} goes down")

@@ -107,7 +107,7 @@ class Voucher(msgspec.Struct, frozen=True):
     signature: bytes
 
 
-class Proposal(msgspec.Struct, frozen=True, kw_only=True):
+class Proposal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the payer is asked to sign next. `hold` makes room for it under the collateral.
 
     `is_written_off`: it was never signed and is no longer in the books as owed. It is still asked
@@ -123,7 +123,7 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
     is_written_off: bool = False
 
 
-class Serving(msgspec.Struct, frozen=True, kw_only=True):
+class Serving(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request that is being served. `floor` is charged should its process never say what for.
 
     `request` names it where somebody else keeps it, who then settles it in any case.
@@ -137,7 +137,7 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
     request: str = ""
 
 
-class SubChannel(msgspec.Struct, frozen=True, kw_only=True):
+class SubChannel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One sub-channel with us, in its newest epoch.
 
     At most one of `pending` and `serving` is there: a payer owes for one request at most. The

@@ -115,7 +115,9 @@ class Draft:
     def unit(self, fingerprint: bytes = b"") -> Unit:
         """All of it."""
         self._let_go()
-        row = msgspec.structs.replace(self.row, last_at=self._now)
+        row = self.row
+        if row.last_at != self._now:
+            row = msgspec.structs.replace(row, last_at=self._now)
         put = Put(SUB_CHANNEL, self._key, row, self._version)
         puts = (put, *self._puts)
         steps, events = tuple(self._steps), tuple(self._events)
@@ -277,4 +279,4 @@ class Draft:
             self._steps.append(Void(left.hold))
 
     def _change(self, **fields: object) -> None:
-        self.row = msgspec.structs.replace(self.row, **fields)
+        self.row = msgspec.structs.replace(self.row, last_at=self._now, **fields)

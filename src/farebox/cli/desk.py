@@ -16,6 +16,7 @@ import msgspec
 from farebox.bootstrap import Farebox
 from farebox.cli import checks
 from farebox.cli.options import amount_msat
+from farebox.cli.output import sat
 from farebox.cli.restoring import give, reconcile
 from farebox.cli.signing import sign, unsigned
 from farebox.cli.totals import balance
@@ -23,6 +24,7 @@ from farebox.clock import iso
 from farebox.errors import InvalidInput
 from farebox.identity import ApiKey, KeysExhausted, KeyTerms, new_account
 from farebox.ids import new_id
+from farebox.ledger.cover import covers_of
 from farebox.ledger.service import Ledger
 from farebox.money import BTC, parse_decimal
 from farebox.operating import Finding, Verdict
@@ -240,8 +242,8 @@ def examination(findings: Sequence[Finding]) -> Facts:
 async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
     if wanted.method not in {one.payment_type for one in house.payments.methods}:
         raise InvalidInput(f"{wanted.method!r} is no way to pay here")
-    amount = await _to_withdraw(house, wanted)
     known = await house.operations.get(wanted.id)
+    amount = 0 if known else await _to_withdraw(house, wanted)
     if known is None and amount == 0:
         raise InvalidInput("there is nothing to withdraw: `farebox balance` shows what was earned")
     metadata = {"refund_mint_url": normalize_mint_url(wanted.mint)} if wanted.mint else {}
@@ -268,15 +270,24 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
 
 
 async def _to_withdraw(house: Farebox, wanted: Withdraw) -> int:
-    """How much: msat, or of an asset that is kept as it comes all that was earned of it."""
+    """How much: msat, or of an asset that is kept as it comes all that was earned of it.
+
+    What was earned and then lost is not there any more, whatever the account says. Raises
+    InvalidInput.
+    """
     asset = house.payments.asset_out(wanted.method, wanted.asset)
     is_held = asset in house.payments.exchange.held
     if wanted.amount_msat is not None and is_held:
         raise InvalidInput(f"{asset} is kept as it comes: leave the amount out, and all of it goes")
-    if wanted.amount_msat is not None:
-        return wanted.amount_msat
-    revenue = await house.ledger.store.account(balance_of(REVENUE, asset) if is_held else REVENUE)
-    return revenue.available if revenue else 0
+    kept_in = asset if is_held else BTC.code
+    revenue = await house.ledger.store.account(balance_of(REVENUE, kept_in))
+    cover = (await covers_of(house.ledger.store)).get(kept_in)
+    free = max(0, cover.surplus - (revenue.debits_pending if revenue else 0)) if cover else 0
+    if wanted.amount_msat is None:
+        return min(revenue.available if revenue else 0, free)
+    if wanted.amount_msat > free:
+        raise InvalidInput(f"nothing was withdrawn: {sat(free)} are beyond what customers own")
+    return wanted.amount_msat
 
 
 async def _capital(house: Farebox, wanted: MoveCapital) -> Facts:

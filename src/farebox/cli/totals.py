@@ -38,6 +38,8 @@ async def balance(ledger: Ledger) -> Facts:
         custody.append(
             {"account": "custody:channels", "held_msat": held_msat, "ceiling_msat": None}
         )
+    told = covers.told()
+    beyond_msat = max(0, told[BTC.code].surplus) if BTC.code in told else 0
     owns = ("customers_msat", "revenue_msat", "capital_msat", "others_msat")
     liabilities_msat = sum(totals[one] for one in owns)
     return {
@@ -46,12 +48,12 @@ async def balance(ledger: Ledger) -> Facts:
         "customers_msat": totals["customers_msat"],
         "customer_accounts": totals["customer_accounts"],
         "revenue_msat": totals["revenue_msat"],
-        "withdrawable_msat": totals["withdrawable_msat"],
+        "withdrawable_msat": min(totals["withdrawable_msat"], beyond_msat),
         "held_msat": totals["held_msat"],
         "arriving_msat": totals["arriving_msat"],
         "exchanged_msat": totals["exchanged_msat"],
         "capital_msat": totals["capital_msat"],
-        "covered": all(cover.surplus >= 0 for cover in covers.told().values()),
+        "covered": all(cover.surplus >= 0 for cover in told.values()),
         "custody": custody,
         "other_assets": {
             asset: {what: str(counts[what]) for what in _OTHER}

@@ -15,7 +15,7 @@ from farebox.errors import InvalidInput
 from farebox.ledger.checkpoint import Checkpoint, open_checkpoint, seal_checkpoint
 from farebox.ledger.invariants import Verified
 from farebox.ledger.invariants import verify as verify_book
-from farebox.ledger.replay import Broken
+from farebox.ledger.replay import Broken, Invariant
 from farebox.money import BTC
 from farebox.settings import Settings, read_root_key
 from farebox.signer import Signer
@@ -61,7 +61,10 @@ def verdict_facts(verdict: Verdict) -> dict[str, object]:
 def verdict_text(verdict: Verdict) -> str:
     """What people are told of it."""
     if isinstance(verdict, Broken):
-        return f"BROKEN: {verdict.invariant}\n{verdict}"
+        # The books are whole then, and money is missing: that is mended otherwise.
+        is_lost = verdict.invariant is Invariant.COVER
+        way_out = "\nsee `When something was lost` in docs/operating.md" if is_lost else ""
+        return f"BROKEN: {verdict.invariant}\n{verdict}{way_out}"
     return _text(verdict[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable
 
@@ -9,6 +10,7 @@ import msgspec
 
 from farebox.ledger.model import Account, Kind
 from farebox.ledger.replay import Balance
+from farebox.ledger.store import Store
 
 #: Whom what we hold belongs to. What was earned, and the operator's capital, bear losses.
 _OWED = frozenset({Kind.CUSTOMER, Kind.IMMATURE, Kind.ESCROW, Kind.PAYABLE})
@@ -55,3 +57,13 @@ class Covers:
         return {
             one: Cover(self._custody[one], self._owed[one], self._exchanged[one]) for one in assets
         }
+
+
+async def covers_of(store: Store) -> dict[str, Cover]:
+    """Of a whole book, as it stands now: every account is read."""
+    covers, after = Covers(), ""
+    while accounts := await store.accounts(after):
+        covers.add(accounts)
+        after = accounts[-1].id
+        await asyncio.sleep(0)  # a long book must not keep a server's callers waiting
+    return covers.told()

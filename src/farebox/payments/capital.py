@@ -20,7 +20,7 @@ import enum
 
 import msgspec
 
-from farebox.ledger.cover import Covers
+from farebox.ledger.cover import covers_of
 from farebox.ledger.model import (
     Applied,
     Code,
@@ -94,12 +94,7 @@ async def move_capital(
     kept_in = BTC.code if quoted else move.asset
     moved = CapitalMoved(balance_of(CAPITAL, kept_in), kept_in, _counted(move, quoted))
     if move.flow is Flow.OUT and await ledger.store.outcome(move.unit) is None:
-        covers = Covers()
-        after = ""
-        while accounts := await ledger.store.accounts(after):
-            covers.add(accounts)
-            after = accounts[-1].id
-        cover = covers.told().get(kept_in)
+        cover = (await covers_of(ledger.store)).get(kept_in)
         if cover is None or cover.surplus < moved.counted:
             return _NOT_FREE
     unit = Unit(

@@ -9,6 +9,9 @@
 
 A sub-channel serves one request at a time, and the next only with the voucher for it: one turn in
 this process, one row for all of them. Postings are those of `channels.postings`.
+
+The first commit waits for no disk unless an authorization came: what a loss of power takes back,
+nobody was told, and its payer is asked to sign again. The second does; nothing leaves before it.
 """
 
 from __future__ import annotations

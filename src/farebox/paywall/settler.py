@@ -182,16 +182,16 @@ class Settler:
             return await self._till.settle(
                 request_id, live.version, done, completed(request_id, done)
             )
-        left = await self._left(request, bill)
-        change = await self._plan_change(request_id, request, left)
+        left, change = 0, None
+        if request.credential:
+            left = await self._left(request, bill)
+            change = await self._plan_change(request_id, request, left)
         done = settled(request, bill, left, change, now_ns)
         unit = settling_unit(request_id, live.version, done, change)
         return Told(done) if await self._is_applied(unit) else None
 
     async def _left(self, request: Request, bill: Bill) -> int:
         """The change of a request: what is left of the money embedded in it, hold and all."""
-        if not request.credential:
-            return 0
         found = await self._ledger.store.account(request.account)
         available = 0 if found is None else found.available
         return request.quote.maximum_msat - bill.charged_msat + available
@@ -199,8 +199,6 @@ class Settler:
     async def _plan_change(
         self, request_id: str, request: Request, left: int
     ) -> PlannedChange | None:
-        if not request.credential:
-            return None
         method = self._payments.methods[request.method]
         return await method.plan_change(request_id, 0 if request.change_as_credit else left)
 
@@ -208,7 +206,7 @@ class Settler:
         self, request_id: str, told: Told, usage: Usage, client_tx_ref: str
     ) -> Settlement:
         request = told.request
-        change = await self.change(request)
+        change = await self.change(request) if request.change else ""
         receipt = await self._receipts.sign(receipt_facts(request_id, request, usage))
         proposal = ""
         if told.sub_rav is not None and client_tx_ref:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
+from dataclasses import dataclass
 from typing import Any
 
 import bdkpython as bdk
@@ -20,13 +22,24 @@ _PAGE = 25
 Document = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Parsed:
+    """A transaction as it is shown, and the hashes of the scripts that it pays or spends."""
+
+    raw: bytes
+    shown: Document
+    scripts: list[str]
+
+
 class FakeEsplora:
-    """One server over a node. It reads the whole chain anew whenever that has moved."""
+    """One server over a node. It reads what is new whenever the chain has moved."""
 
     def __init__(self, node: BitcoinNode) -> None:
         self._node = node
+        self._reading = threading.Lock()
         self._seen: object = None
         self._known: dict[str, Document] = {}
+        self._parsed: dict[str, list[_Parsed]] = {}  # by block
         self._blocks: list[Document] = []
         self._txs: dict[str, Document] = {}
         self._raw: dict[str, bytes] = {}
@@ -43,7 +56,8 @@ class FakeEsplora:
                 return 200, str(self._node.call("sendrawtransaction", body.decode())).encode()
             except Refused as error:
                 return 400, f"sendrawtransaction RPC error: {error}".encode()
-        self._read()
+        with self._reading:  # the library asks several things at once
+            self._read()
         match path.strip("/").split("/"):
             case ["fee-estimates"]:
                 found: object = {}
@@ -88,12 +102,17 @@ class FakeEsplora:
         for height, name in enumerate(reversed(chain)):
             block = self._block(name)
             at = {"block_height": height, "block_hash": name, "block_time": block["time"]}
-            for one in block.get("rawtx") or block.get("tx", []):
-                self._add(bytes.fromhex(one["hex"]), {"confirmed": True, **at})
+            if name not in self._parsed:
+                self._parsed[name] = []
+                for one in block.get("rawtx") or block.get("tx", []):
+                    parsed = self._parse(bytes.fromhex(one["hex"]), {"confirmed": True, **at})
+                    self._parsed[name].append(parsed)
+            for parsed in self._parsed[name]:
+                self._add(parsed)
             self._blocks.append(_summary(height, block))
         for txid in pool:
             raw = bytes.fromhex(node.call("getrawtransaction", txid))
-            self._add(raw, {"confirmed": False})
+            self._add(self._parse(raw, {"confirmed": False}))
         self._seen = (best, pool)
 
     def _block(self, name: str) -> Document:
@@ -103,7 +122,13 @@ class FakeEsplora:
                 self._known[name].pop("previousblockhash", None)
         return self._known[name]
 
-    def _add(self, raw: bytes, status: Document) -> None:
+    def _add(self, one: _Parsed) -> None:
+        txid = one.shown["txid"]
+        self._raw[txid], self._txs[txid] = one.raw, one.shown
+        for script in one.scripts:
+            self._paid.setdefault(script, []).append(txid)
+
+    def _parse(self, raw: bytes, status: Document) -> _Parsed:
         tx = bdk.Transaction(raw)
         txid = str(tx.compute_txid())
         outputs = [(bytes(one.script_pubkey.to_bytes()), one.value.to_sat()) for one in tx.output()]
@@ -125,8 +150,7 @@ class FakeEsplora:
                     "is_coinbase": tx.is_coinbase(),
                 }
             )
-        self._raw[txid] = raw
-        self._txs[txid] = {
+        shown = {
             "txid": txid,
             "version": tx.version(),
             "locktime": tx.lock_time(),
@@ -137,8 +161,7 @@ class FakeEsplora:
             "fee": 0,
             "status": status,
         }
-        for script in scripts:
-            self._paid.setdefault(hashlib.sha256(script).hexdigest(), []).append(txid)
+        return _Parsed(raw, shown, [hashlib.sha256(script).hexdigest() for script in scripts])
 
 
 def _summary(height: int, block: Document) -> Document:

@@ -252,7 +252,7 @@ class FakeStripe:
         if charge is not None:
             mine = [r for r in self.refunds.values() if r["payment_intent"] == intent["id"]]
             charge["amount_refunded"] = sum(
-                one["amount"] for one in mine if one["status"] == "succeeded"
+                one["amount"] for one in mine if one["status"] != "failed"
             )
         return intent
 

@@ -6,8 +6,10 @@ import pytest
 
 from farebox.cli.options import amount_msat, duration_ns
 from farebox.cli.output import columns, sat
+from farebox.cli.verify import verdict_text
 from farebox.clock import NS_PER_S
 from farebox.errors import InvalidInput
+from farebox.ledger.replay import Broken, Invariant
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,10 @@ def test_amounts_are_written_exactly(msat: int, text: str) -> None:
 
 def test_columns_are_aligned_and_lines_end_where_their_text_does() -> None:
     assert columns([("a", "1", ""), ("long", "22", "x")]) == "a     1\nlong  22  x"
+
+
+def test_money_that_is_missing_is_no_book_that_was_touched() -> None:
+    lost = Broken(Invariant.COVER, "custody of BTC", "at least 5", "3")
+    assert "When something was lost" in verdict_text(lost)
+    touched = Broken(Invariant.ROWS, "row", "1", "2")
+    assert "When something was lost" not in verdict_text(touched)

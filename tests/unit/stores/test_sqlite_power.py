@@ -171,7 +171,7 @@ async def test_what_was_told_survives_a_loss_of_power_and_the_book_is_whole(
         found: list[tuple[Path, set[str]]] = []
         while not paying.done():
             more = len(told) + draw.randrange(40)
-            while len(told) < more and not paying.done():
+            while len(told) < more and not paying.done():  # noqa: ASYNC110  # by work done
                 await asyncio.sleep(draw.random() * 0.002)
             sure = set(told)  # whatever was told until now is there, and perhaps more
             folder = tmp_path / str(len(found))

@@ -9,6 +9,7 @@
 | link made → request stored  | we stop              | nobody was shown it: nothing can be paid    |
 | approved there → captured   | we stop, answer lost | poller and events: captured by the same key |
 | captured there → credited   | a webhook is lost    | the poller asks; events are read by a cursor|
+| asked for → first cursor    | no answer, we stop   | all that was asked for is asked about first |
 | credited → booked (fees …)  | we stop              | the event is read again: its cursor comes   |
 |                             |                      | after the booking                           |
 
@@ -40,7 +41,7 @@ from farebox.payments.cards.model import (
 )
 from farebox.payments.cards.refunds import Refunds
 from farebox.payments.cards.terms import CardTerms
-from farebox.payments.deposits import DEPOSIT_REQUEST, DepositRequest, DepositState
+from farebox.payments.deposits import DEPOSIT_REQUEST, DepositRequest, DepositState, Watch
 from farebox.payments.method import (
     RefundPlan,
     RefundQuote,
@@ -142,6 +143,10 @@ class CardMethod(DepositMethod):
         """The provider's events from a cursor on; what they mean is booked between two of them."""
         if not cursor:
             _, cursor = await self.connector.notices("")
+            # What has happened until here is in no event behind it.
+            async for reference in self._asked_for():
+                async for sighting in self.about(reference):
+                    yield Watched(sighting, "")
             yield Watched(_NOTHING, cursor)  # so that nothing is missed from here on
         while True:
             notices, after = await self.connector.notices(cursor)
@@ -209,6 +214,15 @@ class CardMethod(DepositMethod):
                 matures_at=self.card_terms.matures_at(payment.at_s),
             )
         ]
+
+    async def _asked_for(self) -> AsyncGenerator[str, None]:
+        """All that this provider's payers were ever shown."""
+        for watch in Watch:
+            where, after = {"method": self.payment_type, "watch": watch}, ""
+            while page := await self._ledger.store.find(DEPOSIT_REQUEST, where, after=after):
+                for _, row in page:
+                    yield row.value.reference
+                after = page[-1][0]
 
     async def _request_of(self, payment: CardPayment) -> DepositRequest | None:
         found = await self._ledger.store.find(DEPOSIT_REQUEST, {"id": payment.order}, limit=1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import queue
+import secrets
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -28,7 +29,9 @@ _FIRST_S = 5
 _ANSWER_S = 5
 _STOP_S = 10
 _GREETING_MS, _ANSWER_MS = 5_000, 10_000
-_VBYTES_PER_KVB, _KWU_PER_KVB = 1_000, 4
+_KWU_PER_KVB = 4
+#: What the library says of headers that begin before those it was told to begin with.
+_NOT_OURS = "does not connect to any header of ours"
 
 
 class Follower:
@@ -43,15 +46,15 @@ class Follower:
     ) -> None:
         self.covers = covers
         self.is_synced = False
-        #: What the nodes say does not fit what is known: the chain has left it too far behind.
-        self.has_lost_chain = False
+        self._agreeing = len(peers) // 2 + 1
+        self._strangers = 0
         self._looked_through = "nothing yet"
         self._updates: queue.SimpleQueue[bdk.Update | None] = queue.SimpleQueue()
         made = (
             bdk.CbfBuilder()
             .peers(_resolved(peers))
             .only_configured_peers()
-            .connections(len(peers) // 2 + 1)
+            .connections(self._agreeing)
             .configure_timeout_millis(_GREETING_MS, _ANSWER_MS)
             .scan_type(scan)
             .build(wallet)
@@ -82,6 +85,11 @@ class Follower:
                 return found, True
             self.is_synced = True
             found.append(one)
+
+    @property
+    def has_lost_chain(self) -> bool:
+        """Most nodes are on a chain that has left what is known here too far behind."""
+        return self._strangers >= self._agreeing
 
     def fee_rate(self, block: bdk.BlockHash) -> int | None:
         """What a block's transactions paid on average, at least what nodes relay; satoshi per
@@ -129,10 +137,11 @@ class Follower:
             self._looked_through = f"{part} % of its {info.chain_height} blocks"
 
     def _warned(self, warning: bdk.Warning) -> None:
-        self.has_lost_chain |= warning.is_UNEXPECTED_SYNC_ERROR()
         # Others say nothing new, or a node could say them without end.
         if warning.is_UNEXPECTED_SYNC_ERROR() or warning.is_NO_COMPACT_FILTERS():
-            _log.warning("bitcoin.filters", told=str(warning)[:200])
+            told = str(warning)[:200]
+            self._strangers += _NOT_OURS in told
+            _log.warning("bitcoin.filters", told=told)
 
 
 async def _each(ask: Callable[[], Awaitable[Any]], tell: Callable[[Any], None]) -> None:
@@ -143,6 +152,7 @@ async def _each(ask: Callable[[], Awaitable[Any]], tell: Callable[[Any], None]) 
 
 
 def _resolved(peers: Sequence[PeerAddress]) -> list[bdk.Peer]:
+    """In another order each time: the first one that is asked tells what the others must fit."""
     found = []
     for one in peers:
         try:
@@ -158,4 +168,5 @@ def _resolved(peers: Sequence[PeerAddress]) -> list[bdk.Peer]:
         found.append(bdk.Peer(address=address, port=one.port, v2_transport=False))
     if not found:
         raise RailUnavailable("no node of those that are named has an address")
+    secrets.SystemRandom().shuffle(found)
     return found

@@ -166,12 +166,12 @@ def signed_text(signed_data: Mapping[str, Any]) -> str:
     """The text under the signature, quirk and all. Raises InvalidCredential."""
     keys = sorted(signed_data)
     try:
-        return f"{SCHEME}:{json.dumps(_kept(signed_data, keys), **_AS_JAVASCRIPT)}"
+        return f"{SCHEME}:{_as_javascript(_kept(signed_data, keys))}"
     except RecursionError:
         raise InvalidCredential("the authorization is nested too deeply") from None
 
 
-_AS_JAVASCRIPT: dict[str, Any] = {"separators": (",", ":"), "ensure_ascii": False}
+_as_javascript = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def _kept(value: object, keys: list[str]) -> Any:

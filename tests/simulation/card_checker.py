@@ -1,0 +1,105 @@
+"""What a card provider has of the house, held against what the books say of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from farebox.ledger.batch import Staged
+from farebox.ledger.model import Kind
+from farebox.payments.cards.records import GIVING, GivingState
+from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST, DepositState
+from tests.simulation.callers import Caller
+from tests.simulation.card_payers import MSAT_PER_CENT
+from tests.simulation.cards import ModelStripe
+from tests.simulation.disk import Disk
+
+_SOURCE: Final = "stripe"
+_PLACE: Final = "stripe:main:USD"
+_DONE: Final = (GivingState.DONE, GivingState.UNDONE)
+
+
+class CardChecker:
+    """Looks at the books and at the provider together."""
+
+    #: The house bears what was spent of a payment that its payer took back.
+    may_lack_cover = True
+
+    def __init__(self, disk: Disk, provider: ModelStripe) -> None:
+        self._disk = disk
+        self._provider = provider
+
+    @property
+    def too_little_msat(self) -> int:
+        """What stays on an account: less than a cent, and what the house lacks at the provider, who
+        keeps fees for himself and money that was spent."""
+        accounts = self._disk.accounts.values()
+        owed = [one.held for one in accounts if one.kind is Kind.RECEIVABLE and one.asset == "BTC"]
+        return (3 + self._provider.fees()) * MSAT_PER_CENT + sum(owed)
+
+    def after_commit(self, staged: Staged) -> list[str]:
+        """Nothing is credited that was not taken, and no more than that."""
+        faults = []
+        for row in staged.records.get(DEPOSIT, ()):
+            deposit = self._disk.rows[DEPOSIT.kind][row[1]].value
+            if deposit.source == _SOURCE and deposit.state is DepositState.CREDITED:
+                intent = self._provider.intents.get(deposit.reference)
+                if intent is None or intent["latest_charge"] is None:
+                    faults.append(f"{deposit} was credited, the provider says {intent}")
+        return faults
+
+    def unfinished(self) -> list[str]:
+        """What is not at its end, and what the provider tells and the books have not."""
+        found = [
+            f"deposit {key} is {row.value.state}"
+            for key, row in self._disk.rows[DEPOSIT.kind].items()
+            if row.value.state in (DepositState.DETECTED, DepositState.CONFIRMED)
+        ]
+        found += [
+            f"refund {key} is pending"
+            for key, one in self._provider.refunds.items()
+            if one["status"] == "pending"
+        ]
+        held, there = self._held(), self._provider.balance()
+        if held != there:
+            found.append(f"the provider owes {there} cents, the books say {held}")
+        return found
+
+    def _held(self) -> int:
+        custody, payable = (
+            self._disk.accounts.get(f"{kind}:{_PLACE}") for kind in ("custody", "payable")
+        )
+        return (custody.held if custody else 0) - (payable.available if payable else 0)
+
+    def at_rest(self, callers: Sequence[Caller]) -> list[str]:
+        """Each payment is credited once, each refund is one operation's."""
+        return [*self._payments(), *self._refunds()]
+
+    def _payments(self) -> list[str]:
+        rows = self._disk.rows
+        known = {row.value.id for row in rows[DEPOSIT_REQUEST.kind].values()}
+        credited: Counter[str] = Counter()
+        for row in rows[DEPOSIT.kind].values():
+            if row.value.source == _SOURCE and row.value.state is DepositState.CREDITED:
+                credited[row.value.reference] += row.value.amount
+        return [
+            f"{one['amount_total']} was paid as {one['payment_intent']}, "
+            f"{credited[one['payment_intent']]} credited"
+            for one in self._provider.sessions.values()
+            if one["payment_intent"] and one["client_reference_id"] in known
+            if credited[one["payment_intent"]] != one["amount_total"]
+        ]
+
+    def _refunds(self) -> list[str]:
+        givings = [row.value for row in self._disk.rows[GIVING.kind].values()]
+        booked = {one.operation_id: one.amount for one in givings if one.state in _DONE}
+        made: Counter[str] = Counter()
+        for refund in self._provider.refunds.values():
+            if mark := refund["metadata"].get("farebox"):
+                made[mark] += refund["amount"]
+        return [
+            f"{made[key]} cents were given back for {key}, {booked.get(key, 0)} are booked"
+            for key in dict.fromkeys((*made, *booked))
+            if made[key] != booked.get(key, 0)
+        ]
