@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -24,9 +25,17 @@ class FarAway:
         self._port = port
         self.silent_s = 0.0
         self.trips = 0
+        self._serving = set[asyncio.Task[None]]()
+
+    async def ended(self) -> None:
+        """Until every connection is closed."""
+        await asyncio.gather(*self._serving)
 
     async def serve(self, reader: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         """One connection."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
         answers, server = await asyncio.open_connection("127.0.0.1", self._port)
         is_silent = asyncio.Event()
         answering = asyncio.create_task(_answer(answers, back, is_silent))
@@ -44,8 +53,10 @@ class FarAway:
             server.write(asking.result())
             asking = asyncio.create_task(reader.read(_CHUNK_BYTES))
         answering.cancel()
-        server.close()
-        back.close()
+        for end in (server, back):
+            end.close()
+            with contextlib.suppress(OSError):
+                await end.wait_closed()
 
 
 async def _answer(
@@ -87,3 +98,4 @@ async def test_a_batch_takes_two_round_trips_whatever_is_in_it(
         # A busy machine may take one trip for two, never two for one.
         assert min(taken) == 2
         await store.close()
+        await way.ended()
