@@ -12,6 +12,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+# Before a test imports eth_account by itself, which would let Python recurse until it crashes.
+import farebox.rails.evm.accounts  # noqa: F401
+
 pytest_plugins = ["tests.peers.fixtures"]
 
 _MEMORY = Path("/dev/shm")

@@ -274,6 +274,7 @@ async def live(steps: Sequence[tuple[str, Any, Any]], folder: Path) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @example([PAID, MINED, LOOKED, ("reorganise", 4, 2), ("mine", 1, 0), LOOKED, MINED, LOOKED])
 @example([PAID, MINED, LOOKED, ("reorganise", 4, 0), LOOKED, ("come back", 0, 0), LOOKED])
+@example([PAID, MINED, LOOKED, ("reorganise", 4, 0), ("look", 3, 0), ("come back", 0, 0)])
 @given(st.lists(st.one_of(PAYS, MINES, REORGANISES, COMES_BACK, LOOKS), max_size=25))
 def test_what_is_credited_is_what_the_chain_has(steps: list[tuple[str, Any, Any]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -185,13 +185,27 @@ class Arrivals:
             if row.value.height <= head.number
         ]
         hashes = await self._scan.hashes({row.value.height for _, row in rows})
-        for key, row in rows:
-            one = row.value
-            if hashes.get(one.height, one.block_hash) == one.block_hash:
-                continue
-            _log.warning("evm.arrival_vanished", arrival=key, height=one.height)
-            await self._put([(row.version, vanished(one))])
+        moved = [
+            (key, row)
+            for key, row in rows
+            if hashes.get(row.value.height, row.value.block_hash) != row.value.block_hash
+        ]
+        if moved:
+            await self._look_anew()
+        for key, row in moved:
+            _log.warning("evm.arrival_vanished", arrival=key, height=row.value.height)
+            await self._put([(row.version, vanished(row.value))])
         self._checked = head
+
+    async def _look_anew(self) -> None:
+        """Have the newest blocks looked through again, whichever they are then: the branch that
+        was may come back before another was followed, and with it what has vanished."""
+        row = await self._ledger.store.get(CURSOR, self._terms.chain)
+        assert row is not None, "it was begun"
+        put = Put(CURSOR, self._terms.chain, Cursor(row.value.height, ""), row.version)
+        unit = Unit(f"cursor:{put.key}:{row.version}:anew", puts=(put,))
+        if not isinstance(await self._ledger.store.commit(unit), Applied):
+            raise RailUnavailable("another process watches the same chain; it goes on")
 
     async def _look_further(self, head: Header, known: Mapping[str, Address]) -> bool:
         terms = self._terms
