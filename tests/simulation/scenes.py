@@ -94,10 +94,9 @@ SCENES: Final[dict[str, Weather]] = {
     ),
     "card payments are taken back": replace(
         _CLEAR,
-        storm_s=20,
-        callers=2,
+        callers=3,
         cards=CardWeather(
-            loses_webhook=0.9, repeats_webhook=0.3, disputes=0.6, dashboard=0.1, fills=0.3
+            loses_webhook=0.9, repeats_webhook=0.3, disputes=0.9, dashboard=0.1, fills=0.5
         ),
     ),
     "answers about refunds are lost": replace(

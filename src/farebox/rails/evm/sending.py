@@ -378,6 +378,9 @@ class Sending:
         fees = within(replacement(slot.offered, offered), self.terms.fee_cap)
         if isinstance(fees, TooDear) or isinstance(fresh, TooDear):
             return await self._broadcast(slot)  # held: what was offered may still be taken
+        call = Call(slot.sender, gas=_IDLE_GAS) if slot.wants_cancel else slot.call
+        if await self.chain.balance(slot.sender) < call.gas * fees.max_fee + call.value:
+            return await self._broadcast(slot)  # a better offer that nobody could pay is none
         attempt = self._attempt(
             slot.sender, slot.nonce, slot.call, fees, height, cancels=slot.wants_cancel
         )
