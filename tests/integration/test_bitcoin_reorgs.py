@@ -145,3 +145,19 @@ async def test_nothing_is_missed_that_happens_while_nobody_looks(
         await house.until(later, "credited")
         assert await house.balance_msat(key) == SMALL_SAT * 1_000
         assert await house.wallet_sat() == 2 * SMALL_SAT
+
+
+async def test_who_saw_the_chain_before_it_was_credited_takes_nothing_back(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    """Another call or another process may be a block further than this one."""
+    async with bitcoin_house(tmp_path, terms(bitcoin)) as house:
+        method = house.method
+        older = [await method._addresses.look()]
+        asked = await house.asked(SMALL_SAT * 1_000)
+        await asyncio.to_thread(bitcoin.payer.pay, asked["pay"], SMALL_SAT)
+        older.append(await method._addresses.look())  # in no block yet
+        await asyncio.to_thread(bitcoin.node.mine)
+        await house.until(asked, "credited")
+        for view in older:
+            assert [one async for one in method._news(view)] == []

@@ -222,6 +222,21 @@ async def test_a_refund_in_the_dashboard_leaves_the_account_once(
     assert sum(one["amount"] for one in shop.refunds.values()) == 1_000
 
 
+async def test_the_oldest_of_many_payments_can_be_given_back_after_all_others(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    key, _ = await paid_in(house, shop, 500)
+    for _ in range(10):
+        asked = await house.asked("stripe", 500, key)
+        shop.pay(asked["pay"])
+        assert await shop.tell() == 200
+    for _ in range(11):
+        told = await house.post("/v1/refunds", {"method": "stripe"}, key)
+        assert told.status_code == 200, told.text
+        assert await shop.tell() == 200  # until it is booked, it counts as unripe
+    assert await house.balance_msat(key) == 0
+
+
 async def test_a_refund_that_the_bank_undoes_comes_back_once_and_may_go_again(
     house: CardHouse, shop: FakeStripe
 ) -> None:

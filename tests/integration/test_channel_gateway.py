@@ -198,6 +198,26 @@ async def test_all_sub_channels_together_get_what_the_collateral_covers(tmp_path
         assert shop.shop.served["/slow"] == 3
 
 
+async def test_one_hold_covers_requests_of_one_price_and_another_price_takes_its_own(
+    tmp_path: Path,
+) -> None:
+    async with house(tmp_path) as shop:
+        await shop.open(COLLATERAL)
+        told, holds = await shop.asks(), []
+        for is_chat in (False, False, True, False):
+            row = await shop.row()
+            assert row is not None
+            assert row.pending is not None
+            holds.append(row.pending.hold)
+            account = await shop.farebox.store.account(custody_account(shop.channel_id))
+            assert account is not None
+            assert (account.held, account.debits_pending) == (row.paid_amount, row.pending.cost)
+            voucher = sign(told.proposal)
+            told = await (shop.chats(voucher) if is_chat else shop.asks("/echo", voucher))
+            assert told.status == 200
+    assert holds[0] == holds[1] == holds[2] != holds[3]
+
+
 async def test_a_price_above_the_payers_limit_or_ours_is_refused(tmp_path: Path) -> None:
     async with house(tmp_path, settings={"channels.request_max": "4999 sat"}) as shop:
         await shop.open(9_000_000)

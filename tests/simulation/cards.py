@@ -137,19 +137,19 @@ class ModelStripe(FakeStripe):
             for one in self.refunds.values()
             if one["payment_intent"] == intent["id"] and one["status"] != "failed"
         ]
-        return int(intent["amount"]) + sum(mine) - sum(back)
+        return int(intent["amount"] + sum(mine) - sum(back))
 
     def balance(self) -> int:
         """All that the provider owes the house, in cents."""
-        return sum(self.left_of(one) for one in self._paid()) - self.fees()
+        left = sum(self.left_of(one) for one in self._paid())
+        return left - self.fees()
 
     def fees(self) -> int:
         """What it has kept for itself."""
-        return sum(fee_of(one["amount"]) for one in self._paid()) + sum(
-            moved["fee"]
-            for dispute in self.disputes.values()
-            for moved in dispute["balance_transactions"]
-        )
+        disputes = self.disputes.values()
+        moved = [each for one in disputes for each in one["balance_transactions"]]
+        taken = [fee_of(one["amount"]) for one in self._paid()]
+        return sum(taken) + sum(int(each["fee"]) for each in moved)
 
     def _paid(self) -> list[dict[str, Any]]:
         return [one for one in self.intents.values() if one["latest_charge"] is not None]

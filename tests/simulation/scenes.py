@@ -79,6 +79,7 @@ SCENES: Final[dict[str, Weather]] = {
     "an EVM chain is reorganised": replace(
         _CLEAR,
         storm_s=60,
+        callers=4,
         evm=EvmWeather(block_s=10, reorganises=0.5, double_spends=0.1, fills=0.1),
     ),
     "payments vanish from an EVM chain": replace(
@@ -93,13 +94,15 @@ SCENES: Final[dict[str, Weather]] = {
     ),
     "card payments are taken back": replace(
         _CLEAR,
+        storm_s=20,
         callers=2,
         cards=CardWeather(
-            loses_webhook=0.5, repeats_webhook=0.3, disputes=0.6, dashboard=0.1, fills=0.3
+            loses_webhook=0.9, repeats_webhook=0.3, disputes=0.6, dashboard=0.1, fills=0.3
         ),
     ),
     "answers about refunds are lost": replace(
         _CLEAR,
+        storm_s=60,
         callers=2,
         cards=CardWeather(hangs=0.3, fails=0.3, fills=0.9, wire=NetworkWeather(loses_answer=0.4)),
     ),

@@ -136,15 +136,19 @@ class World:
             for n in range(weather.callers)
         ]
         self.node: ModelLnd | None = None
+        self.chain: ModelChain | None = None
+        self.evm: ModelEvm | None = None
+        self.cards: ModelStripe | None = None
+        self._add_rails(weather, clock)
+
+    def _add_rails(self, weather: Weather, clock: WorldClock) -> None:
+        seed = self._seed
         if weather.node is not None:
             self._add_node(weather.node, clock, seeded(seed, "node"))
-        self.chain: ModelChain | None = None
         if weather.chain is not None:
             self._add_chain(weather.chain, clock, seeded(seed, "chain"))
-        self.evm: ModelEvm | None = None
         if weather.evm is not None:
             self._add_evm(weather.evm, clock, seeded(seed, "evm"))
-        self.cards: ModelStripe | None = None
         if weather.cards is not None:
             self._add_cards(weather.cards, seeded(seed, "provider"))
 

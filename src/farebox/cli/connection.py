@@ -250,6 +250,7 @@ class _Connection(asyncio.Protocol):
         self._reading: _Request | None = None
         self._answering: _Request | None = None
         self._next: deque[_Request] = deque()
+        self._headers: list[tuple[bytes, bytes]] = []
         self._in_head = False
         #: Of a head, or of what frames a body and follows it.
         self._head_bytes = 0
@@ -290,6 +291,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
             return
+        head, request = self._headers if self._in_head else None, self._reading
         self._has_body = False
         try:
             self._parser.feed_data(data)
@@ -299,7 +301,9 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._reject(HTTPStatus.BAD_REQUEST)
         else:
-            if self._in_head or (self._reading is not None and not self._has_body):
+            if self._in_head and head is not self._headers:
+                self._await_head()
+            elif self._in_head or (request is not None and request is self._reading):
                 self._bound_head(len(data))
 
     def pause_writing(self) -> None:
@@ -322,7 +326,7 @@ class _Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._in_head, self._head_bytes = True, 0
         self._url = b""
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._headers = []
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -455,10 +459,16 @@ class _Connection(asyncio.Protocol):
             return
         self._end_after_these()
 
-    def _bound_head(self, size: int) -> None:
-        if self._in_head and not self._head_bytes and self._answering is None:
+    def _await_head(self) -> None:
+        """One has begun, and is not whole. Its time runs once what came before it is answered."""
+        if self._answering is None:
             self._wait_at_most(_HEAD_TIMEOUT_S)
-        self._head_bytes += size
+
+    def _bound_head(self, size: int) -> None:
+        """Count what belongs to one head, or to one body and is nothing of it: its chunks' frames,
+        and what follows it. What came with the first of it is bounded by what is read at once."""
+        if not self._has_body:
+            self._head_bytes += size
         if self._head_bytes > self.head_bytes_max:
             self._reject(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 

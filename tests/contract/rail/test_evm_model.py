@@ -39,7 +39,7 @@ class Side:
 
     chain: RpcChain
     scan: RpcScan
-    mine: Callable[[], None]
+    mine: Callable[[], object]
     #: Leave the last block for two empty ones.
     leave: Callable[[], None]
     #: The sender's first nonce here.
@@ -115,7 +115,7 @@ async def lived(side: Side) -> list[object]:
 
 @asynccontextmanager
 async def side_at(
-    url: str, mine: Callable[[], None], leave: Callable[[], None]
+    url: str, mine: Callable[[], object], leave: Callable[[], None]
 ) -> AsyncIterator[Side]:
     async with open_rpc_session() as session:
         rpc = Rpc(url, session, Breaker(SystemClock(), who="the node"))
@@ -140,5 +140,5 @@ async def test_the_simulated_chain_answers_as_anvil_does_anvil(anvil: Anvil) -> 
         model.reorganise(1)
 
     async with serving(ModelNode(model)) as url:
-        async with side_at(url, lambda: [model.mine(), None][1], leave) as modelled:
+        async with side_at(url, model.mine, leave) as modelled:
             assert await lived(modelled) == expected

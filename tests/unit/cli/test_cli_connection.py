@@ -167,6 +167,18 @@ async def test_what_follows_a_body_is_no_header_and_has_an_end() -> None:
             assert answer.startswith(b"HTTP/1.1 431 ")
 
 
+async def test_a_large_body_and_the_next_head_in_one_piece_are_two_requests() -> None:
+    body = b"x" * 150_000
+    head = b"POST /b HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n" % len(body)
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + body + LAST[:20])
+        await reader.readuntil(body)
+        writer.write(LAST[20:])
+        assert (await reader.read()).endswith(b"/last ")
+        writer.close()
+
+
 async def test_two_lengths_are_no_request() -> None:
     head = b"POST /b HTTP/1.1\r\nhost: h\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n"
     async with serving() as port:

@@ -13,6 +13,7 @@ must not exist yet, so two plans made at the same time don't both count on what 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -22,7 +23,7 @@ from farebox.ledger.model import ABSENT, Put
 from farebox.ledger.service import Ledger
 from farebox.payments.cards.connector import Connector
 from farebox.payments.cards.model import Decline, Declined, GivenBack, Unknown
-from farebox.payments.cards.records import GIVING, Giving, GivingState
+from farebox.payments.cards.records import CARD_MONEY, GIVING, Giving, GivingState
 from farebox.payments.cards.terms import CardTerms
 from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST, Deposit, DepositState
 from farebox.payments.method import (
@@ -162,7 +163,20 @@ class Refunds:
         if request.destination:
             named = await self._named(request.destination)
             mine = [one for one in mine if one.reference == request.destination or one.key in named]
-        return sorted(mine, key=lambda one: one.at, reverse=True)[:_ASKED_ABOUT_MAX]
+        left: list[Deposit] = []
+        for deposit in sorted(mine, key=lambda one: one.at, reverse=True):
+            # What is known to have gone back whole takes nobody's place.
+            money = await self._ledger.store.get(CARD_MONEY, deposit.key)
+            taken = money.value.taken if money else 0
+            if _gone(await self._givings(deposit)) + taken < deposit.amount:
+                left.append(deposit)
+            if len(left) == _ASKED_ABOUT_MAX:
+                break
+        return left
+
+    async def _givings(self, deposit: Deposit) -> list[Giving]:
+        rows = await self._ledger.store.find(GIVING, {"payment": deposit.key})
+        return [row.value for _, row in rows]
 
     async def _named(self, deposit_id: str) -> tuple[str, ...]:
         rows = await self._ledger.store.find(DEPOSIT_REQUEST, {"id": deposit_id}, limit=1)
@@ -170,19 +184,19 @@ class Refunds:
 
     async def _room(self, deposit: Deposit) -> _Found:
         """What is left of a payment there, without what is under way here."""
-        rows = await self._ledger.store.find(GIVING, {"payment": deposit.key})
-        givings = [row.value for _, row in rows]
+        givings = await self._givings(deposit)
         told = await self._connector.sync(deposit.reference)
         if told is None:
             return _Found(deposit, 0, len(givings))
         there = {one.key for one in told.refunds}
-        under_way = sum(
-            one.amount
-            for one in givings
-            if one.state in (GivingState.OPEN, GivingState.DONE) and one.operation_id not in there
-        )
+        under_way = _gone([one for one in givings if one.operation_id not in there])
         gone = sum(one.amount for one in told.refunds) + max(0, told.disputed) + under_way
         return _Found(deposit, min(deposit.amount, told.captured) - gone, len(givings))
+
+
+def _gone(givings: Sequence[Giving]) -> int:
+    """What went back by our own doing, or is about to."""
+    return sum(one.amount for one in givings if one.state in (GivingState.OPEN, GivingState.DONE))
 
 
 def _amount(request: RefundRequest, found: _Found) -> int:

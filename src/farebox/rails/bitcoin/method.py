@@ -21,6 +21,7 @@ from farebox.payments import (
     Standing,
     Unresolved,
 )
+from farebox.payments.deposits import DepositState
 from farebox.payments.operations import Operations
 from farebox.payments.rail import (
     AssetTerms,
@@ -133,7 +134,7 @@ class BitcoinMethod(DepositMethod):
     async def look(self, reference: str) -> list[Sighting]:
         """What the chain knows of one address and the books do not."""
         view = await self._addresses.look()
-        return [one async for one in self._arrivals.news(view, address=reference)]
+        return [one async for one in self._news(view, reference)]
 
     async def watch(self, cursor: str) -> AsyncGenerator[Watched, None]:
         """Round after round: the chain, what arrived, and what is to leave.
@@ -144,10 +145,28 @@ class BitcoinMethod(DepositMethod):
         while True:
             view = await self._addresses.look()
             position = f"{view.tip.height}:{view.tip.hash}"
-            async for sighting in self._arrivals.news(view):
+            async for sighting in self._news(view):
                 yield Watched(sighting, position)
             await self.batches.tend(view)
             await asyncio.sleep(self.config.round_s)
+
+    async def _news(self, view: View, address: str = "") -> AsyncGenerator[Sighting, None]:
+        """What changed. Nothing is taken back by one view alone: what the books say of it may be
+        younger, by another process or another call. A look that began after it was read tells.
+        """
+        gone = dict[tuple[str, int], Sighting]()
+        async for sighting in self._arrivals.news(view, address=address):
+            if sighting.state is DepositState.REVERSED:
+                gone[sighting.external, sighting.index] = sighting
+            else:
+                yield sighting
+        if not gone:
+            return
+        again = await self._addresses.look()
+        async for sighting in self._arrivals.news(again, address=address):
+            first = gone.get((sighting.external, sighting.index))
+            if first is not None and sighting.state is DepositState.REVERSED:
+                yield first
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────────
 
