@@ -35,7 +35,7 @@ from tests.integration.whole_house import FUNDED_SAT, PRICE_SAT, Door, WholeHous
 FUNDED_MSAT = FUNDED_SAT * 1_000
 #: The most that a chat of the tests can cost.
 CHAT_MSAT = 20_000
-MINT_TIMEOUT = {"ecash.mint_timeout_s": 3}
+MINT_TIMEOUT = {"ecash.mint_timeout_s": 2}
 DAY_S = 86_400
 
 
@@ -155,8 +155,8 @@ FAULTS: list[Fault] = [
     Garbage(),
     Garbage('{"signatures": []}'),
     Garbage("[" * 10_000),
-    AnswersLate(4),
-    ExecutesLate(4),
+    AnswersLate(2.5),
+    ExecutesLate(2.5),
 ]
 
 

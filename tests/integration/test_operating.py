@@ -242,7 +242,7 @@ async def test_more_customers_than_a_page_are_summed_without_being_read(
 
 
 async def test_a_running_request_is_seen_as_a_hold(house: WholeHouse) -> None:
-    running = asyncio.create_task(house.chat("slow=0.5", stream=True))
+    running = asyncio.create_task(house.chat("slow=0.15", stream=True))
     await until(lambda: house.farebox.app.carrier.tally.admitted)
     _, samples = await scrape(house)
     assert of(samples, "farebox_requests_running") == 1
