@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import sys
 
-_RECURSION_MAX = sys.getrecursionlimit()
+#: At most this, in case somebody has loaded that library before us.
+_SAFE_DEPTH = 10_000
+_RECURSION_MAX = min(sys.getrecursionlimit(), _SAFE_DEPTH)
 
 from eth_account import Account  # noqa: E402 - between the two
 from eth_account.hdaccount import key_from_seed, seed_from_mnemonic  # noqa: E402
