@@ -12,7 +12,6 @@ import httpx
 import msgspec
 
 from farebox.api import ApiContext, create_api
-from farebox.api.totals import TOTALS
 from farebox.clock import ManualClock
 from farebox.errors import InvalidCredential, RailUnavailable
 from farebox.identity import RECORDS, FailureLimit, Idempotency, Keys
@@ -43,6 +42,7 @@ from farebox.payments.model import OPERATION
 from farebox.payments.operations import Operations
 from farebox.payments.requests import DepositRequests
 from farebox.payments.service import Payments
+from farebox.payments.totals import TOTALS
 from farebox.paywall import dialects
 from farebox.paywall.model import Answer, NothingPresented, Presented
 from farebox.signer import Signer

@@ -7,13 +7,13 @@ from farebox.api.caller import Caller, identify
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, document
 from farebox.api.problems import not_found
-from farebox.api.totals import totals
 from farebox.api.wallet import refund_document
 from farebox.clock import NS_PER_S, iso
 from farebox.ledger.store import PAGE_MAX
 from farebox.payments.exchange import balance_of
 from farebox.payments.model import OPERATION, Operation, OperationState
 from farebox.payments.service import PAYOUT, REFUND, Refunded
+from farebox.payments.totals import totals
 from farebox.paywall.model import Answer
 
 #: The newest refunds that are listed.

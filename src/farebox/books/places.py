@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from farebox.api.totals import TOTALS
+from farebox.books.root_key import ROOT_SEAL
 from farebox.channels import RECORDS as CHANNEL_RECORDS
 from farebox.clock import Clock
 from farebox.errors import InvalidSettings
@@ -15,13 +15,13 @@ from farebox.ledger.processes import PROCESS
 from farebox.ledger.records import RecordType
 from farebox.ledger.standing import BOOK
 from farebox.ledger.store import Store
-from farebox.operating.root_key import ROOT_SEAL
 from farebox.payments.cards.records import RECORDS as CARD_RECORDS
 from farebox.payments.conversions import CONVERSION
 from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST
 from farebox.payments.links import WITHDRAW_LINK
 from farebox.payments.maturity import MATURING
 from farebox.payments.model import OPERATION
+from farebox.payments.totals import TOTALS
 from farebox.paywall.model import REQUEST
 from farebox.paywall.named import NAMED
 from farebox.rails.bitcoin import RECORDS as BITCOIN_RECORDS

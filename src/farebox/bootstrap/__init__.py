@@ -17,6 +17,7 @@ import msgspec
 
 from farebox.api import ApiContext, create_api, health, owns_path
 from farebox.books import open_store
+from farebox.books.root_key import require_root_key
 from farebox.bootstrap.channels import House, channels_of
 from farebox.bootstrap.rails import Ground, card_methods, open_rails
 from farebox.bootstrap.rates import RateRefresh, count_assets, exchange_of, rate_feeds
@@ -33,7 +34,6 @@ from farebox.ledger.store import Store
 from farebox.money import BTC
 from farebox.operating import Doors, Metrics, OperatorDoor, Parts, Vitals, ready
 from farebox.operating.comparing import catch_up
-from farebox.operating.root_key import require_root_key
 from farebox.payments.cards.gateway import PaymentGateway
 from farebox.payments.conversions import Conversions
 from farebox.payments.deposits import Deposits
