@@ -78,9 +78,12 @@ class FakePaypal:
         if headers.get("authorization") != f"Basic {wanted}":
             return await respond(send, 401, b'{"error": "invalid_client"}')
         assert raw == b"grant_type=client_credentials"
-        self.access_token = f"A21AA{secrets.token_hex(16)}"
+        self.access_token = self._token()
         told = {"access_token": self.access_token, "token_type": "Bearer", "expires_in": 32_400}
         return await respond(send, 200, json.dumps(told).encode())
+
+    def _token(self) -> str:
+        return f"A21AA{secrets.token_hex(16)}"
 
     def _once(
         self, method: str, steps: list[str], raw: bytes, query: Document, key: str
@@ -146,7 +149,7 @@ class FakePaypal:
         (unit,) = given["purchase_units"]
         assert len(unit["custom_id"]) <= 127
         parts = unit["amount"].get("breakdown")
-        if parts and sum(map(_cents, parts.values())) != _cents(unit["amount"]):
+        if parts and sum(map(cents_of, parts.values())) != cents_of(unit["amount"]):
             raise Refused(422, "UNPROCESSABLE_ENTITY", "AMOUNT_MISMATCH")
         order: Document = {
             "id": _id(),
@@ -176,7 +179,7 @@ class FakePaypal:
         if order["status"] != "APPROVED":
             raise Refused(422, "UNPROCESSABLE_ENTITY", "ORDER_NOT_APPROVED")
         unit = order["purchase_units"][0]
-        total = _cents(unit["amount"])
+        total = cents_of(unit["amount"])
         capture = {
             "id": _id(),
             "status": "COMPLETED",
@@ -188,16 +191,19 @@ class FakePaypal:
         unit["payments"]["captures"].append(capture)
         order["status"] = "COMPLETED"
         self.captures[str(capture["id"])] = order["id"]
-        related = {"related_ids": {"order_id": order["id"]}}
-        resource = {"id": capture["id"], "supplementary_data": related}
-        self._happened("PAYMENT.CAPTURE.COMPLETED", resource)
+        self._capture_happened("PAYMENT.CAPTURE.COMPLETED", order["id"], str(capture["id"]))
         return order
+
+    def _capture_happened(self, name: str, order_id: str, capture_id: str) -> None:
+        related = {"related_ids": {"order_id": order_id}}
+        self._happened(name, {"id": capture_id, "supplementary_data": related})
 
     def _refund(self, capture_id: str, given: Document) -> Document:
         order = self.orders[_found(self.captures, capture_id)]
         payments = order["purchase_units"][0]["payments"]
-        gone = sum(_cents(one["amount"]) for one in payments["refunds"])
-        if _cents(given["amount"]) > _cents(payments["captures"][0]["amount"]) - gone:
+        made = [one for one in payments["refunds"] if one["status"] != "FAILED"]
+        gone = sum(cents_of(one["amount"]) for one in made)
+        if cents_of(given["amount"]) > cents_of(payments["captures"][0]["amount"]) - gone:
             raise Refused(422, "UNPROCESSABLE_ENTITY", "REFUND_AMOUNT_EXCEEDED")
         refund = {
             "id": _id(),
@@ -207,10 +213,12 @@ class FakePaypal:
         }
         payments["refunds"].append(refund)
         payments["captures"][0]["status"] = "PARTIALLY_REFUNDED"
-        up = f"{self.url}/v2/payments/captures/{capture_id}"
-        resource = {"id": refund["id"], "links": [{"rel": "up", "href": up}]}
-        self._happened("PAYMENT.CAPTURE.REFUNDED", resource)
+        self._refund_happened("PAYMENT.CAPTURE.REFUNDED", refund["id"], capture_id)
         return refund
+
+    def _refund_happened(self, name: str, refund_id: str, capture_id: str) -> None:
+        up = f"{self.url}/v2/payments/captures/{capture_id}"
+        self._happened(name, {"id": refund_id, "links": [{"rel": "up", "href": up}]})
 
     def _keep(self, given: Document) -> Document:
         source = given["payment_source"]["token"]
@@ -271,6 +279,13 @@ class FakePaypal:
         capture = self.orders[order_id]["purchase_units"][0]["payments"]["captures"][0]
         self._refund(capture["id"], {"amount": _usd(cents)})
 
+    def undo(self, order_id: str, refund_id: str) -> None:
+        """A refund that was pending is not carried out: the money comes back."""
+        payments = self.orders[order_id]["purchase_units"][0]["payments"]
+        (refund,) = (one for one in payments["refunds"] if one["id"] == refund_id)
+        refund["status"] = "FAILED"
+        self._refund_happened("PAYMENT.REFUND.FAILED", refund_id, payments["captures"][0]["id"])
+
     def dispute(self, order_id: str, cents: int, fee: int) -> str:
         """A payer, or their bank, takes money back."""
         capture = self.orders[order_id]["purchase_units"][0]["payments"]["captures"][0]["id"]
@@ -278,6 +293,7 @@ class FakePaypal:
         moved = [("DISPUTE_SETTLEMENT", cents), ("CHARGEBACK_FEE", fee)]
         self.disputes[name] = {
             "dispute_id": name,
+            "status": "WAITING_FOR_SELLER_RESPONSE",
             "capture": capture,
             "money_movements": [_moved("DEBIT", reason, amount) for reason, amount in moved],
         }
@@ -289,9 +305,13 @@ class FakePaypal:
         """The money comes again; the fee stays."""
         moved = self.disputes[name]["money_movements"]
         moved.append(moved[0] | {"type": "CREDIT"})
-        resource = {
-            "disputed_transactions": [{"seller_transaction_id": self.disputes[name]["capture"]}]
-        }
+        self.lose_dispute(name)
+
+    def lose_dispute(self, name: str) -> None:
+        """Nothing more is moved."""
+        dispute = self.disputes[name]
+        dispute["status"] = "RESOLVED"
+        resource = {"disputed_transactions": [{"seller_transaction_id": dispute["capture"]}]}
         self._happened("CUSTOMER.DISPUTE.RESOLVED", resource)
 
 
@@ -308,7 +328,8 @@ def _usd(cents: int) -> Document:
     return {"currency_code": "USD", "value": f"{cents // 100}.{cents % 100:02}"}
 
 
-def _cents(amount: Document) -> int:
+def cents_of(amount: Document) -> int:
+    """An amount in dollars."""
     whole, _, rest = amount["value"].partition(".")
     assert len(rest) == 2, amount
     assert amount["currency_code"] == "USD"
