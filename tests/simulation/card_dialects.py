@@ -9,7 +9,7 @@ from typing import Any, Final
 import stripe
 
 from farebox.clock import SystemClock, iso
-from tests.contract.rail.fake_paypal import FakePaypal, Refused, cents_of
+from tests.contract.rail.fake_paypal import FakePaypal, cents_of
 from tests.contract.rail.fake_stripe import FakeStripe, now_s
 from tests.simulation.cards import Back, BackState, Dialect, Disputed, Taken
 from tests.simulation.network import Ask, Headers
@@ -149,15 +149,17 @@ class PaypalDialect(FakePaypal):
         self.declines: Callable[[], bool] = _never
 
     def _capture(self, order: Document) -> Document:
-        if order["status"] == "APPROVED" and self.declines():
-            order["status"] = "PAYER_ACTION_REQUIRED"
-            self._declined.append(order["id"])
-            raise Refused(422, "UNPROCESSABLE_ENTITY", "INSTRUMENT_DECLINED")
         order = super()._capture(order)
         if self.hangs():
             self.events[-1]["event_type"] = "PAYMENT.CAPTURE.PENDING"
             _payments(order)["captures"][0]["status"] = "PENDING"
         return order
+
+    def _declines(self, order: Document) -> bool:
+        if self.declines():
+            self._declined.append(order["id"])
+            return True
+        return False
 
     def _refund(self, capture_id: str, given: Document) -> Document:
         refund = super()._refund(capture_id, given)

@@ -53,6 +53,8 @@ class FakePaypal:
     answered: dict[str, tuple[str, int, Document]] = field(default_factory=dict)
     lose: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
+    #: How many of the next captures the payer's card declines.
+    poor: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
@@ -178,6 +180,9 @@ class FakePaypal:
             raise Refused(422, "UNPROCESSABLE_ENTITY", "ORDER_ALREADY_CAPTURED")
         if order["status"] != "APPROVED":
             raise Refused(422, "UNPROCESSABLE_ENTITY", "ORDER_NOT_APPROVED")
+        if self._declines(order):
+            order["status"] = "PAYER_ACTION_REQUIRED"  # with another card, perhaps
+            raise Refused(422, "UNPROCESSABLE_ENTITY", "INSTRUMENT_DECLINED")
         unit = order["purchase_units"][0]
         total = cents_of(unit["amount"])
         capture = {
@@ -194,9 +199,13 @@ class FakePaypal:
         self._capture_happened("PAYMENT.CAPTURE.COMPLETED", order["id"], str(capture["id"]))
         return order
 
+    def _declines(self, order: Document) -> bool:
+        self.poor -= 1
+        return self.poor >= 0
+
     def _capture_happened(self, name: str, order_id: str, capture_id: str) -> None:
         related = {"related_ids": {"order_id": order_id}}
-        self._happened(name, {"id": capture_id, "supplementary_data": related})
+        self.happened(name, {"id": capture_id, "supplementary_data": related})
 
     def _refund(self, capture_id: str, given: Document) -> Document:
         order = self.orders[_found(self.captures, capture_id)]
@@ -218,7 +227,7 @@ class FakePaypal:
 
     def _refund_happened(self, name: str, refund_id: str, capture_id: str) -> None:
         up = f"{self.url}/v2/payments/captures/{capture_id}"
-        self._happened(name, {"id": refund_id, "links": [{"rel": "up", "href": up}]})
+        self.happened(name, {"id": refund_id, "links": [{"rel": "up", "href": up}]})
 
     def _keep(self, given: Document) -> Document:
         source = given["payment_source"]["token"]
@@ -232,7 +241,8 @@ class FakePaypal:
 
     # ── events ───────────────────────────────────────────────────────────────────────────────────
 
-    def _happened(self, name: str, resource: Document) -> None:
+    def happened(self, name: str, resource: Document) -> None:
+        """Something is told from now on."""
         event = {
             "id": f"WH-{secrets.token_hex(8)}",
             "event_type": name,
@@ -271,7 +281,7 @@ class FakePaypal:
         """A payer agrees on PayPal's page; gives the order's id."""
         order = self.orders[link.rpartition("=")[2]]
         order["status"] = "APPROVED"
-        self._happened("CHECKOUT.ORDER.APPROVED", {"id": order["id"]})
+        self.happened("CHECKOUT.ORDER.APPROVED", {"id": order["id"]})
         return str(order["id"])
 
     def give_back(self, order_id: str, cents: int) -> None:
@@ -298,7 +308,7 @@ class FakePaypal:
             "money_movements": [_moved("DEBIT", reason, amount) for reason, amount in moved],
         }
         resource = {"disputed_transactions": [{"seller_transaction_id": capture}]}
-        self._happened("CUSTOMER.DISPUTE.CREATED", resource)
+        self.happened("CUSTOMER.DISPUTE.CREATED", resource)
         return name
 
     def win(self, name: str) -> None:
@@ -312,7 +322,7 @@ class FakePaypal:
         dispute = self.disputes[name]
         dispute["status"] = "RESOLVED"
         resource = {"disputed_transactions": [{"seller_transaction_id": dispute["capture"]}]}
-        self._happened("CUSTOMER.DISPUTE.RESOLVED", resource)
+        self.happened("CUSTOMER.DISPUTE.RESOLVED", resource)
 
 
 def fee_of(cents: int) -> int:
