@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
 
 from farebox.ledger.batch import Staged
 from farebox.ledger.model import Kind
@@ -14,8 +13,6 @@ from tests.simulation.callers import Caller
 from tests.simulation.card_payers import MSAT_PER_CENT
 from tests.simulation.cards import BackState, ModelProvider
 from tests.simulation.disk import Disk
-
-_DONE: Final = (GivingState.DONE, GivingState.UNDONE)
 
 
 class CardChecker:
@@ -99,10 +96,10 @@ class CardChecker:
 
     def _refunds(self) -> list[str]:
         givings = [row.value for row in self._disk.rows[GIVING.kind].values()]
-        booked = {one.operation_id: one.amount for one in givings if one.state in _DONE}
+        booked = {one.operation_id: one.amount for one in givings if one.state is GivingState.DONE}
         made: Counter[str] = Counter()
         for back in self._provider.dialect.given_back():
-            if back.key:
+            if back.key and back.state is not BackState.FAILED:
                 made[back.key] += back.amount
         return [
             f"{made[key]} cents were given back for {key}, {booked.get(key, 0)} are booked"

@@ -120,14 +120,14 @@ SCENES: Final[dict[str, Weather]] = {
     "answers of PayPal about refunds are lost": replace(
         _CLEAR,
         storm_s=60,
-        callers=2,
+        callers=3,
         cards=CardWeather(
             provider="paypal",
             declines=0.1,
             hangs=0.3,
             fails=0.3,
             fills=0.9,
-            wire=NetworkWeather(loses_answer=0.4),
+            wire=NetworkWeather(loses_answer=0.25),
         ),
     ),
 }
