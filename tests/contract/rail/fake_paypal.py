@@ -214,6 +214,8 @@ class FakePaypal:
         gone = sum(cents_of(one["amount"]) for one in made)
         if cents_of(given["amount"]) > cents_of(payments["captures"][0]["amount"]) - gone:
             raise Refused(422, "UNPROCESSABLE_ENTITY", "REFUND_AMOUNT_EXCEEDED")
+        if self._is_taken_back(capture_id):
+            raise Refused(422, "UNPROCESSABLE_ENTITY", "TRANSACTION_DISPUTED")
         refund = {
             "id": _id(),
             "status": "COMPLETED",
@@ -224,6 +226,10 @@ class FakePaypal:
         payments["captures"][0]["status"] = "PARTIALLY_REFUNDED"
         self._refund_happened("PAYMENT.CAPTURE.REFUNDED", refund["id"], capture_id)
         return refund
+
+    def _is_taken_back(self, capture_id: str) -> bool:
+        mine = [one for one in self.disputes.values() if one["capture"] == capture_id]
+        return any(each["money_movements"][-1]["type"] == "DEBIT" for each in mine)
 
     def _refund_happened(self, name: str, refund_id: str, capture_id: str) -> None:
         up = f"{self.url}/v2/payments/captures/{capture_id}"
