@@ -63,6 +63,7 @@ class CardChecker:
             for one in dialect.given_back()
             if one.state is BackState.PENDING
         ]
+        found += [f"dispute {one.name} is open" for one in dialect.disputed() if one.is_open]
         found += [f"{one} is agreed to and not taken" for one in dialect.agreed() if one in known]
         held, there = self._held(), self._provider.balance()
         if held != there:
