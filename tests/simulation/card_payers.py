@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 from tests.simulation.callers import bearer, post
@@ -35,6 +36,12 @@ class CardPayer(RailCaller):
             return
         asked.paid_msat = asked.amount_msat
         self._trace(f"{self.name} pays {self.provider.dialect.pay(asked.text)[-6:]}")
+
+    async def collect(self) -> None:
+        """Once what was paid has come to its end at the provider: until then it is not paid."""
+        while self.provider.dialect.stuck():  # noqa: ASYNC110 - in simulated time
+            await asyncio.sleep(5)
+        await super().collect()
 
     async def _send(self) -> None:
         if not self.keys:
