@@ -237,6 +237,26 @@ async def test_the_oldest_of_many_payments_can_be_given_back_after_all_others(
     assert await house.balance_msat(key) == 0
 
 
+async def test_an_older_payment_that_covers_a_refund_is_found_behind_newer_ones_that_do_not(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    key, oldest = await paid_in(house, shop, 500)
+    back = {"method": "stripe", "asset": "USD"}
+    for number in range(10):
+        asked = await house.asked("stripe", 500, key)
+        newer = shop.intents[shop.pay(asked["pay"])]
+        newer["latest_charge"]["created"] += number + 1
+        assert await shop.tell() == 200
+        told = await house.post("/v1/refunds", back | {"amount": 400}, key)
+        assert told.status_code == 200, told.text
+        assert await shop.tell() == 200
+    told = await house.post("/v1/refunds", back | {"amount": 500}, key)
+    assert told.json()["amount_msat"] == 500 * CENT_MSAT, told.text
+    assert [one["amount"] for one in shop.refunds.values() if one["payment_intent"] == oldest] == [
+        500
+    ]
+
+
 async def test_a_refund_that_the_bank_undoes_comes_back_once_and_may_go_again(
     house: CardHouse, shop: FakeStripe
 ) -> None:

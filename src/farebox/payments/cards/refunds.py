@@ -35,7 +35,7 @@ from farebox.payments.method import (
 )
 from farebox.payments.model import Changes, Rejected, Unresolved
 
-#: Of an account's deposits the newest payments are asked about, for one that can be given back.
+#: Of an account's deposits so many payments are asked about, for one that can be given back.
 _PAGE, _PAGES_MAX, _ASKED_ABOUT_MAX = 100, 20, 10
 
 
@@ -163,16 +163,21 @@ class Refunds:
         if request.destination:
             named = await self._named(request.destination)
             mine = [one for one in mine if one.reference == request.destination or one.key in named]
-        left: list[Deposit] = []
+        left: list[tuple[int, Deposit]] = []
+        covering = 0
         for deposit in sorted(mine, key=lambda one: one.at, reverse=True):
-            # What is known to have gone back whole takes nobody's place.
+            # What is known to have gone back takes nobody's place.
             money = await self._ledger.store.get(CARD_MONEY, deposit.key)
             taken = money.value.taken if money else 0
-            if _gone(await self._givings(deposit)) + taken < deposit.amount:
-                left.append(deposit)
-            if len(left) == _ASKED_ABOUT_MAX:
+            rest = deposit.amount - _gone(await self._givings(deposit)) - taken
+            if rest > 0:
+                left.append((rest, deposit))
+                covering += rest >= request.amount
+            if covering == _ASKED_ABOUT_MAX:
                 break
-        return left
+        # Those that cover the amount, the newest first; then those with the most left.
+        left.sort(key=lambda one: -min(one[0], request.amount))
+        return [deposit for _, deposit in left[:_ASKED_ABOUT_MAX]]
 
     async def _givings(self, deposit: Deposit) -> list[Giving]:
         rows = await self._ledger.store.find(GIVING, {"payment": deposit.key})
