@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
 
 from farebox.ledger.batch import Staged
 from farebox.ledger.model import Kind
@@ -12,12 +11,8 @@ from farebox.payments.cards.records import GIVING, GivingState
 from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST, DepositState
 from tests.simulation.callers import Caller
 from tests.simulation.card_payers import MSAT_PER_CENT
-from tests.simulation.cards import ModelStripe
+from tests.simulation.cards import BackState, ModelProvider
 from tests.simulation.disk import Disk
-
-_SOURCE: Final = "stripe"
-_PLACE: Final = "stripe:main:USD"
-_DONE: Final = (GivingState.DONE, GivingState.UNDONE)
 
 
 class CardChecker:
@@ -26,9 +21,11 @@ class CardChecker:
     #: The house bears what was spent of a payment that its payer took back.
     may_lack_cover = True
 
-    def __init__(self, disk: Disk, provider: ModelStripe) -> None:
+    def __init__(self, disk: Disk, provider: ModelProvider) -> None:
         self._disk = disk
         self._provider = provider
+        self._source = provider.dialect.provider
+        self._place = f"{self._source}:main:USD"
 
     @property
     def too_little_msat(self) -> int:
@@ -40,14 +37,18 @@ class CardChecker:
 
     def after_commit(self, staged: Staged) -> list[str]:
         """Nothing is credited that was not taken, and no more than that."""
-        faults = []
-        for row in staged.records.get(DEPOSIT, ()):
-            deposit = self._disk.rows[DEPOSIT.kind][row[1]].value
-            if deposit.source == _SOURCE and deposit.state is DepositState.CREDITED:
-                intent = self._provider.intents.get(deposit.reference)
-                if intent is None or intent["latest_charge"] is None:
-                    faults.append(f"{deposit} was credited, the provider says {intent}")
-        return faults
+        rows = [self._disk.rows[DEPOSIT.kind][row[1]] for row in staged.records.get(DEPOSIT, ())]
+        credited = [
+            row.value
+            for row in rows
+            if row.value.source == self._source and row.value.state is DepositState.CREDITED
+        ]
+        taken = {one.name for one in self._provider.dialect.taken()} if credited else set()
+        return [
+            f"{deposit} was credited, the provider has not taken it"
+            for deposit in credited
+            if deposit.reference not in taken
+        ]
 
     def unfinished(self) -> list[str]:
         """What is not at its end, and what the provider tells and the books have not."""
@@ -56,11 +57,14 @@ class CardChecker:
             for key, row in self._disk.rows[DEPOSIT.kind].items()
             if row.value.state in (DepositState.DETECTED, DepositState.CONFIRMED)
         ]
+        dialect, known = self._provider.dialect, self._known()
         found += [
-            f"refund {key} is pending"
-            for key, one in self._provider.refunds.items()
-            if one["status"] == "pending"
+            f"refund {one.name} is pending"
+            for one in dialect.given_back()
+            if one.state is BackState.PENDING
         ]
+        found += [f"dispute {one.name} is open" for one in dialect.disputed() if one.is_open]
+        found += [f"{one} is agreed to and not taken" for one in dialect.agreed() if one in known]
         held, there = self._held(), self._provider.balance()
         if held != there:
             found.append(f"the provider owes {there} cents, the books say {held}")
@@ -68,7 +72,7 @@ class CardChecker:
 
     def _held(self) -> int:
         custody, payable = (
-            self._disk.accounts.get(f"{kind}:{_PLACE}") for kind in ("custody", "payable")
+            self._disk.accounts.get(f"{kind}:{self._place}") for kind in ("custody", "payable")
         )
         return (custody.held if custody else 0) - (payable.available if payable else 0)
 
@@ -76,28 +80,28 @@ class CardChecker:
         """Each payment is credited once, each refund is one operation's."""
         return [*self._payments(), *self._refunds()]
 
+    def _known(self) -> set[str]:
+        return {row.value.id for row in self._disk.rows[DEPOSIT_REQUEST.kind].values()}
+
     def _payments(self) -> list[str]:
-        rows = self._disk.rows
-        known = {row.value.id for row in rows[DEPOSIT_REQUEST.kind].values()}
+        rows, known = self._disk.rows, self._known()
         credited: Counter[str] = Counter()
         for row in rows[DEPOSIT.kind].values():
-            if row.value.source == _SOURCE and row.value.state is DepositState.CREDITED:
+            if row.value.source == self._source and row.value.state is DepositState.CREDITED:
                 credited[row.value.reference] += row.value.amount
         return [
-            f"{one['amount_total']} was paid as {one['payment_intent']}, "
-            f"{credited[one['payment_intent']]} credited"
-            for one in self._provider.sessions.values()
-            if one["payment_intent"] and one["client_reference_id"] in known
-            if credited[one["payment_intent"]] != one["amount_total"]
+            f"{one.amount} was paid as {one.name}, {credited[one.name]} credited"
+            for one in self._provider.dialect.taken()
+            if one.order in known and credited[one.name] != one.amount
         ]
 
     def _refunds(self) -> list[str]:
         givings = [row.value for row in self._disk.rows[GIVING.kind].values()]
-        booked = {one.operation_id: one.amount for one in givings if one.state in _DONE}
+        booked = {one.operation_id: one.amount for one in givings if one.state is GivingState.DONE}
         made: Counter[str] = Counter()
-        for refund in self._provider.refunds.values():
-            if mark := refund["metadata"].get("farebox"):
-                made[mark] += refund["amount"]
+        for back in self._provider.dialect.given_back():
+            if back.key and back.state is not BackState.FAILED:
+                made[back.key] += back.amount
         return [
             f"{made[key]} cents were given back for {key}, {booked.get(key, 0)} are booked"
             for key in dict.fromkeys((*made, *booked))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from tests.simulation.callers import bearer, post
-from tests.simulation.cards import ModelStripe
+from tests.simulation.cards import ModelProvider
 from tests.simulation.depositors import Asked, RailCaller
 
 MSAT_PER_CENT: Final = 10_000
@@ -14,11 +14,14 @@ MSAT_PER_CENT: Final = 10_000
 class CardPayer(RailCaller):
     """One of them."""
 
-    way = "stripe"
     amounts_msat = (5_000_000, 12_340_000, 60_000_000)
     filling_msat = 60_000_000
     small_msat = 2 * MSAT_PER_CENT
-    provider: ModelStripe
+    provider: ModelProvider
+
+    def enrol(self, provider: ModelProvider) -> None:
+        """Say where to pay."""
+        self.provider, self.way = provider, provider.dialect.provider
 
     def _order(self, amount_msat: int | None) -> dict[str, Any]:
         cents = (amount_msat or self.filling_msat) // MSAT_PER_CENT
@@ -31,7 +34,7 @@ class CardPayer(RailCaller):
         if asked.paid_msat or asked.amount_msat is None:
             return
         asked.paid_msat = asked.amount_msat
-        self._trace(f"{self.name} pays {self.provider.pay(asked.text)[-6:]}")
+        self._trace(f"{self.name} pays {self.provider.dialect.pay(asked.text)[-6:]}")
 
     async def _send(self) -> None:
         if not self.keys:

@@ -1,28 +1,23 @@
-"""A model of a card provider: the contract fake of Stripe, in the hands of chance.
+"""A model of a card provider: one account there, in the hands of chance, in a dialect of its own.
 
-The house talks to it through its own connector and Stripe's SDK. Payers pay and dispute, the
-operator refunds in the dashboard, refunds hang and fail; webhooks are lost, come twice and late and
-in any order. The list of events has them all.
+The house talks to it through its own connector. Payers pay and dispute, the operator refunds in the
+dashboard, refunds hang and fail; webhooks are lost, come twice and late and in any order. The list
+of events has them all. Money and chance are the same everywhere and are here; how a provider writes
+them down and tells them (Stripe's, PayPal's contract fake) is its dialect's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import enum
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Final
-
-import stripe
+from typing import Any, Final, Protocol
 
 from farebox.testing.asgi import Receive, Scope, Send, drop, respond
-from tests.contract.rail.fake_stripe import FakeStripe, fee_of, now_s
 from tests.simulation.network import Ask, Lost, Reply
 
-STRIPE: Final = "stripe.sim"
-API_KEY: Final = "sk_test_simulated"
-WEBHOOK_SECRET: Final = "whsec_simulated"
 _DISPUTE_FEE: Final = 1_500
 _LIVES_EVERY_S: Final = 3
 
@@ -36,7 +31,9 @@ class CardMoods:
     refuses: float = 0
     loses_webhook: float = 0
     repeats_webhook: float = 0
-    #: How often a refund hangs at first, and how often one that hung fails.
+    #: How often a payer's card declines at first what was agreed to.
+    declines: float = 0
+    #: How often a refund (at PayPal also a payment) hangs at first, and a refund that hung fails.
     hangs: float = 0
     fails: float = 0
     #: How often, every few seconds, a payer disputes and the operator refunds in the dashboard.
@@ -49,36 +46,137 @@ class CardMoods:
         return probability > 0 and self.chance.random() < probability
 
 
-class ModelStripe(FakeStripe):
-    """One account at Stripe."""
+# ── what lies at a provider, in nobody's dialect; amounts are in cents ───────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A payment that was taken. `order` is the house's name for what it is for."""
+
+    name: str
+    order: str
+    amount: int
+    fee: int
+
+
+class BackState(enum.Enum):
+    """How a refund stands."""
+
+    PENDING = "pending"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """A refund of a payment. `key` is the operation of the house that asked for it, or ""."""
+
+    name: str
+    payment: str
+    amount: int
+    key: str
+    state: BackState
+
+
+@dataclass(frozen=True, slots=True)
+class Disputed:
+    """A dispute: what it has withdrawn less what it gave again, and what it cost."""
+
+    name: str
+    payment: str
+    withdrawn: int
+    fees: int
+    is_open: bool
+
+
+class Dialect(Protocol):
+    """A provider's account as the provider writes it down and tells it."""
+
+    #: "stripe", "paypal": the way to pay, and the place in the books.
+    provider: str
+    host: str
+    events: list[dict[str, Any]]
+    #: What chance makes of the call that is being carried out.
+    hangs: Callable[[], bool]
+    declines: Callable[[], bool]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Its API."""
+
+    def taken(self) -> list[Taken]:
+        """All payments that were taken."""
+        ...
+
+    def agreed(self) -> list[str]:
+        """The house's names for what payers have agreed to pay, and it has not taken yet."""
+        ...
+
+    def stuck(self) -> list[str]:
+        """Names of payments that wait for the provider or for the payer."""
+        ...
+
+    def go_on(self, name: str) -> None:
+        """One of those: it is taken, or the payer agrees with another card."""
+
+    def given_back(self) -> list[Back]:
+        """All refunds."""
+        ...
+
+    def disputed(self) -> list[Disputed]:
+        """All disputes."""
+        ...
+
+    def pay(self, link: str) -> str:
+        """A payer does what the link is for; gives a name of what was paid."""
+        ...
+
+    def give(self, payment: str, cents: int) -> None:
+        """The operator refunds past the house."""
+
+    def end_refund(self, back: Back, *, fails: bool) -> None:
+        """One that hung is carried out, or its money comes back."""
+
+    def take(self, payment: str, cents: int, fee: int) -> None:
+        """A payer disputes."""
+
+    def end_dispute(self, dispute: Disputed, *, is_won: bool) -> None:
+        """The house is given the money again, or not."""
+
+    def webhook(self, event: dict[str, Any]) -> Ask:
+        """An event as the house is told of it."""
+        ...
+
+    def tire(self) -> None:
+        """What lets the house in has ended, where it does end."""
+
+
+class ModelProvider:
+    """One account at a provider, and what happens there."""
 
     def __init__(
         self,
+        dialect: Dialect,
         moods: CardMoods,
         tell: Callable[[Ask], Awaitable[Reply]],
         spawn: Callable[[Any], object],
         trace: Callable[[str], None],
     ) -> None:
         """`tell` brings a webhook to the house, `spawn` in a task of its own."""
-        super().__init__(api_key=API_KEY, webhook_secret=WEBHOOK_SECRET)
+        self.dialect = dialect
         self.moods = moods
         self._tell = tell
         self._spawn = spawn
         self._trace = trace
         self._told = 0
+        dialect.hangs = lambda: self.moods.happens(self.moods.hangs)
+        dialect.declines = lambda: self.moods.happens(self.moods.declines)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.moods.is_down:
             return await drop(send)
         if self.moods.happens(self.moods.refuses):
             return await respond(send, 429, b'{"error": {"code": "rate_limit"}}')
-        return await super().__call__(scope, receive, send)
-
-    def _refund(self, given: dict[str, Any]) -> dict[str, Any]:
-        refund = super()._refund(given)
-        if self.moods.happens(self.moods.hangs):
-            refund["status"] = "pending"
-        return refund
+        return await self.dialect(scope, receive, send)
 
     # ── what happens at it ───────────────────────────────────────────────────────────────────────
 
@@ -90,75 +188,67 @@ class ModelStripe(FakeStripe):
 
     def step(self) -> None:
         """What happens within a few seconds."""
-        chance, moods = self.moods.chance, self.moods
-        for refund in self.refunds.values():
-            if refund["status"] == "pending" and chance.random() < 0.3:
-                if moods.happens(moods.fails):
-                    self._trace(f"the refund {refund['id'][-6:]} fails")
-                    self.undo(refund["id"])
-                else:
-                    refund["status"] = "succeeded"
-        for dispute in list(self.disputes.values()):
-            if dispute["status"] == "needs_response" and chance.random() < 0.2:
-                self._end(dispute)
-        paid = self._paid()
+        chance, moods, dialect = self.moods.chance, self.moods, self.dialect
+        for name in dialect.stuck():
+            if chance.random() < 0.3:
+                self._trace(f"the payment {name[-6:]} goes on")
+                dialect.go_on(name)
+        for back in dialect.given_back():
+            if back.state is BackState.PENDING and chance.random() < 0.3:
+                fails = moods.happens(moods.fails)
+                if fails:
+                    self._trace(f"the refund {back.name[-6:]} fails")
+                dialect.end_refund(back, fails=fails)
+        for dispute in dialect.disputed():
+            if dispute.is_open and chance.random() < 0.2:
+                is_won = chance.random() < 0.5
+                dialect.end_dispute(dispute, is_won=is_won)
+                self._trace(f"the dispute {dispute.name[-6:]} is {'won' if is_won else 'lost'}")
+        paid = dialect.taken()
         if paid and moods.happens(moods.disputes):
             self._dispute(chance.choice(paid))
         if paid and moods.happens(moods.dashboard):
-            intent = chance.choice(paid)
-            amount = min(self.left_of(intent), chance.choice((100, 700)))
+            one = chance.choice(paid)
+            amount = min(self._left_of(one), chance.choice((100, 700)))
             if amount > 0:
-                self._trace(f"the operator refunds {amount} of {intent['id'][-6:]} by hand")
-                self.give_back(intent["id"], amount)
+                self._trace(f"the operator refunds {amount} of {one.name[-6:]} by hand")
+                dialect.give(one.name, amount)
+        if moods.happens(moods.refuses):
+            dialect.tire()
         self._send_webhooks()
 
-    def _dispute(self, intent: dict[str, Any]) -> None:
-        if self.left_of(intent) == intent["amount"] and not intent["latest_charge"]["disputed"]:
-            self._trace(f"{intent['id'][-6:]} is disputed")
-            self.dispute(intent["id"], intent["amount"], _DISPUTE_FEE)
+    def _dispute(self, paid: Taken) -> None:
+        if self._left_of(paid) == paid.amount and not self._was_disputed(paid):
+            self._trace(f"{paid.name[-6:]} is disputed")
+            self.dialect.take(paid.name, paid.amount, _DISPUTE_FEE)
 
-    def _end(self, dispute: dict[str, Any]) -> None:
-        if self.moods.chance.random() < 0.5:
-            self.win(dispute["id"])
-        else:
-            dispute["status"] = "lost"
-        self._trace(f"the dispute {dispute['id'][-6:]} is {dispute['status']}")
+    def _was_disputed(self, paid: Taken) -> bool:
+        return any(one.payment == paid.name for one in self.dialect.disputed())
 
-    def left_of(self, intent: dict[str, Any]) -> int:
+    # ── its money ────────────────────────────────────────────────────────────────────────────────
+
+    def _left_of(self, paid: Taken) -> int:
         """What of a payment was neither refunded nor is disputed."""
-        mine = [
-            moved["amount"]
-            for dispute in self.disputes.values()
-            if dispute["payment_intent"] == intent["id"]
-            for moved in dispute["balance_transactions"]
-        ]
-        back = [
-            one["amount"]
-            for one in self.refunds.values()
-            if one["payment_intent"] == intent["id"] and one["status"] != "failed"
-        ]
-        return int(intent["amount"] + sum(mine) - sum(back))
+        disputes, backs = self.dialect.disputed(), self.dialect.given_back()
+        gone = sum(one.withdrawn for one in disputes if one.payment == paid.name)
+        return paid.amount - gone - sum(_gone(one) for one in backs if one.payment == paid.name)
 
     def balance(self) -> int:
-        """All that the provider owes the house, in cents."""
-        left = sum(self.left_of(one) for one in self._paid())
-        return left - self.fees()
+        """All that the provider owes the house."""
+        gone = sum(one.withdrawn for one in self.dialect.disputed())
+        back = sum(map(_gone, self.dialect.given_back()))
+        return sum(one.amount for one in self.dialect.taken()) - gone - back - self.fees()
 
     def fees(self) -> int:
         """What it has kept for itself."""
-        disputes = self.disputes.values()
-        moved = [each for one in disputes for each in one["balance_transactions"]]
-        taken = [fee_of(one["amount"]) for one in self._paid()]
-        return sum(taken) + sum(int(each["fee"]) for each in moved)
-
-    def _paid(self) -> list[dict[str, Any]]:
-        return [one for one in self.intents.values() if one["latest_charge"] is not None]
+        kept = sum(one.fee for one in self.dialect.taken())
+        return kept + sum(one.fees for one in self.dialect.disputed())
 
     # ── webhooks ─────────────────────────────────────────────────────────────────────────────────
 
     def _send_webhooks(self) -> None:
-        fresh = self.events[self._told :]
-        self._told = len(self.events)
+        fresh = self.dialect.events[self._told :]
+        self._told = len(self.dialect.events)
         self.moods.chance.shuffle(fresh)
         for event in fresh:
             if not self.moods.happens(self.moods.loses_webhook):
@@ -168,16 +258,15 @@ class ModelStripe(FakeStripe):
 
     async def _deliver(self, event: dict[str, Any]) -> None:
         await asyncio.sleep(self.moods.chance.expovariate(1 / 5))
-        body = json.dumps(event)
-        header = stripe.WebhookSignature.generate_signature_header(
-            body, self.webhook_secret, now_s()
-        )
-        headers = ((b"stripe-signature", header.encode()), (b"content-type", b"application/json"))
         try:
-            await self._tell(Ask("POST", "/v1/webhooks/stripe", headers, body.encode()))
+            await self._tell(self.dialect.webhook(event))
         except Lost:
             self._trace(f"the webhook {event['id'][-6:]} is lost")
 
     def calm_down(self) -> None:
         """From now on nothing new happens; what hangs comes to its end."""
         self.moods = CardMoods(self.moods.chance, fails=self.moods.fails)
+
+
+def _gone(back: Back) -> int:
+    return 0 if back.state is BackState.FAILED else back.amount

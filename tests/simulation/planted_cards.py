@@ -2,45 +2,68 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 from unittest.mock import patch
 
 from farebox.payments.cards.method import CardMethod
+from farebox.rails.paypal import PaypalConnector, PaypalLine
 from farebox.rails.stripe import StripeConnector
+
+_CONNECTORS: Final[tuple[Any, ...]] = (StripeConnector, PaypalConnector)
 
 
 def a_refund_is_repeated_under_a_new_key() -> AbstractContextManager[object]:
-    honest, tries = StripeConnector._ask, iter(range(1 << 40))
+    tries = iter(range(1 << 40))
+    by_stripe, by_paypal = StripeConnector._ask, PaypalLine.ask
 
-    async def ask(self: StripeConnector, method: str, path: str, **params: Any) -> Any:
+    async def ask_stripe(self: StripeConnector, method: str, path: str, **params: Any) -> Any:
         if method == "post" and path == "/v1/refunds":
             params["idempotency_key"] += f"-{next(tries)}"
-        return await honest(self, method, path, **params)
+        return await by_stripe(self, method, path, **params)
 
-    async def refund(self: StripeConnector, *args: Any, asked_before: bool) -> Any:
-        return await honest_refund(self, *args, asked_before=False)
+    async def ask_paypal(self: PaypalLine, *args: Any, request_id: str = "", **how: Any) -> Any:
+        if request_id.startswith("refund-"):
+            request_id += f"-{next(tries)}"
+        return await by_paypal(self, *args, request_id=request_id, **how)
 
-    honest_refund = StripeConnector.refund
-    return patch.multiple(StripeConnector, _ask=ask, refund=refund)
+    def forgetful(honest: Any) -> Any:
+        async def refund(self: Any, *args: Any, asked_before: bool) -> Any:
+            return await honest(self, *args, asked_before=False)
+
+        return refund
+
+    stack = ExitStack()
+    stack.enter_context(patch.object(StripeConnector, "_ask", ask_stripe))
+    stack.enter_context(patch.object(PaypalLine, "ask", ask_paypal))
+    for kind in _CONNECTORS:
+        stack.enter_context(patch.object(kind, "refund", forgetful(kind.refund)))
+    return stack
 
 
 def chargebacks_are_ignored() -> AbstractContextManager[object]:
-    honest = StripeConnector.sync
+    def blind(honest: Any) -> Any:
+        async def sync(self: Any, reference: str) -> Any:
+            payment = await honest(self, reference)
+            return None if payment is None else replace(payment, disputed=0)
 
-    async def sync(self: StripeConnector, reference: str) -> Any:
-        payment = await honest(self, reference)
-        return None if payment is None else replace(payment, disputed=0)
+        return sync
 
-    return patch.object(StripeConnector, "sync", sync)
+    stack = ExitStack()
+    for kind in _CONNECTORS:
+        stack.enter_context(patch.object(kind, "sync", blind(kind.sync)))
+    return stack
 
 
 def only_webhooks_are_heard() -> AbstractContextManager[object]:
-    async def notices(self: StripeConnector, cursor: str) -> tuple[list[Any], str]:
+    async def notices(self: Any, cursor: str) -> tuple[list[Any], str]:
         return [], cursor or "nothing"
 
-    return patch.object(StripeConnector, "notices", notices)
+    stack = ExitStack()
+    for kind in _CONNECTORS:
+        stack.enter_context(patch.object(kind, "notices", notices))
+    return stack
 
 
 def each_notice_is_a_payment_of_its_own() -> AbstractContextManager[object]:

@@ -105,4 +105,29 @@ SCENES: Final[dict[str, Weather]] = {
         callers=2,
         cards=CardWeather(hangs=0.3, fails=0.3, fills=0.9, wire=NetworkWeather(loses_answer=0.4)),
     ),
+    "PayPal takes payments back": replace(
+        _CLEAR,
+        callers=3,
+        cards=CardWeather(
+            provider="paypal",
+            loses_webhook=0.9,
+            repeats_webhook=0.3,
+            disputes=0.9,
+            dashboard=0.1,
+            fills=0.5,
+        ),
+    ),
+    "answers of PayPal about refunds are lost": replace(
+        _CLEAR,
+        storm_s=60,
+        callers=3,
+        cards=CardWeather(
+            provider="paypal",
+            declines=0.1,
+            hangs=0.3,
+            fails=0.3,
+            fills=0.9,
+            wire=NetworkWeather(loses_answer=0.25),
+        ),
+    ),
 }

@@ -5,7 +5,14 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
-from tests.simulation.cards import API_KEY, STRIPE, WEBHOOK_SECRET
+from tests.simulation.card_dialects import (
+    API_KEY,
+    CLIENT_ID,
+    CLIENT_SECRET,
+    WEBHOOK_SECRET,
+    PaypalDialect,
+    StripeDialect,
+)
 from tests.simulation.chain_checker import DEPTHS as BITCOIN_DEPTHS
 from tests.simulation.evm import CHAIN_ID, TOKEN
 from tests.simulation.evm_checker import COIN_DEPTH, NAME
@@ -60,12 +67,18 @@ _EVM: Final[dict[str, object]] = {
         },
     ],
 }
-_CARDS: Final[dict[str, object]] = {
-    "stripe.key": API_KEY,
-    "stripe.webhook_secret": WEBHOOK_SECRET,
-    "stripe.url": f"http://{STRIPE}",
-    "stripe.fee_fixed": "0.00",
-    "stripe.fee_ppm": 0,
+_CARDS: Final[dict[str, dict[str, object]]] = {
+    "stripe": {
+        "stripe.key": API_KEY,
+        "stripe.webhook_secret": WEBHOOK_SECRET,
+        "stripe.url": f"http://{StripeDialect.host}",
+    },
+    "paypal": {
+        "paypal.client_id": CLIENT_ID,
+        "paypal.client_secret": CLIENT_SECRET,
+        "paypal.webhook_id": PaypalDialect.webhook_id,
+        "paypal.url": f"http://{PaypalDialect.host}",
+    },
 }
 
 
@@ -90,7 +103,9 @@ def settings_of(chance: Random, weather: Weather) -> dict[str, object]:
     if weather.evm is not None:
         chosen |= {"evm": [_EVM], **_RATES}
     if weather.cards is not None:
-        chosen |= _CARDS | _RATES
+        name = weather.cards.provider
+        chosen |= _CARDS[name] | _RATES
+        chosen |= {f"{name}.fee_fixed": "0.00", f"{name}.fee_ppm": 0}
     if weather.node is not None:
         chosen |= _LIGHTNING
     return chosen

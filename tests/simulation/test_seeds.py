@@ -189,10 +189,15 @@ def counters_are_kept_in_memory() -> AbstractContextManager[object]:
             planted_evm.what_is_in_no_block_is_sent_under_another_nonce,
             "answers of an EVM node are lost",
         ),
-        (planted_cards.each_notice_is_a_payment_of_its_own, "card payments are taken back"),
+        (planted_cards.each_notice_is_a_payment_of_its_own, "PayPal takes payments back"),
         (planted_cards.chargebacks_are_ignored, "card payments are taken back"),
         (planted_cards.only_webhooks_are_heard, "card payments are taken back"),
+        (planted_cards.chargebacks_are_ignored, "PayPal takes payments back"),
         (planted_cards.a_refund_is_repeated_under_a_new_key, "answers about refunds are lost"),
+        (
+            planted_cards.a_refund_is_repeated_under_a_new_key,
+            "answers of PayPal about refunds are lost",
+        ),
     ],
 )
 def test_a_planted_defect_is_found(

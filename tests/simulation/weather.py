@@ -127,9 +127,12 @@ class EvmWeather:
 class CardWeather:
     """How a card provider, those who pay there and its webhooks behave; see `cards.CardMoods`."""
 
+    #: Which one it is: see `card_dialects.DIALECTS`.
+    provider: str = "stripe"
     refuses: float = 0
     loses_webhook: float = 0
     repeats_webhook: float = 0
+    declines: float = 0
     hangs: float = 0
     fails: float = 0
     disputes: float = 0
@@ -141,7 +144,8 @@ class CardWeather:
 
     def calm(self) -> CardWeather:
         """The same provider once nothing new happens there."""
-        return CardWeather(fails=self.fails, wire=NetworkWeather(latency_s=self.wire.latency_s))
+        wire = NetworkWeather(latency_s=self.wire.latency_s)
+        return CardWeather(provider=self.provider, fails=self.fails, wire=wire)
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +332,8 @@ def _cards(chance: Random) -> CardWeather:
         goes_down=chance.random() < 0.3,
         fills=chance.choice((0, 0.5, 0.9)),
         wire=_network(chance),
+        provider=chance.choice(("stripe", "paypal")),
+        declines=_often(chance),
     )
 
 

@@ -23,8 +23,9 @@ from farebox.signer import Signer
 from farebox.wire.cashu import crypto
 from tests.simulation.callers import Caller
 from tests.simulation.card_checker import CardChecker
+from tests.simulation.card_dialects import DIALECTS
 from tests.simulation.card_payers import CardPayer
-from tests.simulation.cards import STRIPE, CardMoods, ModelStripe
+from tests.simulation.cards import CardMoods, ModelProvider
 from tests.simulation.chain import ChainMoods, ModelChain, ModelWallet
 from tests.simulation.chain_checker import ChainChecker
 from tests.simulation.checker import Checker, PromiseBroken
@@ -138,7 +139,7 @@ class World:
         self.node: ModelLnd | None = None
         self.chain: ModelChain | None = None
         self.evm: ModelEvm | None = None
-        self.cards: ModelStripe | None = None
+        self.cards: ModelProvider | None = None
         self._add_rails(weather, clock)
 
     def _add_rails(self, weather: Weather, clock: WorldClock) -> None:
@@ -219,18 +220,20 @@ class World:
             refuses=drawn.refuses,
             loses_webhook=drawn.loses_webhook,
             repeats_webhook=drawn.repeats_webhook,
+            declines=drawn.declines,
             hangs=drawn.hangs,
             fails=drawn.fails,
             disputes=drawn.disputes,
             dashboard=drawn.dashboard,
         )
-        self.cards = ModelStripe(moods, self.ask, self.outside.spawn, self.trace)
-        self.network.hosts[STRIPE] = self.cards
+        dialect = DIALECTS[drawn.provider]()
+        self.cards = ModelProvider(dialect, moods, self.ask, self.outside.spawn, self.trace)
+        self.network.hosts[dialect.host] = self.cards
         self.checker.rail = CardChecker(self.disk, self.cards)
         market: dict[str, str] = {}
         for caller in self.callers:
             if isinstance(caller, CardPayer):
-                caller.provider = self.cards
+                caller.enrol(self.cards)
                 caller.meet(market, drawn.fills)
 
     def wallet(self, clock: Clock) -> ModelWallet:
@@ -355,7 +358,7 @@ class World:
         if weather.evm is not None:
             self.network.weathers[EVM_NODE] = weather.evm.wire
         if weather.cards is not None:
-            self.network.weathers[STRIPE] = weather.cards.wire
+            self.network.weathers[DIALECTS[weather.cards.provider].host] = weather.cards.wire
         self.others.set_weather(weather)
 
     async def _crash(self, house: House) -> None:

@@ -53,6 +53,8 @@ class FakePaypal:
     answered: dict[str, tuple[str, int, Document]] = field(default_factory=dict)
     lose: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
+    #: How many of the next captures the payer's card declines.
+    poor: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
@@ -78,9 +80,12 @@ class FakePaypal:
         if headers.get("authorization") != f"Basic {wanted}":
             return await respond(send, 401, b'{"error": "invalid_client"}')
         assert raw == b"grant_type=client_credentials"
-        self.access_token = f"A21AA{secrets.token_hex(16)}"
+        self.access_token = self._token()
         told = {"access_token": self.access_token, "token_type": "Bearer", "expires_in": 32_400}
         return await respond(send, 200, json.dumps(told).encode())
+
+    def _token(self) -> str:
+        return f"A21AA{secrets.token_hex(16)}"
 
     def _once(
         self, method: str, steps: list[str], raw: bytes, query: Document, key: str
@@ -146,7 +151,7 @@ class FakePaypal:
         (unit,) = given["purchase_units"]
         assert len(unit["custom_id"]) <= 127
         parts = unit["amount"].get("breakdown")
-        if parts and sum(map(_cents, parts.values())) != _cents(unit["amount"]):
+        if parts and sum(map(cents_of, parts.values())) != cents_of(unit["amount"]):
             raise Refused(422, "UNPROCESSABLE_ENTITY", "AMOUNT_MISMATCH")
         order: Document = {
             "id": _id(),
@@ -175,8 +180,11 @@ class FakePaypal:
             raise Refused(422, "UNPROCESSABLE_ENTITY", "ORDER_ALREADY_CAPTURED")
         if order["status"] != "APPROVED":
             raise Refused(422, "UNPROCESSABLE_ENTITY", "ORDER_NOT_APPROVED")
+        if self._declines(order):
+            order["status"] = "PAYER_ACTION_REQUIRED"  # with another card, perhaps
+            raise Refused(422, "UNPROCESSABLE_ENTITY", "INSTRUMENT_DECLINED")
         unit = order["purchase_units"][0]
-        total = _cents(unit["amount"])
+        total = cents_of(unit["amount"])
         capture = {
             "id": _id(),
             "status": "COMPLETED",
@@ -188,17 +196,26 @@ class FakePaypal:
         unit["payments"]["captures"].append(capture)
         order["status"] = "COMPLETED"
         self.captures[str(capture["id"])] = order["id"]
-        related = {"related_ids": {"order_id": order["id"]}}
-        resource = {"id": capture["id"], "supplementary_data": related}
-        self._happened("PAYMENT.CAPTURE.COMPLETED", resource)
+        self._capture_happened("PAYMENT.CAPTURE.COMPLETED", order["id"], str(capture["id"]))
         return order
+
+    def _declines(self, order: Document) -> bool:
+        self.poor -= 1
+        return self.poor >= 0
+
+    def _capture_happened(self, name: str, order_id: str, capture_id: str) -> None:
+        related = {"related_ids": {"order_id": order_id}}
+        self.happened(name, {"id": capture_id, "supplementary_data": related})
 
     def _refund(self, capture_id: str, given: Document) -> Document:
         order = self.orders[_found(self.captures, capture_id)]
         payments = order["purchase_units"][0]["payments"]
-        gone = sum(_cents(one["amount"]) for one in payments["refunds"])
-        if _cents(given["amount"]) > _cents(payments["captures"][0]["amount"]) - gone:
+        made = [one for one in payments["refunds"] if one["status"] != "FAILED"]
+        gone = sum(cents_of(one["amount"]) for one in made)
+        if cents_of(given["amount"]) > cents_of(payments["captures"][0]["amount"]) - gone:
             raise Refused(422, "UNPROCESSABLE_ENTITY", "REFUND_AMOUNT_EXCEEDED")
+        if self._is_taken_back(capture_id):
+            raise Refused(422, "UNPROCESSABLE_ENTITY", "TRANSACTION_DISPUTED")
         refund = {
             "id": _id(),
             "status": "COMPLETED",
@@ -207,10 +224,16 @@ class FakePaypal:
         }
         payments["refunds"].append(refund)
         payments["captures"][0]["status"] = "PARTIALLY_REFUNDED"
-        up = f"{self.url}/v2/payments/captures/{capture_id}"
-        resource = {"id": refund["id"], "links": [{"rel": "up", "href": up}]}
-        self._happened("PAYMENT.CAPTURE.REFUNDED", resource)
+        self._refund_happened("PAYMENT.CAPTURE.REFUNDED", refund["id"], capture_id)
         return refund
+
+    def _is_taken_back(self, capture_id: str) -> bool:
+        mine = [one for one in self.disputes.values() if one["capture"] == capture_id]
+        return any(each["money_movements"][-1]["type"] == "DEBIT" for each in mine)
+
+    def _refund_happened(self, name: str, refund_id: str, capture_id: str) -> None:
+        up = f"{self.url}/v2/payments/captures/{capture_id}"
+        self.happened(name, {"id": refund_id, "links": [{"rel": "up", "href": up}]})
 
     def _keep(self, given: Document) -> Document:
         source = given["payment_source"]["token"]
@@ -224,7 +247,8 @@ class FakePaypal:
 
     # ── events ───────────────────────────────────────────────────────────────────────────────────
 
-    def _happened(self, name: str, resource: Document) -> None:
+    def happened(self, name: str, resource: Document) -> None:
+        """Something is told from now on."""
         event = {
             "id": f"WH-{secrets.token_hex(8)}",
             "event_type": name,
@@ -263,13 +287,20 @@ class FakePaypal:
         """A payer agrees on PayPal's page; gives the order's id."""
         order = self.orders[link.rpartition("=")[2]]
         order["status"] = "APPROVED"
-        self._happened("CHECKOUT.ORDER.APPROVED", {"id": order["id"]})
+        self.happened("CHECKOUT.ORDER.APPROVED", {"id": order["id"]})
         return str(order["id"])
 
     def give_back(self, order_id: str, cents: int) -> None:
         """The operator refunds on PayPal's site, past us."""
         capture = self.orders[order_id]["purchase_units"][0]["payments"]["captures"][0]
         self._refund(capture["id"], {"amount": _usd(cents)})
+
+    def undo(self, order_id: str, refund_id: str) -> None:
+        """A refund that was pending is not carried out: the money comes back."""
+        payments = self.orders[order_id]["purchase_units"][0]["payments"]
+        (refund,) = (one for one in payments["refunds"] if one["id"] == refund_id)
+        refund["status"] = "FAILED"
+        self._refund_happened("PAYMENT.REFUND.FAILED", refund_id, payments["captures"][0]["id"])
 
     def dispute(self, order_id: str, cents: int, fee: int) -> str:
         """A payer, or their bank, takes money back."""
@@ -278,21 +309,26 @@ class FakePaypal:
         moved = [("DISPUTE_SETTLEMENT", cents), ("CHARGEBACK_FEE", fee)]
         self.disputes[name] = {
             "dispute_id": name,
+            "status": "WAITING_FOR_SELLER_RESPONSE",
             "capture": capture,
             "money_movements": [_moved("DEBIT", reason, amount) for reason, amount in moved],
         }
         resource = {"disputed_transactions": [{"seller_transaction_id": capture}]}
-        self._happened("CUSTOMER.DISPUTE.CREATED", resource)
+        self.happened("CUSTOMER.DISPUTE.CREATED", resource)
         return name
 
     def win(self, name: str) -> None:
         """The money comes again; the fee stays."""
         moved = self.disputes[name]["money_movements"]
         moved.append(moved[0] | {"type": "CREDIT"})
-        resource = {
-            "disputed_transactions": [{"seller_transaction_id": self.disputes[name]["capture"]}]
-        }
-        self._happened("CUSTOMER.DISPUTE.RESOLVED", resource)
+        self.lose_dispute(name)
+
+    def lose_dispute(self, name: str) -> None:
+        """Nothing more is moved."""
+        dispute = self.disputes[name]
+        dispute["status"] = "RESOLVED"
+        resource = {"disputed_transactions": [{"seller_transaction_id": dispute["capture"]}]}
+        self.happened("CUSTOMER.DISPUTE.RESOLVED", resource)
 
 
 def fee_of(cents: int) -> int:
@@ -308,7 +344,8 @@ def _usd(cents: int) -> Document:
     return {"currency_code": "USD", "value": f"{cents // 100}.{cents % 100:02}"}
 
 
-def _cents(amount: Document) -> int:
+def cents_of(amount: Document) -> int:
+    """An amount in dollars."""
     whole, _, rest = amount["value"].partition(".")
     assert len(rest) == 2, amount
     assert amount["currency_code"] == "USD"

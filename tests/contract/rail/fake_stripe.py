@@ -261,6 +261,9 @@ class FakeStripe:
         charge, amount = intent["latest_charge"], int(given["amount"])
         if charge is None or amount > charge["amount"] - charge["amount_refunded"]:
             raise Refused(400, "charge_already_refunded")
+        mine = [one for one in self.disputes.values() if one["payment_intent"] == intent["id"]]
+        if sum(moved["amount"] for one in mine for moved in one["balance_transactions"]) < 0:
+            raise Refused(400, "charge_disputed")
         refund = {
             "id": _id("re"),
             "object": "refund",

@@ -9,7 +9,7 @@ from dataclasses import replace
 import aiohttp
 import pytest
 
-from farebox.clock import NS_PER_S, SystemClock, iso
+from farebox.clock import NS_PER_S, Clock, SystemClock, iso
 from farebox.errors import RailUnavailable
 from farebox.payments.cards.connector import Connector
 from farebox.payments.cards.model import (
@@ -30,6 +30,7 @@ from farebox.rails.paypal.line import decline_of
 from farebox.rails.web.breaker import Breaker
 from farebox.testing.asgi import Receive, Scope, Send, respond, serving
 from tests.contract.rail.fake_paypal import FakePaypal
+from tests.crash.victim import AheadClock
 from tests.integration.whole_house import listening
 from tests.peers.process import free_port
 
@@ -40,11 +41,13 @@ def now_s() -> int:
 
 
 @asynccontextmanager
-async def connected(url: str, secret: str = "secret-of-the-test") -> AsyncIterator[Connector]:
+async def connected(
+    url: str, secret: str = "secret-of-the-test", clock: Clock | None = None
+) -> AsyncIterator[Connector]:
     config = PaypalConfig(
         client_id="client-of-the-test", client_secret=secret, url=url, timeout_s=5
     )
-    clock = SystemClock()
+    clock = clock or SystemClock()
     async with aiohttp.ClientSession() as session:
         line = PaypalLine(config, session, Breaker(clock, who="PayPal"), clock)
         yield PaypalConnector(config, line, clock)
@@ -74,12 +77,23 @@ async def test_a_page_is_approved_and_captured_once(pal: FakePaypal) -> None:
             stands = await connector.sync(page.reference)
             assert stands is not None
             assert (stands.phase, stands.order) == (Phase.APPROVED, "dep_1")
-            # A refusal is remembered by its request id: another time gets another one.
-            taken = [await connector.capture(page.reference, 0, "USD", key) for key in "aab"]
+            taken = [await connector.capture(page.reference, 0, "USD", "dep_1") for _ in range(3)]
             assert all(isinstance(one, Captured) and one.amount == 1_065 for one in taken)
             assert len(pal.captures) == 1
         assert pal.client_secret not in heard.getvalue()
         assert pal.access_token not in heard.getvalue()
+
+
+async def test_a_payer_whose_card_declines_pays_with_another(pal: FakePaypal) -> None:
+    async with connected(pal.url, pal.client_secret) as connector:
+        page = await connector.check_out(CheckoutOrder("dep_1", 1_000, "USD", now_s()))
+        pal.approve(page.uri)
+        pal.poor = 1
+        declined = await connector.capture(page.reference, 0, "USD", "dep_1")
+        assert isinstance(declined, Declined)
+        pal.approve(page.uri)
+        assert isinstance(await connector.capture(page.reference, 0, "USD", "dep_1"), Captured)
+        assert len(pal.captures) == 1
 
 
 async def test_a_token_that_has_ended_is_renewed(pal: FakePaypal) -> None:
@@ -131,6 +145,19 @@ async def test_events_are_told_once_however_many_have_come(pal: FakePaypal) -> N
         pal.events.append(late | {"event_type": "CHECKOUT.ORDER.APPROVED"})
         told, _ = await connector.notices(cursor)
         assert [one.reference for one in told] == ["LATE"]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_no_event_is_missed_by_a_clock_that_is_ahead(pal: FakePaypal, is_first: bool) -> None:
+    if not is_first:
+        pal.happened("CHECKOUT.ORDER.APPROVED", {"id": "BEFORE"})
+    clock = AheadClock()
+    clock.ahead_s = 600
+    async with connected(pal.url, pal.client_secret, clock) as connector:
+        _, cursor = await connector.notices("")
+        pal.happened("CHECKOUT.ORDER.APPROVED", {"id": "SINCE"})
+        told, _ = await connector.notices(cursor)
+        assert [one.reference for one in told] == ["SINCE"]
 
 
 async def test_a_request_id_that_paypal_may_have_forgotten_is_not_used_again(

@@ -18,7 +18,8 @@ from farebox.payments.cards.model import Captured, CardOrder, Declined, GivenBac
 from farebox.testing.asgi import serving
 from tests.contract.rail.test_stripe_connector import DECLINED, GOOD, connected
 from tests.peers.stripe import Localstripe
-from tests.simulation.cards import API_KEY, CardMoods, ModelStripe
+from tests.simulation.card_dialects import API_KEY, StripeDialect
+from tests.simulation.cards import CardMoods, ModelProvider
 
 
 async def lived(connector: Connector, card: Callable[[str], Awaitable[str]]) -> list[object]:
@@ -68,6 +69,7 @@ async def test_the_simulated_provider_answers_as_localstripe_does_localstripe(
     async def nobody(_: object) -> None:
         return None
 
-    model = ModelStripe(CardMoods(Random(1)), nobody, lambda _: None, lambda _: None)  # type: ignore[arg-type]
+    moods = CardMoods(Random(1))
+    model = ModelProvider(StripeDialect(), moods, nobody, lambda _: None, lambda _: None)  # type: ignore[arg-type]
     async with serving(model) as url, connected(url, API_KEY) as connector:
         assert await lived(connector, card) == expected

@@ -7,7 +7,7 @@
 | boundary                    | what can fail        | recovery                                    |
 |-----------------------------|----------------------|---------------------------------------------|
 | link made → request stored  | we stop              | nobody was shown it: nothing can be paid    |
-| approved there → captured   | we stop, answer lost | poller and events: captured by the same key |
+| approved there → captured   | we stop, answer lost | poller and events: captured there once      |
 | captured there → credited   | a webhook is lost    | the poller asks; events are read by a cursor|
 | asked for → first cursor    | no answer, we stop   | all that was asked for is asked about first |
 | credited → booked (fees …)  | we stop              | the event is read again: its cursor comes   |

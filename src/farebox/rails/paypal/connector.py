@@ -4,6 +4,7 @@
 |-------------------------|--------------------|-------------------------------------------------|
 | stored → call           | we stop            | called again with the same request id           |
 | call → stored           | the answer is lost | the same: PayPal carries it out once            |
+| capture → answer        | the answer is lost | called again: an order is captured once         |
 | the same id, hours late | PayPal forgets ids | not called again: a person looks (`Unknown`)    |
 | paid there → known here | a webhook is lost  | events are listed from a time on                |
 
@@ -197,9 +198,11 @@ class PaypalConnector:
     async def capture(
         self, reference: str, amount: int, currency: str, key: str
     ) -> Captured | Declined | Unknown:
-        """Take an approved order, all of it."""
+        """Take an approved order, all of it. No request id, since an order is taken once anyway:
+        with one, a card's no would be remembered, and be the answer when another card was chosen.
+        """
         path = f"/v2/checkout/orders/{quote(reference, safe='')}/capture"
-        told = await self._line.ask("post", path, Order, {}, request_id=f"capture-{key}")
+        told = await self._line.ask("post", path, Order, {})
         if isinstance(told, Declined) and told.code == "order_already_captured":
             told = await self._line.ask("get", path.removesuffix("/capture"), Order)
         if not isinstance(told, Order):
@@ -270,7 +273,7 @@ class PaypalConnector:
         RailRejected.
         """
         if not cursor:
-            return [], f"{iso(self._clock.now_ns())} "
+            return [], await self._newest()
         since, _, told = cursor.partition(" ")
         events = await self._events_since(since)
         new = [one for one in events if one.id not in told.split(",")]
@@ -280,6 +283,14 @@ class PaypalConnector:
         names = [one.id for one in events if one.create_time == last]
         seen = f"{last} {','.join(names)}"
         return [Notice(one.id, one.reference) for one in new if one.reference], seen
+
+    async def _newest(self) -> str:
+        """The newest event, by PayPal's clock: what happens while ours is ahead is behind it."""
+        path, query = "/v1/notifications/webhooks-events", {"page_size": "1"}
+        page = await self._line.sure("get", path, Events, query=query)
+        if page.events:
+            return f"{page.events[0].create_time} {page.events[0].id}"
+        return f"{iso(self._clock.now_ns() - _EVENTS_KEPT_S * NS_PER_S)} "
 
     async def _events_since(self, since: str) -> list[Event]:
         """Oldest first. A page has the newest: the older ones are asked for by an end."""
