@@ -180,7 +180,10 @@ async def _live(rail: Rail, book: Book, one: Gateway, two: Gateway, chance: rand
     if is_frozen:
         # Nobody told it that it was taken for dead.
         one.server.process.send_signal(signal.SIGCONT)
-        await asyncio.gather(*asking)
+        for told in await asyncio.gather(*asking, return_exceptions=True):
+            # A connection whose time was over meanwhile is closed, asked or not: who is cut off
+            # asks again, below.
+            assert isinstance(told, httpx.Response | httpx.TransportError), told
         payers.append(await _pays_in(rail, one))
         await _credited(rail, book, len(payers))
         payers[-1].key = await _claims(one, payers[-1])

@@ -153,4 +153,8 @@ async def serving(app: App, *, host: str = "127.0.0.1", port: int = 0) -> AsyncI
     finally:
         server.stop()
         await task
+        # Who came while it stopped, or has not left, would keep a socket beyond the loop.
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
         listener.close()
