@@ -18,6 +18,8 @@ class CardPayer(RailCaller):
     amounts_msat = (5_000_000, 12_340_000, 60_000_000)
     filling_msat = 60_000_000
     small_msat = 2 * MSAT_PER_CENT
+    #: A refund is of one payment, and there may be many.
+    emptyings_max = 300
     provider: ModelProvider
 
     def enrol(self, provider: ModelProvider) -> None:

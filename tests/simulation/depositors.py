@@ -15,7 +15,6 @@ from tests.simulation.callers import Act, Caller, bearer, post, read_json
 from tests.simulation.lightning import PAYEES, ModelLnd
 from tests.simulation.network import Ask, Reply
 
-_EMPTYINGS_MAX = 60
 _SENDS_MOST = 30
 
 
@@ -43,6 +42,8 @@ class RailCaller(Caller):
     small_msat: int
     #: Until what is held may have come to where it can be paid out from.
     pause_s: float = 3
+    #: How often one tries to take out all that there is.
+    emptyings_max = 60
     market: dict[str, str]
 
     def meet(self, market: dict[str, str], fills: float) -> None:
@@ -189,7 +190,7 @@ class RailCaller(Caller):
     async def _empty(self, opens: str) -> None:
         """By whichever way the house has money: all of it, else half, and again."""
         part = 1
-        for _ in range(_EMPTYINGS_MAX):
+        for _ in range(self.emptyings_max):
             told = await self._patiently(Ask("GET", "/info", (bearer(opens),)))
             if told.status != 200 and opens not in self.keys:
                 return
