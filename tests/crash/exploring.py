@@ -83,12 +83,13 @@ async def die_at(
     died = False
     try:
         await act(one)
+        await one.assert_right()  # what goes on in the background may come to the point as well
     except Lost:
         died = True
         await one.run.died()
         assert await one.run.start()
         await act(one)
-    await one.assert_right()
+        await one.assert_right()
     await one.run.kill()
     return died
 

@@ -18,10 +18,10 @@ from eth_account.hdaccount.mnemonic import Mnemonic
 
 from farebox.rails.evm.keys import keys_from
 from tests.crash.books import Books
-from tests.crash.exploring import left_behind, rehearse
-from tests.crash.points import Kind, Point, points
+from tests.crash.exploring import die_at, left_behind, rehearse
+from tests.crash.points import Kind, points
 from tests.crash.scenarios import patiently
-from tests.crash.world import Lost, Nursery, Outside, Run, new_run
+from tests.crash.world import Nursery, Outside, Run, new_run
 from tests.integration.evm_house import RATES, authorization_of, evm_settings
 from tests.peers.anvil import CONTRACTS, Anvil, Contract
 
@@ -218,25 +218,6 @@ ACTS: dict[str, tuple[Act, Act]] = {
     "refund": (Story.prepare_refund, Story.refund),
     "authorization": (Story.sign, Story.hand_in),
 }
-
-
-async def die_at(one: Story, prepare: Act, act: Act, point: Point) -> bool:
-    """Live it through with a death at the point; returns whether it came to that."""
-    assert await one.run.start()
-    await prepare(one)
-    await one.run.arm(point)
-    died = False
-    try:
-        await act(one)
-        await one.assert_right()  # what goes on in the background may come to the point as well
-    except Lost:
-        died = True
-        await one.run.died()
-        assert await one.run.start()
-        await act(one)
-        await one.assert_right()
-    await one.run.kill()
-    return died
 
 
 def assert_no_keys(folder: Path, mnemonics: Sequence[str]) -> None:
