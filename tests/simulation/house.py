@@ -22,6 +22,7 @@ from farebox.books import places
 from farebox.bootstrap import Farebox, bitcoin, evm, lightning
 from farebox.clock import Clock
 from farebox.errors import FareboxError
+from farebox.payments.cards import gateway
 from farebox.settings import load_settings
 from farebox.testing.asgi import App
 from tests.simulation.chain import ModelWallet
@@ -41,6 +42,8 @@ from tests.simulation.store import SimulatedStore
 from tests.simulation.weather import DiskWeather
 
 ROOT_KEY = b"simulated root key, 32 bytes ok."
+#: How long a payer has to prove that it is them: as long as a storm, not as a coffee.
+_ACT_S = 40
 
 
 class House:
@@ -194,6 +197,7 @@ def outside_replaced(
             open_session=session,
             open_guarded_session=session,
         ),
+        patch.object(gateway, "_ACT_S", _ACT_S),
         patch.object(bitcoin, "_wallet_of", lambda _, clock: wallet(clock)),
         patch.object(evm, "open_rpc_session", lambda: Session(network)),
         patch.object(lightning, "open_node_session", lambda: NodeSession(network)),

@@ -117,6 +117,33 @@ SCENES: Final[dict[str, Weather]] = {
             fills=0.5,
         ),
     ),
+    "answers about charges are lost": replace(
+        _CLEAR,
+        storm_s=60,
+        callers=3,
+        cards=CardWeather(
+            hangs=0.3,
+            fails=0.3,
+            declines=0.1,
+            fills=0.5,
+            charges=0.9,
+            wire=NetworkWeather(loses_answer=0.15),
+        ),
+    ),
+    "answers of PayPal about charges are lost": replace(
+        _CLEAR,
+        storm_s=60,
+        callers=3,
+        cards=CardWeather(
+            provider="paypal",
+            hangs=0.3,
+            fails=0.3,
+            declines=0.1,
+            fills=0.5,
+            charges=0.9,
+            wire=NetworkWeather(loses_answer=0.15),
+        ),
+    ),
     "answers of PayPal about refunds are lost": replace(
         _CLEAR,
         storm_s=60,

@@ -140,6 +140,8 @@ class CardWeather:
     goes_down: bool = False
     #: How often a caller sees to it that there is something to give back.
     fills: float = 0
+    #: How often a caller has a stored card charged rather than that.
+    charges: float = 0
     wire: NetworkWeather = NetworkWeather()
 
     def calm(self) -> CardWeather:
@@ -334,6 +336,7 @@ def _cards(chance: Random) -> CardWeather:
         wire=_network(chance),
         provider=chance.choice(("stripe", "paypal")),
         declines=_often(chance),
+        charges=chance.choice((0, 0.5, 0.9)),
     )
 
 

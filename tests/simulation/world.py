@@ -233,7 +233,7 @@ class World:
         market: dict[str, str] = {}
         for caller in self.callers:
             if isinstance(caller, CardPayer):
-                caller.enrol(self.cards)
+                caller.enrol(self.cards, drawn.charges)
                 caller.meet(market, drawn.fills)
 
     def wallet(self, clock: Clock) -> ModelWallet:
