@@ -6,11 +6,14 @@ money leave reads that row and is refused when less than it would stay behind.
 
     paid out at most = available - what is not ripe
 
-So what is spent is ripe money first. Back to where it came from it may go at any time. One row, one
-writer at a time: a payment out guards the version that it has read.
+So what is spent is ripe money first. Back to where it came from it may go at any time: that takes
+as much of what is not ripe along, whatever was spent meanwhile. One row, one writer at a time: a
+payment out guards the version that it has read.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import msgspec
 
@@ -40,10 +43,15 @@ class Maturing(msgspec.Struct, frozen=True):
 MATURING = RecordType("maturing", Maturing)
 
 
-def unripe_msat(known: Maturing | None, now_ns: int, *, returning: str = "") -> int:
-    """How much is not ripe, without that of the deposit that is to be given back."""
-    lots = known.lots if known else ()
-    return sum(lot.amount_msat for lot in lots if lot.until > now_ns and lot.deposit != returning)
+def unripe_msat(
+    known: Maturing | None, now_ns: int, *, leaving_msat: int = 0, returning: str = ""
+) -> int:
+    """How much has to stay behind where `leaving_msat` leave: what is not ripe of all deposits but
+    the one that is given back; nothing where of that one no more leaves than is not ripe."""
+    lots = [lot for lot in (known.lots if known else ()) if lot.until > now_ns]
+    if any(lot.deposit == returning and lot.amount_msat >= leaving_msat for lot in lots):
+        return 0
+    return sum(lot.amount_msat for lot in lots if lot.deposit != returning)
 
 
 def ripe_at(known: Maturing | None) -> int:
@@ -65,17 +73,27 @@ def with_lot(known: Maturing | None, lot: Lot, now_ns: int) -> Maturing:
 
 
 def kept_back(
-    row: Row[Maturing] | None, account: str, unit_id: str, steps: int, now_ns: int, returning: str
+    row: Row[Maturing] | None,
+    account: str,
+    unit_id: str,
+    before: Sequence[Step],
+    now_ns: int,
+    returning: str,
 ) -> tuple[tuple[Step, ...], Guard]:
-    """What joins a unit of `steps` steps that lets money leave: it is refused at one of these where
-    what is not ripe would not be covered any more, and is stale when that has changed.
+    """What joins a unit of the steps `before` that lets money leave: it is refused at one of these
+    where what is not ripe would not be covered any more, and is stale when that has changed.
 
     The hold is there for the length of the unit alone.
     """
     guard = Guard(MATURING, account, row.version if row else 0)
-    kept_msat = unripe_msat(row.value if row else None, now_ns, returning=returning)
+    leaving_msat = sum(
+        one.amount for one in before if isinstance(one, Hold) and one.debit == account
+    )
+    kept_msat = unripe_msat(
+        row.value if row else None, now_ns, leaving_msat=leaving_msat, returning=returning
+    )
     if not kept_msat:
         return (), guard
-    probe = hold_id(unit_id, steps + 1)
+    probe = hold_id(unit_id, len(before) + 1)
     opened = Open(REVENUE, BTC.code, Kind.REVENUE)
     return (opened, Hold(account, REVENUE, kept_msat, "unripe"), Void(probe)), guard

@@ -327,7 +327,7 @@ class Payments:
                 row,
                 account,
                 operation.id,
-                len(holds),
+                holds,
                 self._ledger.clock.now_ns(),
                 plan.returns,
             )
