@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from random import Random
 from typing import Any
 from unittest.mock import patch
@@ -27,6 +28,7 @@ from farebox.settings import load_settings
 from farebox.testing.asgi import App
 from tests.simulation.chain import ModelWallet
 from tests.simulation.disk import Disk
+from tests.simulation.evm import SETTLED_BLOCKS
 from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.nature import WorldClock
 from tests.simulation.network import (
@@ -185,6 +187,11 @@ def outside_replaced(
     def session(*_: object) -> Session:
         return Session(network)
 
+    honest = evm.preset_of
+
+    def preset_of(found: Any) -> Any:
+        return replace(honest(found), settled_blocks=SETTLED_BLOCKS)
+
     def upstreams(configs: Any) -> SimulatedUpstreams:
         return SimulatedUpstreams(configs, network, outside, upstream)
 
@@ -199,7 +206,7 @@ def outside_replaced(
         ),
         patch.object(gateway, "_ACT_S", _ACT_S),
         patch.object(bitcoin, "_wallet_of", lambda _, clock: wallet(clock)),
-        patch.object(evm, "open_rpc_session", lambda: Session(network)),
+        patch.multiple(evm, open_rpc_session=lambda: Session(network), preset_of=preset_of),
         patch.object(lightning, "open_node_session", lambda: NodeSession(network)),
     ):
         yield

@@ -92,6 +92,32 @@ SCENES: Final[dict[str, Weather]] = {
         callers=2,
         evm=EvmWeather(block_s=15, forgets=0.3, fills=0.9, wire=NetworkWeather(loses_answer=0.1)),
     ),
+    "payments leave an EVM chain together": replace(
+        _CLEAR,
+        callers=4,
+        evm=EvmWeather(
+            block_s=10,
+            reorganises=0.1,
+            blocks_payees=0.3,
+            fills=0.9,
+            batch_wait_s=10,
+            senders=1,
+            wire=NetworkWeather(loses_answer=0.05),
+        ),
+    ),
+    "EVM payments are signed": replace(
+        _CLEAR,
+        callers=3,
+        storm_s=60,
+        evm=EvmWeather(
+            block_s=5,
+            reorganises=0.2,
+            copies=0.3,
+            signs=0.9,
+            senders=1,
+            wire=NetworkWeather(loses_answer=0.1),
+        ),
+    ),
     "card payments are taken back": replace(
         _CLEAR,
         callers=3,
