@@ -109,7 +109,9 @@ class CardChecker:
             if one.order not in known:
                 made.setdefault(one.order.rpartition("-")[0], []).append(one.name)
                 if credited[one.name] != one.amount:
-                    return [f"{one.amount} was charged as {one.name}, {credited[one.name]} credited"]
+                    return [
+                        f"{one.amount} was charged as {one.name}, {credited[one.name]} credited"
+                    ]
         booked = {
             key: [row.value.result.decode()]
             for key, row in self._disk.rows[OPERATION.kind].items()

@@ -43,7 +43,7 @@ class StripeDialect(FakeStripe):
 
     provider = "stripe"
     host = "stripe.sim"
-    kinds = ("pm_good", "pm_good", "pm_poor", "pm_stolen", "pm_flaky", "pm_3ds")
+    kinds: tuple[str, ...] = ("pm_good", "pm_good", "pm_poor", "pm_stolen", "pm_flaky", "pm_3ds")
 
     def __init__(self) -> None:
         super().__init__(api_key=API_KEY, webhook_secret=WEBHOOK_SECRET)
@@ -53,8 +53,8 @@ class StripeDialect(FakeStripe):
 
     def card(self, kind: str) -> str:
         """A card of some payer's, as the provider's script tells of it."""
-        name = f"{kind}_{len(self.cards)}"
-        self.cards[name] = self.cards[kind]
+        name = f"{kind}_{len(self.fates)}"
+        self.fates[name] = self.fates[kind]
         return name
 
     def _fate(self, card: str) -> str:
@@ -159,7 +159,7 @@ class PaypalDialect(FakePaypal):
 
     provider = "paypal"
     host = "paypal.sim"
-    kinds = ("setup-good", "setup-good", "setup-poor", "setup-3ds")
+    kinds: tuple[str, ...] = ("setup-good", "setup-good", "setup-poor", "setup-3ds")
 
     def __init__(self) -> None:
         super().__init__(client_id=CLIENT_ID, client_secret=CLIENT_SECRET)

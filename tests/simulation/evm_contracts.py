@@ -121,8 +121,14 @@ class State:
 
     def copy(self) -> State:
         """For the next block, or to try something."""
-        copies = (Counter(one) for one in (self.coin, self.token, self.nonces))
-        return State(*copies, self.used, Counter(self.allowed), self.has_disperse)
+        return State(
+            Counter(self.coin),
+            Counter(self.token),
+            Counter(self.nonces),
+            self.used,
+            Counter(self.allowed),
+            self.has_disperse,
+        )
 
     def become(self, after: State) -> None:
         """What was tried is so."""

@@ -213,9 +213,11 @@ class EvmPayer(ChainPayer):
     async def _hand_in(self, text: str) -> None:
         """On an account, or to open one, or both at once."""
         chance = self._chance
-        opens: list[Ask] = [post("/create", {"initial_balance_token": text})]
-        for key in self.keys[-2:]:
-            opens.append(post("/topup", {"cashu_token": text}, bearer(key), self._name()))
+        opens = [post("/create", {"initial_balance_token": text})]
+        opens += [
+            post("/topup", {"cashu_token": text}, bearer(key), self._name())
+            for key in self.keys[-2:]
+        ]
         if chance.random() < 0.3:
             both = [self._handed(one) for one in chance.sample(opens, min(2, len(opens)))]
             for end in await asyncio.gather(*both, return_exceptions=True):

@@ -94,13 +94,14 @@ SCENES: Final[dict[str, Weather]] = {
     ),
     "payments leave an EVM chain together": replace(
         _CLEAR,
-        callers=4,
+        callers=6,
+        storm_s=120,
         evm=EvmWeather(
-            block_s=10,
+            block_s=5,
             reorganises=0.1,
-            blocks_payees=0.3,
+            blocks_payees=0.5,
             fills=0.9,
-            batch_wait_s=10,
+            batch_wait_s=20,
             senders=1,
             wire=NetworkWeather(loses_answer=0.05),
         ),

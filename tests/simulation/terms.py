@@ -14,9 +14,9 @@ from tests.simulation.card_dialects import (
     StripeDialect,
 )
 from tests.simulation.chain_checker import DEPTHS as BITCOIN_DEPTHS
-from tests.simulation.evm_contracts import CHAIN_ID, DOMAIN, TOKEN
 from tests.simulation.evm_checker import COIN_DEPTH, NAME
 from tests.simulation.evm_checker import DEPTHS as EVM_DEPTHS
+from tests.simulation.evm_contracts import CHAIN_ID, DOMAIN, TOKEN
 from tests.simulation.evm_node import NODE as EVM_NODE
 from tests.simulation.lightning import NODE
 from tests.simulation.mint import HOME

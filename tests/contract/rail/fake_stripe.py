@@ -59,7 +59,7 @@ class FakeStripe:
     intents: dict[str, Document] = field(default_factory=dict)
     refunds: dict[str, Document] = field(default_factory=dict)
     disputes: dict[str, Document] = field(default_factory=dict)
-    cards: dict[str, str] = field(default_factory=lambda: dict(CARDS))
+    fates: dict[str, str] = field(default_factory=lambda: dict(CARDS))
     attached: dict[str, str] = field(default_factory=dict)
     events: list[Document] = field(default_factory=list)
     answered: dict[str, tuple[Document, int, Document]] = field(default_factory=dict)
@@ -139,7 +139,7 @@ class FakeStripe:
             case ("post", ["customers"]):
                 return {"id": _id("cus")}
             case ("post", ["payment_methods", name, "attach"]):
-                if name not in self.cards:
+                if name not in self.fates:
                     raise Refused(404, "resource_missing")
                 self.attached[name] = given["customer"]
                 card = {"brand": "visa", "last4": "4242", "exp_month": 12, "exp_year": 2030}
@@ -226,7 +226,7 @@ class FakeStripe:
             self._succeed(intent)
 
     def _fate(self, card: str) -> str:
-        return self.cards[card]
+        return self.fates[card]
 
     def _succeed(self, intent: Document) -> None:
         charge = {
