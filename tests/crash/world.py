@@ -33,7 +33,8 @@ from tests.crash.victim import Born, Dead, Order
 MSAT = 1_000
 #: What a play mint takes for a Lightning payment, in sat.
 LIGHTNING_FEE = 1
-_WAIT_S = 60
+#: The first thing a nursery does is to import everything.
+_WAIT_S = 120
 #: What is asked where nothing is to go wrong may take so long.
 LOOK_S = 120
 
