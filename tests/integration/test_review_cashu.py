@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from farebox.bootstrap import Farebox
-from farebox.cli.desk import Withdraw, carry_out
+from farebox.cli.desk import carry_out
+from farebox.cli.requests import Withdraw
 from farebox.ledger.model import Applied, Transfer, Unit
 from farebox.payments import Refusal
 from farebox.payments.service import Pending, Received, Refunded

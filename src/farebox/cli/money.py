@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from farebox.cli.book import ask
-from farebox.cli.desk import Balance, Facts, Withdraw, new_withdrawal
 from farebox.cli.options import DataOption, SettingsOption, amount_msat, read_settings
 from farebox.cli.output import JsonOption, columns, progress, sat, show
+from farebox.cli.requests import Balance, Facts, Withdraw, new_withdrawal
 
 
 def balance(
