@@ -42,13 +42,15 @@ from farebox.errors import InvalidInput
 from farebox.identity import ApiKey, KeysExhausted, KeyTerms, new_account
 from farebox.ledger.cover import covers_of
 from farebox.ledger.service import Ledger
-from farebox.money import BTC, parse_decimal
+from farebox.money import AMOUNT_END, BTC, parse_decimal
 from farebox.operating import Finding, Verdict
 from farebox.payments import Refusal
 from farebox.payments.capital import CapitalMove, move_capital
 from farebox.payments.exchange import REVENUE, balance_of
 from farebox.payments.model import Operation, OperationState, Rejected, Succeeded
 from farebox.payments.service import PAYOUT, REFUND, Pending, Refunded
+from farebox.rails.cashu.choose import ONLY_MINT
+from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
 from farebox.wire.cashu.model import normalize_mint_url
 
 _OUT = frozenset({REFUND, PAYOUT})
@@ -124,13 +126,16 @@ def examination(findings: Sequence[Finding]) -> Facts:
 
 
 async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
-    if wanted.method not in {one.payment_type for one in house.payments.methods}:
-        raise InvalidInput(f"{wanted.method!r} is no way to pay here")
+    ways = [one.payment_type for one in house.payments.methods]
+    if wanted.method not in ways:
+        raise InvalidInput(f"{wanted.method!r} is no way to pay here; there is {', '.join(ways)}")
     known = await house.operations.get(wanted.id)
+    if known is None and wanted.again:
+        raise InvalidInput(f"no withdrawal {wanted.id!r} was begun: nothing left by that name")
     amount = 0 if known else await _to_withdraw(house, wanted)
     if known is None and amount == 0:
         raise InvalidInput("there is nothing to withdraw: `farebox balance` shows what was earned")
-    metadata = {"refund_mint_url": normalize_mint_url(wanted.mint)} if wanted.mint else {}
+    metadata = {ONLY_MINT: normalize_mint_url(wanted.mint)} if wanted.mint else {}
     metadata |= {"refund_currency": wanted.asset} if wanted.asset else {}
     left = await house.payments.refund(
         REVENUE,
@@ -161,6 +166,7 @@ async def _to_withdraw(house: Farebox, wanted: Withdraw) -> int:
     """
     asset = house.payments.asset_out(wanted.method, wanted.asset)
     is_held = asset in house.payments.exchange.held
+    there = await _held_at(house, wanted.mint) if wanted.mint else AMOUNT_END
     if wanted.amount_msat is not None and is_held:
         raise InvalidInput(f"{asset} is kept as it comes: leave the amount out, and all of it goes")
     kept_in = asset if is_held else BTC.code
@@ -168,10 +174,20 @@ async def _to_withdraw(house: Farebox, wanted: Withdraw) -> int:
     cover = (await covers_of(house.ledger.store)).get(kept_in)
     free = max(0, cover.surplus - (revenue.debits_pending if revenue else 0)) if cover else 0
     if wanted.amount_msat is None:
-        return min(revenue.available if revenue else 0, free)
+        return min(revenue.available if revenue else 0, free, there)
     if wanted.amount_msat > free:
         raise InvalidInput(f"nothing was withdrawn: {sat(free)} are beyond what customers own")
     return wanted.amount_msat
+
+
+async def _held_at(house: Farebox, mint: str) -> int:
+    """The most, in msat, that one token of this mint can be. Raises InvalidInput for nothing."""
+    places = [custody_account(normalize_mint_url(mint), unit) for unit in MSAT_PER_UNIT]
+    accounts = [await house.ledger.store.account(place) for place in places]
+    held_msat = max(account.held if account else 0 for account in accounts)
+    if held_msat <= 0:
+        raise InvalidInput(f"nothing is held at {mint}: `farebox balance` shows where money is")
+    return held_msat
 
 
 async def _capital(house: Farebox, wanted: MoveCapital) -> Facts:

@@ -53,6 +53,7 @@ class Withdraw(msgspec.Struct, frozen=True, tag="withdraw"):
 
     `amount_msat` None takes all there is; `mint` says whose money, "" leaves it to the rail.
     `method` is the way to pay whose money it is, `asset` what leaves where that has several.
+    `again` only goes on with what was begun.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Withdraw(msgspec.Struct, frozen=True, tag="withdraw"):
     mint: str = ""
     method: str = "cashu"
     asset: str = ""
+    again: bool = False
 
 
 class MoveCapital(msgspec.Struct, frozen=True, tag="capital"):
