@@ -15,7 +15,8 @@ import pytest
 from msgspec.structs import replace
 
 from farebox.cli import checks
-from farebox.cli.desk import Balance, MoveCapital, Withdraw, carry_out
+from farebox.cli.desk import carry_out
+from farebox.cli.requests import Balance, MoveCapital, Withdraw
 from farebox.errors import InvalidInput
 from farebox.money import format_decimal
 from farebox.operating import Verdict
