@@ -37,6 +37,7 @@ LIGHTNING_FEE = 1
 _WAIT_S = 120
 #: What is asked where nothing is to go wrong may take so long.
 LOOK_S = 120
+_TRIES_MAX = 5
 
 
 class Lost(Exception):
@@ -223,9 +224,16 @@ class Run:
         return msgspec.json.decode(await self.control("books"), type=Books)
 
     async def control(self, what: str, body: str = "") -> bytes:
-        """Speak to the victim by its back door, however long it takes to look at its books."""
+        """Speak to the victim by its back door, however long it takes to look at its books.
+
+        Its patience with a database is short: where that has ended it is asked again.
+        """
         path = f"/_crash/{what}"
-        return (await self.call("POST", path, body=body.encode(), patience_s=LOOK_S)).body
+        for _ in range(_TRIES_MAX):
+            told = await self.call("POST", path, body=body.encode(), patience_s=LOOK_S)
+            if told.status == 200:
+                return told.body
+        raise AssertionError(f"{path} fails: {told}")
 
     # ── the client ───────────────────────────────────────────────────────────────────────────────
 
