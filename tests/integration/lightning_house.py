@@ -171,7 +171,7 @@ async def house_on(
             Farebox(load_settings(None, {}, settings), ROOT_KEY, clock=clock)
         )
         url = await open_things.enter_async_context(serving(farebox.app))
-        http = await open_things.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
+        http = await open_things.enter_async_context(httpx.AsyncClient(base_url=url, timeout=60))
         house = LightningHouse(farebox, clock, http, heard, secrets)
         yield house
         await house.settled()
