@@ -126,8 +126,8 @@ def lightning_settings(network: LightningNetwork, macaroon: str) -> dict[str, ob
         "key": macaroon,
         "certificate": str(network.house.certificate),
         "network": "sb",
-        "timeout_s": 5,
-        "pay_timeout_s": 5,
+        "timeout_s": 60,
+        "pay_timeout_s": 60,
     }
 
 
