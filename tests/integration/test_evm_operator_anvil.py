@@ -62,8 +62,10 @@ async def test_what_was_earned_of_an_asset_that_is_held_is_withdrawn_as_it_is(
     async with evm_house(tmp_path / "house", anvil, {"rates": rates}) as house:
         asked = await house.asked("USDC", DEPOSIT)
         await house.pay(asked, DEPOSIT)
-        await house.mine()
-        await house.until_credited(asked)
+        await house.until(
+            lambda: house.farebox.deposits.by_id(asked["deposit"]),
+            lambda request: request and request.credited,
+        )
         await house.until_swept(asked["pay"])
         claim = {"initial_balance_token": asked["pay"], "claim_secret": asked["claim_secret"]}
         key = str((await house.post("/create", claim)).json()["api_key"])
