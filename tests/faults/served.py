@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from farebox.books import RECORDS
-from farebox.cli.desk import Balance, Recover, Request
 from farebox.cli.door import ask_server
+from farebox.cli.requests import Balance, Recover, Request
 from farebox.clock import SystemClock
 from farebox.ecash.mint import MintQuoteState, ProofState
 from farebox.ecash.plan import MintPlan

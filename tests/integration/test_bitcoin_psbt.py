@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from farebox.cli import app
-from farebox.cli.desk import Sign, Unsigned, carry_out
+from farebox.cli.desk import carry_out
 from farebox.cli.door import open_door
+from farebox.cli.requests import Sign, Unsigned
 from farebox.errors import InvalidInput
 from farebox.rails.bitcoin.keys import WalletKeys
 from tests.integration.bitcoin_house import (

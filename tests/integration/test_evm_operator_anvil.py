@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from farebox.cli import checks
-from farebox.cli.desk import Balance, Withdraw, carry_out
+from farebox.cli.desk import carry_out
 from farebox.cli.money import _balance_text, _withdrawn_text
+from farebox.cli.requests import Balance, Withdraw
 from farebox.errors import InvalidInput
 from farebox.operating import Verdict
 from farebox.rails.evm.contracts import DEPLOYER, artifact

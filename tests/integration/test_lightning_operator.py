@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from farebox.cli import checks
-from farebox.cli.desk import Balance, Withdraw, carry_out
+from farebox.cli.desk import carry_out
 from farebox.cli.money import _balance_text
+from farebox.cli.requests import Balance, Withdraw
 from farebox.operating import Verdict
 from farebox.settings import Network, Secret
 from tests.integration.lightning_house import lightning_house

@@ -10,8 +10,9 @@ from random import Random
 import pytest
 
 from farebox.books import backup
-from farebox.cli.desk import Reconcile, carry_out
+from farebox.cli.desk import carry_out
 from farebox.cli.reconcile import _text
+from farebox.cli.requests import Reconcile
 from farebox.clock import SystemClock
 from farebox.errors import InvalidInput
 from farebox.testing.asgi import serving

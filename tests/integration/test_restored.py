@@ -20,8 +20,9 @@ import pytest
 
 from farebox.books import backup, open_audit
 from farebox.bootstrap import Farebox
-from farebox.cli.desk import GiveFound, Recover, Withdraw, carry_out
-from farebox.cli.desk import Reconcile as ReconcileRequest
+from farebox.cli.desk import carry_out
+from farebox.cli.requests import GiveFound, Recover, Withdraw
+from farebox.cli.requests import Reconcile as ReconcileRequest
 from farebox.clock import SystemClock
 from farebox.ecash.plan import SwapPlan
 from farebox.ecash.saga import Done, advance_swap

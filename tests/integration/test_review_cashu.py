@@ -10,7 +10,9 @@ import httpx
 import pytest
 
 from farebox.bootstrap import Farebox
-from farebox.cli.desk import Withdraw, carry_out
+from farebox.cli.desk import carry_out
+from farebox.cli.requests import Withdraw
+from farebox.errors import InvalidInput
 from farebox.ledger.model import Applied, Transfer, Unit
 from farebox.payments import Refusal
 from farebox.payments.service import Pending, Received, Refunded
@@ -70,6 +72,13 @@ async def test_a_withdrawal_comes_from_the_mint_that_was_named(tmp_path: Path) -
         for number, mint in enumerate((mints[1], mints[0])):
             wanted = Withdraw(f"w{number}", 8_000, "", mint.url + "/")
             assert (await carry_out(house, wanted))["mint"] == mint.url
+
+        elsewhere = Withdraw("w2", 8_000, "", "http://other.test")
+        with pytest.raises(InvalidInput, match="nothing is held at http"):
+            await carry_out(house, elsewhere)
+        with pytest.raises(InvalidInput, match="no mint holds this much"):
+            await carry_out(house, Withdraw("w3", 9_000, "", mints[1].url))
+        assert (await carry_out(house, Withdraw("w4", None, "", mints[1].url)))["sats"] == "8"
 
 
 async def test_a_token_tried_again_is_not_taken_for_the_try_before(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import typer
 
 from farebox.books import take_back
 from farebox.cli.book import ask
-from farebox.cli.desk import Facts, GiveFound, Reconcile
 from farebox.cli.options import DataOption, SettingsOption, amount_msat, read_settings
 from farebox.cli.output import JsonOption, columns, progress, sat, show
+from farebox.cli.requests import Facts, GiveFound, Reconcile
 from farebox.ids import new_id
 from farebox.money import BTC
 
