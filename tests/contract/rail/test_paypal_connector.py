@@ -33,7 +33,6 @@ from farebox.testing.asgi import Receive, Scope, Send, respond, serving
 from tests.contract.rail.fake_paypal import FakePaypal
 from tests.crash.victim import AheadClock
 from tests.integration.whole_house import listening
-from tests.peers.process import free_port
 
 
 def now_s() -> int:
@@ -222,8 +221,8 @@ async def test_a_request_id_that_paypal_may_have_forgotten_is_not_used_again(
         assert pal.calls["post /v2/checkout/orders"] == 0
 
 
-async def test_a_paypal_that_cannot_be_reached_has_carried_out_nothing() -> None:
-    async with connected(f"http://127.0.0.1:{free_port()}") as connector:
+async def test_a_paypal_that_cannot_be_reached_has_carried_out_nothing(dead_port: int) -> None:
+    async with connected(f"http://127.0.0.1:{dead_port}") as connector:
         order = CardOrder("ord_1", 500, "USD", "cus_1", "paypal:1", made_at_s=now_s())
         told = await connector.authorise(order, asked_before=False)
         assert isinstance(told, Declined)

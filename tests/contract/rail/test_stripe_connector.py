@@ -35,7 +35,6 @@ from farebox.rails.stripe.answers import decline_of
 from farebox.rails.web.breaker import Breaker
 from farebox.testing.asgi import Receive, Scope, Send, respond, serving
 from tests.integration.whole_house import listening
-from tests.peers.process import free_port
 from tests.peers.stripe import Localstripe, StripeMock
 
 SECRET = "whsec_of_the_test"
@@ -197,8 +196,8 @@ async def test_every_request_is_as_stripes_openapi_wants_it_stripe_mock(
         assert all(code.isupper() for code in await connector.balances())
 
 
-async def test_a_stripe_that_cannot_be_reached_has_carried_out_nothing() -> None:
-    async with connected(f"http://127.0.0.1:{free_port()}", "sk_test_1") as connector:
+async def test_a_stripe_that_cannot_be_reached_has_carried_out_nothing(dead_port: int) -> None:
+    async with connected(f"http://127.0.0.1:{dead_port}", "sk_test_1") as connector:
         told = await connector.authorise(
             CardOrder("ord_1", 500, "USD", "cus_1", "pm_1"), asked_before=False
         )
