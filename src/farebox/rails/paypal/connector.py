@@ -366,7 +366,7 @@ class PaypalConnector:
             refunds=tuple(_marked(one) for one in refunds if not one.is_undone),
             undone=tuple(_marked(one) for one in refunds if one.is_undone),
             disputed=_taken(rest),
-            fees=capture.fee + _taken(fees),
+            fees=capture.fee + _taken(fees) - sum(one.fee_again for one in refunds),
         )
 
     async def _moved(self, capture: Capture) -> list[Movement]:
