@@ -80,7 +80,6 @@ async def test_dollars_come_in_are_spent_go_back_and_go_out(house: EvmHouse) -> 
 
 async def test_ether_comes_in_and_goes_out(house: EvmHouse) -> None:
     key = await house.funded(10**16, "ETH")
-    assert await lies_there(house, "ETH") == 10**16 + FLOAT_WEI
     before = await house.balance_msat(key)
     assert before == 19_800_000  # 0.01 of 2,000 dollars, less one percent
     to = somebody()
@@ -91,6 +90,10 @@ async def test_ether_comes_in_and_goes_out(house: EvmHouse) -> None:
         "the-payout",
     )
     assert house.anvil.balance(to) == 10**15
+    await house.farebox.worker.stop()  # or a sweep may be under way, whose gas the books lack yet
+    await house.settled()
+    there = await house.held("custody:evm:anvil:ETH") - await house.held("expense:evm:anvil:gas")
+    assert await lies_there(house, "ETH") == there + FLOAT_WEI
 
 
 async def test_what_can_be_paid_with_says_that_it_works(house: EvmHouse) -> None:

@@ -55,6 +55,8 @@ class FakePaypal:
     calls: Counter[str] = field(default_factory=Counter)
     #: How many of the next captures the payer's card declines.
     poor: int = 0
+    #: A page "might have fewer items than the requested page_size".
+    page_most: int = 300
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
@@ -133,7 +135,9 @@ class FakePaypal:
             case ("get", ["notifications", "webhooks-events"]):
                 since, until = query.get("start_time", ""), query.get("end_time", "9")
                 mine = [one for one in self.events if since <= one["create_time"] <= until]
-                return 200, {"events": mine[::-1][: int(query["page_size"])]}
+                mine.sort(key=lambda one: str(one["create_time"]))
+                most = min(int(query["page_size"]), self.page_most)
+                return 200, {"events": mine[::-1][:most]}
             case ("post", ["notifications", "verify-webhook-signature"]):
                 return 200, self._verify(given)
             case ("post", ["vault", "payment-tokens"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -84,6 +85,18 @@ async def test_a_page_is_approved_and_captured_once(pal: FakePaypal) -> None:
         assert pal.access_token not in heard.getvalue()
 
 
+async def test_a_capture_whose_answer_is_lost_takes_once_and_is_found(pal: FakePaypal) -> None:
+    async with connected(pal.url, pal.client_secret) as connector:
+        page = await connector.check_out(CheckoutOrder("dep_1", 1_000, "USD", now_s()))
+        pal.approve(page.uri)
+        pal.lose["post /v2/checkout/orders/*/capture"] = 1
+        told = [await connector.capture(page.reference, 0, "USD", "dep_1") for _ in range(2)]
+        assert [type(one) for one in told] == [Unknown, Captured]
+        both = (connector.capture(page.reference, 0, "USD", "dep_1") for _ in range(2))
+        assert [type(one) for one in await asyncio.gather(*both)] == [Captured, Captured]
+        assert len(pal.captures) == 1
+
+
 async def test_a_payer_whose_card_declines_pays_with_another(pal: FakePaypal) -> None:
     async with connected(pal.url, pal.client_secret) as connector:
         page = await connector.check_out(CheckoutOrder("dep_1", 1_000, "USD", now_s()))
@@ -145,6 +158,46 @@ async def test_events_are_told_once_however_many_have_come(pal: FakePaypal) -> N
         pal.events.append(late | {"event_type": "CHECKOUT.ORDER.APPROVED"})
         told, _ = await connector.notices(cursor)
         assert [one.reference for one in told] == ["LATE"]
+
+
+def approved(order: str, at_s: int) -> dict[str, object]:
+    """An event that was made at a time, whenever it is listed."""
+    event = {"id": f"WH-of-{order}", "event_type": "CHECKOUT.ORDER.APPROVED"}
+    return event | {"create_time": iso(at_s * NS_PER_S), "resource": {"id": order}}
+
+
+async def test_an_event_that_is_listed_after_newer_ones_is_told_once(pal: FakePaypal) -> None:
+    now = now_s()
+    async with connected(pal.url, pal.client_secret) as connector:
+        pal.events.append(approved("FIRST", now - 700))
+        _, cursor = await connector.notices("")
+        pal.events.append(approved("NEW", now))
+        told, cursor = await connector.notices(cursor)
+        assert [one.reference for one in told] == ["NEW"]
+        pal.events.append(approved("LATE", now - 500))
+        told, cursor = await connector.notices(cursor)
+        assert [one.reference for one in told] == ["LATE"]
+        pal.events.append(approved("LATER", now - 500))
+        told, cursor = await connector.notices(cursor)
+        assert [one.reference for one in told] == ["LATER"]
+        assert await connector.notices(cursor) == ([], cursor)
+
+
+async def test_pages_that_are_not_full_and_a_cursor_that_stays_small_lose_nothing(
+    pal: FakePaypal,
+) -> None:
+    now, pal.page_most = now_s(), 70
+    async with connected(pal.url, pal.client_secret) as connector:
+        _, cursor = await connector.notices("")
+        for turn in range(3):
+            names = [f"ORDER{turn}N{number:06}" for number in range(1_100)]
+            pal.events += [
+                approved(name, now + turn * 60 + at // 20) for at, name in enumerate(names)
+            ]
+            told, cursor = await connector.notices(cursor)
+            assert [one.reference for one in told] == names
+            assert len(cursor) < 30_000
+        assert await connector.notices(cursor) == ([], cursor)
 
 
 @pytest.mark.parametrize("is_first", [True, False])

@@ -116,6 +116,13 @@ def delta_of(deposit: Deposit, known: CardMoney, told: CardPayment, given: int) 
     )
 
 
+def lot_of(deposit: Deposit, gone: int) -> Lot:
+    """What its payer could still take back of a payment, of which so much is gone already."""
+    here = deposit.amount - min(deposit.amount, gone)
+    here_msat = bought(deposit.quoted, here).account if deposit.quoted else 0
+    return Lot(deposit.key, here_msat, deposit.matures_at)
+
+
 def _outside(told: CardPayment) -> int:
     return sum(one.amount for one in told.refunds if not one.key)
 
@@ -228,9 +235,7 @@ class Booking:
         taken = payment.disputed + _outside(payment)
         booked = CardMoney(extra=known.extra + delta.extra, fees=payment.fees, taken=taken)
         lots = state.value(MATURING, deposit.account)
-        here = deposit.amount - min(deposit.amount, given + taken)
-        here_msat = bought(deposit.quoted, here).account if deposit.quoted else 0
-        ripening = with_lot(lots, Lot(key, here_msat, deposit.matures_at), now_ns)
+        ripening = with_lot(lots, lot_of(deposit, given + taken), now_ns)
         version = state.version(CARD_MONEY, key)
         puts += (Put(CARD_MONEY, key, booked, version),)
         if ripening != (lots or Maturing()):

@@ -28,6 +28,14 @@ class Money(msgspec.Struct, frozen=True):
             raise RailUnavailable("PayPal told an amount that is none") from None
 
 
+def unix_s(written: str) -> int:
+    """A time as PayPal writes it (RFC 3339), in Unix seconds; 0 for what is none."""
+    try:
+        return int(datetime.fromisoformat(written).timestamp())
+    except ValueError:
+        return 0
+
+
 def money(amount: int, currency: str) -> dict[str, str]:
     """An amount as PayPal reads it."""
     whole, _, rest = format_decimal(amount, _SCALE).partition(".")
@@ -63,10 +71,7 @@ class Capture(msgspec.Struct, frozen=True):
     @property
     def at_s(self) -> int:
         """When it was taken, Unix seconds; 0 where that is not told."""
-        try:
-            return int(datetime.fromisoformat(self.create_time).timestamp())
-        except ValueError:
-            return 0
+        return unix_s(self.create_time)
 
 
 class Refund(msgspec.Struct, frozen=True):
