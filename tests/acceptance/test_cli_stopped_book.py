@@ -127,6 +127,9 @@ def test_a_withdrawal_is_a_token_that_the_mint_takes_and_tells_again(book: Book)
     assert facts["id"] in done.error  # told before anything moved
     again = book.run("withdraw", "--again", facts["id"], "--json").json()
     assert again == facts
+    unknown = book.run("withdraw", "--again", "wd_nobody")
+    assert (unknown.code, unknown.out) == (2, "")
+    assert "no withdrawal 'wd_nobody' was begun" in unknown.error
     assert book.run("balance", "--json").json()["withdrawable_msat"] == 10_000
 
 

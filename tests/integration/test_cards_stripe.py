@@ -15,7 +15,8 @@ import pytest
 from msgspec.structs import replace
 
 from farebox.cli import checks
-from farebox.cli.desk import Balance, MoveCapital, Withdraw, carry_out
+from farebox.cli.desk import carry_out
+from farebox.cli.requests import Balance, MoveCapital, Withdraw
 from farebox.errors import InvalidInput
 from farebox.money import format_decimal
 from farebox.operating import Verdict
@@ -376,11 +377,29 @@ async def test_card_money_leaves_another_way_only_when_it_is_ripe(
             assert refused.json()["code"] == "funds_not_ripe", refused.text
             back = {"method": "stripe", "asset": "USD", "amount": 900}
             assert (await house.post("/v1/refunds", back, key)).status_code == 200
-            assert await shop.tell() == 200  # then less of it is unripe, too
+            # Then less of it is unripe, before Stripe has told of it and after.
             assert (await house.post("/v1/refunds", some, key)).status_code == 200
             house.clock.ahead_s += 90_000
             rest = {"method": "cashu", "amount_msat": 1_000_000}
             assert (await house.post("/v1/refunds", rest, key)).status_code == 200
+
+
+async def test_card_money_goes_back_to_its_payers_though_some_was_spent(
+    tmp_path: Path, shop: FakeStripe
+) -> None:
+    async with stripe_house(tmp_path, shop, maturity_days=30) as house:
+        key, _ = await paid_in(house, shop)
+        asked = await house.asked("stripe", PAID, key)
+        shop.pay(asked["pay"])
+        assert await shop.tell() == 200
+        await spend(house, key)
+        left = 2 * PAID - PRICE_MSAT // CENT_MSAT
+        for cents in (PAID, left - PAID):
+            body = {"method": "stripe", "asset": "USD", "amount": cents}
+            told = await house.post("/v1/refunds", body, key)
+            assert told.status_code == 200, told.text
+        assert await house.balance_msat(key) == 0
+        assert sorted(one["amount"] for one in shop.refunds.values()) == [left - PAID, PAID]
 
 
 async def test_a_loss_that_nothing_has_earned_is_told_by_verify(

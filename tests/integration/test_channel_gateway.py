@@ -14,7 +14,8 @@ import pytest
 from farebox.bootstrap.channels import claiming_of, credit_of
 from farebox.channels.postings import custody_account
 from farebox.cli import checks
-from farebox.cli.desk import Balance, carry_out
+from farebox.cli.desk import carry_out
+from farebox.cli.requests import Balance
 from farebox.clock import ManualClock
 from farebox.errors import InvalidSettings, StoreBusy
 from farebox.ledger.model import Applied, Outcome, Unit

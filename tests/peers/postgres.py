@@ -89,6 +89,7 @@ class Postgres:
         settings = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": str(self.directory),
+            "dynamic_shared_memory_type": "mmap",  # goes with the data, however it ends
             "fsync": "off",
             "max_connections": "60",
             "shared_buffers": "32MB",

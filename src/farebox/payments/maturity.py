@@ -6,19 +6,20 @@ money leave reads that row and is refused when less than it would stay behind.
 
     paid out at most = available - what is not ripe
 
-So what is spent is ripe money first. Back to where it came from it may go at any time: that takes
-as much of what is not ripe along, whatever was spent meanwhile. One row, one writer at a time: a
-payment out guards the version that it has read.
+So what is spent is ripe money first. Back to its payer a deposit that is not ripe may go at any
+time, also where others were spent: what could be taken back is less by as much as the account is.
+Of the others only what is still here has to stay. A deposit that is ripe has no such way: what went
+back to its payer would be others' money.
+
+One row, one writer at a time: a payment out guards the version that it has read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
-from farebox.ledger.model import Guard, Hold, Kind, Open, Step, Void, hold_id
-from farebox.ledger.records import RecordType, Row
+from farebox.ledger.model import Hold, Kind, Open, Step, Void, hold_id
+from farebox.ledger.records import RecordType
 from farebox.money import BTC
 from farebox.payments.exchange import REVENUE
 
@@ -43,15 +44,20 @@ class Maturing(msgspec.Struct, frozen=True):
 MATURING = RecordType("maturing", Maturing)
 
 
-def unripe_msat(
-    known: Maturing | None, now_ns: int, *, leaving_msat: int = 0, returning: str = ""
+def unripe_msat(known: Maturing | None, now_ns: int) -> int:
+    """How much is not ripe, also where it was spent."""
+    lots = known.lots if known else ()
+    return sum(lot.amount_msat for lot in lots if lot.until > now_ns)
+
+
+def staying_msat(
+    known: Maturing | None, now_ns: int, available_msat: int, *, returning: str = ""
 ) -> int:
-    """How much has to stay behind where `leaving_msat` leave: what is not ripe of all deposits but
-    the one that is given back; nothing where of that one no more leaves than is not ripe."""
-    lots = [lot for lot in (known.lots if known else ()) if lot.until > now_ns]
-    if any(lot.deposit == returning and lot.amount_msat >= leaving_msat for lot in lots):
-        return 0
-    return sum(lot.amount_msat for lot in lots if lot.deposit != returning)
+    """How much has to stay on an account that money leaves, to the payer of `returning` or not."""
+    unripe = unripe_msat(known, now_ns)
+    lots = known.lots if known else ()
+    own = sum(lot.amount_msat for lot in lots if lot.until > now_ns and lot.deposit == returning)
+    return max(0, min(unripe, available_msat) - own) if own else unripe
 
 
 def ripe_at(known: Maturing | None) -> int:
@@ -60,7 +66,10 @@ def ripe_at(known: Maturing | None) -> int:
 
 
 def with_lot(known: Maturing | None, lot: Lot, now_ns: int) -> Maturing:
-    """The row with a deposit as it is now, and without what has ripened or gone."""
+    """The row with a deposit as it is now, and without what has ripened or gone.
+
+    What had to be put together belongs to no deposit, so that none takes the others' part along.
+    """
     lots = list(known.lots if known else ())
     at = next((at for at, one in enumerate(lots) if one.deposit == lot.deposit), len(lots))
     lots[at : at + 1] = [lot]
@@ -68,32 +77,18 @@ def with_lot(known: Maturing | None, lot: Lot, now_ns: int) -> Maturing:
     while len(lots) > _LOTS_MAX:
         first, second, *rest = lots
         until = max(first.until, second.until)
-        lots = [Lot(second.deposit, first.amount_msat + second.amount_msat, until), *rest]
+        lots = [Lot("", first.amount_msat + second.amount_msat, until), *rest]
     return Maturing(tuple(lots))
 
 
-def kept_back(
-    row: Row[Maturing] | None,
-    account: str,
-    unit_id: str,
-    before: Sequence[Step],
-    now_ns: int,
-    returning: str,
-) -> tuple[tuple[Step, ...], Guard]:
-    """What joins a unit of the steps `before` that lets money leave: it is refused at one of these
-    where what is not ripe would not be covered any more, and is stale when that has changed.
+def kept_back(kept_msat: int, account: str, unit_id: str, steps: int) -> tuple[Step, ...]:
+    """What joins a unit of `steps` steps that lets money leave: it is refused at one of these where
+    less than `kept_msat` would stay.
 
     The hold is there for the length of the unit alone.
     """
-    guard = Guard(MATURING, account, row.version if row else 0)
-    leaving_msat = sum(
-        one.amount for one in before if isinstance(one, Hold) and one.debit == account
-    )
-    kept_msat = unripe_msat(
-        row.value if row else None, now_ns, leaving_msat=leaving_msat, returning=returning
-    )
     if not kept_msat:
-        return (), guard
-    probe = hold_id(unit_id, len(before) + 1)
+        return ()
+    probe = hold_id(unit_id, steps + 1)
     opened = Open(REVENUE, BTC.code, Kind.REVENUE)
-    return (opened, Hold(account, REVENUE, kept_msat, "unripe"), Void(probe)), guard
+    return (opened, Hold(account, REVENUE, kept_msat, "unripe"), Void(probe))
