@@ -19,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 from farebox import bootstrap
+from farebox.api import deposits, payouts
 from farebox.books import places
 from farebox.bootstrap import Farebox, bitcoin, evm, lightning
 from farebox.clock import Clock
@@ -205,6 +206,9 @@ def outside_replaced(
             open_guarded_session=session,
         ),
         patch.object(gateway, "_ACT_S", _ACT_S),
+        # Nobody here looks at pictures, and to draw them took half of a seed's time.
+        patch.object(deposits, "qr_svg", lambda _: ""),
+        patch.object(payouts, "qr_svg", lambda _: ""),
         patch.object(bitcoin, "_wallet_of", lambda _, clock: wallet(clock)),
         patch.multiple(evm, open_rpc_session=lambda: Session(network), preset_of=preset_of),
         patch.object(lightning, "open_node_session", lambda: NodeSession(network)),
