@@ -335,7 +335,7 @@ def _evm(chance: Random) -> EvmWeather:
         copies=chance.choice((0, 0.3)),
         blocks_payees=chance.choice((0, 0.2)),
         batch_wait_s=chance.choice((0, 0, 10)),
-        senders=1,
+        senders=chance.choice((1, 1, 2)),
     )
 
 
