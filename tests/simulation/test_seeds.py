@@ -189,6 +189,18 @@ def counters_are_kept_in_memory() -> AbstractContextManager[object]:
             planted_evm.what_is_in_no_block_is_sent_under_another_nonce,
             "answers of an EVM node are lost",
         ),
+        (
+            planted_evm.what_a_batch_could_not_pay_counts_as_paid,
+            "payments leave an EVM chain together",
+        ),
+        (
+            planted_evm.a_claim_takes_what_others_paid_in_the_same_transaction,
+            "EVM payments are signed",
+        ),
+        (
+            planted_evm.a_transfer_that_a_stranger_was_quicker_with_never_came,
+            "EVM payments are signed",
+        ),
         (planted_cards.each_notice_is_a_payment_of_its_own, "PayPal takes payments back"),
         (planted_cards.chargebacks_are_ignored, "card payments are taken back"),
         (planted_cards.only_webhooks_are_heard, "card payments are taken back"),
