@@ -33,9 +33,9 @@ from tests.simulation.weather import forecast
 from tests.simulation.world import run
 
 #: One to three houses, with and without crashes, frozen ones, locked tokens, broken locks, slow
-#: disks, shuffled callbacks, tokens that cross Lightning; three of each rail, of cards five. None of
+#: disks, shuffled callbacks, tokens that cross Lightning; three or more of each rail. None of
 #: them takes long.
-SEEDS = (1, 4, 11, 26, 9, 14, 18, 32, 50, 126, 130, 98, 122, 244, 127, 220)
+SEEDS = (1, 4, 11, 26, 9, 14, 18, 32, 40, 50, 126, 98, 122, 244, 196, 220)
 #: Seeds of its scene in which a defect is looked for. A quarter of them find it, or more: that the
 #: house's timing moves does not make the search long, let alone fail.
 TRIED = range(1, 17)

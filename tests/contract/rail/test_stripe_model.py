@@ -1,7 +1,8 @@
 """The simulation's model of Stripe answers as localstripe does, call by call.
 
 What localstripe does not know (idempotency keys, the lists of payments and of events, Checkout,
-disputes, refunds that are too large or fail later) is written from Stripe's reference and compared with nothing.
+disputes, refunds that are too large or fail later) is written from Stripe's reference and compared
+with nothing.
 """
 
 from __future__ import annotations
