@@ -92,6 +92,8 @@ async def refund(context: ApiContext, incoming: Incoming) -> Answer:
             balance = balance_of(caller.account, wanted.asset) if is_held else caller.account
             held = await context.ledger.store.account(balance)
             amount, in_msat = held.available if held else 0, not is_held
+            if amount == 0:
+                return settled(refused(_NOTHING))
         if asked.lnurl:
             return await _link(context, caller, method, amount or 0, operation_id)
         request = RefundRequest(
@@ -239,4 +241,5 @@ async def _link(
     return settled(document(body, 201))
 
 
+_NOTHING = Refusal("insufficient_balance", "the balance is empty")
 _NO_METHOD = Refusal("method_unknown", "no such way to pay is at hand here; see GET /v1/methods")

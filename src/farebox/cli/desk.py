@@ -198,8 +198,9 @@ async def _capital(house: Farebox, wanted: MoveCapital) -> Facts:
             f"{name} ({', '.join(one.asset.code for one in rail.terms().assets)})"
             for name, rail in house.deposits.rails().items()
         ]
-        known = ", ".join(found) or "nowhere: there is no rail"
-        raise InvalidInput(f"capital in {wanted.asset} stands not at {wanted.method!r}; {known}")
+        known = f"it can at {', '.join(found)}" if found else "there is no node or other rail here"
+        told = f"capital in {wanted.asset} cannot be noted at {wanted.method!r}: {known}"
+        raise InvalidInput(f"{told}; at a mint nothing needs to be noted")
     is_btc = wanted.asset == BTC.code
     amount = (
         amount_msat(wanted.amount) if is_btc else parse_decimal(wanted.amount, terms.asset.scale)
@@ -296,6 +297,8 @@ async def _create_key(house: Farebox, wanted: CreateKey) -> Facts:
     terms = KeyTerms(
         label=wanted.label, expires_at=expires_at, refund_address=wanted.refund_address
     )
+    if not terms.is_printable:
+        raise InvalidInput("a label or address is too long or not printable")
     made = await house.keys.create(new_account(), terms)
     if isinstance(made, KeysExhausted):
         raise InvalidInput(
