@@ -55,6 +55,8 @@ class FakePaypal:
     calls: Counter[str] = field(default_factory=Counter)
     #: How many of the next captures the payer's card declines.
     poor: int = 0
+    #: Whether what is captured is looked into first, for days.
+    reviews: bool = False
     #: A page "might have fewer items than the requested page_size".
     page_most: int = 300
 
@@ -191,7 +193,7 @@ class FakePaypal:
         total = cents_of(unit["amount"])
         capture = {
             "id": _id(),
-            "status": "COMPLETED",
+            "status": "PENDING" if self.reviews else "COMPLETED",
             "amount": {"currency_code": "USD", "value": unit["amount"]["value"]},
             "create_time": iso(SystemClock().now_ns()),
             "custom_id": unit["custom_id"],
@@ -293,6 +295,16 @@ class FakePaypal:
         order["status"] = "APPROVED"
         self.happened("CHECKOUT.ORDER.APPROVED", {"id": order["id"]})
         return str(order["id"])
+
+    def review(self, *, is_fine: bool) -> None:
+        """What was looked into is taken, or not."""
+        self.reviews = False
+        for order in self.orders.values():
+            for capture in order["purchase_units"][0]["payments"]["captures"]:
+                if capture["status"] == "PENDING":
+                    capture["status"] = "COMPLETED" if is_fine else "DECLINED"
+                    name = "PAYMENT.CAPTURE.COMPLETED" if is_fine else "PAYMENT.CAPTURE.DENIED"
+                    self._capture_happened(name, order["id"], capture["id"])
 
     def give_back(self, order_id: str, cents: int) -> None:
         """The operator refunds on PayPal's site, past us."""

@@ -130,7 +130,7 @@ class FakeStripe:
             case ("get", ["refunds"]):
                 name = given["payment_intent"]
                 mine = [one for one in self.refunds.values() if one["payment_intent"] == name]
-                return {"data": mine[::-1]}
+                return {"data": _behind(mine[::-1], given)}
             case ("get", ["disputes"]):
                 name = given["payment_intent"]
                 mine = [one for one in self.disputes.values() if one["payment_intent"] == name]
@@ -389,6 +389,13 @@ def _pattern(path: str) -> str:
         else step
         for step in path.split("/")
     )
+
+
+def _behind(newest_first: list[Document], given: Document) -> list[Document]:
+    """A page of a list."""
+    names = [one["id"] for one in newest_first]
+    start = names.index(given["starting_after"]) + 1 if "starting_after" in given else 0
+    return newest_first[start : start + int(given.get("limit", 10))]
 
 
 def _found(among: dict[str, Document], name: str) -> Document:

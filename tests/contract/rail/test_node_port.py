@@ -14,7 +14,6 @@ from farebox.rails.lightning import Cln, LightningNode, Line, Lnbits, Lnd
 from farebox.rails.lightning.node import Payment, PaymentState, PayOrder, Settled
 from farebox.wire.bolt11 import decode_invoice
 from tests.contract.rail.conftest import HEADERS, Side, hash_of, line_to
-from tests.peers.process import free_port
 
 WAIT_S = 30
 AMOUNT_MSAT = 7_000
@@ -144,8 +143,8 @@ async def test_a_wrong_key_lets_nobody_in_and_is_not_told(side: Side) -> None:
             assert wrong not in text
 
 
-async def test_a_node_that_is_down_says_nothing_definite(side: Side) -> None:
-    url = f"http://127.0.0.1:{free_port()}"
+async def test_a_node_that_is_down_says_nothing_definite(side: Side, dead_port: int) -> None:
+    url = f"http://127.0.0.1:{dead_port}"
     async with line_to(url, HEADERS[side.name], side.secret) as line:
         node = same_kind(side, line)
         for call in (node.info(), node.settled("00" * 32), node.payment("00" * 32)):

@@ -27,6 +27,7 @@ import structlog
 
 from farebox.clock import NS_PER_S
 from farebox.errors import InvalidCredential, RailError, RailRejected, RailUnavailable
+from farebox.ledger.model import Put
 from farebox.ledger.service import Ledger
 from farebox.payments.cards.booking import Booking
 from farebox.payments.cards.connector import Connector
@@ -251,6 +252,10 @@ class CardMethod(DepositMethod):
     ) -> RefundResult | Rejected | Unresolved:
         """Give back as planned, or find out what became of an earlier try."""
         return await self._refunds.give(payload, asked_before=asked_before)
+
+    async def give_up_refund(self, payload: bytes) -> tuple[Put, ...]:
+        """What is noted of it, where an operator found that it was never made."""
+        return await self._refunds.give_up(payload)
 
     # ── standing ─────────────────────────────────────────────────────────────────────────────────
 

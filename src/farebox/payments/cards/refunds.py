@@ -116,6 +116,10 @@ class Refunds:
             case Unknown():
                 return Unresolved(told.reason)
 
+    async def give_up(self, payload: bytes) -> tuple[Put, ...]:
+        """What joins an operator's word that it was never made: its part may be given back anew."""
+        return await self._ended(msgspec.json.decode(payload, type=Job), GivingState.FAILED)
+
     async def _ended(self, job: Job, state: GivingState) -> tuple[Put, ...]:
         row = await self._ledger.store.get(GIVING, job.giving)
         if row is None:

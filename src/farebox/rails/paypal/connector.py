@@ -169,12 +169,37 @@ class PaypalConnector:
     # ── moving money ─────────────────────────────────────────────────────────────────────────────
 
     async def authorise(self, order: CardOrder, *, asked_before: bool) -> Outcome:
-        """An order that is paid by a vaulted method at once."""
-        now_s = self._clock.now_ns() // NS_PER_S
-        if asked_before and now_s - order.made_at_s > _REPEATED_MAX_S:
-            return Unknown("PayPal may have forgotten the request id: look for it there")
+        """An order that is paid by a vaulted method at once; one that has a name is asked about."""
+        name = order.reference
+        if not name:
+            now_s = self._clock.now_ns() // NS_PER_S
+            if asked_before and now_s - order.made_at_s > _REPEATED_MAX_S:
+                return Unknown("PayPal may have forgotten the request id: look for it there")
+            told = await self._charged(order)
+            if isinstance(told, Declined) and told.decline is Decline.TECHNICAL and asked_before:
+                return Unknown(told.message)  # of the earlier call this says nothing
+            if not isinstance(told, Order):
+                return told
+            if told.capture is not None and told.capture.is_taken:
+                return _outcome(told)
+            name = told.id
+        # What is answered to a repeated call is what the first was answered: ask anew.
+        again = await self._line.ask("get", f"/v2/checkout/orders/{quote(name, safe='')}", Order)
+        outcome: Outcome
+        match again:
+            case Declined():
+                return Unknown(again.message, name)
+            case Unknown():
+                outcome = again
+            case Order() if again.status == "APPROVED":
+                outcome = await self.capture(name, 0, order.currency, order.order)
+            case Order():
+                outcome = _outcome(again)
+        return Unknown(outcome.reason, name) if isinstance(outcome, Unknown) else outcome
+
+    async def _charged(self, order: CardOrder) -> Order | Declined | Unknown:
         kind, _, vaulted = order.token.partition(":")
-        told = await self._line.ask(
+        return await self._line.ask(
             "post",
             "/v2/checkout/orders",
             Order,
@@ -185,20 +210,6 @@ class PaypalConnector:
             },
             request_id=f"order-{order.order}",
         )
-        if isinstance(told, Declined) and told.decline is Decline.TECHNICAL and asked_before:
-            return Unknown(told.message)  # of the earlier call this says nothing
-        if not isinstance(told, Order):
-            return told
-        if told.capture is None or not told.capture.is_taken:
-            # What is answered to a repeated call is what the first was answered: ask anew.
-            path = f"/v2/checkout/orders/{told.id}"
-            again = await self._line.ask("get", path, Order)
-            if not isinstance(again, Order):
-                return again if isinstance(again, Unknown) else Unknown(again.message)
-            told = again
-        if told.status == "APPROVED":
-            return await self.capture(told.id, 0, order.currency, order.order)
-        return _outcome(told)
 
     async def capture(
         self, reference: str, amount: int, currency: str, key: str
@@ -366,7 +377,7 @@ class PaypalConnector:
             refunds=tuple(_marked(one) for one in refunds if not one.is_undone),
             undone=tuple(_marked(one) for one in refunds if one.is_undone),
             disputed=_taken(rest),
-            fees=capture.fee + _taken(fees),
+            fees=capture.fee + _taken(fees) - sum(one.fee_again for one in refunds),
         )
 
     async def _moved(self, capture: Capture) -> list[Movement]:
