@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from farebox import __version__
 from farebox.cli import logs
+from farebox.cli.output import progress
 from farebox.errors import FareboxError
 from farebox.settings import LogFormat, LogLevel
 
@@ -129,7 +130,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
     try:
         app(arguments)
-    except FareboxError as error:
-        sentence = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {sentence}", file=sys.stderr)
+    except (FareboxError, OSError) as error:  # the latter where a file or the screen is full
+        progress(f"error: {' '.join(str(error).split()) or type(error).__name__}")
         sys.exit(EXIT_ERROR)
