@@ -329,7 +329,10 @@ class Payments:
             kept_msat = staying_msat(
                 row.value if row else None,
                 self._ledger.clock.now_ns(),
-                max(0, held.available) if held else 0,
+                leaving_msat=sum(
+                    one.amount for one in holds if isinstance(one, Hold) and one.debit == account
+                ),
+                available_msat=max(0, held.available) if held else 0,
                 returning=plan.returns,
             )
             kept = kept_back(kept_msat, account, operation.id, len(holds))
