@@ -442,6 +442,20 @@ async def test_what_stripe_converts_is_credited_as_it_was_paid_and_told(
     assert "stripe.converted" in house.log.getvalue()
 
 
+async def test_what_was_charged_in_another_currency_is_credited_to_nobody_and_told(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    asked = await house.asked("stripe", PAID)
+    page = next(iter(shop.sessions.values()))
+    assert page["currency"] == "usd"
+    page["currency"] = "jpy"
+    shop.pay(asked["pay"])
+    assert await shop.tell() == 200
+    assert "cards.another_currency" in house.log.getvalue()
+    assert await house.held("custody:stripe:main:JPY") == 0
+    assert await house.held(CUSTODY) == 0
+
+
 async def test_capital_that_the_operator_pays_in_covers_a_loss(
     tmp_path: Path, shop: FakeStripe
 ) -> None:

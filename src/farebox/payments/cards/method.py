@@ -203,6 +203,16 @@ class CardMethod(DepositMethod):
         request = await self._request_of(payment)
         if request is None or payment.phase is not Phase.CAPTURED:
             return []
+        if payment.currency != request.asset:
+            # What of it is the fee nobody can say: it stays at the provider, for the operator.
+            _log.error(
+                "cards.another_currency",
+                provider=self.payment_type,
+                payment=payment.external,
+                asked=request.asset,
+                charged=payment.currency,
+            )
+            return []
         return [
             Sighting(
                 reference=request.reference,

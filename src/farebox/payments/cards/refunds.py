@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from farebox.errors import RailError
+from farebox.errors import RailRejected, RailUnavailable
 from farebox.ledger.model import ABSENT, Put
 from farebox.ledger.service import Ledger
 from farebox.payments.cards.booking import lot_of
@@ -155,7 +155,9 @@ class Refunds:
         for deposit in await self._payments(request):
             try:
                 found = await self._room(deposit)
-            except RailError:
+            except RailRejected:
+                continue  # the provider does not know it any more
+            except RailUnavailable:
                 if best is None:
                     raise
                 break
@@ -178,7 +180,7 @@ class Refunds:
                 row.value
                 for _, row in page
                 if row.value.source == self._terms.provider
-                and row.value.asset == request.asset
+                and row.value.custody == self._terms.custody(request.asset)
                 and row.value.state is DepositState.CREDITED
             ]
             if len(page) < _PAGE:
