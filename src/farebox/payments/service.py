@@ -225,6 +225,10 @@ class Payments:
         first = [code for code in (wanted.upper(), BTC.code) if code in codes]
         return (*first, *codes, BTC.code)[0]
 
+    def gives_back_only(self, method: str) -> bool:
+        """Whether a method pays nobody but who has paid by it; one that is not here does not."""
+        return any(one.gives_back_only for one in self.methods if one.payment_type == method)
+
     async def refund(
         self,
         account: str,

@@ -73,6 +73,7 @@ class CardMethod(DepositMethod):
     """One provider's account: Stripe's, PayPal's."""
 
     credential_noun = "a payment link"
+    gives_back_only = True
 
     def __init__(self, terms: CardTerms, connector: Connector, ledger: Ledger) -> None:
         self.payment_type = connector.provider

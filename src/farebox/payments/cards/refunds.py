@@ -151,6 +151,10 @@ class Refunds:
         the one with the most left."""
         if request.is_exact:
             return _NO_PAYOUT
+        if request.amount <= 0:
+            return Refusal(
+                "amount_too_small", f"it is less than the smallest part of {request.asset}"
+            )
         best: _Found | None = None
         for deposit in await self._payments(request):
             try:
