@@ -258,10 +258,11 @@ class Payouts:
 
     async def _payer(self, token: str, amount: int) -> str | None:
         """The least busy sender that has the amount, beside what it is sending already."""
-        senders = []
-        for sender in self._sending.keys.addresses:
-            if await self._sending.free(sender, token) >= amount:
-                senders.append((len(await self._sending.open_slots(sender)), sender))
+        senders = [
+            (len(await self._sending.open_slots(sender)), sender)
+            for sender in self._sending.keys.addresses
+            if await self._sending.free(sender, token) >= amount
+        ]
         return min(senders)[1] if senders else None
 
     # ── carrying it out ──────────────────────────────────────────────────────────────────────────
