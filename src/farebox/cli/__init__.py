@@ -19,8 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from farebox import __version__
-from farebox.cli import logs
-from farebox.cli.output import progress
+from farebox.cli import logs, output
 from farebox.errors import FareboxError
 from farebox.settings import LogFormat, LogLevel
 
@@ -131,5 +130,5 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except (FareboxError, OSError) as error:  # the latter where a file or the screen is full
-        progress(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+        output.progress(f"error: {' '.join(str(error).split()) or type(error).__name__}")
         sys.exit(EXIT_ERROR)
