@@ -12,7 +12,6 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from tests.faults.served import PRICE_SAT, PlayMoney
 from tests.faults.street import Street
 from tests.faults.test_storm import SEED
 from tests.peers.standby import Pair
+from tests.waiting import eventually
 
 _MSAT = 1_000
 _KEYS = 4
@@ -35,8 +35,6 @@ _PAUSE_S = 0.02
 #: What an answer may take, and more: the store tries for ten seconds by itself, and a request may
 #: ask it to read, to hold and to void, one after the other.
 _PATIENCE_S = 120
-#: Until what comes by itself within seconds is taken for never, however busy the machine.
-_NEVER_S = 60
 
 
 class Caller:
@@ -110,7 +108,7 @@ async def test_whatever_becomes_of_the_database_what_was_told_is_what_it_has(
                 await asyncio.to_thread(pair.standby.promote)
                 await _served_again(callers, doors)
                 enough.set()
-            await _until(partial(_are_charged, callers))
+            await eventually(partial(_are_charged, callers))
             balance = await asyncio.to_thread(street.look().prove)
             assert await _are_charged(callers)
         by_key_msat = sum(one.served for one in callers) * PRICE_SAT * _MSAT
@@ -149,7 +147,7 @@ async def _refused(http: httpx.AsyncClient, callers: list[Caller], doors: list[s
         told = [(await http.get(f"{door}/readyz")).status_code for door in doors]
         return set(told) == {503} and any(one.refused["store_unavailable"] for one in callers)
 
-    await _until(is_known)
+    await eventually(is_known)
 
 
 async def _served_again(callers: list[Caller], doors: list[str]) -> None:
@@ -158,15 +156,7 @@ async def _served_again(callers: list[Caller], doors: list[str]) -> None:
     async def is_so() -> bool:
         return all(any(one.served_at_s[door] > well_s for one in callers) for door in doors)
 
-    await _until(is_so)
-
-
-async def _until(holds: Callable[[], Awaitable[bool]]) -> None:
-    for _ in range(round(_NEVER_S / _PAUSE_S)):
-        if await holds():
-            return
-        await asyncio.sleep(_PAUSE_S)
-    raise AssertionError("it never came to be so")
+    await eventually(is_so)
 
 
 def _restart(pair: Pair) -> None:
