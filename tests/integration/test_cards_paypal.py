@@ -91,6 +91,24 @@ async def test_an_approval_that_no_webhook_tells_of_is_captured_once(
     assert await house.balance_msat(key) == PAID * CENT_MSAT
 
 
+async def test_a_card_that_declines_is_not_tried_each_time_that_somebody_asks(
+    house: CardHouse, pal: FakePaypal
+) -> None:
+    asked = await house.asked("paypal", PAID)
+    pal.poor, pal.keeps_approval = 10**6, True
+    order = pal.approve(asked["pay"])
+    assert await pal.tell() == 200
+    rail = house.farebox.cards.rails["paypal"]
+    for _ in range(20):
+        assert await rail.look(order) == []
+    # By the webhook, the list of events, and the poller if it was before both.
+    assert pal.calls["post /v2/checkout/orders/*/capture"] <= 3
+    pal.poor = 0
+    pal.approve(asked["pay"])  # with another card
+    assert await pal.tell() == 200
+    await house.until_credited(asked)
+
+
 async def test_what_paypal_did_not_send_is_refused(house: CardHouse, pal: FakePaypal) -> None:
     asked = await house.asked("paypal", PAID)
     pal.approve(asked["pay"])
