@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from farebox import __version__
-from farebox.cli import logs
+from farebox.cli import logs, output
 from farebox.errors import FareboxError
 from farebox.settings import LogFormat, LogLevel
 
@@ -129,7 +129,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
     try:
         app(arguments)
-    except FareboxError as error:
-        sentence = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {sentence}", file=sys.stderr)
+    except (FareboxError, OSError) as error:  # the latter where a file or the screen is full
+        output.progress(f"error: {' '.join(str(error).split()) or type(error).__name__}")
         sys.exit(EXIT_ERROR)
