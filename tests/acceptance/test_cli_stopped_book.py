@@ -57,6 +57,7 @@ class Book:
     async def leave_open(self) -> None:
         """A token that the mint has taken, and then said nothing."""
         async with self.house() as house:
+            await house.worker.stop()  # it would find out by itself
             self.mint.fail("swap", "DropAfter")
             self.mint.fail("checkstate", "DropBefore")
             token = EmbeddedMoney(self.mint.token(16))

@@ -61,7 +61,7 @@ def script(ports: dict[str, str]) -> str:
     return re.sub("|".join(_PORTS), lambda port: ports[port.group()], text)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_the_tour_prints_what_it_says(tmp_path: Path) -> None:
     ports = {port: str(free_port()) for port in _PORTS}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -73,7 +73,7 @@ def test_the_tour_prints_what_it_says(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=360,
     )
     printed = done.stdout
     for documented, real in ports.items():

@@ -21,8 +21,8 @@ from farebox.testing.asgi import serving
 from farebox.testing.mint import PlayMint
 from farebox.wire.cashu.model import Dleq, Token
 from farebox.wire.cashu.token import encode_token, encode_token_v3
-from tests.integration.slowness import answers_wait
 from tests.integration.whole_house import FUNDED_SAT, Door, WholeHouse, whole_house
+from tests.slowness import answers_wait
 from tests.waiting import WAIT_S, eventually
 
 DOORS = pytest.mark.parametrize("door", list(Door))

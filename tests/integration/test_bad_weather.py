@@ -32,8 +32,8 @@ from farebox.testing.mint import (
 )
 from farebox.testing.upstream import PlayUpstream
 from farebox.wire.cashu.token import decode_token, encode_token
-from tests.integration.slowness import LATE_S, answers_wait, impatient
 from tests.integration.whole_house import FUNDED_SAT, PRICE_SAT, Door, WholeHouse, whole_house
+from tests.slowness import LATE_S, answers_wait, impatient
 from tests.waiting import WAIT_S, eventually
 
 FUNDED_MSAT = FUNDED_SAT * 1_000

@@ -89,6 +89,8 @@ async def test_a_stored_method_is_shown_chosen_charged_and_removed(
         gone = await house.http.delete(f"/v1/payment-methods/{name}", headers=headers)
         assert gone.status_code == status
     assert "pm_other" not in shop.attached
+    told = (await house.get("/v1/payment-methods", key))["payment_methods"]
+    assert [(one["payment_method"], one["default"]) for one in told] == [(first, True)]
 
 
 @pytest.mark.parametrize(

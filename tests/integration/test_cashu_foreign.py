@@ -32,8 +32,8 @@ from farebox.testing.mint.books import Change, SpentRow
 from farebox.wire.cashu.crypto import hash_to_curve
 from farebox.wire.cashu.token import encode_token
 from tests.integration.cashu_house import House, PowerCut, house_of, is_spent, issue
-from tests.integration.slowness import LATE_S, impatient
 from tests.integration.test_cashu_change import change_of, give_change
+from tests.slowness import LATE_S, impatient
 
 
 @asynccontextmanager

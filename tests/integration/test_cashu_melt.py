@@ -36,7 +36,7 @@ from farebox.testing.mint import (
 from farebox.wire import bech32
 from farebox.wire.cashu.model import BlindedMessage, Proof
 from tests.integration.cashu_house import CUSTOMER, House, PowerCut, house_of, issue
-from tests.integration.slowness import LATE_S, impatient
+from tests.slowness import LATE_S, impatient
 
 
 def invoice(amount_sat: int) -> str:

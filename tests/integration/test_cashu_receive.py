@@ -32,7 +32,7 @@ from farebox.testing.mint import (
 )
 from farebox.wire.cashu.token import decode_token, encode_token, encode_token_v3
 from tests.integration.cashu_house import CUSTOMER, House, PowerCut, house_of, is_spent, issue
-from tests.integration.slowness import LATE_S, answers_wait, impatient
+from tests.slowness import LATE_S, answers_wait, impatient
 
 FEES = pytest.mark.parametrize("fee_ppk", [0, 100, 1_000])
 

@@ -18,8 +18,8 @@ from farebox.tally import Counts, Spread
 from farebox.testing.mint import DropAfter, Fail
 from farebox.wire.cashu.token import decode_token
 from tests.integration.scraping import Samples, of, scraped
-from tests.integration.slowness import answers_wait
 from tests.integration.whole_house import Door, WholeHouse, whole_house
+from tests.slowness import answers_wait
 from tests.waiting import eventually
 
 

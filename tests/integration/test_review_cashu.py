@@ -21,9 +21,9 @@ from farebox.settings import load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.mint import DropAfter, DropBefore, ExecutesLate, PlayMint, Refuse
 from tests.integration.cashu_house import House, house_of, issue
-from tests.integration.slowness import PATIENCE_S, impatient
 from tests.integration.test_cashu_melt import invoice, paying_house
 from tests.integration.test_cashu_upkeep import leftovers
+from tests.slowness import PATIENCE_S, impatient
 from tests.waiting import eventually
 
 

@@ -16,7 +16,7 @@ import psycopg
 from tests.peers.install import PeerUnavailable, postgres_programs, run, server_user, unprivileged
 from tests.peers.process import free_port
 
-_START_TIMEOUT_S = 60
+_START_TIMEOUT_S = 120
 OWNER = "farebox"
 PASSWORD = "a-password-that-is-never-shown"
 

@@ -82,8 +82,9 @@ async def refund(context: ApiContext, incoming: Incoming) -> Answer:
     wanted = _wanted(context, caller, method, asked)
     if isinstance(wanted, Answer):
         return wanted
-    fallback = caller.key.refund_address if caller.key else ""
-    destination = asked.destination or ("" if asked.lnurl else fallback)
+    needs_none = asked.lnurl or context.payments.gives_back_only(method)
+    fallback = caller.key.refund_address if caller.key and not needs_none else ""
+    destination = asked.destination or fallback
 
     async def act(operation_id: str) -> Told:
         amount, in_msat = wanted.amount, wanted.in_msat

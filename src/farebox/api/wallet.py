@@ -221,7 +221,8 @@ async def refund(context: ApiContext, incoming: Incoming) -> Answer:
     named = {asked.destination, asked.refund_address, asked.lightning_address} - {""}
     if len(named) > 1 or any(len(address) > TEXT_MAX_CHARS for address in named):
         return bad_request("destination_invalid", "Name one address, at most 2048 characters.")
-    fallback = caller.key.refund_address if caller.key else ""
+    needs_none = context.payments.gives_back_only(caller.refund_method)
+    fallback = caller.key.refund_address if caller.key and not needs_none else ""
     destination = next(iter(named), fallback)
 
     async def act(operation_id: str) -> Told:

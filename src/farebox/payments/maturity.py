@@ -51,13 +51,22 @@ def unripe_msat(known: Maturing | None, now_ns: int) -> int:
 
 
 def staying_msat(
-    known: Maturing | None, now_ns: int, available_msat: int, *, returning: str = ""
+    known: Maturing | None,
+    now_ns: int,
+    *,
+    leaving_msat: int,
+    available_msat: int,
+    returning: str = "",
 ) -> int:
-    """How much has to stay on an account that money leaves, to the payer of `returning` or not."""
+    """How much has to stay on an account of which so much leaves, to the payer of `returning` or
+    another way."""
     unripe = unripe_msat(known, now_ns)
     lots = known.lots if known else ()
     own = sum(lot.amount_msat for lot in lots if lot.until > now_ns and lot.deposit == returning)
-    return max(0, min(unripe, available_msat) - own) if own else unripe
+    if not own:
+        return unripe
+    # Where rates have moved it may cost more than was credited for it.
+    return max(0, min(unripe, available_msat) - own) if leaving_msat > own else 0
 
 
 def ripe_at(known: Maturing | None) -> int:

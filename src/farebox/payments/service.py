@@ -225,6 +225,10 @@ class Payments:
         first = [code for code in (wanted.upper(), BTC.code) if code in codes]
         return (*first, *codes, BTC.code)[0]
 
+    def gives_back_only(self, method: str) -> bool:
+        """Whether a method pays nobody but who has paid by it; one that is not here does not."""
+        return any(one.gives_back_only for one in self.methods if one.payment_type == method)
+
     async def refund(
         self,
         account: str,
@@ -329,7 +333,10 @@ class Payments:
             kept_msat = staying_msat(
                 row.value if row else None,
                 self._ledger.clock.now_ns(),
-                max(0, held.available) if held else 0,
+                leaving_msat=sum(
+                    one.amount for one in holds if isinstance(one, Hold) and one.debit == account
+                ),
+                available_msat=max(0, held.available) if held else 0,
                 returning=plan.returns,
             )
             kept = kept_back(kept_msat, account, operation.id, len(holds))

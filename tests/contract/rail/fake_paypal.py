@@ -48,6 +48,7 @@ class FakePaypal:
     orders: dict[str, Document] = field(default_factory=dict)
     captures: dict[str, str] = field(default_factory=dict)
     disputes: dict[str, Document] = field(default_factory=dict)
+    setups: dict[str, str] = field(default_factory=lambda: dict(VAULT))
     vault: dict[str, str] = field(default_factory=dict)
     events: list[Document] = field(default_factory=list)
     answered: dict[str, tuple[str, int, Document]] = field(default_factory=dict)
@@ -244,10 +245,10 @@ class FakePaypal:
     def _keep(self, given: Document) -> Document:
         source = given["payment_source"]["token"]
         assert source["type"] == "SETUP_TOKEN"
-        if source["id"] not in VAULT:
+        if source["id"] not in self.setups:
             raise Refused(404, "RESOURCE_NOT_FOUND")
         name = secrets.token_hex(8)
-        self.vault[name] = VAULT[source["id"]]
+        self.vault[name] = self.setups[source["id"]]
         wallet = {"email_address": "payer@example.com"}
         return {"id": name, "customer": {"id": "cust1"}, "payment_source": {"paypal": wallet}}
 

@@ -45,7 +45,7 @@ async def connected(
     url: str, secret: str = "secret-of-the-test", clock: Clock | None = None
 ) -> AsyncIterator[Connector]:
     config = PaypalConfig(
-        client_id="client-of-the-test", client_secret=secret, url=url, timeout_s=5
+        client_id="client-of-the-test", client_secret=secret, url=url, timeout_s=60
     )
     clock = clock or SystemClock()
     async with aiohttp.ClientSession() as session:

@@ -45,7 +45,7 @@ NOW_S = SystemClock().now_ns() // NS_PER_S
 
 @asynccontextmanager
 async def connected(url: str, api_key: str) -> AsyncIterator[Connector]:
-    config = StripeConfig(api_key=api_key, webhook_secret=SECRET, url=url, timeout_s=10)
+    config = StripeConfig(api_key=api_key, webhook_secret=SECRET, url=url, timeout_s=60)
     async with aiohttp.ClientSession() as session:
         breaker = Breaker(SystemClock(), who="Stripe")
         yield StripeConnector(config, open_client(config, session), breaker, SystemClock())
@@ -159,7 +159,7 @@ class TestAtLocalstripe:
             taken = await card_desk.authorise(order, asked_before=False)
             assert isinstance(taken, Captured)
             for _ in range(20):
-                headers, body = await asyncio.wait_for(told.get(), 20)
+                headers, body = await asyncio.wait_for(told.get(), 60)
                 notice = await card_desk.hear(headers, body)
                 if isinstance(notice, Notice) and notice.reference == taken.reference:
                     break

@@ -50,19 +50,19 @@ class World:
         )
         self.spent_msat = 0
 
-    async def credit(self) -> None:
-        """The payment arrives."""
+    async def credit(self, payment: str = "pi_1", custody: str = CUSTODY) -> None:
+        """A payment arrives."""
         deposit = Deposit(
             source="stripe",
-            reference="pi_1",
+            reference=payment,
             account=ACCOUNT,
-            custody=CUSTODY,
+            custody=custody,
             asset="USD",
             amount_msat=PAID * CENT_MSAT,
             currency="USD",
             amount=PAID,
             state=DepositState.CREDITED,
-            at=1,
+            at=self.clock.now_ns(),
             quoted=Quoted("USD", str(CENT_MSAT), 0),
             matures_at=TERMS.matures_at(self.clock.now_ns() // 10**9),
         )

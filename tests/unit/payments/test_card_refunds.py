@@ -9,6 +9,7 @@ from typing import cast
 import msgspec
 import pytest
 
+from farebox.errors import RailRejected
 from farebox.ledger.model import ABSENT, Applied, Put, Unit
 from farebox.payments.cards.connector import Connector
 from farebox.payments.cards.model import Decline, Declined, GivenBack
@@ -17,7 +18,14 @@ from farebox.payments.cards.refunds import Job, Refunds
 from farebox.payments.maturity import MATURING, unripe_msat
 from farebox.payments.method import RefundQuote, RefundRequest, RefundResult
 from farebox.payments.model import OPERATION, Operation, Rejected
-from tests.unit.payments.test_card_booking import ACCOUNT, CENT_MSAT, PAID, TERMS, World
+from tests.unit.payments.test_card_booking import (
+    ACCOUNT,
+    CENT_MSAT,
+    CUSTODY,
+    PAID,
+    TERMS,
+    World,
+)
 
 PAYMENT, NUMBER, GIVEN = "stripe:pi_1:0", "stripe:pi_1:0:0", 300
 JOB = msgspec.json.encode(Job("op", NUMBER, "pi_1", GIVEN, "USD"))
@@ -34,7 +42,8 @@ class Desk:
         return Refunds(TERMS, cast("Connector", self), self.world.ledger)
 
     async def sync(self, reference: str) -> object:
-        del reference
+        if reference != "pi_1":
+            raise RailRejected("no such payment")
         return self.world.told
 
     async def refund(self, *told: object, asked_before: bool) -> GivenBack | Declined:
@@ -89,3 +98,12 @@ async def test_what_was_not_given_back_may_be_asked_for_again(says: str, tmp_pat
     assert await refunds.quote(asked) == RefundQuote(PAID, 0, 0)
     assert await unripe(world) == PAID * CENT_MSAT
     await world.store.close()
+
+
+async def test_a_payment_that_its_provider_has_forgotten_is_in_nobodys_way(tmp_path: Path) -> None:
+    desk = await opened(tmp_path, GivenBack("re_1", GIVEN, "op"))
+    await desk.world.credit("pi_newer", custody=CUSTODY)
+    await desk.world.credit("pi_1_elsewhere", custody="custody:stripe:another:USD")
+    asked = RefundRequest("another", PAID - GIVEN, asset="USD", account=ACCOUNT)
+    assert await desk.refunds().quote(asked) == RefundQuote(PAID - GIVEN, 0, 0)
+    await desk.world.store.close()

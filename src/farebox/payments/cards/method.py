@@ -73,6 +73,7 @@ class CardMethod(DepositMethod):
     """One provider's account: Stripe's, PayPal's."""
 
     credential_noun = "a payment link"
+    gives_back_only = True
 
     def __init__(self, terms: CardTerms, connector: Connector, ledger: Ledger) -> None:
         self.payment_type = connector.provider
@@ -202,6 +203,16 @@ class CardMethod(DepositMethod):
     async def _sightings(self, payment: CardPayment) -> list[Sighting]:
         request = await self._request_of(payment)
         if request is None or payment.phase is not Phase.CAPTURED:
+            return []
+        if payment.currency != request.asset:
+            # What of it is the fee nobody can say: it stays at the provider, for the operator.
+            _log.error(
+                "cards.another_currency",
+                provider=self.payment_type,
+                payment=payment.external,
+                asked=request.asset,
+                charged=payment.currency,
+            )
             return []
         return [
             Sighting(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from farebox.errors import RailError
+from farebox.errors import RailRejected, RailUnavailable
 from farebox.ledger.model import ABSENT, Put
 from farebox.ledger.service import Ledger
 from farebox.payments.cards.booking import lot_of
@@ -151,11 +151,17 @@ class Refunds:
         the one with the most left."""
         if request.is_exact:
             return _NO_PAYOUT
+        if request.amount <= 0:
+            return Refusal(
+                "amount_too_small", f"it is less than the smallest part of {request.asset}"
+            )
         best: _Found | None = None
         for deposit in await self._payments(request):
             try:
                 found = await self._room(deposit)
-            except RailError:
+            except RailRejected:
+                continue  # the provider does not know it any more
+            except RailUnavailable:
                 if best is None:
                     raise
                 break
@@ -178,7 +184,7 @@ class Refunds:
                 row.value
                 for _, row in page
                 if row.value.source == self._terms.provider
-                and row.value.asset == request.asset
+                and row.value.custody == self._terms.custody(request.asset)
                 and row.value.state is DepositState.CREDITED
             ]
             if len(page) < _PAGE:

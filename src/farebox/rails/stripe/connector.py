@@ -117,7 +117,8 @@ class StripeConnector:
     async def check_out(self, order: CheckoutOrder) -> Checkout:
         """A Checkout page, or a payment for a page of ours. Raises RailUnavailable, RailRejected.
 
-        The fee for paying by card is a line of its own.
+        The fee for paying by card is a line of its own. What is charged is what was asked for, in
+        this currency, whatever is set in Stripe's dashboard.
         """
         if self._config.pay_url:
             return await self._intent(order)
@@ -140,6 +141,7 @@ class StripeConnector:
             "/v1/checkout/sessions",
             idempotency_key=order.order,
             mode="payment",
+            adaptive_pricing={"enabled": False},
             line_items=items,
             client_reference_id=order.order,
             payment_intent_data={"metadata": {_MARK: order.order}},

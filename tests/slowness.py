@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from farebox.rails.cashu import HttpMint
-from farebox.testing.asgi import Message, Receive, Scope, Send
+from farebox.testing.asgi import Message, Receive, Scope, Send, read_body
 from farebox.testing.mint import PlayMint
 from farebox.testing.upstream import PlayUpstream
 
@@ -31,6 +31,29 @@ def answers_wait(place: PlayMint | PlayUpstream) -> Iterator[None]:
         await really(self, scope, receive, late if self is place else send)
 
     with patch.object(kind, "__call__", held):
+        try:
+            yield
+        finally:
+            let_go.set()
+
+
+@contextmanager
+def calls_wait(place: PlayMint, path: str) -> Iterator[None]:
+    """What is asked of a place at a path within is carried out afterwards, whoever has left."""
+    really, let_go = PlayMint.__call__, asyncio.Event()
+
+    async def held(self: PlayMint, scope: Scope, receive: Receive, send: Send) -> None:
+        if self is not place or scope.get("path") != path:
+            return await really(self, scope, receive, send)
+        body = await read_body(receive, 1 << 20)
+        await let_go.wait()
+
+        async def late() -> Message:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        return await really(self, scope, late, send)
+
+    with patch.object(PlayMint, "__call__", held):
         try:
             yield
         finally:
