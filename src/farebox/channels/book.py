@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -37,6 +36,7 @@ from farebox.ledger.processes import Processes
 from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger
 from farebox.ledger.store import PAGE_MAX
+from farebox.turns import Turns
 from farebox.wire.subrav.model import U64_END, ErrorCode, SignedSubRAV, SubRAV
 
 #: Requests that may wait for their turn on one sub-channel.
@@ -97,7 +97,8 @@ class SubChannels:
         self.chain_id = chain_id
         self._processes = processes
         self._wait_s = wait_s
-        self._turns: dict[str, _TurnLock] = {}
+        #: Of each sub-channel that has a request.
+        self._turns: dict[str, Turns] = {}
         #: What each custody account's ceiling was last set to by this process.
         self._ceilings: dict[str, int] = {}
         #: Settles a request that is kept elsewhere and that nobody serves any more.
@@ -135,36 +136,22 @@ class SubChannels:
     async def take_turn(self, channel_id: str, fragment: str) -> bool:
         """Wait for the turn. `give_turn` must follow when it came."""
         key = sub_channel_key(channel_id, fragment)
-        lock = self._turns.get(key)
-        if lock is None:
-            lock = self._turns[key] = _TurnLock()
-        if lock.users > _WAITING_MAX:
-            return False
-        lock.users += 1
-        if lock.users == 1:  # nobody holds it or waits, so this does not wait either
-            await lock.acquire()
-            return True
+        turns = self._turns.get(key)
+        if turns is None:
+            turns = self._turns[key] = Turns(1, _WAITING_MAX, self._wait_s)
         try:
-            async with asyncio.timeout(self._wait_s):
-                await lock.acquire()
-        except BaseException as error:
-            self._leave(key, lock)
-            if isinstance(error, TimeoutError):
-                return False
-            raise
-        return True
+            return await turns.take()
+        finally:
+            if not turns.running:  # given up in the moment in which it came
+                self._turns.pop(key, None)
 
     def give_turn(self, channel_id: str, fragment: str) -> None:
         """Let the next one in."""
         key = sub_channel_key(channel_id, fragment)
-        lock = self._turns[key]
-        lock.release()
-        self._leave(key, lock)
-
-    def _leave(self, key: str, lock: _TurnLock) -> None:
-        lock.users -= 1
-        if not lock.users:
-            self._turns.pop(key, None)
+        turns = self._turns[key]
+        turns.give_back()
+        if not turns.running:
+            del self._turns[key]
 
     # ── changes ──────────────────────────────────────────────────────────────────────────────────
 
@@ -433,12 +420,6 @@ def _is_frozen(row: SubChannel, turn: Turn) -> bool:
 
 async def _nothing_is_kept_elsewhere(_: str) -> bool:
     return False
-
-
-class _TurnLock(asyncio.Lock):
-    def __init__(self) -> None:
-        super().__init__()
-        self.users = 0
 
 
 def voucher_of(turn: Turn) -> SubRAV | None:

@@ -23,12 +23,14 @@ all requests cost the same, one hold covers them all, one after the other, and i
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
 
 from farebox.channels.chain import ChannelInfo, PaidTo
 from farebox.channels.model import (
+    NAMED_MAX,
     SUB_CHANNEL,
     Proposal,
     Serving,
@@ -58,16 +60,19 @@ _VOUCHER = "channel_voucher"
 _HOME_ASSET = "BTC"
 
 
+@lru_cache(maxsize=NAMED_MAX)
 def custody_account(backing: str) -> str:
     """What was signed against one collateral and not yet claimed."""
     return f"custody:channel:{backing}"
 
 
+@lru_cache(maxsize=NAMED_MAX)
 def receivable_account(channel_id: str, fragment: str) -> str:
     """The cost of the one request of a sub-channel that is not signed for."""
     return f"receivable:channel:{sub_channel_key(channel_id, fragment)}"
 
 
+@lru_cache(maxsize=NAMED_MAX)
 def clearing_account(backing: str) -> str:
     """What is reserved under one collateral passes through here, and nothing stays."""
     return f"clearing:channel:{backing}"

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from farebox.gateway.turns import Turns
+from farebox.turns import Turns
 
 
 async def test_turns_are_given_in_order_and_none_is_lost() -> None:
