@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
+from functools import lru_cache
 
 import msgspec
 
@@ -20,6 +21,8 @@ U256_END = 2**256
 FRAGMENT_MAX_BYTES = 255
 SIGNATURE_BYTES = 64
 
+#: Good ids and fragments come again and again.
+_CHECKED_MAX = 10_000
 _CHANNEL_ID = re.compile(r"0x[0-9a-f]{64}")
 
 
@@ -69,6 +72,7 @@ class SignedSubRAV(msgspec.Struct, frozen=True, gc=False):
         return f"SignedSubRAV({self.sub_rav!r})"  # whoever has the signature can claim
 
 
+@lru_cache(maxsize=_CHECKED_MAX)
 def check_channel_id(text: str) -> str:
     """`text` if it is `0x` and 64 lower-case hex digits, else InvalidCredential.
 
@@ -80,6 +84,7 @@ def check_channel_id(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=_CHECKED_MAX)
 def check_fragment(text: str) -> str:
     """`text` if it can name a sub-channel: the part behind `#` of the payer's key id."""
     if text.isascii():
