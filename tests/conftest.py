@@ -12,10 +12,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from hypothesis import HealthCheck, settings
+
 # Before a test imports eth_account by itself, which would let Python recurse until it crashes.
 import farebox.rails.evm.accounts  # noqa: F401
 
 pytest_plugins = ["tests.peers.fixtures"]
+
+# How long an example takes says how busy the machine is, and nothing of ours.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 _MEMORY = Path("/dev/shm")
 _ROOM_BYTES = 4 << 30

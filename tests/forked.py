@@ -37,7 +37,7 @@ _IMPORTED = (
 )
 _PIECE = 1 << 16
 _NUMBER_BYTES = 4
-_END_S = 10
+_END_S = 60
 
 
 class Order(msgspec.Struct, frozen=True):

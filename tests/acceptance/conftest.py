@@ -12,7 +12,7 @@ import pytest
 from tests.acceptance.world import Mint, Server, start_server
 from tests.peers.process import PeerProcess, free_port
 
-_READY_S = 30
+_READY_S = 60
 
 
 def _process(module: str, path: str, folder: Path) -> Iterator[str]:

@@ -18,6 +18,7 @@ import pytest
 from farebox.wire.cashu.token import decode_token
 from tests.acceptance.conftest import Serve
 from tests.acceptance.world import Mint, Ran, Server, call, run_here
+from tests.waiting import WAIT_S
 
 _NOWHERE = "http://127.0.0.1:9"
 
@@ -49,22 +50,23 @@ def test_keys_streams_and_ecash_are_driven_and_the_books_agree(
 ) -> None:
     mix = ("--mix", "key=2,stream=1,ecash=1", "--rate", "40", "--seconds", "2")
     told = bench(server, *mix, "--play-mint", mint.url).json()
-    assert (told["answered"], told["failed"], told["unstarted"]) == (80, 0, 0)
-    assert {kind: one["answered"] for kind, one in told["kinds"].items()} == {
-        "key": 40,
-        "stream": 20,
-        "ecash": 20,
-    }
+    # On a machine that stands still in the end, the last are never started.
+    assert (told["failed"], told["answered"] + told["unstarted"]) == (0, 80)
+    kinds = {kind: one["answered"] + one["unstarted"] for kind, one in told["kinds"].items()}
+    assert kinds == {"key": 40, "stream": 20, "ecash": 20}
+    answered = {kind: one["answered"] for kind, one in told["kinds"].items()}
+    charged_msat = told["answered"] * 10_000
+    by_key_msat = (answered["key"] + answered["stream"]) * 10_000
     for one in told["kinds"].values():
         latency = one["latency_us"]
         assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
         assert one["charged_msat"] == one["answered"] * 10_000
     assert told["kinds"]["stream"]["first_byte_us"]["max"] > 0
     assert told["charges"] == {
-        "receipts_msat": 800_000,
-        "key_receipts_msat": 600_000,
-        "key_msat": 600_000,
-        "books_msat": 800_000,
+        "receipts_msat": charged_msat,
+        "key_receipts_msat": by_key_msat,
+        "key_msat": by_key_msat,
+        "books_msat": charged_msat,
         "unknown": 0,
         "problem": "",
         "agree": True,
@@ -79,13 +81,15 @@ def test_real_tokens_are_spent_one_each_and_all_that_is_left_is_in_the_file_of_c
     given = ("--tokens", "tokens", "--token", mint.token(64), "--change", "change")
     mix = ("--mix", "key=1,ecash=1", "--rate", "10", "--seconds", "1")
     told = bench(server, *mix, *given).json()
-    assert told["answered"] == 10
+    by_key, by_ecash = (told["kinds"][kind]["answered"] for kind in ("key", "ecash"))
+    assert by_key + by_ecash + told["unstarted"] == 10
     assert told["charges"]["agree"] is True
     assert stat.S_IMODE((tmp_path / "change").stat().st_mode) == 0o600
     key, *change = (tmp_path / "change").read_text().split()
-    assert [decode_token(token).amount for token in change] == [6] * 5
-    left = call(f"{server.url}/info", {"Authorization": f"Bearer {key}"}).json()
-    assert left["balance"] == 14_000
+    left = [6] * by_ecash + [16] * (5 - by_ecash)
+    assert sorted(decode_token(token).amount for token in change) == left
+    shown = call(f"{server.url}/info", {"Authorization": f"Bearer {key}"}).json()
+    assert shown["balance"] == 64_000 - by_key * 10_000
 
 
 def test_errors_are_counted_by_what_they_say_and_their_tokens_are_not_lost(
@@ -96,7 +100,8 @@ def test_errors_are_counted_by_what_they_say_and_their_tokens_are_not_lost(
     mix = ("--mix", "ecash=1", "--rate", "3", "--seconds", "1")
     told = bench(server, *mix, "--tokens", "tokens", "--change", "change").json()
     errors = told["kinds"]["ecash"]["errors"]
-    assert errors == {"409 payment_used": 1, "402 insufficient_payment": 1}
+    assert errors.pop("402 insufficient_payment") == 1
+    assert errors in ({"409 payment_used": 1}, {"409 request_in_progress": 1})
     assert told["charges"]["agree"] is True
     kept = (tmp_path / "change").read_text().split()
     assert sorted(decode_token(one).amount for one in kept) == [2, 6, 16]
@@ -149,9 +154,17 @@ def test_an_address_is_named_or_nothing_is_asked(capfd: pytest.CaptureFixture[st
 def test_a_server_that_does_not_survive_is_measured_until_then_and_its_book_verified(
     server: Server, mint: Mint, bench: Bench
 ) -> None:
-    long = ("--rate", "20", "--seconds", "3", "--play-mint", mint.url)
-    threading.Timer(2, server.process.kill).start()
+    made = call(f"{server.url}/create", body={"initial_balance_token": mint.token(1_024)}).json()
+    long = ("--rate", "20", "--seconds", "3", "--key", made["api_key"])
+
+    def kill() -> None:
+        _until_spent(server, made["api_key"])
+        server.process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
     told = bench(server, *long)
+    killer.join()
     assert told.code == 1, told.error
     facts = json.loads(told.out)
     assert facts["answered"] > 0
@@ -177,7 +190,7 @@ def test_the_first_signal_stops_it_and_it_still_reports_and_verifies(
     ) as process:
         _until_spent(server, made["api_key"])
         process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=60)
+        out, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     told: dict[str, Any] = json.loads(out)
     assert told["answered"] > 0
@@ -188,7 +201,8 @@ def test_the_first_signal_stops_it_and_it_still_reports_and_verifies(
 
 
 def _until_spent(server: Server, key: str) -> None:
-    for _ in range(200):
+    ends_at = time.monotonic() + WAIT_S
+    while time.monotonic() < ends_at:
         told = call(f"{server.url}/info", {"Authorization": f"Bearer {key}"}).json()
         if told["total_spent"]:
             return

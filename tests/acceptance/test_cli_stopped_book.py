@@ -57,6 +57,7 @@ class Book:
     async def leave_open(self) -> None:
         """A token that the mint has taken, and then said nothing."""
         async with self.house() as house:
+            await house.worker.stop()  # it would find out by itself
             self.mint.fail("swap", "DropAfter")
             self.mint.fail("checkstate", "DropBefore")
             token = EmbeddedMoney(self.mint.token(16))
@@ -127,6 +128,9 @@ def test_a_withdrawal_is_a_token_that_the_mint_takes_and_tells_again(book: Book)
     assert facts["id"] in done.error  # told before anything moved
     again = book.run("withdraw", "--again", facts["id"], "--json").json()
     assert again == facts
+    unknown = book.run("withdraw", "--again", "wd_nobody")
+    assert (unknown.code, unknown.out) == (2, "")
+    assert "no withdrawal 'wd_nobody' was begun" in unknown.error
     assert book.run("balance", "--json").json()["withdrawable_msat"] == 10_000
 
 

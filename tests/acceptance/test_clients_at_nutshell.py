@@ -21,7 +21,7 @@ from tests.peers.nutshell import Nutshell, NutshellWallet
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
-_STARTED_TIMEOUT_S = 30
+_STARTED_TIMEOUT_S = 60
 
 
 @contextmanager
@@ -84,7 +84,7 @@ async def chat(url: str, key: str) -> int:
 
 
 async def info(url: str, key: str) -> dict[str, int]:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         answer = await client.get(f"{url}/info", headers={"Authorization": f"Bearer {key}"})
         assert answer.status_code == 200, answer.text
         found: dict[str, int] = answer.json()
@@ -96,7 +96,7 @@ async def test_the_openai_sdk_chats_with_an_account_key_and_the_wallet_takes_the
 ) -> None:
     token = await asyncio.to_thread(wallet.send, 200)
     before = await asyncio.to_thread(wallet.balance_sat)
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         created = await client.post(f"{paid_service}/create", json={"initial_balance_token": token})
         assert created.status_code == 200, created.text
         key = created.json()["api_key"]
@@ -125,7 +125,7 @@ async def test_the_wallet_pays_inside_a_request_and_takes_the_change(
     paid_service: str, wallet: NutshellWallet
 ) -> None:
     body = {"model": "play-small", "max_tokens": 20, "messages": []}
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         unpaid = await client.post(f"{paid_service}/v1/chat/completions", json=body)
         assert unpaid.status_code == 402
         token = await asyncio.to_thread(wallet.send, unpaid.json()["amount"] + 50)

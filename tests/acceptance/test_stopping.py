@@ -48,7 +48,7 @@ def streaming(
     server: Server, pays: dict[str, str], slow: str
 ) -> Iterator[http.client.HTTPResponse]:
     """A stream whose first words have arrived."""
-    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
     with closing(connection):
         headers = {**pays, "x-play": f"slow={slow}", "content-type": "application/json"}
         connection.request("POST", "/v1/chat/completions", json.dumps(CHAT), headers)
@@ -84,7 +84,7 @@ def test_a_stream_longer_than_the_grace_is_told_why_it_is_cut_and_charged_for_it
         server.process.send_signal(signal.SIGTERM)
         rest = answer.read()
     assert b'"code":"stopping"' in rest
-    assert server.process.wait(30) == 0
+    assert server.process.wait(60) == 0
     assert "Traceback" not in server.said()
     revenue = books(tmp_path)["revenue_msat"]
     assert 0 < revenue < 200 * PER_TOKEN
@@ -96,7 +96,7 @@ def test_what_ends_within_the_grace_is_finished(start: Serve, mint: Mint, tmp_pa
         server.process.send_signal(signal.SIGTERM)
         rest = answer.read()
     assert rest.rstrip().endswith(b"data: [DONE]")
-    assert server.process.wait(30) == 0
+    assert server.process.wait(60) == 0
     assert books(tmp_path)["revenue_msat"] > 0
 
 
@@ -106,7 +106,7 @@ def test_a_second_signal_waits_for_nothing(start: Serve, mint: Mint, tmp_path: P
         drain(server)
         server.process.send_signal(signal.SIGTERM)
         assert b'"code":"stopping"' in answer.read()
-    assert server.process.wait(30) == 0
+    assert server.process.wait(60) == 0
     assert 0 < books(tmp_path)["revenue_msat"] < 200 * PER_TOKEN
 
 

@@ -61,7 +61,7 @@ def call(
     given = {**(headers or {}), **({"content-type": "application/json"} if raw else {})}
     request = urllib.request.Request(url, raw, given, method=method or None)
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             names = tuple(name.lower() for name in answer.headers)
             return Answered(answer.status, _lowered(answer.headers), answer.read(), names)
     except urllib.error.HTTPError as error:
@@ -160,7 +160,7 @@ class Server:
         """Signal it and wait; gives its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(40)
+        return self.process.wait(60)
 
 
 def start_server(arguments: Sequence[str], folder: Path) -> Server:
@@ -176,6 +176,6 @@ def start_server(arguments: Sequence[str], folder: Path) -> Server:
             os.close(writes)
         line = out.readline()
     if not line:
-        process.wait(10)
+        process.wait(60)
         raise AssertionError(f"it did not start: {log.read_text()}")
     return Server(process, json.loads(line), log)

@@ -53,7 +53,7 @@ def tracked_files() -> tuple[Path, ...]:
     """Every file that git knows; everything that is not hidden where there is no git."""
     try:
         listed = subprocess.run(
-            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, timeout=30
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, timeout=120
         ).stdout.decode()
         found = [ROOT / name for name in listed.split("\0") if name]
     except (OSError, subprocess.CalledProcessError):

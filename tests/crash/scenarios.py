@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from tests.crash.world import MSAT, Reply, Run
+from tests.crash.world import LOOK_S, MSAT, Reply, Run
 
-_ASKED_MAX = 200
+_ASKED_MAX = 3_000
 _PAUSE_S = 0.02
 _WORDS = 5
 #: So that they arrive one by one.
@@ -120,9 +120,14 @@ async def _refund_some(run: Run) -> Facts:
 async def drain(run: Run) -> None:
     """Take out all that is left, but for what is less than a sat."""
     for number, bearer in enumerate(run.bearers):
-        told = await run.call("GET", "/info", bearer=bearer)
+        told = await run.call("GET", "/info", bearer=bearer, patience_s=LOOK_S)
         if told.json["balance"] >= MSAT:
-            reply = await run.post("/refund", {}, bearer=bearer, name=f"drain-{number}")
+            name = f"drain-{number}"
+            reply = await patiently(
+                lambda bearer=bearer, name=name: run.post(  # type: ignore[misc]
+                    "/refund", {}, bearer=bearer, name=name, patience_s=LOOK_S
+                )
+            )
             assert reply.status == 200, f"what is left cannot be taken out: {reply}"
             run.holds(reply.json["token"])
 

@@ -25,7 +25,7 @@ from tests.peers.bitcoin import PASSWORD, BitcoinChain
 pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(900)]
 
 IN_SAT, OUT_SAT = 60_000, 20_000
-_TRIES_MAX = 120
+_TRIES_MAX = 600
 _PAUSE_S = 0.1
 _places = count(200)
 

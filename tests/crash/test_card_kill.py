@@ -30,7 +30,7 @@ from tests.crash.world import Lost, Nursery, Outside, Run, new_run
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PAID, REFUNDED, DISPUTED, DISPUTE_FEE = 1_000, 300, 500, 100
-_TOLD_MAX, _PAUSE_S = 40, 0.1
+_TOLD_MAX, _PAUSE_S = 600, 0.1
 #: So much is earned by each payment that a dispute's fee is covered.
 EXTRA = 2_035
 CENT_MSAT = 10_000

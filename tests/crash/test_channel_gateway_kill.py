@@ -40,7 +40,7 @@ CHAT = {"model": "play-1", "max_tokens": 6, "stream": True, "messages": [{"role"
 WORD_MSAT = 300
 #: The most that one request of these costs.
 MOST_MSAT = max(PRICE_MSAT, 6 * WORD_MSAT)
-_TRIES_MAX = 60
+_TRIES_MAX = 1_200
 
 
 @dataclass

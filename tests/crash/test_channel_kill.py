@@ -134,7 +134,7 @@ async def one_life(payer: PaymentChannelPayerClient, directory: Path, life: int,
             async with Client(f"{url}/mcp") as client:
                 await until_killed(lambda: calls(payer, client))
         else:
-            async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+            async with httpx.AsyncClient(base_url=url, timeout=60) as http:
                 await until_killed(lambda: pays(payer, http))
     except* (httpx.TransportError, httpx2.TransportError, MCPError):
         pass  # the SDK's client tells of it in groups

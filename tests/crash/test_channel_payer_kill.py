@@ -147,7 +147,7 @@ async def live(order: Order) -> None:
 
     SqliteStore.commit = counted  # type: ignore[method-assign]
     store = SqliteStore(Path(order.book), RECORDS)
-    async with httpx.AsyncClient(base_url=order.url, verify=False) as http:
+    async with httpx.AsyncClient(base_url=order.url, timeout=60, verify=False) as http:
         payer = Payer(order, store, http)
         if order.has_lost_all:
             await payer.recover()

@@ -119,5 +119,5 @@ def test_no_death_between_two_steps_loses_or_doubles_a_claim_anvil(
             break
         deaths += 1
         step, after = (step + 1, False) if after else (step, True)
-    # A nonce, its broadcast, in a block, confirmed, booked: and a process that begins and ends.
-    assert deaths >= 2 * 5
+    # A nonce, its broadcast, and that it is booked; of its block one may hear in the same step.
+    assert deaths >= 2 * 3

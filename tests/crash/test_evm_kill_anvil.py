@@ -32,7 +32,7 @@ SMALL, LARGE = 5_000_000, 500_000_000
 REFUND_MSAT = 2_000_000
 #: The operator's own at the sender.
 FLOAT_WEI, FLOAT_USDC = 10**19, 100_000_000
-_TRIES_MAX = 100
+_TRIES_MAX = 600
 _PAUSE_S = 0.1
 USDC = "custody:evm:anvil:USDC"
 

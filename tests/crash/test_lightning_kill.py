@@ -23,7 +23,7 @@ from tests.peers.lnd import LightningNetwork
 pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(900)]
 
 DEPOSIT_MSAT, REFUND_MSAT = 60_000, 20_000
-_TRIES_MAX = 40
+_TRIES_MAX = 240
 _PAUSE_S = 0.25
 #: Longer than any jump of the house's clock.
 _EXPIRY_S = 10 * 86_400

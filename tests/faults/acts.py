@@ -22,8 +22,7 @@ PRICE_MSAT = 10 * MSAT
 CHAT_MSAT = 5 * 300
 #: What the gateway answers for an upstream that failed it; nothing is charged then.
 _UPSTREAM_FAILED = {502, 504}
-_ASKED_MAX = 200
-_WAITED_MAX = 3_000
+_ASKED_MAX = 3_000
 _PAUSE_S = 0.02
 
 Facts = Mapping[str, Any]
@@ -137,7 +136,7 @@ async def _key_in_hand(town: Town, run: Run) -> None:
     """A key, and its money on it: which may take until a mint is asked again."""
     await _token_in_hand(town, run)
     await _create(town, run)
-    for _ in range(_WAITED_MAX):
+    for _ in range(_ASKED_MAX):
         told = await town.surely(lambda: run.call("GET", "/info", bearer=run.bearers[0]))
         if told.json.get("balance"):
             return

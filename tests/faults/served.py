@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from farebox.books import RECORDS
-from farebox.cli.desk import Balance, Recover, Request
 from farebox.cli.door import ask_server
+from farebox.cli.requests import Balance, Recover, Request
 from farebox.clock import SystemClock
 from farebox.ecash.mint import MintQuoteState, ProofState
 from farebox.ecash.plan import MintPlan
@@ -39,8 +39,8 @@ PRICE_SAT = 10
 CHAT = {"model": "play-1", "max_tokens": 10, "messages": [{"role": "user", "content": "Hi"}]}
 #: What the gateway answers for an upstream that failed it.
 _UPSTREAM_FAILED = (502, 504)
-_TRIES_MAX = 400
-_READY_S = 30
+_TRIES_MAX = 900
+_READY_S = 60
 _PAUSE_S = 0.1
 
 
@@ -236,12 +236,16 @@ class House:
     def settled(self) -> dict[str, Any]:
         """Wait until nothing is held and nothing unfinished; what `farebox balance` says then."""
         for _ in range(_TRIES_MAX):
-            unfinished = self._asked(Recover())["unfinished"]
-            balance = self._asked(Balance())
+            unfinished = asyncio.run(self._asked(Recover()))["unfinished"]
+            balance = asyncio.run(self._asked(Balance()))
             if not unfinished and not balance["held_msat"] and not balance["arriving_msat"]:
                 return balance
             time.sleep(_PAUSE_S)
         raise AssertionError(f"never settled: {unfinished}, {balance}")
+
+    async def held_msat(self) -> int:
+        """What is held for requests that are under way."""
+        return int((await self._asked(Balance()))["held_msat"])
 
     def prove(self) -> dict[str, Any]:
         """No unit was lost or made: the book verifies, and the mint owes what we and they hold."""
@@ -266,7 +270,7 @@ class House:
                 self.server.process.kill()
             self.server.process.wait()
 
-    def _asked(self, request: Request) -> dict[str, Any]:
-        told = asyncio.run(ask_server(self.folder / "data", request))
+    async def _asked(self, request: Request) -> dict[str, Any]:
+        told = await ask_server(self.folder / "data", request)
         assert told is not None, "no server is running"
         return told

@@ -19,6 +19,7 @@ from farebox.stores.sqlite import SqliteStore
 from farebox.testing.mint import AnswersLate, DropAfter, DropBefore, ExecutesLate, Fail
 from farebox.wire.cashu.token import encode_token
 from tests.integration.whole_house import FUNDED_SAT, PRICE_SAT, Door, WholeHouse, whole_house
+from tests.waiting import WAIT_S, eventually
 
 HOUR_S = 3_600
 DAY_S = 24 * HOUR_S
@@ -31,6 +32,13 @@ _SOON_S = 400
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[WholeHouse]:
+    async with whole_house(tmp_path, limits={"ecash.mint_timeout_s": WAIT_S}) as made:
+        yield made
+
+
+@pytest.fixture
+async def hasty(tmp_path: Path) -> AsyncIterator[WholeHouse]:
+    """A house that waits for no mint."""
     async with whole_house(tmp_path, limits={"ecash.mint_timeout_s": 0.5}) as made:
         yield made
 
@@ -38,7 +46,7 @@ async def house(tmp_path: Path) -> AsyncIterator[WholeHouse]:
 async def recovers(house: WholeHouse) -> None:
     """What is open is looked at at once after a jump, or after as long as it ever waits."""
     await house.farebox.recover()
-    for _ in range(3):
+    for _ in range(10):
         if not await house.farebox.operations.unfinished():
             return
         house.clock.advance(_SOON_S)
@@ -56,7 +64,7 @@ async def test_a_request_that_is_under_way_is_charged_as_ever(
         for stream in (False, True)
         for pay in ({}, {"X-Cashu": token if stream else house.token()})
     ]
-    await asyncio.sleep(0.15)
+    await eventually(lambda: len(house.upstream.seen) == len(asked))
     house.clock.jump(seconds)
     await house.farebox.recover()
     await house.farebox.store.expire_due()
@@ -72,14 +80,14 @@ async def test_a_request_that_is_under_way_is_charged_as_ever(
 @pytest.mark.parametrize("seconds", JUMPS)
 @pytest.mark.parametrize("fault", [DropAfter(), ExecutesLate(0.8)], ids=str)
 async def test_a_payment_whose_answer_was_lost_is_found_though_nobody_asks_for_it(
-    house: WholeHouse, fault: DropAfter | ExecutesLate, seconds: int
+    hasty: WholeHouse, fault: DropAfter | ExecutesLate, seconds: int
 ) -> None:
-    house.mint.faults.next("swap", fault)
-    made = await house.present(Door.CREATE, house.token())
+    hasty.mint.faults.next("swap", fault)
+    made = await hasty.present(Door.CREATE, hasty.token())
     assert made.status_code == 202
-    house.clock.jump(seconds)
-    await recovers(house)
-    assert await house.balance(made.json()["api_key"]) == 64_000
+    hasty.clock.jump(seconds)
+    await recovers(hasty)
+    assert await hasty.balance(made.json()["api_key"]) == 64_000
     await asyncio.sleep(0.4)  # what was late has come, and found it done
 
 
@@ -138,7 +146,7 @@ async def test_a_key_that_expires_keeps_its_money_for_its_owner(
     made = await house.http.post("/create", json=body)
     key = made.json()["api_key"]
     asked = asyncio.create_task(house.chat("slow=0.1", pay=house.auth(key)))
-    await asyncio.sleep(0.05)
+    await eventually(lambda: house.upstream.seen)
     house.clock.jump(seconds)
     assert (await asked).status_code == 200
     again = await house.chat(pay=house.auth(key))
@@ -180,7 +188,7 @@ async def test_a_slow_mint_is_waited_for_across_a_jump(house: WholeHouse, second
     token = house.token()
     house.mint.faults.next("swap", AnswersLate(0.2))
     asked = asyncio.create_task(house.present(Door.EMBEDDED, token))
-    await asyncio.sleep(0.1)
+    await eventually(lambda: house.mint.calls["swap"])
     house.clock.jump(seconds)
     paid = await asked
     assert paid.status_code == 200, paid.text

@@ -6,12 +6,12 @@ a file system with no room left. Its log is on the same disk.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import resource
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import pytest
 
 from tests.acceptance.world import Answered, Mint
 from tests.faults.served import CHAT, PRICE_SAT, House, PlayMoney
+from tests.waiting import eventually
 
 _CODES = {"store_unavailable", "books_unavailable"}
 
@@ -105,14 +106,6 @@ def house(disk: Disk, mint: Mint, upstream: str) -> Iterator[House]:
     house.stop()
 
 
-def _until(is_so: Callable[[], bool]) -> None:
-    for _ in range(200):
-        if is_so():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it never came")
-
-
 def test_a_full_disk_takes_no_money_and_what_was_under_way_is_settled_when_there_is_room(
     disk: Disk, house: House
 ) -> None:
@@ -127,8 +120,8 @@ def test_a_full_disk_takes_no_money_and_what_was_under_way_is_settled_when_there
             callers.submit(house.ask, "/v1/chat/completions", pays, slow)
             for pays in (key, {"X-Cashu": embedded})
         ]
-        _until(lambda: _held_msat(house, key) > 0)
-        time.sleep(0.4)  # the token has been swapped, too
+        # The token has been swapped, too.
+        asyncio.run(eventually(house.held_msat, lambda held: held == 2 * PRICE_SAT * 1_000))
         disk.fill(house)
         try:
             _refused(house, key, waiting)
@@ -137,18 +130,13 @@ def test_a_full_disk_takes_no_money_and_what_was_under_way_is_settled_when_there
             disk.clear(house)
     for token in waiting:
         assert house.pays(token) == PRICE_SAT * 1_000
-    _until(lambda: _held_msat(house, key) == 0)
+    asyncio.run(eventually(house.held_msat, lambda held: held == 0))
     assert house.pays(embedded) in (0, PRICE_SAT * 1_000)
     balance = house.prove()
     assert balance["revenue_msat"] == (len(waiting) + 2) * PRICE_SAT * 1_000
     assert house.server is not None
     assert house.server.stop() == 0
     assert "stopped: every request that was running is settled" in house.server.said()
-
-
-def _held_msat(house: House, key: dict[str, str]) -> int:
-    told = house.ask("/info", key)
-    return int(told.json()["reserved"]) if told is not None and told.status == 200 else -1
 
 
 def _refused(house: House, key: dict[str, str], tokens: list[str]) -> None:

@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -24,6 +24,7 @@ from tests.faults.served import PRICE_SAT, PlayMoney
 from tests.faults.street import Street
 from tests.faults.test_storm import SEED
 from tests.peers.standby import Pair
+from tests.waiting import eventually
 
 _MSAT = 1_000
 _KEYS = 4
@@ -31,12 +32,9 @@ _FUNDED_SAT = 16_384
 _TOKENS = 40
 #: Between two requests of a caller.
 _PAUSE_S = 0.02
-#: What an answer may take while the store waits for its database, and more.
-_PATIENCE_S = 40
-#: From the moment that the database is well again until each gateway has served somebody.
-_SERVES_AGAIN_S = 10
-#: How long the store tries by itself before anybody is told, and more.
-_REFUSED_S = 30
+#: What an answer may take, and more: the store tries for ten seconds by itself, and a request may
+#: ask it to read, to hold and to void, one after the other.
+_PATIENCE_S = 120
 
 
 class Caller:
@@ -110,10 +108,9 @@ async def test_whatever_becomes_of_the_database_what_was_told_is_what_it_has(
                 await asyncio.to_thread(pair.standby.promote)
                 await _served_again(callers, doors)
                 enough.set()
+            await eventually(partial(_are_charged, callers))
             balance = await asyncio.to_thread(street.look().prove)
-            for one in callers:
-                left_msat = _FUNDED_SAT * _MSAT - one.served * PRICE_SAT * _MSAT
-                assert await one.balance_msat() == left_msat
+            assert await _are_charged(callers)
         by_key_msat = sum(one.served for one in callers) * PRICE_SAT * _MSAT
         assert balance["revenue_msat"] == by_key_msat + spending.result()
         assert {code for one in callers for code in one.refused} == {"store_unavailable"}
@@ -126,6 +123,13 @@ async def _key(http: httpx.AsyncClient, street: Street) -> str:
     made = await http.post(f"{street.url}/create", json={"initial_balance_token": token})
     assert made.status_code == 200, made.text
     return str(made.json()["api_key"])
+
+
+async def _are_charged(callers: list[Caller]) -> bool:
+    """Whether each paid for what it was served, and for nothing else. A gateway may have served
+    what the database has forgotten the hold of: it has the bill, and soon the books do."""
+    paid_msat = [_FUNDED_SAT * _MSAT - await one.balance_msat() for one in callers]
+    return paid_msat == [one.served * PRICE_SAT * _MSAT for one in callers]
 
 
 async def _spend(street: Street, tokens: list[str], enough: asyncio.Event) -> int:
@@ -141,9 +145,9 @@ async def _refused(http: httpx.AsyncClient, callers: list[Caller], doors: list[s
 
     async def is_known() -> bool:
         told = [(await http.get(f"{door}/readyz")).status_code for door in doors]
-        return set(told) == {503} and all(one.refused["store_unavailable"] for one in callers)
+        return set(told) == {503} and any(one.refused["store_unavailable"] for one in callers)
 
-    assert await _within(_REFUSED_S, is_known)
+    await eventually(is_known)
 
 
 async def _served_again(callers: list[Caller], doors: list[str]) -> None:
@@ -152,16 +156,7 @@ async def _served_again(callers: list[Caller], doors: list[str]) -> None:
     async def is_so() -> bool:
         return all(any(one.served_at_s[door] > well_s for one in callers) for door in doors)
 
-    assert await _within(_SERVES_AGAIN_S, is_so)
-
-
-async def _within(limit_s: float, holds: Callable[[], Awaitable[bool]]) -> bool:
-    """Wait for it to be so; False when it is not in that time."""
-    for _ in range(round(limit_s / _PAUSE_S)):
-        if await holds():
-            return True
-        await asyncio.sleep(_PAUSE_S)
-    return False
+    await eventually(is_so)
 
 
 def _restart(pair: Pair) -> None:

@@ -22,6 +22,7 @@ from tests.faults.proxy import (
     once,
     seeded,
 )
+from tests.waiting import WAIT_S, eventually
 
 ASK = b"POST /pay HTTP/1.1\r\nContent-Length: 10\r\n\r\n0123456789"
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine"
@@ -33,8 +34,10 @@ class Server:
 
     heard: list[bytes] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
+    open: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
         try:
             while True:
                 data = await reader.readexactly(len(ASK))
@@ -52,6 +55,7 @@ class Server:
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
+            self.open -= 1
 
 
 @dataclass
@@ -60,6 +64,7 @@ class Line:
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    patience_s: float = WAIT_S
 
     async def ask(self) -> bytes:
         """Ask, and read until the answer is there, the end, or a while."""
@@ -68,7 +73,7 @@ class Line:
 
     async def answer(self) -> bytes:
         try:
-            async with asyncio.timeout(0.3):
+            async with asyncio.timeout(self.patience_s):
                 return await self.reader.readexactly(len(ANSWER))
         except asyncio.IncompleteReadError as error:
             return error.partial + b"|"
@@ -95,10 +100,17 @@ class House:
     async def ask(self, strike: Strike) -> bytes:
         """What comes of a request that is struck."""
         self.proxy.plan = once(strike, "POST /pay")
-        answer = await (await self.line()).ask()
-        assert [struck for _, struck in self.proxy.struck] == [strike]
-        await asyncio.sleep(0.02)
+        line = await self.line()
+        if strike.what is What.BLACK_HOLE:
+            line.patience_s = 0.3
+        answer = await line.ask()
+        await eventually(lambda: [struck for _, struck in self.proxy.struck] == [strike])
         return answer
+
+    async def saw(self, heard: list[bytes], *ended: str) -> None:
+        """Wait until the server has heard this, and its connections have ended so."""
+        wanted = (heard, list(ended))
+        await eventually(lambda: (self.server.heard, self.server.ended), lambda it: it == wanted)
 
 
 @pytest.fixture
@@ -112,15 +124,14 @@ async def house() -> AsyncIterator[House]:
         for line in house.lines:
             line.writer.close()
     listener.close()
-    await asyncio.sleep(0.02)
+    await eventually(lambda: not server.open)
 
 
 async def test_without_a_strike_everything_passes(house: House) -> None:
     line = await house.line()
     assert [await line.ask() for _ in range(3)] == [ANSWER] * 3
     line.writer.close()
-    await asyncio.sleep(0.02)
-    assert (house.server.heard, house.server.ended) == ([ASK] * 3, ["closed"])
+    await house.saw([ASK] * 3, "closed")
 
 
 async def test_latency_delays_and_loses_nothing(house: House) -> None:
@@ -132,7 +143,7 @@ async def test_latency_delays_and_loses_nothing(house: House) -> None:
 
 async def test_a_reset_is_one_for_both(house: House) -> None:
     assert await house.ask(Strike(What.RESET, Side.REQUEST, 5)) == b"!"
-    assert (house.server.heard, house.server.ended) == ([], ["reset"])
+    await house.saw([], "reset")
 
 
 async def test_a_reset_in_an_answer_lets_through_what_came_before_it_or_less(house: House) -> None:
@@ -147,29 +158,28 @@ async def test_a_dropped_answer_is_to_a_request_that_was_carried_out(house: Hous
 
 async def test_a_truncated_answer_ends_in_order(house: House) -> None:
     assert await house.ask(Strike(What.TRUNCATE, Side.ANSWER, 20)) == ANSWER[:20] + b"|"
-    assert house.server.ended == ["closed"]
+    await house.saw([ASK], "closed")
 
 
 async def test_a_truncated_request_ends_in_order(house: House) -> None:
     assert await house.ask(Strike(What.TRUNCATE, Side.REQUEST, 20)) == b"|"
-    assert house.server.heard == [ASK[:20]]
+    await house.saw([ASK[:20]], "closed")
 
 
 async def test_a_half_closed_request_still_gets_its_answer(house: House) -> None:
     assert await house.ask(Strike(What.HALF_CLOSE, Side.REQUEST, WHOLE)) == ANSWER
-    assert (house.server.heard, house.server.ended) == ([ASK], ["closed"])
+    await house.saw([ASK], "closed")
 
 
 async def test_a_half_closed_answer_leaves_the_other_way_open(house: House) -> None:
     assert await house.ask(Strike(What.HALF_CLOSE, Side.ANSWER, 9)) == ANSWER[:9] + b"|"
     assert await house.lines[0].ask() == b"|"
-    await asyncio.sleep(0.02)
-    assert house.server.heard == [ASK, ASK]
+    await eventually(lambda: house.server.heard == [ASK, ASK])
 
 
 async def test_a_black_hole_swallows_and_stays_open(house: House) -> None:
     assert await house.ask(Strike(What.BLACK_HOLE, Side.ANSWER, 0)) == b"..."
-    assert (house.server.heard, house.server.ended) == ([ASK], [])
+    await house.saw([ASK])
     assert await house.lines[0].ask() == b"..."
 
 

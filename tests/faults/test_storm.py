@@ -40,7 +40,7 @@ Done = list[tuple[Run, Act, Facts]]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(int(os.environ.get(SECONDS, _SECONDS)) + 120)
+@pytest.mark.timeout(int(os.environ.get(SECONDS, _SECONDS)) + 600)
 async def test_no_unit_is_lost_or_made_in_a_storm(nursery: Nursery, tmp_path: Path) -> None:
     seed = os.environ.get(SEED) or str(random.SystemRandom().randrange(1_000_000))
     chance = random.Random(seed)
@@ -54,7 +54,6 @@ async def test_no_unit_is_lost_or_made_in_a_storm(nursery: Nursery, tmp_path: Pa
             await storm.rage(chance)
             here.be_well()
             await storm.calm(clients)
-            assert sum(len(proxy.struck) for proxy in here.ways.values()) > _CLIENTS
             await _check(here, done)
     except BaseException as error:
         error.add_note(f"{SEED}={seed}")
@@ -76,7 +75,8 @@ class _Storm:
         """
         loop = asyncio.get_running_loop()
         until_s = loop.time() + int(os.environ.get(SECONDS, _SECONDS))
-        while loop.time() < until_s:
+        ways = self._here.ways.values()
+        while loop.time() < until_s or sum(len(way.struck) for way in ways) <= _CLIENTS:
             await asyncio.sleep(chance.uniform(0.1, 0.8))
             if chance.random() < 0.5:
                 await self._here.restart()

@@ -50,6 +50,7 @@ AT_DATABASE = (
 SWAP = "POST /v1/swap"
 #: A mint that failed some times in a row is left alone for less than this.
 _BREAKER_PAUSE_S = 20
+_CLIENTS_MAX = 10
 
 CASES = [
     *((Way.CALLER, act, act.line) for act in (FIXED, STREAMED, CREATE, REFUND)),
@@ -67,19 +68,27 @@ async def test_no_unit_is_lost_or_made_whatever_breaks(
     strikes = STRIKES + (IN_STREAM if act in (STREAMED, ON_KEY) and way is not Way.MINT else ())
     async with town(nursery, tmp_path) as here:
         for strike in strikes:
-            client = here.house.another()
-            await act.prepare(here, client)
-            here.ways[way].plan = once(strike, line)
-            await _through(here, act, client, here.ways[way], strike)
+            await _through(here, act, here.ways[way], strike, line)
         await drain(here.house)
         await here.look()
 
 
-async def _through(here: Town, act: Act, client: Run, proxy: FaultProxy, strike: Strike) -> None:
+async def _through(here: Town, act: Act, proxy: FaultProxy, strike: Strike, line: str) -> None:
+    """On a machine so slow that a patience ends before the strike, another client comes."""
+    proxy.struck.clear()
+    for _ in range(_CLIENTS_MAX):
+        client = here.house.another()
+        await act.prepare(here, client)
+        proxy.plan = once(strike, line)
+        await _lived_through(here, act, client, strike)
+        if proxy.struck:
+            return
+    raise AssertionError(f"never struck by {strike}")
+
+
+async def _lived_through(here: Town, act: Act, client: Run, strike: Strike) -> None:
     try:
         facts = await act.act(here, client)
-        assert [struck for _, struck in proxy.struck] == [strike], "it was never struck"
-        proxy.struck.clear()
         await here.house.settle()
         if act.is_named:
             assert await act.act(here, client) == facts
@@ -101,10 +110,7 @@ async def test_no_unit_is_lost_or_made_whatever_breaks_on_the_way_to_postgres(
 ) -> None:
     async with town(nursery, tmp_path, postgres) as here:
         for strike in AT_DATABASE:
-            client = here.house.another()
-            await act.prepare(here, client)
-            here.ways[Way.DATABASE].plan = once(strike, line)
-            await _through(here, act, client, here.ways[Way.DATABASE], strike)
+            await _through(here, act, here.ways[Way.DATABASE], strike, line)
         await drain(here.house)
         await here.look()
 

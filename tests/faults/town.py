@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 #: Shorter than the callers' patience, so that the house gives up on others before it is given up.
 _PATIENCE_S = 0.4
 _CALLERS_PATIENCE_S = 1
-_TRIES_MAX = 300
+_TRIES_MAX = 3_000
 _PAUSE_S = 0.02
 
 

@@ -7,7 +7,7 @@ node's chain, and no key stands in any log.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,9 @@ from farebox.testing.asgi import serving
 from farebox.testing.upstream import PlayUpstream
 from tests.crash.victim import AheadClock
 from tests.integration.lightning_house import PRICE_MSAT, ROOT_KEY, LightningHouse
-from tests.integration.rail_house import WAIT_S
 from tests.integration.whole_house import listening
 from tests.peers.bitcoin import PASSWORD, USER, BitcoinChain
+from tests.waiting import eventually
 
 WORDS = "letter advice cage absurd amount doctor acoustic avoid letter advice cage above"
 CUSTODY = "custody:bitcoin:main"
@@ -63,10 +63,10 @@ class BitcoinHouse(LightningHouse):
 
         def holds(told: Mapping[str, Any]) -> bool:
             # Its request may have been read a moment before its deposits.
-            return bool(told["state"] == state and (state != "credited" or told["credited_msat"]))
+            is_credited = bool(told["credited_msat"])
+            return bool(told["state"] == state and is_credited == (state == "credited"))
 
-        found: dict[str, Any] = await eventually(lambda: self.told(asked), holds)
-        return found
+        return await eventually(lambda: self.told(asked), holds)
 
     async def credited(
         self, chain: BitcoinChain, amount_sat: int, blocks: int = PAYOUT_CONFIRMATIONS
@@ -120,17 +120,6 @@ class BitcoinHouse(LightningHouse):
         return account.held if account else 0
 
 
-async def eventually(ask: Callable[[], Awaitable[Any]], holds: Callable[[Any], bool] = bool) -> Any:
-    """Ask until the answer is so."""
-    found = None
-    for _ in range(WAIT_S * 20):
-        found = await ask()
-        if holds(found):
-            return found
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"it never came about: {found}")
-
-
 def bitcoin_settings(chain: BitcoinChain, **terms: object) -> dict[str, object]:
     """How a house is told of its wallet and its node."""
     wallet = {} if "watch" in terms else {"key": WORDS}
@@ -167,7 +156,7 @@ async def bitcoin_house(
             Farebox(load_settings(None, {}, settings), ROOT_KEY, clock=clock)
         )
         url = await open_things.enter_async_context(serving(farebox.app))
-        http = await open_things.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
+        http = await open_things.enter_async_context(httpx.AsyncClient(base_url=url, timeout=60))
         words = str(bitcoin.get("key", WORDS))
         house = BitcoinHouse(farebox, clock, http, heard, (words, PASSWORD, "prv"))
         yield house

@@ -5,7 +5,6 @@ Leaving it proves that the book verifies, nothing is open, and no key stands in 
 
 from __future__ import annotations
 
-import asyncio
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,8 +21,9 @@ from farebox.settings import load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.upstream import PlayUpstream
 from tests.crash.victim import AheadClock
-from tests.integration.rail_house import WAIT_S, RailHouse
+from tests.integration.rail_house import RailHouse
 from tests.integration.whole_house import listening
+from tests.waiting import eventually
 
 ROOT_KEY = b"k" * 32
 PRICE_MSAT = 10_000
@@ -60,11 +60,7 @@ class CardHouse(RailHouse):
 
     async def until(self, look: Callable[[], Awaitable[int]], wanted: int) -> None:
         """Wait for a figure to be what it has to become."""
-        for _ in range(WAIT_S * 20):
-            if await look() == wanted:
-                return
-            await asyncio.sleep(0.05)
-        assert await look() == wanted
+        await eventually(look, lambda found: found == wanted)
 
     async def held(self, account: str) -> int:
         """What stands on a ledger account, on its own side."""
@@ -105,7 +101,7 @@ async def card_house(
             Farebox(load_settings(None, {}, settings), ROOT_KEY, clock=clock)
         )
         url = await open_things.enter_async_context(serving(farebox.app))
-        http = await open_things.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
+        http = await open_things.enter_async_context(httpx.AsyncClient(base_url=url, timeout=60))
         house = CardHouse(farebox, clock, http, url, heard, secrets)
         yield house
         await house.settled()

@@ -42,7 +42,7 @@ from farebox.wire.cashu import crypto
 from farebox.wire.cashu.token import decode_token, encode_token
 
 SIGNER = Signer(bytes(range(32)))
-LIMITS = MintLimits(connect_s=5, call_s=1, melt_s=1)
+LIMITS = MintLimits(connect_s=60, call_s=60, melt_s=60)
 CUSTOMER = "customer:alice"
 
 

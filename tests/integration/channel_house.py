@@ -264,7 +264,7 @@ async def house(
         read = load_settings(None, {}, given)
         farebox = await open_things.enter_async_context(Farebox(read, b"k" * 32, clock=clock))
         url = await open_things.enter_async_context(serving(farebox.app))
-        client = httpx.AsyncClient(base_url=url, timeout=20, verify=False)
+        client = httpx.AsyncClient(base_url=url, timeout=60, verify=False)
         http = await open_things.enter_async_context(client)
         one = House(farebox, shop, http, url, clock)
         await one.fund()

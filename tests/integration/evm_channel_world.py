@@ -140,15 +140,17 @@ class Payer:
         return await task
 
     async def open(self, collateral: int = 1_000_000, fragment: str = FRAGMENT) -> ChannelInfo:
-        return await self.done(
-            self.contract.open_channel_with_sub_channel(
-                payer_did=self.contract.did,
-                payee_did=self.house.payee.did,
-                asset_id=self.asset,
-                collateral=collateral,
-                fragment=fragment,
-                key=self.key.public,
-            )
+        return await self.done(self.opening(collateral, fragment))
+
+    async def opening(self, collateral: int, fragment: str = FRAGMENT) -> ChannelInfo:
+        """The call alone: it waits until others make blocks."""
+        return await self.contract.open_channel_with_sub_channel(
+            payer_did=self.contract.did,
+            payee_did=self.house.payee.did,
+            asset_id=self.asset,
+            collateral=collateral,
+            fragment=fragment,
+            key=self.key.public,
         )
 
     async def pays(self, amount: int, fragment: str = FRAGMENT) -> SignedSubRAV:

@@ -22,6 +22,7 @@ from farebox.rails.evm.addresses import Addresses, DepositTree
 from farebox.rails.evm.arrivals import Arrivals, Depth, WatchTerms
 from farebox.rails.evm.config import EvmAsset, EvmConfig
 from farebox.rails.evm.gas import Gas, L1Fee
+from farebox.rails.evm.gathering import Gathering
 from farebox.rails.evm.keys import deposit_key
 from farebox.rails.evm.method import EvmMethod
 from farebox.rails.evm.outbox import custody_of
@@ -165,7 +166,8 @@ def _counter(desk: Desk, tokens: Mapping[str, Contract], mnemonic: str) -> Count
     methods = PaymentMethods()
     methods.register(method)
     requests = DepositRequests(ledger, Deposits(ledger), methods, exchange)
-    upkeep = Upkeep(desk.sending, sweeping, None)
+    gathering = Gathering(desk.sending, gas, ledger)
+    upkeep = Upkeep(desk.sending, sweeping, gathering, None)
     return Counter(desk, tokens, method, arrivals, requests, upkeep, mnemonic)
 
 

@@ -11,11 +11,11 @@ import base64
 import io
 import json
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from eth_account import Account
@@ -29,9 +29,12 @@ from farebox.settings import load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.upstream import PlayUpstream
 from tests.crash.victim import AheadClock
-from tests.integration.rail_house import WAIT_S, RailHouse
+from tests.integration.rail_house import RailHouse
 from tests.integration.whole_house import listening
 from tests.peers.anvil import CHAIN_ID, CONTRACTS, Anvil, Contract
+from tests.waiting import eventually
+
+T = TypeVar("T")
 
 ROOT_KEY = b"k" * 32
 PRICE_MSAT = 10_000
@@ -39,6 +42,7 @@ ETHER = 10**18
 #: Of the operator's own, for gas.
 FLOAT_WEI = 10 * ETHER
 CONFIRMATIONS = 2
+_BLOCK_S = 0.2
 #: A dollar is 1,000 sat, so one smallest unit of USDC is 1 msat.
 RATES: Mapping[str, object] = {
     "rates": {"btc_usd": "100000", "spread_ppm": 10_000},
@@ -162,26 +166,37 @@ class EvmHouse(RailHouse):
         assert made.status_code == 200, made.text
         return str(made.json()["api_key"])
 
+    async def until(
+        self, ask: Callable[[], Awaitable[T]], holds: Callable[[T], object] = bool
+    ) -> T:
+        """Ask until the answer is so; blocks are made meanwhile."""
+
+        async def asked() -> T:
+            found = await ask()
+            if not holds(found):
+                await self.mine(1)
+                await asyncio.sleep(_BLOCK_S)
+            return found
+
+        return await eventually(asked, holds)
+
     async def until_swept(self, address: str) -> None:
         """Wait until the treasury has what lay at an address; blocks are made meanwhile."""
-        for _ in range(WAIT_S * 5):
-            if self.usdc.call("balanceOf", address) == 0:
-                return
-            await self.mine(1)
-            await asyncio.sleep(0.2)
-        raise AssertionError("it was never swept")
+        await self.until(
+            lambda: asyncio.to_thread(self.usdc.call, "balanceOf", address), lambda left: left == 0
+        )
 
     async def paid_out(self, path: str, body: object, bearer: str, name: str) -> dict[str, Any]:
         """Ask for money until it has left; blocks are made meanwhile."""
-        for _ in range(WAIT_S * 5):
+
+        async def ask() -> httpx.Response:
             answer = await self.post(path, body, bearer, name)
-            if answer.status_code == 200:
-                told: dict[str, Any] = answer.json()
-                return told
-            assert answer.status_code == 202, answer.text
-            await self.mine(1)
-            await asyncio.sleep(0.2)
-        raise AssertionError("it never left")
+            assert answer.status_code in (200, 202), answer.text
+            return answer
+
+        answer = await self.until(ask, lambda answer: answer.status_code == 200)
+        told: dict[str, Any] = answer.json()
+        return told
 
     async def settled(self) -> None:
         """Recover until nothing is open, as time passes."""
@@ -239,7 +254,7 @@ async def house_on(
             Farebox(load_settings(None, {}, settings), ROOT_KEY, clock=clock)
         )
         url = await open_things.enter_async_context(serving(farebox.app))
-        http = await open_things.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
+        http = await open_things.enter_async_context(httpx.AsyncClient(base_url=url, timeout=60))
         words = tuple(mnemonic.split())
         private = keys_from(mnemonic)._accounts[sender].key.hex()
         house = EvmHouse(farebox, anvil, usdc, http, sender, clock, (private, mnemonic))

@@ -17,6 +17,7 @@ from farebox.pricing.parse import parse_price, parse_rules
 from farebox.pricing.tokens import EstimatingCounter
 from farebox.testing.asgi import App, Receive, Scope, Send, read_body, serving
 from tests.integration.test_paywall import House
+from tests.waiting import eventually
 
 Handler = Callable[["Asked", Send], Awaitable[None]]
 
@@ -106,11 +107,7 @@ class Door:
 
     async def settled(self) -> None:
         """Wait until no request is open."""
-        for _ in range(200):
-            if not self.gateway.running:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError("a request was never settled")
+        await eventually(lambda: not self.gateway.running)
 
 
 @asynccontextmanager

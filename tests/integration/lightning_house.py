@@ -126,8 +126,8 @@ def lightning_settings(network: LightningNetwork, macaroon: str) -> dict[str, ob
         "key": macaroon,
         "certificate": str(network.house.certificate),
         "network": "sb",
-        "timeout_s": 5,
-        "pay_timeout_s": 5,
+        "timeout_s": 60,
+        "pay_timeout_s": 60,
     }
 
 
@@ -171,7 +171,7 @@ async def house_on(
             Farebox(load_settings(None, {}, settings), ROOT_KEY, clock=clock)
         )
         url = await open_things.enter_async_context(serving(farebox.app))
-        http = await open_things.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
+        http = await open_things.enter_async_context(httpx.AsyncClient(base_url=url, timeout=60))
         house = LightningHouse(farebox, clock, http, heard, secrets)
         yield house
         await house.settled()

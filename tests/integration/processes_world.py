@@ -227,7 +227,7 @@ class World:
             "mint": [{"url": self.mint.url, **_terms(overrides)}],
             "upstream": [{"urls": [self._upstream_url]}],
             "price": PRICES,
-            "ecash.mint_timeout_s": 2,
+            "ecash.mint_timeout_s": 60,
             "gateway.stop_grace_s": 1,
             **overrides,
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +12,7 @@ from farebox.bootstrap import Farebox
 from farebox.ledger.invariants import verify
 from farebox.ledger.replay import Broken
 from tests.crash.victim import AheadClock
-
-#: Long enough on a machine that does other things.
-WAIT_S = 30
+from tests.waiting import eventually
 
 
 class RailHouse:
@@ -41,16 +38,14 @@ class RailHouse:
 
     async def until_credited(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Wait for the house to hear of it by itself; nobody asks the rail here."""
-        for _ in range(WAIT_S * 20):
-            request = await self.farebox.deposits.by_id(asked["deposit"])
-            assert request is not None
-            if request.credited_msat:
-                told: dict[str, Any] = await self.get(
-                    f"/v1/deposits/{asked['deposit']}", asked["claim_secret"]
-                )
-                return told
-            await asyncio.sleep(0.05)
-        raise AssertionError("it was never credited")
+        await eventually(
+            lambda: self.farebox.deposits.by_id(asked["deposit"]),
+            lambda request: request and request.credited_msat,
+        )
+        told: dict[str, Any] = await self.get(
+            f"/v1/deposits/{asked['deposit']}", asked["claim_secret"]
+        )
+        return told
 
     async def balance_msat(self, bearer: str) -> int:
         """What an account can spend."""
@@ -58,14 +53,16 @@ class RailHouse:
 
     async def settled(self) -> None:
         """Recover until nothing is open, as time passes."""
-        for _ in range(30):
-            if not await self.farebox.operations.unfinished():
-                return
-            self.clock.ahead_s += 400
-            await self.farebox.recover()
-            await asyncio.sleep(0.05)
-        found = await self.farebox.operations.unfinished()
-        raise AssertionError([(one.id, one.error) for one in found])
+
+        ahead = [400] * 30  # and no more: what has waited for half a day may be given up
+
+        async def unfinished() -> list[tuple[str, str]]:
+            if found := await self.farebox.operations.unfinished():
+                self.clock.ahead_s += ahead.pop() if ahead else 0
+                await self.farebox.recover()
+            return [(one.id, one.error) for one in found]
+
+        await eventually(unfinished, lambda found: not found)
 
     async def assert_whole(self) -> None:
         """The books verify: cover of each asset is among what that means."""

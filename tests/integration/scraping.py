@@ -13,7 +13,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 async def scraped(farebox: Farebox) -> tuple[str, Samples]:
     """What Prometheus would read."""
-    async with serving(farebox.operator) as url, httpx.AsyncClient() as client:
+    async with serving(farebox.operator) as url, httpx.AsyncClient(timeout=60) as client:
         answer = await client.get(f"{url}/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain")

@@ -17,6 +17,7 @@ from farebox.testing.asgi import serving
 from farebox.testing.mint import DropAfter, PlayMint
 from farebox.wire.cashu.token import decode_token, encode_token
 from tests.integration.api_world import problem_of
+from tests.waiting import eventually
 
 
 @dataclass
@@ -86,12 +87,12 @@ async def test_a_swap_whose_answer_is_lost_is_credited_later(doors: Doors) -> No
     assert made.status_code in (200, 202), made.text
     key = made.json()["api_key"]
     doors.mint.faults.clear()
-    for _ in range(100):
+
+    async def balance() -> int:
         await doors.farebox.recover()
-        if await doors.balance(key):
-            break
-        await asyncio.sleep(0.1)
-    assert await doors.balance(key) == 64_000
+        return await doors.balance(key)
+
+    assert await eventually(balance) == 64_000
     await doors.assert_whole()
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from farebox.clock import ManualClock
 from tests.integration.api_world import PlayMoney, World, methods_of, problem_of, world_of
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -25,11 +26,7 @@ async def world(tmp_path: Path, play: PlayMoney) -> AsyncIterator[World]:
 
 async def under_way(world: World) -> None:
     """Wait until an operation is open."""
-    for _ in range(1_000):
-        if await world.operations.unfinished():
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("nothing was opened")
+    await eventually(world.operations.unfinished)
 
 
 async def test_a_refund_asked_twice_is_one_refund(world: World, play: PlayMoney) -> None:

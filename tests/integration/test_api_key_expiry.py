@@ -10,6 +10,7 @@ import pytest
 from farebox.clock import NS_PER_S, ManualClock
 from farebox.identity import KeyTerms
 from farebox.ledger.model import ABSENT, Put, Unit
+from farebox.payments import RefundRequest, Refusal
 from farebox.payments.maturity import MATURING, Lot, Maturing
 from farebox.worker import KeyExpiry
 from tests.integration.api_world import PlayMoney, World, methods_of, world_of
@@ -98,6 +99,23 @@ async def test_money_that_is_not_ripe_is_refunded_once_it_is(world: World, play:
     world.clock.advance(540)
     assert await expiry.run() == 1
     assert (list(play.sent.values()), await world.balance(key)) == ([5_000], 0)
+
+
+@pytest.mark.parametrize("code", ["rate_unavailable", "rail_unavailable", "busy"])
+async def test_what_cannot_be_refunded_for_now_is_refunded_later(
+    code: str, world: World, play: PlayMoney, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ending(world, refund_address="me@example.com")
+    world.clock.advance(60)
+
+    async def not_now(_: RefundRequest) -> Refusal:
+        return Refusal(code, "not now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(play, "plan_refund", not_now)
+        assert await expiry_of(world).run() == 0
+    assert await expiry_of(world).run() == 1
+    assert list(play.sent.values()) == [5_000]
 
 
 async def test_keys_that_wait_keep_no_other_from_its_turn(

@@ -118,6 +118,13 @@ async def test_a_top_up_counts_once_on_one_account(world: World) -> None:
     assert query.json() == {"msats": 1}
 
 
+async def test_an_empty_balance_is_the_callers_affair_and_no_fault_of_ours(world: World) -> None:
+    key = await world.created("play:a:5000")
+    assert (await world.post("/refund", bearer=key)).status_code == 200
+    for path in ("/refund", "/v1/refunds"):
+        problem_of(await world.post(path, bearer=key), 402, "insufficient_balance")
+
+
 async def test_totals_add_up_across_snapshots(world: World) -> None:
     key = await world.created("play:a:5000")
     for number in range(3):

@@ -22,6 +22,8 @@ from farebox.testing.mint import PlayMint
 from farebox.wire.cashu.model import Dleq, Token
 from farebox.wire.cashu.token import encode_token, encode_token_v3
 from tests.integration.whole_house import FUNDED_SAT, Door, WholeHouse, whole_house
+from tests.slowness import answers_wait
+from tests.waiting import WAIT_S, eventually
 
 DOORS = pytest.mark.parametrize("door", list(Door))
 IN_HEADERS = (Door.EMBEDDED, Door.BEARER)
@@ -431,7 +433,7 @@ async def test_a_body_over_the_limit_is_413_and_nothing_is_taken(tmp_path: Path)
 
 
 async def test_a_body_that_does_not_come_is_408_at_every_door(tmp_path: Path) -> None:
-    async with whole_house(tmp_path, limits={"gateway.body_timeout_s": 0.2}) as house:
+    async with whole_house(tmp_path, limits={"gateway.body_timeout_s": 0.5}) as house:
         for path in ("/echo", "/create"):
             head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf"
             assert b"408" in await _said_to(house, head.encode())
@@ -451,14 +453,15 @@ async def test_more_requests_than_may_wait_are_503_before_money_moves(tmp_path: 
     limits = {"gateway.requests_max": 1, "gateway.queue_max": 0}
     async with whole_house(tmp_path, limits=limits) as house:
         token = house.token()
-        running = asyncio.create_task(house.chat("slow=0.5"))
-        await asyncio.sleep(0.2)
-        for answer in (
-            await house.present(Door.EMBEDDED, token),
-            await house.present(Door.CREATE, token),
-        ):
-            house.problem(answer, 503, "busy")
-            assert answer.headers["retry-after"]
+        with answers_wait(house.upstream):
+            running = asyncio.create_task(house.chat())
+            await eventually(lambda: house.upstream.seen)
+            for answer in (
+                await house.present(Door.EMBEDDED, token),
+                await house.present(Door.CREATE, token),
+            ):
+                house.problem(answer, 503, "busy")
+                assert answer.headers["retry-after"]
         assert (await running).status_code == 200
         await house.still_pays(token)
 
@@ -492,7 +495,7 @@ async def _said_to(house: WholeHouse, raw: bytes) -> bytes:
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(raw)
     try:
-        return await asyncio.wait_for(reader.read(4_096), 5)
+        return await asyncio.wait_for(reader.read(4_096), WAIT_S)
     finally:
         writer.close()
         await writer.wait_closed()

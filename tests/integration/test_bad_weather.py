@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import apsw
@@ -29,19 +30,21 @@ from farebox.testing.mint import (
     Garbage,
     PlayMint,
 )
+from farebox.testing.upstream import PlayUpstream
 from farebox.wire.cashu.token import decode_token, encode_token
 from tests.integration.whole_house import FUNDED_SAT, PRICE_SAT, Door, WholeHouse, whole_house
+from tests.slowness import LATE_S, answers_wait, impatient
+from tests.waiting import WAIT_S, eventually
 
 FUNDED_MSAT = FUNDED_SAT * 1_000
 #: The most that a chat of the tests can cost.
 CHAT_MSAT = 20_000
-MINT_TIMEOUT = {"ecash.mint_timeout_s": 2}
 DAY_S = 86_400
 
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[WholeHouse]:
-    async with whole_house(tmp_path, limits=MINT_TIMEOUT) as made:
+    async with whole_house(tmp_path) as made:
         yield made
 
 
@@ -77,8 +80,10 @@ async def test_an_upstream_that_hangs_up_is_502_and_everything_goes_back(
 
 
 async def test_a_slow_upstream_is_504_and_everything_goes_back(tmp_path: Path) -> None:
-    async with whole_house(tmp_path, upstream_terms={"first_byte_timeout_s": 0.3}) as house:
-        await gives_all_back(house, "slow=3", 504, "upstream_slow")
+    async with serving(PlayUpstream()) as url:
+        slow = {"urls": [url], "path": "/v1", "first_byte_timeout_s": 0.3}
+        async with whole_house(tmp_path, upstreams=[slow]) as house:
+            await gives_all_back(house, "slow=30", 504, "upstream_slow")
 
 
 async def test_an_upstreams_own_error_is_passed_on_and_charges_nothing(house: WholeHouse) -> None:
@@ -155,8 +160,8 @@ FAULTS: list[Fault] = [
     Garbage(),
     Garbage('{"signatures": []}'),
     Garbage("[" * 10_000),
-    AnswersLate(2.5),
-    ExecutesLate(2.5),
+    AnswersLate(LATE_S),
+    ExecutesLate(LATE_S),
 ]
 
 
@@ -168,15 +173,15 @@ async def test_a_mint_that_is_down_slow_garbled_or_late_costs_nobody_anything(
         token = house.token()
         before = await house.balance()
         house.mint.faults.next("swap", fault)
-        waiting = await house.present(door, token)
+        with impatient("/v1/swap"):
+            waiting = await house.present(door, token)
         if door in (Door.EMBEDDED, Door.BEARER):
             house.problem(waiting, 503, "payment_pending")
             assert waiting.headers["retry-after"]
         else:
             assert (waiting.status_code, waiting.json()["state"]) == (202, "pending")
         assert not house.upstream.seen
-        if isinstance(fault, ExecutesLate):
-            await asyncio.sleep(0.4)
+
         await house.recover()
         match door:
             case Door.EMBEDDED:
@@ -242,7 +247,7 @@ async def test_a_mint_that_stays_down_is_left_alone_and_no_token_is_taken(
 
 
 async def test_a_mint_that_is_down_from_the_start_takes_no_token(tmp_path: Path) -> None:
-    async with whole_house(tmp_path, limits=MINT_TIMEOUT) as house:
+    async with whole_house(tmp_path) as house:
         house.clock.advance(DAY_S)  # what is known of its keysets is old by then
         for call in ("keysets", "keys", "swap"):
             house.mint.faults.always(call, Garbage())
@@ -314,10 +319,12 @@ def _limited(house: WholeHouse) -> Iterator[None]:
 
 def _pragma(db: apsw.Connection, pages: int) -> None:
     """The writer may be at work in its own thread: then the connection is not ours to use."""
-    for _ in range(100):
+    ends_at = time.monotonic() + WAIT_S
+    while time.monotonic() < ends_at:
         with contextlib.suppress(apsw.ThreadingViolationError):
             db.pragma("max_page_count", pages)
             return
+        time.sleep(0.001)
     raise AssertionError("the writer never rests")
 
 
@@ -356,10 +363,11 @@ async def test_a_full_disk_is_503_before_anything_is_taken(house: WholeHouse) ->
 
 async def test_a_disk_that_fills_up_during_a_swap_loses_no_token(house: WholeHouse) -> None:
     token = house.token()
-    house.mint.faults.next("swap", AnswersLate(0.4))
-    asked = asyncio.create_task(house.present(Door.EMBEDDED, token))
-    await _until(lambda: house.mint.calls["swap"] == 1)
-    async with full_disk(house):
+    async with contextlib.AsyncExitStack() as full:
+        with answers_wait(house.mint):
+            asked = asyncio.create_task(house.present(Door.EMBEDDED, token))
+            await eventually(lambda: house.mint.calls["swap"] == 1)
+            await full.enter_async_context(full_disk(house))
         house.problem(await asked, 503, "store_unavailable")
     await house.recover()
     await house.still_pays(token)
@@ -367,10 +375,12 @@ async def test_a_disk_that_fills_up_during_a_swap_loses_no_token(house: WholeHou
 
 async def test_a_disk_that_fills_up_during_a_request_charges_it_later(house: WholeHouse) -> None:
     token = house.token()
-    by_key = asyncio.create_task(house.chat("slow=0.4"))
-    embedded = asyncio.create_task(house.chat("slow=0.4", pay={"X-Cashu": token}))
-    await _until(lambda: len(house.upstream.seen) == 2)
-    async with full_disk(house):
+    async with contextlib.AsyncExitStack() as full:
+        with answers_wait(house.upstream):
+            by_key = asyncio.create_task(house.chat())
+            embedded = asyncio.create_task(house.chat(pay={"X-Cashu": token}))
+            await eventually(lambda: len(house.upstream.seen) == 2)
+            await full.enter_async_context(full_disk(house))
         answers = await asyncio.gather(by_key, embedded)
         assert [answer.status_code for answer in answers] == [200, 200]
     await house.recover()
@@ -379,14 +389,6 @@ async def test_a_disk_that_fills_up_during_a_request_charges_it_later(house: Who
     told = await house.http.get(path, headers={"X-Cashu": token})
     assert told.json()["charged_msat"] == CHAT_MSAT
     await house.still_pays(told.json()["token"])
-
-
-async def _until(is_so: Callable[[], bool]) -> None:
-    for _ in range(200):
-        if is_so():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came")
 
 
 # ── the clock ────────────────────────────────────────────────────────────────────────────────────
@@ -408,10 +410,11 @@ async def test_a_clock_that_steps_back_during_a_request_charges_it_as_ever(
     house: WholeHouse,
 ) -> None:
     token = house.token()
-    by_key = asyncio.create_task(house.chat("slow=0.3"))
-    embedded = asyncio.create_task(house.chat("slow=0.3", pay={"X-Cashu": token}))
-    await _until(lambda: len(house.upstream.seen) == 2)
-    house.clock.advance(-DAY_S)
+    with answers_wait(house.upstream):
+        by_key = asyncio.create_task(house.chat())
+        embedded = asyncio.create_task(house.chat(pay={"X-Cashu": token}))
+        await eventually(lambda: len(house.upstream.seen) == 2)
+        house.clock.advance(-DAY_S)
     answers = await asyncio.gather(by_key, embedded)
     assert [answer.status_code for answer in answers] == [200, 200]
     assert await house.balance() == FUNDED_MSAT - CHAT_MSAT

@@ -12,10 +12,10 @@ from tests.integration.bitcoin_house import (
     BitcoinHouse,
     bitcoin_house,
     bitcoin_settings,
-    eventually,
 )
 from tests.integration.lightning_house import PRICE_MSAT
 from tests.peers.bitcoin import BitcoinChain
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.peer
 _names = iter(range(10_000))
@@ -58,10 +58,15 @@ async def test_a_deposit_is_credited_spent_refunded_and_paid_out(
     assert await asyncio.to_thread(bitcoin.node.pool) == []
     await asyncio.to_thread(bitcoin.node.mine)
     await eventually(lambda: asyncio.to_thread(bitcoin.node.pool))
-    for _ in range(6):
+
+    async def one_more_block() -> int:
         await asyncio.to_thread(bitcoin.node.mine)
-        await asyncio.sleep(0.3)
-    await house.settled()
+        await house.passed(await asyncio.to_thread(bitcoin.node.height))
+        house.clock.ahead_s += 400
+        await house.farebox.recover()
+        return len(await house.farebox.operations.unfinished())
+
+    await eventually(one_more_block, lambda unfinished: unfinished == 0)
     assert await asyncio.to_thread(bitcoin.payer.received_sat, 12) == 10_000
     back_sat = await asyncio.to_thread(bitcoin.payer.received_sat, 11)
     assert back_sat * 1_000 == quote["amount"]

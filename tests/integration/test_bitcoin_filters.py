@@ -21,9 +21,8 @@ from farebox.rails.bitcoin.peers import PeerAddress
 from farebox.rails.bitcoin.wallet import Wallet
 from farebox.rails.web import Breaker
 from tests.faults.proxy import FaultProxy
-from tests.integration.rail_house import WAIT_S
 from tests.peers.bitcoin import BitcoinChain, BitcoinNode
-from tests.peers.process import free_port
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.peer
 SAT = 40_000
@@ -57,20 +56,20 @@ async def wallet_by(
 async def seen(wallet: Wallet, chain: BitcoinChain, given: int = 1) -> View:
     """What is seen once the wallet has come as far as the chain."""
     height = await asyncio.to_thread(chain.node.height)
-    for _ in range(WAIT_S * 20):
+
+    async def look() -> View | None:
         with suppress(RailUnavailable):
-            view = await wallet.sync(lambda: asyncio.sleep(0, (given, 1)))
-            if view.tip.height == height:
-                return view
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"it stands at {wallet.view and wallet.view.tip}, not at {height}")
+            return await wallet.sync(lambda: asyncio.sleep(0, (given, 1)))
+        return None
+
+    found = await eventually(look, lambda view: view and view.tip.height == height)
+    assert found is not None
+    return found
 
 
 async def looking(wallet: Wallet) -> None:
     """Look again and again."""
-    for _ in range(WAIT_S * 20):
-        await wallet.sync(lambda: asyncio.sleep(0, (1, 1)))
-        await asyncio.sleep(0.05)
+    await eventually(lambda: wallet.sync(lambda: asyncio.sleep(0, (1, 1))), lambda _: False)
 
 
 async def paid(wallet: Wallet, chain: BitcoinChain, index: int = 0) -> None:
@@ -84,10 +83,10 @@ def held(view: View) -> list[int]:
 
 
 async def test_addresses_given_out_since_the_last_look_are_looked_for_in_what_came_meanwhile(
-    tmp_path: Path, bitcoin: BitcoinChain, keys: WalletKeys
+    tmp_path: Path, bitcoin: BitcoinChain, keys: WalletKeys, dead_port: int
 ) -> None:
     node = where(bitcoin.node.peer_url)
-    again, away = PeerAddress("localhost", node.port), PeerAddress("127.0.0.1", free_port())
+    again, away = PeerAddress("localhost", node.port), PeerAddress("127.0.0.1", dead_port)
     async with wallet_by(node, keys, tmp_path, again, away) as wallet:  # two of three will do
         assert held(await seen(wallet, bitcoin)) == []
         await paid(wallet, bitcoin, FAR)
@@ -158,7 +157,7 @@ async def test_a_reorganisation_deeper_than_the_library_steps_back_is_followed(
 
 
 async def test_what_a_node_refuses_is_known_and_what_it_has_already_is_no_error(
-    tmp_path: Path, bitcoin: BitcoinChain, keys: WalletKeys
+    tmp_path: Path, bitcoin: BitcoinChain, keys: WalletKeys, dead_port: int
 ) -> None:
     payer = bitcoin.payer
     raw = await asyncio.to_thread(payer.signed, [(payer.address(30), SAT)], 20)
@@ -171,7 +170,7 @@ async def test_what_a_node_refuses_is_known_and_what_it_has_already_is_no_error(
         async with wallet_by(where(bitcoin.node.peer_url), keys, tmp_path) as wallet:
             await wallet.broadcast(bytes.fromhex(raw))
         await asyncio.to_thread(bitcoin.node.mine)
-    nobody = PeerAddress("127.0.0.1", free_port())
+    nobody = PeerAddress("127.0.0.1", dead_port)
     async with wallet_by(nobody, keys, tmp_path) as wallet:
         with pytest.raises(RailUnavailable):
             await wallet.broadcast(bytes.fromhex(raw))

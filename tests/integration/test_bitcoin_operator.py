@@ -11,9 +11,9 @@ import pytest
 from farebox.cli import checks
 from farebox.operating import Finding, Verdict
 from farebox.settings import load_settings
-from tests.integration.bitcoin_house import bitcoin_house, bitcoin_settings, eventually
+from tests.integration.bitcoin_house import bitcoin_house, bitcoin_settings
 from tests.peers.bitcoin import PASSWORD, BitcoinChain
-from tests.peers.process import free_port
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.peer
 
@@ -25,7 +25,7 @@ async def examined(chain: BitcoinChain, folder: Path, **terms: object) -> Findin
 
 
 async def test_the_doctor_tells_what_is_wrong_with_the_chain(
-    tmp_path: Path, bitcoin: BitcoinChain
+    tmp_path: Path, bitcoin: BitcoinChain, dead_port: int
 ) -> None:
     fine = await examined(bitcoin, tmp_path)
     assert fine.verdict is not Verdict.FAILURE
@@ -37,7 +37,7 @@ async def test_the_doctor_tells_what_is_wrong_with_the_chain(
     locked = await examined(bitcoin, tmp_path, login="regtest:wrong-password")
     assert locked.verdict is Verdict.FAILURE
     assert "does not let us in" in locked.found
-    away = await examined(bitcoin, tmp_path, url=f"http://127.0.0.1:{free_port()}")
+    away = await examined(bitcoin, tmp_path, url=f"http://127.0.0.1:{dead_port}")
     assert away.verdict is Verdict.FAILURE
     mistaken = await examined(bitcoin, tmp_path, key="no words of a wallet")
     assert mistaken.verdict is Verdict.FAILURE
@@ -47,9 +47,9 @@ async def test_the_doctor_tells_what_is_wrong_with_the_chain(
 
 
 async def test_the_doctor_tells_what_is_wrong_with_nodes_that_serve_filters(
-    tmp_path: Path, bitcoin: BitcoinChain
+    tmp_path: Path, bitcoin: BitcoinChain, dead_port: int
 ) -> None:
-    here, nowhere = bitcoin.node.peer_url, f"127.0.0.1:{free_port()}"
+    here, nowhere = bitcoin.node.peer_url, f"127.0.0.1:{dead_port}"
     for url in (here, f"{here},{nowhere},localhost:{here.rpartition(':')[2]}"):
         fine = await examined(bitcoin, tmp_path, source="filters", url=url)
         assert fine.verdict is not Verdict.FAILURE, fine
@@ -65,9 +65,9 @@ async def test_the_doctor_tells_what_is_wrong_with_nodes_that_serve_filters(
 
 
 async def test_a_chain_that_cannot_be_asked_stops_itself_only(
-    tmp_path: Path, bitcoin: BitcoinChain
+    tmp_path: Path, bitcoin: BitcoinChain, dead_port: int
 ) -> None:
-    terms = bitcoin_settings(bitcoin, url=f"http://127.0.0.1:{free_port()}")
+    terms = bitcoin_settings(bitcoin, url=f"http://127.0.0.1:{dead_port}")
     async with bitcoin_house(tmp_path, terms) as house:
         asked = await house.asked(50_000_000)  # an address needs no chain
         assert (await house.told(asked))["state"] == "awaiting"
@@ -76,7 +76,7 @@ async def test_a_chain_that_cannot_be_asked_stops_itself_only(
             methods = (await house.get("/v1/methods"))["methods"]
             return next(one for one in methods if one["method"] == "bitcoin")
 
-        assert (await eventually(told))["works"] is False
+        await eventually(told, lambda found: found["works"] is False)
     async with bitcoin_house(tmp_path, {**terms, "url": bitcoin.node.url}) as house:
         await asyncio.to_thread(bitcoin.payer.pay, asked["pay"], 50_000)
         await asyncio.to_thread(bitcoin.node.mine)

@@ -14,9 +14,9 @@ from tests.integration.bitcoin_house import (
     BitcoinHouse,
     bitcoin_house,
     bitcoin_settings,
-    eventually,
 )
 from tests.peers.bitcoin import BitcoinChain
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.peer
 IN_SAT, OUT_SAT = 90_000, 20_000

@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from farebox.cli import app
-from farebox.cli.desk import Sign, Unsigned, carry_out
+from farebox.cli.desk import carry_out
 from farebox.cli.door import open_door
+from farebox.cli.requests import Sign, Unsigned
 from farebox.errors import InvalidInput
 from farebox.rails.bitcoin.keys import WalletKeys
 from tests.integration.bitcoin_house import (
@@ -22,9 +23,9 @@ from tests.integration.bitcoin_house import (
     BitcoinHouse,
     bitcoin_house,
     bitcoin_settings,
-    eventually,
 )
 from tests.peers.bitcoin import BitcoinChain
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.peer
 IN_SAT, OUT_SAT = 90_000, 20_000

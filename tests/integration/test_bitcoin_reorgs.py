@@ -117,7 +117,7 @@ async def test_more_value_needs_more_blocks(tmp_path: Path, bitcoin: BitcoinChai
         await asyncio.to_thread(bitcoin.payer.pay, middle["pay"], MIDDLE_SAT)
         await mine(house, bitcoin)
         await house.until(small, "credited")
-        assert (await house.told(middle))["state"] == "detected"
+        await house.until(middle, "detected")
         await mine(house, bitcoin)
         assert (await house.told(middle))["credited_msat"] == 0
         await mine(house, bitcoin)

@@ -17,10 +17,10 @@ from tests.integration.bitcoin_house import (
     BitcoinHouse,
     bitcoin_house,
     bitcoin_settings,
-    eventually,
 )
 from tests.peers.bitcoin import BitcoinChain
 from tests.peers.electrumx import ElectrumX
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.peer
 IN_SAT, OUT_SAT = 90_000, 20_000

@@ -16,7 +16,8 @@ import pytest
 
 from farebox.books import backup, export_book, import_book, open_audit, open_store, take_back
 from farebox.bootstrap import Farebox
-from farebox.cli.desk import Reconcile, Recover, carry_out
+from farebox.cli.desk import carry_out
+from farebox.cli.requests import Reconcile, Recover
 from farebox.clock import SystemClock
 from farebox.errors import InvalidInput, StoreError, StoreLocked, StoreMoved
 from farebox.ledger.invariants import verify

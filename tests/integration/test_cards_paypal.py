@@ -143,6 +143,26 @@ async def test_a_vaulted_account_is_charged_once_though_the_answer_is_lost(
     assert pal.vault == {}
 
 
+@pytest.mark.parametrize("is_fine", [True, False])
+async def test_a_charge_that_is_looked_into_for_hours_comes_to_its_end(
+    is_fine: bool, house: CardHouse, pal: FakePaypal
+) -> None:
+    key, _ = await paid_in(house, pal)
+    body = {"provider": "paypal", "token": "setup-good"}
+    assert (await house.post("/v1/payment-methods", body, key)).status_code == 201
+    charge, pal.reviews = {"asset": "USD", "amount": PAID}, True
+    first = await house.post("/v1/payment-methods/charge", charge, key, "charge")
+    assert first.status_code == 202, first.text
+    house.clock.ahead_s += 8 * 3_600  # PayPal has forgotten the request id
+    await house.farebox.recover()
+    pal.review(is_fine=is_fine)
+    await house.settled()
+    done = await house.post("/v1/payment-methods/charge", charge, key, "charge")
+    assert done.status_code == (200 if is_fine else 402), done.text
+    assert await house.balance_msat(key) == (1 + is_fine) * PAID * CENT_MSAT
+    assert pal.calls["post /v2/checkout/orders"] == 2
+
+
 async def test_what_one_provider_cannot_charge_the_other_may_and_never_both(
     tmp_path: Path, pal: FakePaypal
 ) -> None:

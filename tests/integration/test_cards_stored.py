@@ -89,6 +89,8 @@ async def test_a_stored_method_is_shown_chosen_charged_and_removed(
         gone = await house.http.delete(f"/v1/payment-methods/{name}", headers=headers)
         assert gone.status_code == status
     assert "pm_other" not in shop.attached
+    told = (await house.get("/v1/payment-methods", key))["payment_methods"]
+    assert [(one["payment_method"], one["default"]) for one in told] == [(first, True)]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +130,7 @@ async def test_a_charge_whose_answer_is_lost_is_asked_for_and_nothing_else_is_ch
 ) -> None:
     key, _ = await paid_in(house, shop)
     await keep(house, key, *cards)
+    await house.farebox.worker.stop()  # it would ask by itself
     shop.lose["post /v1/payment_intents"] = len(cards)
     told = await charge(house, key, "the-charge")
     assert (told.status_code, told.json()["state"]) == (202, "pending")

@@ -15,7 +15,9 @@ import pytest
 from msgspec.structs import replace
 
 from farebox.cli import checks
-from farebox.cli.desk import Balance, MoveCapital, Withdraw, carry_out
+from farebox.cli.desk import carry_out
+from farebox.cli.requests import Balance, MoveCapital, Withdraw
+from farebox.clock import NS_PER_S
 from farebox.errors import InvalidInput
 from farebox.money import format_decimal
 from farebox.operating import Verdict
@@ -25,6 +27,7 @@ from farebox.settings import Settings, load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.mint import PlayMint
 from farebox.wire.cashu.token import encode_token
+from farebox.worker import KeyExpiry
 from tests.contract.rail.fake_stripe import FakeStripe, fee_of
 from tests.integration.card_house import (
     CENT_MSAT,
@@ -376,11 +379,58 @@ async def test_card_money_leaves_another_way_only_when_it_is_ripe(
             assert refused.json()["code"] == "funds_not_ripe", refused.text
             back = {"method": "stripe", "asset": "USD", "amount": 900}
             assert (await house.post("/v1/refunds", back, key)).status_code == 200
-            assert await shop.tell() == 200  # then less of it is unripe, too
+            # Then less of it is unripe, before Stripe has told of it and after.
             assert (await house.post("/v1/refunds", some, key)).status_code == 200
             house.clock.ahead_s += 90_000
             rest = {"method": "cashu", "amount_msat": 1_000_000}
             assert (await house.post("/v1/refunds", rest, key)).status_code == 200
+
+
+async def test_card_money_goes_back_to_its_payers_though_some_was_spent(
+    tmp_path: Path, shop: FakeStripe
+) -> None:
+    async with stripe_house(tmp_path, shop, maturity_days=30) as house:
+        key, _ = await paid_in(house, shop)
+        asked = await house.asked("stripe", PAID, key)
+        shop.pay(asked["pay"])
+        assert await shop.tell() == 200
+        await spend(house, key)
+        left = 2 * PAID - PRICE_MSAT // CENT_MSAT
+        for cents in (PAID, left - PAID):
+            body = {"method": "stripe", "asset": "USD", "amount": cents}
+            told = await house.post("/v1/refunds", body, key)
+            assert told.status_code == 200, told.text
+        assert await house.balance_msat(key) == 0
+        assert sorted(one["amount"] for one in shop.refunds.values()) == [left - PAID, PAID]
+
+
+async def test_what_is_left_of_card_payments_when_a_key_ends_goes_back_to_their_cards(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    asked = await house.asked("stripe", PAID)
+    shop.pay(asked["pay"])
+    assert await shop.tell() == 200
+    ends_at_s = house.clock.now_ns() // NS_PER_S + 60
+    body = {"initial_balance_token": asked["uri"], "claim_secret": asked["claim_secret"]}
+    terms = {"key_expiry_time": ends_at_s, "refund_address": "me@example.com"}
+    key = str((await house.post("/create", body | terms)).json()["api_key"])
+    another = await house.asked("stripe", 2 * PAID, key)
+    shop.pay(another["pay"])
+    assert await shop.tell() == 200
+    by_hand = {"method": "stripe", "asset": "USD", "amount": 100}
+    told = await house.post("/v1/refunds", by_hand, key)  # no address of another kind is in its way
+    assert told.status_code == 200, told.text
+    house.clock.ahead_s += 120  # and the rate is fresh enough
+    farebox = house.farebox
+    expiry = KeyExpiry(farebox.ledger, farebox.operations, farebox.payments, farebox.keys)
+
+    async def given() -> int:
+        await expiry.run()
+        return sum(one["amount"] for one in shop.refunds.values())
+
+    await house.until(given, 3 * PAID)
+    assert len(shop.refunds) == 3
+    assert await house.balance_msat(key) == 0
 
 
 async def test_a_loss_that_nothing_has_earned_is_told_by_verify(
@@ -421,6 +471,20 @@ async def test_what_stripe_converts_is_credited_as_it_was_paid_and_told(
     kept = -(-fee_of(settled) * CHARGED // settled)
     assert await house.held(CUSTODY) == CHARGED - kept
     assert "stripe.converted" in house.log.getvalue()
+
+
+async def test_what_was_charged_in_another_currency_is_credited_to_nobody_and_told(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    asked = await house.asked("stripe", PAID)
+    page = next(iter(shop.sessions.values()))
+    assert page["currency"] == "usd"
+    page["currency"] = "jpy"
+    shop.pay(asked["pay"])
+    assert await shop.tell() == 200
+    assert "cards.another_currency" in house.log.getvalue()
+    assert await house.held("custody:stripe:main:JPY") == 0
+    assert await house.held(CUSTODY) == 0
 
 
 async def test_capital_that_the_operator_pays_in_covers_a_loss(

@@ -33,6 +33,7 @@ from farebox.wire.cashu.crypto import hash_to_curve
 from farebox.wire.cashu.token import encode_token
 from tests.integration.cashu_house import House, PowerCut, house_of, is_spent, issue
 from tests.integration.test_cashu_change import change_of, give_change
+from tests.slowness import LATE_S, impatient
 
 
 @asynccontextmanager
@@ -108,8 +109,8 @@ LOST: list[Fault] = [
     DropAfter(),
     Fail(500),
     Garbage(),
-    ExecutesLate(1.5),
-    AnswersLate(1.5),
+    ExecutesLate(LATE_S),
+    AnswersLate(LATE_S),
 ]
 
 
@@ -122,7 +123,8 @@ async def test_a_lost_answer_on_either_side_is_asked_about(
         token = issue(foreign, 100)
         (foreign if step == "melt" else home).faults.next(step, fault)
 
-        assert isinstance(await house.receive(token), Pending)
+        with impatient(f"/v1/{step}/bolt11"):
+            assert isinstance(await house.receive(token), Pending)
         await house.recover()
         await house.recover()
 

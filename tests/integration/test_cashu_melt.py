@@ -36,6 +36,7 @@ from farebox.testing.mint import (
 from farebox.wire import bech32
 from farebox.wire.cashu.model import BlindedMessage, Proof
 from tests.integration.cashu_house import CUSTOMER, House, PowerCut, house_of, issue
+from tests.slowness import LATE_S, impatient
 
 
 def invoice(amount_sat: int) -> str:
@@ -202,8 +203,8 @@ MELT_FAULTS: list[Fault] = [
     DropAfter(),
     Fail(500),
     Garbage(),
-    ExecutesLate(1.5),
-    AnswersLate(1.5),
+    ExecutesLate(LATE_S),
+    AnswersLate(LATE_S),
 ]
 
 
@@ -217,7 +218,8 @@ async def test_a_lost_answer_to_a_payment_is_asked_about(
         before = await house.balance_sat()
         mint.faults.next("melt", fault)
 
-        assert isinstance(await house.refund(60, "ref_1", destination=payee.address), Pending)
+        with impatient("/v1/melt/bolt11"):
+            assert isinstance(await house.refund(60, "ref_1", destination=payee.address), Pending)
         assert await house.balance_sat() < before, "held until it is known"
         await house.recover()
 

@@ -40,7 +40,7 @@ async def house(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     peer: Nutshell = request.getfixturevalue(str(request.param))
     config = CashuConfig(
         mints=(MintTerms(url=peer.url, require_dleq=True, offline_max_msat=1_000_000),),
-        limits=MintLimits(connect_s=5, call_s=20, melt_s=30),
+        limits=MintLimits(connect_s=60, call_s=60, melt_s=60),
     )
     # The mint outlives the book: with one seed for all, counters would be used twice.
     house = House(tmp_path / "book.db", config, Signer(os.urandom(32)))

@@ -32,6 +32,7 @@ from farebox.testing.mint import (
 )
 from farebox.wire.cashu.token import decode_token, encode_token, encode_token_v3
 from tests.integration.cashu_house import CUSTOMER, House, PowerCut, house_of, is_spent, issue
+from tests.slowness import LATE_S, answers_wait, impatient
 
 FEES = pytest.mark.parametrize("fee_ppk", [0, 100, 1_000])
 
@@ -243,8 +244,8 @@ LOST: list[Fault] = [
     Fail(500),
     Garbage(),
     Garbage("{}"),
-    ExecutesLate(1.5),
-    AnswersLate(1.5),
+    ExecutesLate(LATE_S),
+    AnswersLate(LATE_S),
 ]
 
 
@@ -259,7 +260,8 @@ async def test_a_lost_answer_is_asked_about_and_credited_once(
         fee = -(-fee_ppk * 3 // 1_000)
         mint.faults.next("swap", fault)
 
-        first = await house.receive(token)
+        with impatient("/v1/swap"):
+            first = await house.receive(token)
         assert isinstance(first, Pending)
         assert await house.balance_sat() == 0
         await house.recover()
@@ -378,7 +380,8 @@ async def test_a_swap_planned_anew_survives_a_lost_answer_too(tmp_path: Path, fa
         mint.rotate()
         mint.faults.next("swap", None, fault)
 
-        assert isinstance(await house.receive(token), Pending)
+        with impatient("/v1/swap"):
+            assert isinstance(await house.receive(token), Pending)
         await house.recover()
 
         assert await house.balance_sat() == 108
@@ -487,14 +490,14 @@ async def test_a_slow_mint_does_not_slow_another(tmp_path: Path) -> None:
     async with house_of(tmp_path, slow, quick) as house:
         for mint in (slow, quick):
             await house.receive(issue(mint, 8))
-        slow.faults.always("swap", AnswersLate(0.9))
-        waiting = [asyncio.create_task(house.receive(issue(slow, 10))) for _ in range(20)]
-        await asyncio.sleep(0)
+        with answers_wait(slow):
+            waiting = [asyncio.create_task(house.receive(issue(slow, 10))) for _ in range(20)]
+            await asyncio.sleep(0)
 
-        for _ in range(5):
-            assert isinstance(await house.receive(issue(quick, 10)), Received)
+            for _ in range(5):
+                assert isinstance(await house.receive(issue(quick, 10)), Received)
 
-        assert not any(task.done() for task in waiting)
+            assert not any(task.done() for task in waiting)
         await asyncio.gather(*waiting)
 
 

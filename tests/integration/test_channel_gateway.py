@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from farebox.bootstrap.channels import claiming_of, credit_of
 from farebox.channels.postings import custody_account
 from farebox.cli import checks
-from farebox.cli.desk import Balance, carry_out
+from farebox.cli.desk import carry_out
+from farebox.cli.requests import Balance
 from farebox.clock import ManualClock
 from farebox.errors import InvalidSettings, StoreBusy
 from farebox.ledger.model import Applied, Outcome, Unit
@@ -33,6 +34,7 @@ from tests.integration.channel_house import (
     house,
     sign,
 )
+from tests.waiting import eventually
 
 COLLATERAL = 1_000_000
 OTHER = SigningKey(KeyType.SECP256K1, b"\x02" * 32)
@@ -374,11 +376,9 @@ async def test_vouchers_are_claimed_when_they_are_worth_it(tmp_path: Path) -> No
 
 async def _booked(shop: House) -> None:
     """Wait until everything that was signed has been claimed, and the books know it."""
-    for _ in range(500):
-        if await shop.held(custody_account(shop.channel_id)) == 0:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("never claimed")
+    await eventually(
+        lambda: shop.held(custody_account(shop.channel_id)), lambda unclaimed: unclaimed == 0
+    )
 
 
 async def test_an_operator_sees_what_channels_owe(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ async def test_an_operator_sees_what_channels_owe(tmp_path: Path) -> None:
         await shop.open(COLLATERAL)
         first = await shop.asks()
         await shop.asks("/echo", sign(first.proposal))
-        async with serving(shop.farebox.operator) as url, httpx.AsyncClient() as client:
+        async with serving(shop.farebox.operator) as url, httpx.AsyncClient(timeout=60) as client:
             told = (await client.get(f"{url}/metrics")).text
         assert f'farebox_custody{{asset="BTC",place="channels"}} {float(PRICE_MSAT)}' in told
         assert f'farebox_receivable{{asset="BTC"}} {float(PRICE_MSAT)}' in told

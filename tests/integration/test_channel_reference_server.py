@@ -99,7 +99,7 @@ async def customer(book: Path, url: str, key: SigningKey) -> AsyncIterator[Custo
         payer = PaymentChannelPayerClient(
             Ledger(store, SystemClock()), contract, key, CHANNEL_ID, FRAGMENT, LIMITS
         )
-        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
             yield Customer(payer, http)
     finally:
         await store.close()

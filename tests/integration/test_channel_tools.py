@@ -367,7 +367,7 @@ async def test_a_payer_asks_with_the_built_in_tools(tmp_path: Path) -> None:
         health = await client.call_tool("nuwa.health", {})
         discovery = await client.call_tool("nuwa.discovery", {})
         latest = await made.latest()
-        async with httpx.AsyncClient(base_url=made.url) as web:
+        async with httpx.AsyncClient(base_url=made.url, timeout=60) as web:
             info = await web.get("/.well-known/nuwa-payment/info")
     assert '"nonce":"1"' in text(recovered)
     assert missing.is_error

@@ -24,6 +24,7 @@ from farebox.wire.subrav.keys import KeyType, SigningKey
 from tests.integration.evm_channel_world import ASSET, TOKEN, House, Payer, house_of, payer_of
 from tests.integration.evm_channels import DAY_S, FRAGMENT
 from tests.peers.anvil import CHAIN_ID, Anvil
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.peer
 
@@ -97,12 +98,11 @@ async def test_several_channels_are_claimed_in_one_transaction(
 async def test_a_channel_counts_once_no_reorganisation_can_take_it_back(
     house: House, payer: Payer
 ) -> None:
-    opening = asyncio.ensure_future(payer.open())
-    while await house.reader.at(payer.channel, "latest") is None:  # noqa: ASYNC110  # a chain rings no bell
-        await asyncio.sleep(0.01)
+    opening = asyncio.ensure_future(payer.opening(1_000_000))
+    await eventually(lambda: house.reader.at(payer.channel, "latest"))
     assert await house.payee.channel(payer.channel) is None
     await asyncio.to_thread(house.anvil.reorganise, 1)
-    assert (await opening).status is ChannelStatus.ACTIVE
+    assert (await payer.done(opening)).status is ChannelStatus.ACTIVE
     assert await house.payee.balance(payer.channel, ASSET) == 1_000_000
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from tests.peers.anvil import Anvil
 
 pytestmark = pytest.mark.peer
 STEPS = 40
-WAIT_S = 10
+
 COLLATERAL = 100_000
 ACTS = ("pay",) * 6 + ("claim", "send", "mine", "reorganise", "restart") * 2 + ("top up", "close")
 
@@ -57,7 +56,6 @@ class Life:
                 await house.desk.mine(self.chance.randrange(1, CONFIRMATIONS + 2))
             case "reorganise":
                 depth = self.chance.randrange(1, CONFIRMATIONS)
-                await asyncio.to_thread(self.quiet)
                 await asyncio.to_thread(house.anvil.reorganise, depth)
             case "restart":
                 house.again()
@@ -65,13 +63,6 @@ class Life:
                 await payer.open(COLLATERAL)
             case "close":
                 await self.close(payer)
-
-    def quiet(self) -> None:
-        """Wait until no transaction waits: anvil mixes up a block that it makes meanwhile."""
-        ends_at = time.monotonic() + WAIT_S
-        while self.house.anvil.rpc("txpool_status")["pending"] != "0x0":
-            assert time.monotonic() < ends_at
-            time.sleep(0.01)
 
     async def close(self, payer: Payer) -> None:
         """A payer that wants out is answered, and opens anew."""

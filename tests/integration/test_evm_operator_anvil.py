@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from farebox.cli import checks
-from farebox.cli.desk import Balance, Withdraw, carry_out
+from farebox.cli.desk import carry_out
 from farebox.cli.money import _balance_text, _withdrawn_text
+from farebox.cli.requests import Balance, Withdraw
 from farebox.errors import InvalidInput
 from farebox.operating import Verdict
 from farebox.rails.evm.contracts import DEPLOYER, artifact
 from farebox.settings import Secret
 from tests.integration.evm_house import EvmHouse, evm_house, somebody
 from tests.peers.anvil import Anvil
-from tests.peers.process import free_port
 
 pytestmark = pytest.mark.peer
 DEPOSIT = 500_000_000
@@ -26,13 +26,12 @@ EARNED_MSAT = 5_000_000
 
 async def withdrawn(house: EvmHouse, wanted: Withdraw) -> dict[str, object]:
     """What a withdrawal comes to; blocks are made meanwhile."""
-    for _ in range(100):
-        facts = await carry_out(house.farebox, wanted)
-        if facts.get("state") != "pending":
-            return facts
-        await house.mine(1)
+
+    async def ask() -> dict[str, object]:
         house.clock.ahead_s += 5
-    raise AssertionError(facts)
+        return await carry_out(house.farebox, wanted)
+
+    return await house.until(ask, lambda facts: facts.get("state") != "pending")
 
 
 async def test_earnings_are_withdrawn_on_the_chain(anvil: Anvil, tmp_path: Path) -> None:
@@ -64,6 +63,10 @@ async def test_what_was_earned_of_an_asset_that_is_held_is_withdrawn_as_it_is(
     async with evm_house(tmp_path / "house", anvil, {"rates": rates}) as house:
         asked = await house.asked("USDC", DEPOSIT)
         await house.pay(asked, DEPOSIT)
+        await house.until(
+            lambda: house.farebox.deposits.by_id(asked["deposit"]),
+            lambda request: request and request.credited,
+        )
         await house.until_swept(asked["pay"])
         claim = {"initial_balance_token": asked["pay"], "claim_secret": asked["claim_secret"]}
         key = str((await house.post("/create", claim)).json()["api_key"])
@@ -82,7 +85,7 @@ async def test_what_was_earned_of_an_asset_that_is_held_is_withdrawn_as_it_is(
 
 
 async def test_the_doctor_asks_the_node_and_says_what_is_wrong(
-    anvil: Anvil, tmp_path: Path
+    anvil: Anvil, tmp_path: Path, dead_port: int
 ) -> None:
     async with evm_house(tmp_path / "house", anvil) as house:
         (found,) = house.farebox.settings.evm
@@ -107,7 +110,7 @@ async def test_the_doctor_asks_the_node_and_says_what_is_wrong(
         assert set(await told()) == {Verdict.FINE}
     faults: tuple[tuple[dict[str, object], str], ...] = (
         ({"chain_id": 1}, "the node is on chain 31337"),
-        ({"url": Secret(f"http://127.0.0.1:{free_port()}/secret-key")}, "gave no answer"),
+        ({"url": Secret(f"http://127.0.0.1:{dead_port}/secret-key")}, "gave no answer"),
         ({"url": Secret("ftp://n")}, "url"),
         ({"key": Secret("11" * 31)}, "key"),
     )

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from eth_account import Account
 from eth_account.messages import encode_defunct
@@ -17,7 +18,6 @@ from eth_account.messages import encode_defunct
 from farebox.clock import NS_PER_S
 from farebox.rails.evm.claims import sentence
 from tests.integration.evm_house import PRICE_MSAT, EvmHouse, authorization_of, evm_house
-from tests.integration.rail_house import WAIT_S
 from tests.peers.anvil import CHAIN_ID, Anvil
 
 pytestmark = pytest.mark.peer
@@ -74,14 +74,12 @@ def authorization(house: EvmHouse, payer: Any, amount: int = AMOUNT) -> str:
 
 async def until_told(house: EvmHouse, path: str, body: object, bearer: str = "") -> Any:
     """Ask until it is known; blocks are made meanwhile."""
-    for _ in range(WAIT_S * 5):
-        answer = await house.post(path, body, bearer)
-        if answer.status_code not in (202, 503):
-            return answer
-        await house.mine(1)
+
+    async def ask() -> Any:
         house.clock.ahead_s += 3
-        await asyncio.sleep(0.1)
-    raise AssertionError(answer.text)
+        return await house.post(path, body, bearer)
+
+    return await house.until(ask, lambda answer: answer.status_code not in (202, 503))
 
 
 async def test_who_signs_for_the_paying_key_is_credited_once_it_is_settled(
@@ -128,21 +126,20 @@ async def test_a_signed_transfer_is_sent_by_us_and_credited_once(house: EvmHouse
 
 async def test_what_a_signed_transfer_moved_is_claimed_by_nobody_again(house: EvmHouse) -> None:
     payer = await payer_of(house)
+    since = house.anvil.height() + 1
     body = {"initial_balance_token": authorization(house, payer)}
     key = str((await house.post("/create", body)).json()["api_key"])
-    for _ in range(WAIT_S * 5):
-        if await house.balance_msat(key):
-            break
-        await house.mine(1)
+
+    async def balance_msat() -> int:
         house.clock.ahead_s += 3
-        await asyncio.sleep(0.1)
-    assert await house.balance_msat(key) == CREDITED_MSAT
+        return await house.balance_msat(key)
+
+    assert await house.until(balance_msat) == CREDITED_MSAT
     slots = await house.rail.sending.open_slots()
-    head = house.anvil.height()
     transactions = [
         transaction
-        for height in range(head - 40, head + 1)
-        for transaction in house.anvil.rpc("eth_getBlockByNumber", hex(max(height, 0)), False)[
+        for height in range(since, house.anvil.height() + 1)
+        for transaction in house.anvil.rpc("eth_getBlockByNumber", hex(height), False)[
             "transactions"
         ]
         if house.anvil.receipt(transaction)["from"] == house.sender.lower()  # type: ignore[index]
@@ -166,14 +163,13 @@ async def test_a_signed_transfer_of_another_house_is_refused(house: EvmHouse) ->
 async def test_a_signed_transfer_pays_inside_of_a_request(house: EvmHouse) -> None:
     payer = await payer_of(house)
     bearer = {"Authorization": f"Bearer {authorization(house, payer)}"}
-    for _ in range(WAIT_S * 5):
-        served = await house.http.get("/echo", headers=bearer)
-        if served.status_code == 200:
-            break
-        assert served.status_code == 503, served.text
-        await house.mine(1)
+
+    async def ask() -> httpx.Response:
         house.clock.ahead_s += 3
-        await asyncio.sleep(0.1)
-    assert served.status_code == 200, served.text
+        served = await house.http.get("/echo", headers=bearer)
+        assert served.status_code in (200, 503), served.text
+        return served
+
+    await house.until(ask, lambda served: served.status_code == 200)
     credential = bearer["Authorization"].removeprefix("Bearer ")
     assert await house.balance_msat(credential) == CREDITED_MSAT - PRICE_MSAT

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import socket
 from pathlib import Path
 
 import aiohttp
@@ -12,7 +11,9 @@ import msgspec
 import pytest
 
 from farebox.gateway import Limits
-from tests.integration.gateway_house import Asked, Behaviour, events, open_door, say
+from farebox.testing.asgi import Send
+from tests.integration.gateway_house import Asked, Behaviour, open_door, say
+from tests.waiting import WAIT_S, eventually
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50}
 USAGE = {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30}
@@ -120,14 +121,8 @@ async def test_an_upstream_that_refuses_the_gateway_is_no_business_of_the_caller
         assert await door.left() == 1_000_000
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-async def test_an_upstream_that_is_down_charges_nothing(tmp_path: Path) -> None:
-    down = f"http://127.0.0.1:{free_port()}"
+async def test_an_upstream_that_is_down_charges_nothing(tmp_path: Path, dead_port: int) -> None:
+    down = f"http://127.0.0.1:{dead_port}"
     async with open_door(tmp_path, urls=(down,)) as (door, caller):
         async with caller.get(door.url, headers={"X-Cashu": "coin:a:25000"}) as answer:
             assert answer.status == 502
@@ -135,12 +130,12 @@ async def test_an_upstream_that_is_down_charges_nothing(tmp_path: Path) -> None:
             assert (await answer.json())["code"] == "upstream_unreachable"
 
 
-async def test_the_next_address_is_tried_when_one_is_down(tmp_path: Path) -> None:
+async def test_the_next_address_is_tried_when_one_is_down(tmp_path: Path, dead_port: int) -> None:
     upstream = Behaviour()
     from farebox.testing.asgi import serving
 
     async with serving(upstream) as there:
-        down = f"http://127.0.0.1:{free_port()}"
+        down = f"http://127.0.0.1:{dead_port}"
         async with open_door(tmp_path, urls=(down, there)) as (door, caller):
             for _ in range(3):
                 async with caller.get(door.url, headers=door.auth) as answer:
@@ -160,7 +155,7 @@ async def test_an_upstream_that_is_slow_charges_nothing(tmp_path: Path) -> None:
             assert answer.status == 504
             assert (await answer.json())["code"] == "upstream_slow"
         assert await door.left() == 1_000_000
-        await asyncio.wait_for(upstream.cancelled.wait(), 2)
+        await asyncio.wait_for(upstream.cancelled.wait(), WAIT_S)
 
 
 async def test_no_money_and_no_hop_goes_to_the_upstream(tmp_path: Path) -> None:
@@ -229,15 +224,23 @@ async def test_headers_over_the_limit_are_431(tmp_path: Path) -> None:
 
 
 async def test_too_many_requests_are_503_before_money_moves(tmp_path: Path) -> None:
-    upstream = Behaviour()
-    upstream.answer = events(b"data: 1\n\n", b"data: 2\n\n", pause_s=0.3)
+    upstream, goes_on = Behaviour(), asyncio.Event()
+
+    async def wait(asked: Asked, send: Send) -> None:
+        await goes_on.wait()
+        await say({})(asked, send)
+
+    upstream.answer = wait
     limits = Limits(requests_max=1, queue_max=0)
     async with open_door(tmp_path, upstream=upstream, limits=limits) as (door, caller):
-        async with caller.get(door.url, headers=door.auth) as first:
-            async with caller.get(door.url, headers=door.auth) as second:
-                assert second.status == 503
-                assert second.headers["retry-after"]
-            await first.read()
+        first = asyncio.ensure_future(caller.get(door.url, headers=door.auth))
+        await eventually(lambda: upstream.asked)
+        async with caller.get(door.url, headers=door.auth) as second:
+            assert second.status == 503
+            assert second.headers["retry-after"]
+        goes_on.set()
+        async with await first as answer:
+            assert answer.status == 200
         await door.settled()
         assert await door.left() == 990_000
 

@@ -47,6 +47,7 @@ async def test_an_embedded_payment_costs_one_mint_call_and_its_change_none(
     mint = PlayMint()
     async with serving(mint) as url, house(tmp_path, url, {"per_request": "10 sat"}) as farebox:
         mint.url = url
+        await farebox.worker.stop()  # it asks by itself
         for face in (64, 100):
             token = encode_token(mint.issue(face))
             mint.calls.clear()
@@ -121,7 +122,7 @@ async def test_a_receipt_can_be_checked_with_the_key_that_is_told(tmp_path: Path
         admitted = await farebox.paywall.authorise(EmbeddedMoney(token), FACTS)
         assert isinstance(admitted, Admission)
         settled = await farebox.paywall.settle(admitted, Usage(), Ended.COMPLETE)
-        async with serving(farebox.app) as door, httpx.AsyncClient() as client:
+        async with serving(farebox.app) as door, httpx.AsyncClient(timeout=60) as client:
             told = (await client.get(f"{door}/healthz")).json()["receipt_key"]
     receipt = dict(settled.headers)[b"x-farebox-receipt"].decode()
     facts = msgspec.json.decode(check(receipt, bytes.fromhex(told)))

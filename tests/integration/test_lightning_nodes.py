@@ -21,7 +21,7 @@ async def test_a_house_is_paid_and_pays_whatever_its_node(
         "url": side.url,
         "key": side.secret,
         "network": side.network,
-        "pay_timeout_s": 5,
+        "pay_timeout_s": 60,
     }
     if side.certificate is not None:
         settings["certificate"] = str(side.certificate)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from farebox.cli import checks
-from farebox.cli.desk import Balance, Withdraw, carry_out
+from farebox.cli.desk import carry_out
 from farebox.cli.money import _balance_text
+from farebox.cli.requests import Balance, Withdraw
 from farebox.operating import Verdict
 from farebox.settings import Network, Secret
 from tests.integration.lightning_house import lightning_house
 from tests.peers.lnd import LightningNetwork
-from tests.peers.process import free_port
 
 pytestmark = pytest.mark.peer
 
@@ -40,7 +40,7 @@ async def test_earnings_are_withdrawn_over_lightning(
 
 
 async def test_the_doctor_asks_the_node_and_says_what_is_wrong(
-    tmp_path: Path, lightning: LightningNetwork, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, lightning: LightningNetwork, monkeypatch: pytest.MonkeyPatch, dead_port: int
 ) -> None:
     async with lightning_house(tmp_path, lightning, monkeypatch) as house:
         found = house.farebox.settings.lightning
@@ -55,7 +55,7 @@ async def test_the_doctor_asks_the_node_and_says_what_is_wrong(
     assert "can receive" in (await verdicts(deposit_max_msat=10**12))[Verdict.WARNING]
     wrong = (
         ({"network": Network.MAINNET}, "the node is on lnsb"),
-        ({"url": f"https://127.0.0.1:{free_port()}"}, "gave no answer"),
+        ({"url": f"https://127.0.0.1:{dead_port}"}, "gave no answer"),
         ({"key": Secret("00" * 40)}, "does not let us in"),
         ({"certificate": None}, "gave no answer"),
         ({"certificate": tmp_path / "none.cert"}, "No such file"),

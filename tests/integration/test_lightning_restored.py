@@ -10,8 +10,9 @@ from random import Random
 import pytest
 
 from farebox.books import backup
-from farebox.cli.desk import Reconcile, carry_out
+from farebox.cli.desk import carry_out
 from farebox.cli.reconcile import _text
+from farebox.cli.requests import Reconcile
 from farebox.clock import SystemClock
 from farebox.errors import InvalidInput
 from farebox.testing.asgi import serving
@@ -26,7 +27,7 @@ async def test_a_restored_book_stays_closed_until_its_node_has_told_what_came_si
 ) -> None:
     node = ModelLnd(SystemClock(), Moods(Random(1)), macaroon=MACAROON)
     async with serving(node) as url:
-        lightning = {"url": url, "key": MACAROON, "network": "bcrt", "timeout_s": 2}
+        lightning = {"url": url, "key": MACAROON, "network": "bcrt", "timeout_s": 60}
         for name in ("first", "second"):
             (tmp_path / name).mkdir()
         async with house_on(tmp_path / "first", lightning, (MACAROON,), monkeypatch) as house:
@@ -65,7 +66,7 @@ async def test_a_node_is_said_to_have_more_or_to_lack_what_the_books_say(
 ) -> None:
     node = ModelLnd(SystemClock(), Moods(Random(1)), macaroon=MACAROON)
     async with serving(node) as url:
-        lightning = {"url": url, "key": MACAROON, "network": "bcrt", "timeout_s": 2}
+        lightning = {"url": url, "key": MACAROON, "network": "bcrt", "timeout_s": 60}
         async with house_on(tmp_path, lightning, (MACAROON,), monkeypatch) as house:
             asked = await house.asked(21_000)
             assert node.pay_in(asked["pay"])

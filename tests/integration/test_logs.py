@@ -17,6 +17,7 @@ from farebox.testing.mint import DropAfter, Fail, Garbage, Refuse
 from farebox.wire.cashu.token import encode_token
 from farebox.worker import Job, Worker
 from tests.integration.whole_house import Door, WholeHouse, whole_house
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -84,10 +85,7 @@ async def test_a_job_s_lines_name_the_job(house: WholeHouse) -> None:
 
     worker = Worker([Job("unlucky", 3600, fails)])
     worker.start()
-    for _ in range(100):
-        if of(house, "worker.job_failed"):
-            break
-        await house.http.get("/healthz")
+    await eventually(lambda: of(house, "worker.job_failed"))
     await worker.stop()
     [failed] = of(house, "worker.job_failed")
     assert failed["job"] == "unlucky"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from farebox.operating import Verdict, Vitals
 from farebox.rails.web.breaker import FAILURES_TO_OPEN, PAUSE_S
 from farebox.settings import load_settings
 from farebox.tally import Counts, Spread
-from farebox.testing.mint import AnswersLate, DropAfter, Fail
+from farebox.testing.mint import DropAfter, Fail
 from farebox.wire.cashu.token import decode_token
 from tests.integration.scraping import Samples, of, scraped
 from tests.integration.whole_house import Door, WholeHouse, whole_house
+from tests.slowness import answers_wait
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -29,15 +31,6 @@ async def house(tmp_path: Path) -> AsyncIterator[WholeHouse]:
 
 async def scrape(house: WholeHouse) -> tuple[str, Samples]:
     return await scraped(house.farebox)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what another task brings about."""
-    for _ in range(1_000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came")
 
 
 async def readiness(house: WholeHouse) -> tuple[int, dict[str, dict[str, str]]]:
@@ -91,6 +84,7 @@ async def test_without_any_upstream_requests_belong_elsewhere_for_a_while(tmp_pa
 async def test_a_book_that_cannot_be_written_is_unready_until_it_can(
     house: WholeHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    await house.farebox.worker.stop()  # what it writes would say that the book can be written
     commits = house.farebox._commits
     commits.failed(everybodys=True)
     status, checks = await readiness(house)
@@ -128,7 +122,7 @@ async def test_dollars_without_a_rate_are_a_warning(tmp_path: Path) -> None:
         assert found.verdict is Verdict.WARNING
     given |= {"rates.btc_usd": "97000"}
     async with Farebox(load_settings(None, {}, given), b"a" * 32) as farebox:
-        await until(lambda: farebox.prices.rates)
+        await eventually(lambda: farebox.prices.rates)
         [found] = farebox.vitals.rate()
         assert found.verdict is Verdict.FINE
 
@@ -136,12 +130,13 @@ async def test_dollars_without_a_rate_are_a_warning(tmp_path: Path) -> None:
 async def test_probes_are_answered_when_every_turn_is_taken(tmp_path: Path) -> None:
     limits = {"gateway.requests_max": 1, "gateway.queue_max": 0}
     async with whole_house(tmp_path, limits=limits) as house:
-        running = asyncio.create_task(house.chat("slow=0.5"))
-        await until(lambda: house.farebox.app.turns.running)
-        busy = await house.http.get("/echo", headers=house.auth())
-        assert (busy.status_code, busy.json()["code"]) == (503, "busy")
-        assert (await house.http.get("/healthz")).status_code == 200
-        assert (await house.http.get("/readyz")).status_code == 200
+        with answers_wait(house.upstream):
+            running = asyncio.create_task(house.chat())
+            await eventually(lambda: house.farebox.app.turns.running)
+            busy = await house.http.get("/echo", headers=house.auth())
+            assert (busy.status_code, busy.json()["code"]) == (503, "busy")
+            assert (await house.http.get("/healthz")).status_code == 200
+            assert (await house.http.get("/readyz")).status_code == 200
         await running
 
 
@@ -160,10 +155,10 @@ async def test_a_stopping_house_lives_and_is_not_ready(tmp_path: Path) -> None:
 
 async def test_what_is_cut_before_it_was_forwarded_gets_its_money_back(tmp_path: Path) -> None:
     async with whole_house(tmp_path) as house:
-        house.mint.faults.next("swap", AnswersLate(0.3))
-        paying = asyncio.create_task(house.present(Door.EMBEDDED, house.token()))
-        await until(lambda: house.mint.calls["swap"])
-        house.farebox.app.cut()
+        with answers_wait(house.mint):
+            paying = asyncio.create_task(house.present(Door.EMBEDDED, house.token()))
+            await eventually(lambda: house.mint.calls["swap"])
+            house.farebox.app.cut()
         answer = await paying
         told = house.problem(answer, 503, "stopping")
         assert "goes back" in told["money"]
@@ -242,12 +237,13 @@ async def test_more_customers_than_a_page_are_summed_without_being_read(
 
 
 async def test_a_running_request_is_seen_as_a_hold(house: WholeHouse) -> None:
-    running = asyncio.create_task(house.chat("slow=0.15", stream=True))
-    await until(lambda: house.farebox.app.carrier.tally.admitted)
-    _, samples = await scrape(house)
-    assert of(samples, "farebox_requests_running") == 1
-    assert of(samples, "farebox_holds_open") == 1
-    assert of(samples, "farebox_reserved", asset="BTC") == 20_000
+    with answers_wait(house.upstream):
+        running = asyncio.create_task(house.chat(stream=True))
+        await eventually(lambda: house.farebox.app.carrier.tally.admitted)
+        _, samples = await scrape(house)
+        assert of(samples, "farebox_requests_running") == 1
+        assert of(samples, "farebox_holds_open") == 1
+        assert of(samples, "farebox_reserved", asset="BTC") == 20_000
     await running
 
 

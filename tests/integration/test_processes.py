@@ -26,6 +26,7 @@ from farebox.pricing.usage import Usage
 from farebox.worker import Duty
 from tests.integration.processes_world import SHARED, House, World, shared_world
 from tests.integration.whole_house import CHAT
+from tests.waiting import WAIT_S
 
 FACTS = read_request("POST", "/v1/echo", None)
 METERED = read_request("POST", "/v1/chat/completions", json.dumps(CHAT).encode())
@@ -164,7 +165,7 @@ class Rail:
         del operation
         self.asked.append(asked_before)
         self.entered.set()
-        async with asyncio.timeout(20):  # a test that fails must not hang
+        async with asyncio.timeout(WAIT_S):  # a test that fails must not hang
             await self.answers.wait()
         return self.verdict
 

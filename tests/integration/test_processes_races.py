@@ -34,6 +34,7 @@ from farebox.wire.cashu.model import Keyset
 from farebox.wire.cashu.token import decode_token, encode_token
 from tests.integration.processes_world import SHARED, Door, House, Line, World, shared_world
 from tests.integration.whole_house import PRICE_SAT
+from tests.waiting import eventually
 
 
 @pytest.fixture(params=sorted(SHARED))
@@ -45,12 +46,9 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 async def until_told(house: House, call: httpx.Request) -> httpx.Response:
     """Ask again, as a client does, until the answer is not "later"."""
-    for _ in range(50):
-        answer = await house.http.send(call)
-        if "retry-after" not in answer.headers:
-            return answer
-        await asyncio.sleep(0.02)
-    raise AssertionError(answer.text)
+    return await eventually(
+        lambda: house.http.send(call), lambda answer: "retry-after" not in answer.headers
+    )
 
 
 # ── keys ─────────────────────────────────────────────────────────────────────────────────────────

@@ -26,7 +26,7 @@ async def modelled(
     """A house whose node is the model that passes the node contract: it fails when told to."""
     node = ModelLnd(SystemClock(), Moods(Random(1)), macaroon=MACAROON)
     async with serving(node) as url:
-        lightning = {"url": url, "key": MACAROON, "network": "bcrt", "timeout_s": 2}
+        lightning = {"url": url, "key": MACAROON, "network": "bcrt", "timeout_s": 60}
         async with house_on(path, lightning, (MACAROON,), patch) as house:
             yield house, node
 
@@ -64,6 +64,7 @@ async def test_a_node_that_is_away_does_not_work_and_is_not_looked_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with modelled(tmp_path, monkeypatch) as (house, node):
+        await house.farebox.worker.stop()  # it probes and looks by itself
         [watch] = house.farebox._watches
         await watch.probe()
         assert watch.rail.standing().works

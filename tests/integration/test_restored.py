@@ -20,8 +20,9 @@ import pytest
 
 from farebox.books import backup, open_audit
 from farebox.bootstrap import Farebox
-from farebox.cli.desk import GiveFound, Recover, Withdraw, carry_out
-from farebox.cli.desk import Reconcile as ReconcileRequest
+from farebox.cli.desk import carry_out
+from farebox.cli.requests import GiveFound, Recover, Withdraw
+from farebox.cli.requests import Reconcile as ReconcileRequest
 from farebox.clock import SystemClock
 from farebox.ecash.plan import SwapPlan
 from farebox.ecash.saga import Done, advance_swap
@@ -127,7 +128,7 @@ class Place:
             "mint": [{"url": self.mint.url, **more}],
             "upstream": [{"urls": [self._upstream]}],
             "price": [{"price": f"{PRICE_SAT} sat"}],
-            "ecash.mint_timeout_s": 3,
+            "ecash.mint_timeout_s": 60,
         }
         return load_settings(None, {}, given)
 
@@ -138,7 +139,7 @@ class Place:
             settings = self.settings(data, **more)
             house = await stack.enter_async_context(Farebox(settings, ROOT_KEY))
             url = await stack.enter_async_context(serving(house.app))
-            http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20))
+            http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=60))
             yield Life(house, http)
 
     async def back_up(self, data: str, name: str = "copy.db") -> None:
@@ -260,6 +261,7 @@ async def test_the_book_goes_on_with_counters_that_were_never_used(place: Place)
     place.put_back("second")
     async with place.life("second") as life:
         assert (await life.ask())["open"]
+        await life.house.worker.stop()  # it may swap by itself
         place.mint.calls.clear()
         for _ in range(3):
             await life.pay(place.token(16))
@@ -389,6 +391,7 @@ async def test_tokens_that_were_swept_after_the_copy_are_no_broken_locks(place: 
 
 async def test_a_payment_that_was_open_in_the_copy_ends_as_it_ended_then(place: Place) -> None:
     async with place.life("first") as life:
+        await life.house.worker.stop()  # what it takes up again is no longer unfinished
         key = await life.create(place.token(8))
         place.mint.faults.next("swap", DropAfter())
         place.mint.faults.next("checkstate", DropBefore())
@@ -415,8 +418,7 @@ async def test_while_the_mint_is_away_the_book_stays_closed(place: Place) -> Non
         await place.back_up("first")
     place.put_back("second")
     async with place.life("second") as life:
-        for _ in range(4):
-            place.mint.faults.next("restore", DropBefore())
+        place.mint.faults.always("restore", DropBefore())
         told = await life.ask()
         assert not told["open"]
         assert told["away"] == [place.mint.url]
@@ -626,8 +628,7 @@ async def test_an_ordinary_restart_stays_open_also_while_the_mint_is_away(place:
         key = await life.create(place.token(8))
         await life.house.doors.look()
         await life.house.doors.look()
-    for _ in range(4):
-        place.mint.faults.next("restore", DropBefore())
+    place.mint.faults.always("restore", DropBefore())
     async with place.life("first") as life:
         assert await life.balance_sat(key) == 8
         with pytest.raises(InvalidInput, match="the book is open"):

@@ -75,7 +75,7 @@ async def life_in(settings: Settings) -> AsyncIterator[Life]:
     async with AsyncExitStack() as stack:
         house = await stack.enter_async_context(Farebox(settings, ROOT_KEY))
         url = await stack.enter_async_context(serving(house.app))
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=60))
         yield Life(house, http)
 
 
@@ -90,7 +90,7 @@ async def test_nothing_is_lost_or_owed_twice_at_the_real_mint(
                 "mint": [{"url": nutshell.url}],
                 "upstream": [{"urls": [upstream_url]}],
                 "price": [{"price": "10 sat"}],
-                "ecash.mint_timeout_s": 20,
+                "ecash.mint_timeout_s": 60,
             }
             return load_settings(None, {}, given)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
 from farebox.bootstrap import Farebox
-from farebox.cli.desk import Withdraw, carry_out
+from farebox.cli.desk import carry_out
+from farebox.cli.requests import Withdraw
+from farebox.errors import InvalidInput
 from farebox.ledger.model import Applied, Transfer, Unit
 from farebox.payments import Refusal
 from farebox.payments.service import Pending, Received, Refunded
@@ -21,6 +23,8 @@ from farebox.testing.mint import DropAfter, DropBefore, ExecutesLate, PlayMint, 
 from tests.integration.cashu_house import House, house_of, issue
 from tests.integration.test_cashu_melt import invoice, paying_house
 from tests.integration.test_cashu_upkeep import leftovers
+from tests.slowness import PATIENCE_S, impatient
+from tests.waiting import eventually
 
 
 async def test_a_question_that_a_mint_refuses_rejects_no_consolidation(tmp_path: Path) -> None:
@@ -69,6 +73,13 @@ async def test_a_withdrawal_comes_from_the_mint_that_was_named(tmp_path: Path) -
             wanted = Withdraw(f"w{number}", 8_000, "", mint.url + "/")
             assert (await carry_out(house, wanted))["mint"] == mint.url
 
+        elsewhere = Withdraw("w2", 8_000, "", "http://other.test")
+        with pytest.raises(InvalidInput, match="nothing is held at http"):
+            await carry_out(house, elsewhere)
+        with pytest.raises(InvalidInput, match="no mint holds this much"):
+            await carry_out(house, Withdraw("w3", 9_000, "", mints[1].url))
+        assert (await carry_out(house, Withdraw("w4", None, "", mints[1].url)))["sats"] == "8"
+
 
 async def test_a_token_tried_again_is_not_taken_for_the_try_before(tmp_path: Path) -> None:
     mint = PlayMint()
@@ -90,11 +101,16 @@ async def test_a_token_tried_again_is_not_taken_for_the_try_before(tmp_path: Pat
         await house.assert_whole(mint)
 
 
-async def late(house: House, mint: PlayMint) -> None:
+@asynccontextmanager
+async def late(house: House, mint: PlayMint, path: str) -> AsyncIterator[None]:
     """The answer to a call is lost, a second one is refused in vague words, the first arrives."""
+    before = len(mint.audit().spent_ys)
+    mint.faults.next(path.split("/")[2], ExecutesLate(3 * PATIENCE_S), Refuse(0))
+    with impatient(path):
+        yield
     house.clock.advance(5)
     await house.operations.recover()
-    await asyncio.sleep(1.5)
+    await eventually(lambda: len(mint.audit().spent_ys) > before)
     house.clock.advance(60)
     await house.operations.recover()
 
@@ -103,9 +119,8 @@ async def test_a_swap_that_arrives_late_is_not_called_rejected_before(tmp_path: 
     mint = PlayMint()
     async with house_of(tmp_path, mint) as house:
         token = issue(mint, 20)
-        mint.faults.next("swap", ExecutesLate(2), Refuse(0))
-        assert isinstance(await house.receive(token), Pending)
-        await late(house, mint)
+        async with late(house, mint, "/v1/swap"):
+            assert isinstance(await house.receive(token), Pending)
         assert isinstance(await house.receive(token), Received)
         assert await house.balance_sat() == 20
         await house.assert_whole(mint)
@@ -115,9 +130,8 @@ async def test_a_refund_that_arrives_late_is_not_given_twice(tmp_path: Path) -> 
     mint = PlayMint()
     async with house_of(tmp_path, mint) as house:
         await house.receive(issue(mint, 64))
-        mint.faults.next("swap", ExecutesLate(2), Refuse(0))
-        assert isinstance(await house.refund(20, "ref_1"), Pending)
-        await late(house, mint)
+        async with late(house, mint, "/v1/swap"):
+            assert isinstance(await house.refund(20, "ref_1"), Pending)
         assert isinstance(await house.refund(20, "ref_1"), Refunded)
         assert await house.balance_sat() == 44
         await house.assert_whole(mint)
@@ -163,9 +177,9 @@ async def test_a_clock_that_jumps_forward_does_not_cut_the_wait_for_a_late_call_
 async def test_a_lightning_payment_that_goes_out_late_is_not_given_back(tmp_path: Path) -> None:
     mint = PlayMint()
     async with paying_house(tmp_path, mint) as (house, _):
-        mint.faults.next("melt", ExecutesLate(2), Refuse(0))
-        assert isinstance(await house.refund(100, "ref_1", destination=invoice(50)), Pending)
-        await late(house, mint)
+        async with late(house, mint, "/v1/melt/bolt11"):
+            paying = house.refund(100, "ref_1", destination=invoice(50))
+            assert isinstance(await paying, Pending)
         paid = await house.refund(100, "ref_1")
         assert isinstance(paid, Refunded)
         assert await house.balance_sat() == 200 - paid.amount // 1_000

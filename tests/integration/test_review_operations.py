@@ -18,6 +18,7 @@ from farebox.paywall.model import REQUEST, EmbeddedMoney, Request
 from farebox.paywall.service import Paywall
 from farebox.settings import load_settings
 from tests.integration.test_paywall import House
+from tests.waiting import WAIT_S
 
 
 @pytest.fixture
@@ -118,5 +119,5 @@ async def test_requests_are_settled_while_a_rail_hangs(
     monkeypatch.setattr(Operations, "recover", hangs)
     monkeypatch.setattr(Paywall, "recover", looks)
     given = {"data_dir": str(tmp_path), "upstream": [{"urls": ["http://127.0.0.1:9"]}]}
-    async with Farebox(load_settings(None, {}, given), bytes(32)), asyncio.timeout(5):
+    async with Farebox(load_settings(None, {}, given), bytes(32)), asyncio.timeout(WAIT_S):
         await looked.wait()

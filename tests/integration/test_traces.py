@@ -55,7 +55,7 @@ async def ask(tmp_path: Path, token: str, house: Traced, **headers: str) -> http
         async with (
             Farebox(given, b"k" * 32, tracing=house.tracing) as farebox,
             serving(farebox.app) as url,
-            httpx.AsyncClient() as client,
+            httpx.AsyncClient(timeout=60) as client,
         ):
             paying = {"X-Cashu": token or encode_token(house.mint.issue(64)), **headers}
             return await client.get(f"{url}/hello", headers=paying)

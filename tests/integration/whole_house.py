@@ -7,7 +7,6 @@ spent, and no secret stands in any log line or problem document.
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import io
 import logging
@@ -44,6 +43,7 @@ from farebox.wire.cashu import crypto
 from farebox.wire.cashu.model import Proof, Token
 from farebox.wire.cashu.token import decode_token, encode_token
 from farebox.wire.cashu.wallet_keys import WalletKeys
+from tests.waiting import eventually
 
 ROOT_KEY = b"k" * 32
 FUNDED_SAT = 256
@@ -200,11 +200,7 @@ class WholeHouse:
 
     async def settled(self) -> None:
         """Wait until no request is being carried."""
-        for _ in range(500):
-            if not self.farebox.app.running:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError("a request never ended")
+        await eventually(lambda: not self.farebox.app.running)
 
     def reader(self) -> AbstractContextManager[AuditReader]:
         """The book as the audit reads it."""
@@ -286,7 +282,7 @@ def listening() -> Iterator[io.StringIO]:
 
 def plain_client(url: str) -> httpx.AsyncClient:
     """A client of a house. Reading the machine's certificates would take longer than most tests."""
-    return httpx.AsyncClient(base_url=url, timeout=20, verify=False)
+    return httpx.AsyncClient(base_url=url, timeout=60, verify=False)
 
 
 @asynccontextmanager
@@ -312,7 +308,7 @@ async def whole_house(
             "mint": [{"url": mint.url, **(mint_terms or {})}, *mints],
             "upstream": [{"urls": [upstream_url], **(upstream_terms or {})}, *upstreams],
             "price": PRICES,
-            "ecash.mint_timeout_s": 3,
+            "ecash.mint_timeout_s": 60,
             **(limits or {}),
         }
         farebox = await open_things.enter_async_context(_farebox(settings, clock))

@@ -28,8 +28,8 @@ CONTRACTS = HERE / "contracts"
 CHAIN_ID = 31_337
 #: Of anvil's own accounts; everybody knows it.
 MNEMONIC = "test test test test test test test test test test test junk"
-_READY_TIMEOUT_S = 30
-_CALL_TIMEOUT_S = 30
+_READY_TIMEOUT_S = 60
+_CALL_TIMEOUT_S = 60
 _COMPILE_TIMEOUT_S = 120
 _POLL_S = 0.05
 
@@ -216,8 +216,14 @@ class Anvil:
     def reorganise(self, depth: int, transactions: Sequence[tuple[str, int]] = ()) -> None:
         """Replace the last `depth` blocks by others, with only these raw transactions in them.
 
-        Each is its raw text and the number of its block among the new ones.
+        Each is its raw text and the number of its block among the new ones. What waits is mined
+        before, where it is mined at once: anvil mixes up a block that it makes meanwhile.
         """
+        ends_at = time.monotonic() + _READY_TIMEOUT_S
+        while self.rpc("anvil_getAutomine") and self.rpc("txpool_status")["pending"] != "0x0":
+            if time.monotonic() > ends_at:
+                raise AssertionError("something waits, and is in no block")
+            time.sleep(_POLL_S / 5)
         self.rpc("anvil_reorg", depth, list(transactions))
 
     @contextmanager

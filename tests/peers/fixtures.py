@@ -7,6 +7,7 @@ starts it. Who hands tests out to workers sees their ids only: hence each has it
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -82,6 +83,14 @@ def missing(peer: str, reason: PeerUnavailable) -> None:
     if os.environ.get("FAREBOX_REQUIRE_PEERS") == "1":
         pytest.fail(message, pytrace=False)
     pytest.skip(message)
+
+
+@pytest.fixture
+def dead_port() -> Iterator[int]:
+    """A port of loopback that refuses every connection: it is taken, and nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

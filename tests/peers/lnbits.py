@@ -13,7 +13,7 @@ from tests.peers.install import PeerUnavailable, environment
 from tests.peers.process import PeerProcess, free_port
 
 _READY_TIMEOUT_S = 120
-_CALL_TIMEOUT_S = 30
+_CALL_TIMEOUT_S = 60
 _PASSWORD = "a-password-of-the-test"
 _FUNDS_SAT = 1_000_000
 

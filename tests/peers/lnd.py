@@ -21,7 +21,7 @@ from tests.peers.install import PeerUnavailable, lightning_programs
 from tests.peers.process import PeerProcess, free_port
 
 _READY_TIMEOUT_S = 120
-_CALL_TIMEOUT_S = 60
+_CALL_TIMEOUT_S = 90
 _POLL_S = 0.1
 _ACTIVE = "SERVER_ACTIVE"
 _USER, _PASSWORD = "simnet", "simnet"
@@ -202,7 +202,7 @@ class LndNode:
         body: Document = {
             "payment_request": invoice,
             "fee_limit_msat": "100000",
-            "timeout_seconds": 20,
+            "timeout_seconds": 60,
             "no_inflight_updates": True,
         }
         if amount_msat:

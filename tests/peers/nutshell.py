@@ -11,8 +11,8 @@ from pathlib import Path
 from tests.peers.install import PeerUnavailable, environment
 from tests.peers.process import PeerProcess, free_port
 
-_READY_TIMEOUT_S = 90
-_WALLET_TIMEOUT_S = 60
+_READY_TIMEOUT_S = 150
+_WALLET_TIMEOUT_S = 150
 _TOKEN = re.compile(r"cashu[AB][A-Za-z0-9_=-]+")
 _QUOTE = re.compile(r"--id ([A-Za-z0-9_-]+)")
 _BALANCE = re.compile(r"Balance: ([0-9]+) sat")

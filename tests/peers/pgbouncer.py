@@ -13,7 +13,7 @@ from tests.peers.install import PeerUnavailable, pgbouncer_program, server_user,
 from tests.peers.postgres import OWNER, PASSWORD, Postgres
 from tests.peers.process import PeerProcess, free_port
 
-_READY_S = 20
+_READY_S = 60
 
 
 class PgBouncer:

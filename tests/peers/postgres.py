@@ -16,7 +16,7 @@ import psycopg
 from tests.peers.install import PeerUnavailable, postgres_programs, run, server_user, unprivileged
 from tests.peers.process import free_port
 
-_START_TIMEOUT_S = 60
+_START_TIMEOUT_S = 120
 OWNER = "farebox"
 PASSWORD = "a-password-that-is-never-shown"
 
@@ -89,6 +89,7 @@ class Postgres:
         settings = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": str(self.directory),
+            "dynamic_shared_memory_type": "mmap",  # goes with the data, however it ends
             "fsync": "off",
             "max_connections": "60",
             "shared_buffers": "32MB",

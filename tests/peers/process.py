@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tests.peers.install import PeerUnavailable
 
-_STOP_TIMEOUT_S = 10
+_FIRST_PORT, _PORTS = 10_000, 22_000
+_STOP_TIMEOUT_S = 30
 _POLL_S = 0.05
 _SAID_MAX_CHARS = 2_000
 
 
 def free_port() -> int:
-    """A port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port on loopback that was free a moment ago, and that no outgoing connection is given.
+
+    Those are given ports from 32768 on: also while a server that had one is being restarted.
+    """
+    while True:
+        port = _FIRST_PORT + secrets.randbelow(_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class PeerProcess:
@@ -44,7 +51,7 @@ class PeerProcess:
 
     def wait_ready(self, url: str, timeout_s: float) -> None:
         """Until `url` answers 200. Raises PeerUnavailable with the last output."""
-        self.wait_for(lambda: urllib.request.urlopen(url, timeout=2).close(), timeout_s)
+        self.wait_for(lambda: urllib.request.urlopen(url, timeout=10).close(), timeout_s)
 
     def wait_for(self, ask: Callable[[], object], timeout_s: float) -> None:
         """Until asking raises no OSError. Raises PeerUnavailable with the last output."""

@@ -8,7 +8,7 @@ import psycopg
 
 from tests.peers.postgres import Postgres
 
-_TRIES_MAX = 200
+_TRIES_MAX = 1_200
 _PAUSE_S = 0.05
 
 
@@ -34,6 +34,10 @@ class Pair:
         self._at_primary("ALTER SYSTEM SET synchronous_standby_names = '*'")
         self._at_primary("SELECT pg_reload_conf()")
         self._until("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'")
+
+    def until_a_commit_waits(self) -> None:
+        """Until a commit waits for the standby to have it."""
+        self._until("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
 
     def catch_up(self) -> None:
         """Until the standby has everything."""

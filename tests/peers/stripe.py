@@ -115,7 +115,8 @@ class StripeMock:
         """Start it. Raises PeerUnavailable."""
         env = {"PATH": os.environ.get("PATH", "")}
         address = f"127.0.0.1:{self._port}"
-        command = [str(self._program), "-http-addr", address]
+        # Also a port for HTTPS that nobody asks: else it is one and the same for all that run.
+        command = [str(self._program), "-http-addr", address, "-https-addr", "127.0.0.1:0"]
         self._process = PeerProcess(command, env, self._directory / "said.log")
         self._process.wait_listening(self._port, _READY_TIMEOUT_S)
 

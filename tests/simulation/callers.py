@@ -38,7 +38,7 @@ class Told:
     """What callers were told, which must stay true whatever stops."""
 
     receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    refunds: dict[str, int] = field(default_factory=dict)
+    operations: dict[str, int] = field(default_factory=dict)
 
 
 class Caller:
@@ -176,7 +176,7 @@ class Caller:
         reply = await self._patiently(ask)
         if reply.status == 200 and ask.target == "/refund":
             told = read_json(reply)
-            self.told.refunds[told["operation"]] = told["amount_msat"]
+            self.told.operations[told["operation"]] = told["amount_msat"]
             self._keep(told.get("token", ""))
         return reply
 

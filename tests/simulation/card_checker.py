@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from farebox.ledger.batch import Staged
 from farebox.ledger.model import Kind
+from farebox.payments.cards.charging import CHARGE
 from farebox.payments.cards.records import GIVING, GivingState
 from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST, DepositState
+from farebox.payments.model import OPERATION, OperationState
 from tests.simulation.callers import Caller
 from tests.simulation.card_payers import MSAT_PER_CENT
 from tests.simulation.cards import BackState, ModelProvider
@@ -77,22 +79,48 @@ class CardChecker:
         return (custody.held if custody else 0) - (payable.available if payable else 0)
 
     def at_rest(self, callers: Sequence[Caller]) -> list[str]:
-        """Each payment is credited once, each refund is one operation's."""
-        return [*self._payments(), *self._refunds()]
+        """Each payment is credited once, each refund and each charge is one operation's."""
+        return [*self._payments(), *self._charges(), *self._refunds()]
 
     def _known(self) -> set[str]:
         return {row.value.id for row in self._disk.rows[DEPOSIT_REQUEST.kind].values()}
 
-    def _payments(self) -> list[str]:
-        rows, known = self._disk.rows, self._known()
+    def _credited(self) -> Counter[str]:
+        """By payments of the provider."""
         credited: Counter[str] = Counter()
-        for row in rows[DEPOSIT.kind].values():
+        for row in self._disk.rows[DEPOSIT.kind].values():
             if row.value.source == self._source and row.value.state is DepositState.CREDITED:
                 credited[row.value.reference] += row.value.amount
+        return credited
+
+    def _payments(self) -> list[str]:
+        known, credited = self._known(), self._credited()
         return [
             f"{one.amount} was paid as {one.name}, {credited[one.name]} credited"
             for one in self._provider.dialect.taken()
             if one.order in known and credited[one.name] != one.amount
+        ]
+
+    def _charges(self) -> list[str]:
+        """What was taken of stored cards is what operations of the house say, and once."""
+        known, credited = self._known(), self._credited()
+        made: dict[str, list[str]] = {}
+        for one in self._provider.dialect.taken():
+            if one.order not in known:
+                made.setdefault(one.order.rpartition("-")[0], []).append(one.name)
+                if credited[one.name] != one.amount:
+                    return [
+                        f"{one.amount} was charged as {one.name}, {credited[one.name]} credited"
+                    ]
+        booked = {
+            key: [row.value.result.decode()]
+            for key, row in self._disk.rows[OPERATION.kind].items()
+            if row.value.kind == CHARGE and row.value.state is OperationState.SUCCEEDED
+        }
+        return [
+            f"{key} charged {made.get(key)}, {booked.get(key)} in the books"
+            for key in dict.fromkeys((*made, *booked))
+            if made.get(key) != booked.get(key)
         ]
 
     def _refunds(self) -> list[str]:

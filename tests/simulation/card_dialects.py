@@ -43,11 +43,25 @@ class StripeDialect(FakeStripe):
 
     provider = "stripe"
     host = "stripe.sim"
+    kinds: tuple[str, ...] = ("pm_good", "pm_good", "pm_poor", "pm_stolen", "pm_flaky", "pm_3ds")
 
     def __init__(self) -> None:
         super().__init__(api_key=API_KEY, webhook_secret=WEBHOOK_SECRET)
         self.hangs: Callable[[], bool] = _never
         self.declines: Callable[[], bool] = _never
+        self.fails: Callable[[], bool] = _never
+
+    def card(self, kind: str) -> str:
+        """A card of some payer's, as the provider's script tells of it."""
+        name = f"{kind}_{len(self.fates)}"
+        self.fates[name] = self.fates[kind]
+        return name
+
+    def _fate(self, card: str) -> str:
+        fate = super()._fate(card)
+        if not fate and self.declines():
+            return "insufficient_funds"
+        return "processing" if not fate and self.hangs() else fate
 
     def _refund(self, given: Document) -> Document:
         refund = super()._refund(given)
@@ -73,11 +87,16 @@ class StripeDialect(FakeStripe):
         return []
 
     def stuck(self) -> list[str]:
-        """None either."""
-        return []
+        """Charges that are looked into, or whose payer has to prove that it is them."""
+        waits = ("processing", "requires_action")
+        return [name for name, one in self.intents.items() if one["status"] in waits]
 
     def go_on(self, name: str) -> None:
-        """Nothing is stuck."""
+        """It is taken, or comes to nothing."""
+        if self.fails():
+            self.fail(name)
+        else:
+            self.prove(name)
 
     def given_back(self) -> list[Back]:
         """All refunds."""
@@ -140,13 +159,31 @@ class PaypalDialect(FakePaypal):
 
     provider = "paypal"
     host = "paypal.sim"
+    kinds: tuple[str, ...] = ("setup-good", "setup-good", "setup-poor", "setup-3ds")
 
     def __init__(self) -> None:
         super().__init__(client_id=CLIENT_ID, client_secret=CLIENT_SECRET)
         self.url = f"http://{self.host}"
         self._declined: list[str] = []
+        self._stored: set[str] = set()
+        self._to_prove: list[str] = []
         self.hangs: Callable[[], bool] = _never
         self.declines: Callable[[], bool] = _never
+        self.fails: Callable[[], bool] = _never
+
+    def card(self, kind: str) -> str:
+        """A wallet of some payer's, which has agreed to be charged."""
+        name = f"{kind}-{len(self.setups)}"
+        self.setups[name] = self.setups[kind]
+        return name
+
+    def _order(self, given: Document) -> Document:
+        order = super()._order(given)
+        if any("vault_id" in one for one in given["payment_source"].values()):
+            self._stored.add(order["id"])
+            if order["status"] == "PAYER_ACTION_REQUIRED":
+                self._to_prove.append(order["id"])
+        return order
 
     def _capture(self, order: Document) -> Document:
         order = super()._capture(order)
@@ -181,7 +218,7 @@ class PaypalDialect(FakePaypal):
             )
             for order in self.orders.values()
             for one in _payments(order)["captures"]
-            if one["status"] != "PENDING"
+            if one["status"] not in ("PENDING", "DECLINED")
         ]
 
     def agreed(self) -> list[str]:
@@ -200,17 +237,20 @@ class PaypalDialect(FakePaypal):
             for one in self.orders.values()
             if any(each["status"] == "PENDING" for each in _payments(one)["captures"])
         ]
-        return [*self._declined, *looked_into]
+        return [*self._declined, *self._to_prove, *looked_into]
 
     def go_on(self, name: str) -> None:
-        """The payer approves once more, or the capture is through."""
-        if name in self._declined:
-            self._declined.remove(name)
-            self.approve(f"?token={name}")
-            return
+        """The payer approves once more, or proves that it is them, or the capture is through."""
+        for waiting in (self._declined, self._to_prove):
+            if name in waiting:
+                waiting.remove(name)
+                self.approve(f"?token={name}")
+                return
         (capture,) = _payments(self.orders[name])["captures"]
-        capture["status"] = "COMPLETED"
-        self._capture_happened("PAYMENT.CAPTURE.COMPLETED", name, capture["id"])
+        how = "DECLINED" if name in self._stored and self.fails() else "COMPLETED"
+        capture["status"] = how
+        told = how.replace("DECLINED", "DENIED")
+        self._capture_happened(f"PAYMENT.CAPTURE.{told}", name, capture["id"])
 
     def given_back(self) -> list[Back]:
         """All refunds."""

@@ -31,9 +31,9 @@ class CardMoods:
     refuses: float = 0
     loses_webhook: float = 0
     repeats_webhook: float = 0
-    #: How often a payer's card declines at first what was agreed to.
+    #: How often a payer's card declines at first what was agreed to, or a charge of it.
     declines: float = 0
-    #: How often a refund (at PayPal also a payment) hangs at first, and a refund that hung fails.
+    #: How often a refund or a payment hangs at first, and one that hung fails.
     hangs: float = 0
     fails: float = 0
     #: How often, every few seconds, a payer disputes and the operator refunds in the dashboard.
@@ -96,9 +96,12 @@ class Dialect(Protocol):
     provider: str
     host: str
     events: list[dict[str, Any]]
+    #: The kinds of cards that payers have stored, by how charges of them fare.
+    kinds: tuple[str, ...]
     #: What chance makes of the call that is being carried out.
     hangs: Callable[[], bool]
     declines: Callable[[], bool]
+    fails: Callable[[], bool]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Its API."""
@@ -111,12 +114,16 @@ class Dialect(Protocol):
         """The house's names for what payers have agreed to pay, and it has not taken yet."""
         ...
 
+    def card(self, kind: str) -> str:
+        """The provider's name for a new card of a kind, as a payer's browser has it."""
+        ...
+
     def stuck(self) -> list[str]:
         """Names of payments that wait for the provider or for the payer."""
         ...
 
     def go_on(self, name: str) -> None:
-        """One of those: it is taken, or the payer agrees with another card."""
+        """One of those: it is taken, or fails, or the payer agrees."""
 
     def given_back(self) -> list[Back]:
         """All refunds."""
@@ -170,6 +177,7 @@ class ModelProvider:
         self._told = 0
         dialect.hangs = lambda: self.moods.happens(self.moods.hangs)
         dialect.declines = lambda: self.moods.happens(self.moods.declines)
+        dialect.fails = lambda: self.moods.happens(self.moods.fails)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.moods.is_down:
@@ -190,7 +198,7 @@ class ModelProvider:
         """What happens within a few seconds."""
         chance, moods, dialect = self.moods.chance, self.moods, self.dialect
         for name in dialect.stuck():
-            if chance.random() < 0.3:
+            if chance.random() < 0.15:
                 self._trace(f"the payment {name[-6:]} goes on")
                 dialect.go_on(name)
         for back in dialect.given_back():

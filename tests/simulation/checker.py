@@ -373,10 +373,10 @@ class Checker:
                     if row is None or getattr(row, name) != facts[name]:
                         faults.append(f"receipt {facts} is not what the books say: {row}")
                         break
-            for operation_id, amount_msat in caller.told.refunds.items():
+            for operation_id, amount_msat in caller.told.operations.items():
                 operation = operations.get(operation_id)
                 if operation is None or operation.amount != amount_msat:
-                    faults.append(f"refund {operation_id} of {amount_msat} is not in the books")
+                    faults.append(f"operation {operation_id} of {amount_msat} is not in the books")
         return faults
 
 

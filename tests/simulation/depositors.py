@@ -108,7 +108,7 @@ class RailCaller(Caller):
         if ask.target in ("/v1/refunds", "/v1/payouts") and reply.status == 200:
             told = read_json(reply)
             if "dry_run" not in told:
-                self.told.refunds[told["operation"]] = told["amount_msat"]
+                self.told.operations[told["operation"]] = told["amount_msat"]
                 self._keep(told.get("token", ""))
         return reply
 

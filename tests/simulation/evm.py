@@ -1,8 +1,9 @@
 """A model of an EVM chain with one token on it: accounts, blocks, a pool, and branches.
 
-What a transaction does is one of three things: move coin, move tokens, or be reverted. Blocks are
-found, and left for longer branches in which the same transactions stand elsewhere, or no more; the
-pool forgets; the base fee jumps over what was offered. `evm_node.py` is a node of it.
+A transaction moves coin, and does what a contract does for it (`evm_contracts.py`), or is reverted.
+Blocks are found, and left for longer branches in which the same transactions stand elsewhere, or no
+more; the pool forgets; the base fee jumps over what was offered; strangers are quicker with what
+the house sends for somebody else. `evm_node.py` is a node of it.
 """
 
 from __future__ import annotations
@@ -16,16 +17,31 @@ from random import Random
 from typing import Final
 
 from farebox.clock import NS_PER_S, Clock
+from tests.simulation.evm_contracts import (
+    COIN_GAS,
+    Around,
+    Authorized,
+    Batch,
+    Deed,
+    Log,
+    Move,
+    Moves,
+    Reverted,
+    State,
+    carry_out,
+    gas_of,
+)
 
-TOKEN: Final = "0x" + "70" * 20
-CHAIN_ID: Final = 31_337
-COIN_GAS: Final = 21_000
-TOKEN_GAS: Final = 52_000
+#: Nothing vanishes from so deep, with some to spare: what settings call settled.
+SETTLED_BLOCKS: Final = 12
+_COPIER: Final = "0x" + "C0" * 20
 _TIPS: Final = (10**6, 10**7, 10**8)
 #: What the base fee may become, wei per gas: one can be stuck under each of the others.
 _BASE_FEES: Final = (10**7, 3 * 10**7, 10**8, 5 * 10**8)
 _EVERYTHING: Final = 10**30
 _OLD_BLOCKS: Final = 6
+#: How deep it is followed how deep something is.
+_DEEP: Final = SETTLED_BLOCKS + 2
 _CALM_BLOCK_S: Final = 5
 #: A replacement offers so many percent more, in both fields.
 _MORE_PERCENT: Final = 10
@@ -33,13 +49,13 @@ _MORE_PERCENT: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Tx:
-    """A transaction. `moves` are transfers of the token that it makes, in their order."""
+    """A transaction, which brings coin and does something."""
 
     sender: str
     nonce: int
     to: str
     value: int = 0
-    moves: tuple[tuple[str, int], ...] = ()
+    deed: Deed = None
     gas: int = COIN_GAS
     max_fee: int = 10**10
     tip: int = 10**7
@@ -51,28 +67,6 @@ class Tx:
         return replace(self, hash=f"0x{hashlib.sha256(repr(self).encode()).hexdigest()}")
 
 
-@dataclass
-class State:
-    """What everybody has after a block, and how many nonces each has used."""
-
-    coin: Counter[str] = field(default_factory=Counter)
-    token: Counter[str] = field(default_factory=Counter)
-    nonces: Counter[str] = field(default_factory=Counter)
-
-    def copy(self) -> State:
-        """For the next block."""
-        return State(Counter(self.coin), Counter(self.token), Counter(self.nonces))
-
-    def moves_token(self, moves: Sequence[tuple[str, int]], sender: str) -> bool:
-        """Carry out all of them, or none."""
-        if sum(amount for _, amount in moves) > self.token[sender]:
-            return False
-        for to, amount in moves:
-            self.token[sender] -= amount
-            self.token[to] += amount
-        return True
-
-
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """What a transaction came to in its block. `first_log` is the number of its first event."""
@@ -82,6 +76,12 @@ class Receipt:
     gas_used: int
     price: int
     first_log: int
+    logs: tuple[Log, ...] = ()
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """The token's."""
+        return tuple(one.move for one in self.logs if one.move is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,10 @@ class EvmMoods:
     forgets: float = 0
     lags: float = 0
     fee_jumps: float = 0
+    #: How often, for each block, a stranger sends first what the house sends for somebody else, and
+    #: the token blocks somebody who is about to be paid.
+    copies: float = 0
+    blocks_payees: float = 0
     block_s: float = 10
     reorganised_most: int = 2
     is_down: bool = False
@@ -135,8 +139,11 @@ class ModelEvm:
         self._seen: tuple[Block, ...] = ()
         #: How deep each transaction ever was in the best chain.
         self.deepest: Counter[str] = Counter()
+        #: Whom the token moves nothing to.
+        self.blocked: frozenset[str] = frozenset()
         for _ in range(_OLD_BLOCKS):
             self.mine()
+        self.endow(_COPIER)
 
     def _now_s(self) -> int:
         return self._clock.now_ns() // NS_PER_S
@@ -176,18 +183,20 @@ class ModelEvm:
             nonce += 1
         return nonce
 
-    def pay(self, sender: str, to: str, value: int, moves: tuple[tuple[str, int], ...]) -> Tx:
+    def pay(self, sender: str, to: str, value: int, *moves: Move) -> Tx:
         """Somebody's payment, whatever it is; it waits in the pool."""
-        gas = COIN_GAS + TOKEN_GAS * len(moves)
-        tip = self.moods.chance.choice(_TIPS)
-        tx = Tx(sender, self.next_nonce(sender), to, value, moves, gas, tip=tip).named
+        return self._send(sender, to, value, Moves(moves) if moves else None)
+
+    def _send(self, sender: str, to: str, value: int, deed: Deed) -> Tx:
+        tip, gas = self.moods.chance.choice(_TIPS), COIN_GAS + gas_of(to, deed)
+        tx = Tx(sender, self.next_nonce(sender), to, value, deed, gas, tip=tip).named
         no = self.accept(tx)
         assert not no, no
         return tx
 
     def take_back(self, tx: Tx) -> str:
         """Its payer spends the nonce on nothing; "" or why that is too late."""
-        more = replace(tx, to=tx.sender, value=0, moves=(), max_fee=2 * tx.max_fee, tip=2 * tx.tip)
+        more = replace(tx, to=tx.sender, value=0, deed=None, max_fee=2 * tx.max_fee, tip=2 * tx.tip)
         return self.accept(replace(more, hash="").named)
 
     # ── blocks ───────────────────────────────────────────────────────────────────────────────────
@@ -204,9 +213,9 @@ class ModelEvm:
         self.moods.chance.shuffle(waiting)
         while ready := [tx for tx in waiting if self._is_next(tx, state)]:
             for tx in ready:
-                receipt = _executed(tx, state, self.base_fee, logs)
+                receipt = self._executed(tx, state, logs)
                 receipts.append(receipt)
-                logs += len(tx.moves) if receipt.ok else 0
+                logs += len(receipt.logs)
             waiting = [tx for tx in waiting if tx not in ready]
         text = f"{self.tip.hash} {self.moods.chance.random()} {[one.tx.hash for one in receipts]}"
         name = f"0x{hashlib.sha256(text.encode()).hexdigest()}"
@@ -216,7 +225,7 @@ class ModelEvm:
         self.blocks.append(block)
         for key in [key for key in self.pool if key[1] < state.nonces[key[0]]]:
             del self.pool[key]
-        for block_before in self.blocks[-_OLD_BLOCKS:]:
+        for block_before in self.blocks[-_DEEP:]:
             for receipt in block_before.receipts:
                 depth = number - block_before.number + 1
                 self.deepest[receipt.tx.hash] = max(depth, self.deepest[receipt.tx.hash])
@@ -228,6 +237,30 @@ class ModelEvm:
             and tx.max_fee >= self.base_fee + min(tx.tip, 1)
             and tx.value + tx.gas * tx.max_fee <= state.coin[tx.sender]
         )
+
+    def _executed(self, tx: Tx, state: State, first_log: int) -> Receipt:
+        price = min(tx.max_fee, self.base_fee + tx.tip)
+        needed = gas_of(tx.to, tx.deed)
+        gas_used = min(tx.gas, needed)
+        found = None if tx.gas < needed else self.tried(tx, state, self._now_s())
+        if found is not None:
+            state.become(found[0])
+        state.nonces[tx.sender] += 1
+        state.coin[tx.sender] -= gas_used * price
+        logs = () if found is None else found[1]
+        return Receipt(tx, found is not None, gas_used, price, first_log, logs)
+
+    def tried(self, tx: Tx, before: State, time_s: int) -> tuple[State, tuple[Log, ...]] | None:
+        """What everybody would have after a transaction, but for its gas, and what it would tell;
+        None where it would be reverted."""
+        state = before.copy()
+        state.coin[tx.sender] -= tx.value
+        state.coin[tx.to] += tx.value
+        try:
+            logs = carry_out(tx.deed, state, Around(tx.sender, time_s, self.blocked))
+        except Reverted:
+            return None
+        return state, logs
 
     def reorganise(self, depth: int) -> None:
         """Leave some blocks for a longer branch: the same transactions, elsewhere, or no more."""
@@ -261,12 +294,26 @@ class ModelEvm:
             self._forget(self.pool[moods.chance.choice(list(self.pool))])
         if moods.happens(moods.fee_jumps):
             self.base_fee = moods.chance.choice(_BASE_FEES)
+        self._meddle()
         if moods.happens(moods.reorganises):
             self.reorganise(moods.chance.randint(1, moods.reorganised_most))
         else:
             self.mine()
         if not moods.happens(moods.lags):
             self._seen = ()
+
+    def _meddle(self) -> None:
+        """Strangers are quicker with what is not theirs; the token blocks who is to be paid."""
+        for tx in list(self.pool.values()):
+            if self.is_strangers(tx):
+                continue
+            if isinstance(tx.deed, Authorized) and self.moods.happens(self.moods.copies):
+                self._trace(f"a stranger copies {tx.hash[:10]}")
+                self._send(_COPIER, tx.to, 0, tx.deed)
+            if isinstance(tx.deed, Batch) and self.moods.happens(self.moods.blocks_payees):
+                payee, _ = self.moods.chance.choice(tx.deed.items)
+                self._trace(f"the token blocks {payee}")
+                self.blocked |= {payee}
 
     def _forget(self, tx: Tx) -> None:
         """Only the house sends its own again: what a stranger sent behind it would wait."""
@@ -295,16 +342,42 @@ class ModelEvm:
         for one in self._carried_out():
             if one.tx.to == address and self.is_strangers(one.tx):
                 found["coin"] += one.tx.value
-            found["token"] += sum(amount for to, amount in one.tx.moves if to == address)
+            found["token"] += sum(move.amount for move in one.moves if move.to == address)
         return found
 
-    def left_to(self, address: str, sender: str) -> Counter[str]:
-        """What a sender has paid to an address."""
+    def left_to(self, address: str, senders: Sequence[str]) -> Counter[str]:
+        """What our senders have paid to an address, alone or with others."""
         found: Counter[str] = Counter()
         for one in self._carried_out():
-            if one.tx.sender == sender:
-                found["coin"] += one.tx.value if one.tx.to == address else 0
-                found["token"] += sum(amount for to, amount in one.tx.moves if to == address)
+            if one.tx.sender not in senders:
+                continue
+            found["coin"] += one.tx.value if one.tx.to == address else 0
+            found["token"] += sum(move.amount for move in one.moves if move.to == address)
+            if isinstance(one.tx.deed, Batch) and not one.tx.deed.is_token:
+                found["coin"] += sum(amount for to, amount in one.tx.deed.items if to == address)
+        return found
+
+    def brought(self, senders: Sequence[str]) -> Counter[tuple[str, str]]:
+        """What strangers have sent to our senders, by transaction and payer, and "coin" or
+        "token"."""
+        found: Counter[tuple[str, str]] = Counter()
+        for one in self._carried_out():
+            if isinstance(one.tx.deed, Authorized) or not self.is_strangers(one.tx):
+                continue
+            if one.tx.to in senders and one.tx.value:
+                found[f"{one.tx.hash}:{one.tx.sender}", "coin"] += one.tx.value
+            for move in one.moves:
+                if move.to in senders:
+                    found[f"{one.tx.hash}:{move.payer}", "token"] += move.amount
+        return found
+
+    def settled(self, senders: Sequence[str]) -> Counter[tuple[str, str]]:
+        """What signed transfers have brought there, by transaction and their number."""
+        found: Counter[tuple[str, str]] = Counter()
+        for one in self._carried_out():
+            deed = one.tx.deed
+            if isinstance(deed, Authorized) and deed.move.to in senders:
+                found[f"{one.tx.hash}:{deed.nonce}", "token"] += deed.move.amount
         return found
 
     def _carried_out(self) -> list[Receipt]:
@@ -318,7 +391,8 @@ class ModelEvm:
     def waits_for(self, address: str) -> bool:
         """Whether something in the pool is to come to an address."""
         return any(
-            tx.to == address or any(to == address for to, _ in tx.moves)
+            tx.to == address
+            or (isinstance(tx.deed, Moves) and any(one.to == address for one in tx.deed.moves))
             for tx in self.pool.values()
         )
 
@@ -328,21 +402,3 @@ def _outbids(tx: Tx, rival: Tx) -> bool:
         new * 100 >= old * (100 + _MORE_PERCENT)
         for new, old in ((tx.max_fee, rival.max_fee), (tx.tip, rival.tip))
     )
-
-
-def _executed(tx: Tx, state: State, base_fee: int, first_log: int) -> Receipt:
-    price = min(tx.max_fee, base_fee + tx.tip)
-    needed = gas_of(tx.to, tx.moves)
-    state.nonces[tx.sender] += 1
-    ok = tx.gas >= needed and state.moves_token(tx.moves, tx.sender)
-    gas_used = min(tx.gas, needed)
-    state.coin[tx.sender] -= gas_used * price
-    if ok:
-        state.coin[tx.sender] -= tx.value
-        state.coin[tx.to] += tx.value
-    return Receipt(tx, ok, gas_used, price, first_log)
-
-
-def gas_of(to: str, moves: Sequence[object]) -> int:
-    """What a transaction uses."""
-    return TOKEN_GAS * max(1, len(moves)) if moves or to == TOKEN else COIN_GAS

@@ -16,19 +16,20 @@ from hexbytes import HexBytes
 
 from farebox.rails.evm.accounts import Account
 from farebox.rails.evm.contracts import calldata
-from farebox.rails.evm.scan import TRANSFER
 from farebox.testing.asgi import Receive, Scope, Send, drop, read_body, respond
-from tests.simulation.evm import CHAIN_ID, COIN_GAS, TOKEN, Block, ModelEvm, Receipt, Tx, gas_of
+from tests.simulation.evm import Block, ModelEvm, Receipt, Tx
+from tests.simulation.evm_contracts import CHAIN_ID, TOKEN, Moves, State, gas_of, read_deed
 
 NODE: Final = "evm.sim"
 _BODY_MAX = 1 << 22
 _FINAL_DEPTH: Final = 32
-_TRANSFER_CALL, _BALANCE_CALL, _PROBE_CALL = (
+_BALANCE_CALL, _PROBE_CALL, _ALLOWANCE_CALL, _USED_CALL = (
     calldata(name, *arguments)[2:10]
     for name, arguments in (
-        ("transfer(address,uint256)", (TOKEN, 0)),
         ("balanceOf(address)", (TOKEN,)),
         ("tryTransfer(address,address,uint256)", (TOKEN, TOKEN, 0)),
+        ("allowance(address,address)", (TOKEN, TOKEN)),
+        ("authorizationState(address,bytes32)", (TOKEN, bytes(32))),
     )
 )
 
@@ -81,6 +82,9 @@ class ModelNode:
                 return next(
                     (_receipt(*one) for one in _receipts(blocks) if one[1].tx.hash == name), None
                 )
+            case "eth_getTransactionByHash", (name,):
+                known = (*(one.tx for _, one in _receipts(blocks)), *chain.pool.values())
+                return next((_transaction(tx) for tx in known if tx.hash == name), None)
             case "eth_feeHistory", (count, _, percentiles):
                 return _history(blocks[-int(count, 16) :], chain.base_fee, len(percentiles))
             case "eth_maxPriorityFeePerGas", _:
@@ -92,13 +96,14 @@ class ModelNode:
             case "eth_getBalance", (address, which):
                 return hex(_state(blocks, which).coin[to_checksum_address(address)])
             case "eth_getCode", (address, _):
-                return "0x60" if address == TOKEN else "0x"
+                state = _state(blocks, "latest")
+                return "0x60" if state.has_code(to_checksum_address(address)) else "0x"
             case "eth_sendRawTransaction", (raw,):
                 return self._take(read_raw(raw))
             case "eth_call", (asked, which, *_):
-                return _run(_state(blocks, which), asked)
+                return self._run(_state(blocks, which), blocks[-1], asked)
             case "eth_estimateGas", (asked, *_):
-                return _estimate(_state(blocks, "latest"), asked)
+                return self._estimate(_state(blocks, "latest"), blocks[-1], asked)
         raise Refused(-32_601, f"the method {method} does not exist")
 
     def _take(self, tx: Tx) -> str:
@@ -106,29 +111,56 @@ class ModelNode:
             raise Refused(-32_000, no)
         return tx.hash
 
+    def _run(self, state: State, head: Block, asked: dict[str, Any]) -> str:
+        """`eth_call`: something that is asked, a transfer that is measured, or a deed tried."""
+        to, data = to_checksum_address(asked["to"]), asked["data"][2:]
+        sender = to_checksum_address(asked.get("from", TOKEN))
+        match data[:8]:
+            case call if call == _PROBE_CALL:
+                amount = int(data[136:200], 16)
+                if amount > state.token[sender] or _address(data, 1) in self._chain.blocked:
+                    raise Refused(3, "execution reverted")
+                return f"0x{amount:064x}{amount:064x}"
+            case call if call == _BALANCE_CALL and to == TOKEN:
+                return f"0x{state.token[_address(data, 0)]:064x}"
+            case call if call == _ALLOWANCE_CALL and to == TOKEN:
+                return f"0x{state.allowed[_address(data, 0)]:064x}"
+            case call if call == _USED_CALL and to == TOKEN:
+                is_used = (_address(data, 0), f"0x{data[72:136]}") in state.used
+                return f"0x{int(is_used):064x}"
+        tx = self._tried(sender, to, asked)
+        if tx.value > state.coin[sender]:
+            raise Refused(-32_000, "insufficient funds for gas * price + value")
+        if self._chain.tried(tx, state, head.time_s) is None:
+            raise Refused(3, "execution reverted")
+        return f"0x{1:064x}" if isinstance(tx.deed, Moves) else "0x"
+
+    def _tried(self, sender: str, to: str, asked: dict[str, Any]) -> Tx:
+        deed = read_deed(sender, to, asked["data"][2:])
+        return Tx(sender, 0, to, int(asked.get("value", "0x0"), 16), deed)
+
+    def _estimate(self, state: State, head: Block, asked: dict[str, Any]) -> str:
+        self._run(state, head, asked)
+        sender, to = to_checksum_address(asked["from"]), to_checksum_address(asked["to"])
+        return hex(gas_of(to, self._tried(sender, to, asked).deed))
+
 
 def read_raw(raw: str) -> Tx:
     """A signed EIP-1559 transaction."""
     data = HexBytes(raw)
     found = TypedTransaction.from_bytes(data).as_dict()
-    to = to_checksum_address(found["to"])
+    to, sender = to_checksum_address(found["to"]), Account.recover_transaction(raw)
     return Tx(
-        sender=Account.recover_transaction(raw),
+        sender=sender,
         nonce=found["nonce"],
         to=to,
         value=found["value"],
-        moves=_moves(to, found["data"].hex()),
+        deed=read_deed(sender, to, found["data"].hex()),
         gas=found["gas"],
         max_fee=found["maxFeePerGas"],
         tip=found["maxPriorityFeePerGas"],
         hash=f"0x{keccak(data).hex()}",
     )
-
-
-def _moves(to: str, call: str) -> tuple[tuple[str, int], ...]:
-    if to != TOKEN or call[:8] != _TRANSFER_CALL:
-        return ()
-    return ((to_checksum_address(f"0x{call[32:72]}"), int(call[72:136], 16)),)
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────
@@ -145,7 +177,13 @@ def _block_at(blocks: Sequence[Block], which: str) -> Block | None:
             return blocks[number] if number < len(blocks) else None
 
 
-def _state(blocks: Sequence[Block], which: str) -> Any:
+def _address(data: str, at: int) -> str:
+    """One of a call's arguments, which stand behind its selector."""
+    start = 8 + 64 * at
+    return to_checksum_address(f"0x{data[start + 24 : start + 64]}")
+
+
+def _state(blocks: Sequence[Block], which: str) -> State:
     block = _block_at(blocks, which)
     if block is None:
         raise Refused(-32_000, "header not found")
@@ -160,16 +198,17 @@ def _block(block: Block, *, is_full: bool) -> dict[str, Any]:
         "timestamp": hex(block.time_s),
         "baseFeePerGas": hex(block.base_fee),
         "transactions": [
-            {
-                "hash": one.tx.hash,
-                "from": one.tx.sender.lower(),
-                "to": one.tx.to.lower(),
-                "value": hex(one.tx.value),
-            }
-            if is_full
-            else one.tx.hash
-            for one in block.receipts
+            _transaction(one.tx) if is_full else one.tx.hash for one in block.receipts
         ],
+    }
+
+
+def _transaction(tx: Tx) -> dict[str, Any]:
+    return {
+        "hash": tx.hash,
+        "from": tx.sender.lower(),
+        "to": tx.to.lower(),
+        "value": hex(tx.value),
     }
 
 
@@ -192,29 +231,31 @@ def _receipt(block: Block, one: Receipt) -> dict[str, Any]:
 def _events(block: Block, one: Receipt) -> list[dict[str, Any]]:
     return [
         {
-            "address": TOKEN,
-            "topics": [TRANSFER, _word(one.tx.sender), _word(to)],
-            "data": f"0x{amount:064x}",
+            "address": log.address.lower(),
+            "topics": list(log.topics),
+            "data": f"0x{log.data:064x}",
             "blockNumber": hex(block.number),
             "blockHash": block.hash,
             "transactionHash": one.tx.hash,
             "logIndex": hex(one.first_log + index),
         }
-        for index, (to, amount) in enumerate(one.tx.moves if one.ok else ())
+        for index, log in enumerate(one.logs)
     ]
 
 
 def _logs(blocks: Sequence[Block], asked: dict[str, Any]) -> list[dict[str, Any]]:
-    first, last = (int(asked[name], 16) for name in ("fromBlock", "toBlock"))
+    first, last = int(asked["fromBlock"], 16), asked.get("toBlock", hex(len(blocks)))
     wanted = [set(one) if isinstance(one, list) else one and {one} for one in asked["topics"]]
-    addresses = {one.lower() for one in asked["address"]}
+    found = asked["address"]
+    addresses = {one.lower() for one in (found if isinstance(found, list) else [found])}
     return [
         event
-        for block, one in _receipts(blocks[first : last + 1])
+        for block, one in _receipts(blocks[first : int(last, 16) + 1])
         for event in _events(block, one)
         if event["address"] in addresses
+        and len(event["topics"]) >= len(wanted)
         and all(
-            not some or topic in some for some, topic in zip(wanted, event["topics"], strict=True)
+            not some or topic in some for some, topic in zip(wanted, event["topics"], strict=False)
         )
     ]
 
@@ -229,36 +270,3 @@ def _history(blocks: Sequence[Block], next_fee: int, columns: int) -> dict[str, 
             for one in blocks
         ],
     }
-
-
-def _run(state: Any, asked: dict[str, Any]) -> str:
-    """`eth_call`: a balance, a transfer that is tried, or one that is measured."""
-    to, data = asked["to"], asked["data"][2:]
-    sender = to_checksum_address(asked.get("from", TOKEN))
-    if data[:8] == _PROBE_CALL:
-        amount = int(data[136:200], 16)
-        if amount > state.token[sender]:
-            raise Refused(3, "execution reverted")
-        return f"0x{amount:064x}{amount:064x}"
-    if to != TOKEN:
-        return "0x"
-    if data[:8] == _BALANCE_CALL:
-        return f"0x{state.token[to_checksum_address('0x' + data[32:72])]:064x}"
-    moves = _moves(to, data)
-    if not moves or not state.copy().moves_token(moves, sender):
-        raise Refused(3, "execution reverted")
-    return f"0x{1:064x}"
-
-
-def _estimate(state: Any, asked: dict[str, Any]) -> str:
-    to, sender = asked["to"], to_checksum_address(asked["from"])
-    if to != TOKEN:
-        if int(asked["value"], 16) > state.coin[sender]:
-            raise Refused(-32_000, "insufficient funds for gas * price + value")
-        return hex(COIN_GAS)
-    _run(state, asked)
-    return hex(gas_of(TOKEN, ()))
-
-
-def _word(address: str) -> str:
-    return f"0x{address[2:].lower():0>64}"

@@ -13,19 +13,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from random import Random
 from typing import Any
 from unittest.mock import patch
 
 from farebox import bootstrap
+from farebox.api import deposits, payouts
 from farebox.books import places
 from farebox.bootstrap import Farebox, bitcoin, evm, lightning
 from farebox.clock import Clock
 from farebox.errors import FareboxError
+from farebox.payments.cards import gateway
 from farebox.settings import load_settings
 from farebox.testing.asgi import App
 from tests.simulation.chain import ModelWallet
 from tests.simulation.disk import Disk
+from tests.simulation.evm import SETTLED_BLOCKS
 from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.nature import WorldClock
 from tests.simulation.network import (
@@ -41,6 +45,8 @@ from tests.simulation.store import SimulatedStore
 from tests.simulation.weather import DiskWeather
 
 ROOT_KEY = b"simulated root key, 32 bytes ok."
+#: How long a payer has to prove that it is them: as long as a storm, not as a coffee.
+_ACT_S = 40
 
 
 class House:
@@ -182,6 +188,11 @@ def outside_replaced(
     def session(*_: object) -> Session:
         return Session(network)
 
+    honest = evm.preset_of
+
+    def preset_of(found: Any) -> Any:
+        return replace(honest(found), settled_blocks=SETTLED_BLOCKS)
+
     def upstreams(configs: Any) -> SimulatedUpstreams:
         return SimulatedUpstreams(configs, network, outside, upstream)
 
@@ -194,8 +205,12 @@ def outside_replaced(
             open_session=session,
             open_guarded_session=session,
         ),
+        patch.object(gateway, "_ACT_S", _ACT_S),
+        # Nobody here looks at pictures, and to draw them took half of a seed's time.
+        patch.object(deposits, "qr_svg", lambda _: ""),
+        patch.object(payouts, "qr_svg", lambda _: ""),
         patch.object(bitcoin, "_wallet_of", lambda _, clock: wallet(clock)),
-        patch.object(evm, "open_rpc_session", lambda: Session(network)),
+        patch.multiple(evm, open_rpc_session=lambda: Session(network), preset_of=preset_of),
         patch.object(lightning, "open_node_session", lambda: NodeSession(network)),
     ):
         yield

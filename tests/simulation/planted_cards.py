@@ -8,6 +8,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from farebox.payments.cards.method import CardMethod
+from farebox.payments.cards.model import Decline, Declined, Unknown
 from farebox.rails.paypal import PaypalConnector, PaypalLine
 from farebox.rails.stripe import StripeConnector
 
@@ -73,3 +74,19 @@ def each_notice_is_a_payment_of_its_own() -> AbstractContextManager[object]:
         return [replace(one, index=next(times)) for one in await honest(self, payment)]
 
     return patch.object(CardMethod, "_sightings", sightings)
+
+
+def a_lost_answer_leads_to_the_next_card() -> AbstractContextManager[object]:
+    def hasty(honest: Any) -> Any:
+        async def authorise(self: Any, order: Any, *, asked_before: bool) -> Any:
+            told = await honest(self, order, asked_before=asked_before)
+            if isinstance(told, Unknown):
+                return Declined(Decline.TECHNICAL, "no_answer", "another may have one")
+            return told
+
+        return authorise
+
+    stack = ExitStack()
+    for kind in _CONNECTORS:
+        stack.enter_context(patch.object(kind, "authorise", hasty(kind.authorise)))
+    return stack

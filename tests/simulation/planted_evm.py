@@ -8,11 +8,14 @@ from unittest.mock import patch
 
 import msgspec
 
-from farebox.rails.evm import arrivals
+from farebox.rails.evm import arrivals, payouts
 from farebox.rails.evm.arrivals import Arrivals
+from farebox.rails.evm.authorizations import Authorizations
+from farebox.rails.evm.claims import Claims
 from farebox.rails.evm.outbox import IntentState, SlotState
 from farebox.rails.evm.payouts import Payouts
 from farebox.rails.evm.records import Arrival, Presence
+from farebox.rails.evm.scan import TRANSFER
 from farebox.rails.evm.sending import Sending
 from tests.simulation import callers
 
@@ -72,3 +75,29 @@ def only_the_newest_offer_is_followed() -> AbstractContextManager[object]:
         return await honest(self, msgspec.structs.replace(slot, attempts=slot.attempts[-1:]))
 
     return patch.object(Sending, "_seen", seen)
+
+
+def what_a_batch_could_not_pay_counts_as_paid() -> AbstractContextManager[object]:
+    stack = ExitStack()
+    stack.enter_context(patch.object(payouts, "failed_items", lambda *_: frozenset()))
+    stack.enter_context(patch.object(payouts, "_has_arrived", lambda *_: True))
+    return stack
+
+
+def a_claim_takes_what_others_paid_in_the_same_transaction() -> AbstractContextManager[object]:
+    honest = Claims._paid
+
+    def paid(self: Claims, payer: str, sent: Any, placed: Any) -> dict[str, int]:
+        found = honest(self, payer, sent, placed)
+        payers = {one.payer for one in placed.logs if one.topics[:1] == (TRANSFER,)}
+        others = (honest(self, one, sent, placed) for one in payers - {payer.lower()})
+        return {token: found[token] + sum(one.get(token, 0) for one in others) for token in found}
+
+    return patch.object(Claims, "_paid", paid)
+
+
+def a_transfer_that_a_stranger_was_quicker_with_never_came() -> AbstractContextManager[object]:
+    async def elsewhere(self: Authorizations, job: Any) -> None:
+        return None
+
+    return patch.object(Authorizations, "_elsewhere", elsewhere)

@@ -14,9 +14,9 @@ from tests.simulation.card_dialects import (
     StripeDialect,
 )
 from tests.simulation.chain_checker import DEPTHS as BITCOIN_DEPTHS
-from tests.simulation.evm import CHAIN_ID, TOKEN
 from tests.simulation.evm_checker import COIN_DEPTH, NAME
 from tests.simulation.evm_checker import DEPTHS as EVM_DEPTHS
+from tests.simulation.evm_contracts import CHAIN_ID, DOMAIN, TOKEN
 from tests.simulation.evm_node import NODE as EVM_NODE
 from tests.simulation.lightning import NODE
 from tests.simulation.mint import HOME
@@ -63,6 +63,8 @@ _EVM: Final[dict[str, object]] = {
             "asset": "USDC",
             "contract": TOKEN,
             "scale": 6,
+            "domain": DOMAIN["name"],
+            "domain_version": DOMAIN["version"],
             "confirmations": [f"{depth} from {least // 10**6}" for least, depth in EVM_DEPTHS],
         },
     ],
@@ -101,7 +103,8 @@ def settings_of(chance: Random, weather: Weather) -> dict[str, object]:
     if weather.chain is not None:
         chosen |= _BITCOIN
     if weather.evm is not None:
-        chosen |= {"evm": [_EVM], **_RATES}
+        chain = _EVM | {"batch_wait_s": weather.evm.batch_wait_s, "senders": weather.evm.senders}
+        chosen |= {"evm": [chain], **_RATES}
     if weather.cards is not None:
         name = weather.cards.provider
         chosen |= _CARDS[name] | _RATES

@@ -194,6 +194,11 @@ def counters_are_kept_in_memory() -> AbstractContextManager[object]:
         (planted_cards.only_webhooks_are_heard, "card payments are taken back"),
         (planted_cards.chargebacks_are_ignored, "PayPal takes payments back"),
         (planted_cards.a_refund_is_repeated_under_a_new_key, "answers about refunds are lost"),
+        (planted_cards.a_lost_answer_leads_to_the_next_card, "answers about charges are lost"),
+        (
+            planted_cards.a_lost_answer_leads_to_the_next_card,
+            "answers of PayPal about charges are lost",
+        ),
         (
             planted_cards.a_refund_is_repeated_under_a_new_key,
             "answers of PayPal about refunds are lost",

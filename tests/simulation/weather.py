@@ -116,11 +116,23 @@ class EvmWeather:
     goes_down: bool = False
     #: How often a caller sees to it that there is something to pay out.
     fills: float = 0
+    #: How often a caller pays by signature: claims a payment, or signs a transfer.
+    signs: float = 0
+    #: How often strangers send first what the house sends for a payer, and a token blocks a payee.
+    copies: float = 0
+    blocks_payees: float = 0
+    #: How long payments wait to leave together, and from how many addresses they leave.
+    batch_wait_s: int = 0
+    senders: int = 1
     wire: NetworkWeather = NetworkWeather()
 
     def calm(self) -> EvmWeather:
         """The same chain once it only grows."""
-        return EvmWeather(wire=NetworkWeather(latency_s=self.wire.latency_s))
+        return EvmWeather(
+            batch_wait_s=self.batch_wait_s,
+            senders=self.senders,
+            wire=NetworkWeather(latency_s=self.wire.latency_s),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +152,8 @@ class CardWeather:
     goes_down: bool = False
     #: How often a caller sees to it that there is something to give back.
     fills: float = 0
+    #: How often a caller has a stored card charged rather than that.
+    charges: float = 0
     wire: NetworkWeather = NetworkWeather()
 
     def calm(self) -> CardWeather:
@@ -317,6 +331,11 @@ def _evm(chance: Random) -> EvmWeather:
         goes_down=chance.random() < 0.3,
         fills=chance.choice((0, 0.5, 0.9)),
         wire=_network(chance),
+        signs=chance.choice((0, 0.5, 0.9)),
+        copies=chance.choice((0, 0.3)),
+        blocks_payees=chance.choice((0, 0.2)),
+        batch_wait_s=chance.choice((0, 0, 10)),
+        senders=chance.choice((1, 1, 2)),
     )
 
 
@@ -334,6 +353,7 @@ def _cards(chance: Random) -> CardWeather:
         wire=_network(chance),
         provider=chance.choice(("stripe", "paypal")),
         declines=_often(chance),
+        charges=chance.choice((0, 0.5, 0.9)),
     )
 
 

@@ -201,18 +201,22 @@ class World:
             forgets=drawn.forgets,
             lags=drawn.lags,
             fee_jumps=drawn.fee_jumps,
+            copies=drawn.copies,
+            blocks_payees=drawn.blocks_payees,
             block_s=drawn.block_s,
         )
         self.evm = ModelEvm(clock, moods, self.trace)
         self.network.hosts[EVM_NODE] = ModelNode(self.evm)
-        sender = keys_from(MNEMONIC).addresses[0]
-        self.evm.endow(sender, FLOAT_WEI)
-        self.checker.rail = EvmChecker(self.disk, self.evm, sender)
+        senders = keys_from(MNEMONIC, drawn.senders).addresses
+        for sender in senders:
+            self.evm.endow(sender, FLOAT_WEI)
+        self.checker.rail = EvmChecker(self.disk, self.evm, senders)
         market: dict[str, str] = {}
-        for caller in self.callers:
-            if isinstance(caller, EvmPayer):
-                caller.chain = self.evm
-                caller.meet(market, drawn.fills)
+        payers = [one for one in self.callers if isinstance(one, EvmPayer)]
+        for caller in payers:
+            caller.chain = self.evm
+            caller.enrol(senders, payers, drawn.signs)
+            caller.meet(market, drawn.fills)
 
     def _add_cards(self, drawn: CardWeather, chance: Random) -> None:
         moods = CardMoods(
@@ -233,7 +237,7 @@ class World:
         market: dict[str, str] = {}
         for caller in self.callers:
             if isinstance(caller, CardPayer):
-                caller.enrol(self.cards)
+                caller.enrol(self.cards, drawn.charges)
                 caller.meet(market, drawn.fills)
 
     def wallet(self, clock: Clock) -> ModelWallet:

@@ -10,7 +10,7 @@ from farebox.turns import Turns
 
 
 async def test_turns_are_given_in_order_and_none_is_lost() -> None:
-    turns = Turns(1, 2, 5)
+    turns = Turns(1, 2, 60)
     assert await turns.take()
     order: list[int] = []
 
@@ -36,7 +36,7 @@ async def test_who_waits_too_long_goes_without() -> None:
 
 
 async def test_a_turn_given_to_someone_who_left_goes_to_the_next() -> None:
-    turns = Turns(1, 1, 5)
+    turns = Turns(1, 1, 60)
     assert await turns.take()
     leaving = asyncio.create_task(turns.take())
     await asyncio.sleep(0)

@@ -82,8 +82,9 @@ async def refund(context: ApiContext, incoming: Incoming) -> Answer:
     wanted = _wanted(context, caller, method, asked)
     if isinstance(wanted, Answer):
         return wanted
-    fallback = caller.key.refund_address if caller.key else ""
-    destination = asked.destination or ("" if asked.lnurl else fallback)
+    needs_none = asked.lnurl or context.payments.gives_back_only(method)
+    fallback = caller.key.refund_address if caller.key and not needs_none else ""
+    destination = asked.destination or fallback
 
     async def act(operation_id: str) -> Told:
         amount, in_msat = wanted.amount, wanted.in_msat
@@ -92,6 +93,8 @@ async def refund(context: ApiContext, incoming: Incoming) -> Answer:
             balance = balance_of(caller.account, wanted.asset) if is_held else caller.account
             held = await context.ledger.store.account(balance)
             amount, in_msat = held.available if held else 0, not is_held
+            if amount == 0:
+                return settled(refused(_NOTHING))
         if asked.lnurl:
             return await _link(context, caller, method, amount or 0, operation_id)
         request = RefundRequest(
@@ -239,4 +242,5 @@ async def _link(
     return settled(document(body, 201))
 
 
+_NOTHING = Refusal("insufficient_balance", "the balance is empty")
 _NO_METHOD = Refusal("method_unknown", "no such way to pay is at hand here; see GET /v1/methods")

@@ -11,7 +11,7 @@ from farebox.api.http import Incoming, document, read_json
 from farebox.api.once import Told, once, once_named, settled
 from farebox.api.problems import bad_request, conflict, keys_exhausted
 from farebox.clock import NS_PER_S
-from farebox.identity import KeysExhausted, KeyTerms, token_account
+from farebox.identity import TEXT_MAX_CHARS, KeysExhausted, KeyTerms, token_account
 from farebox.money import BTC
 from farebox.payments import PaymentCredentials, Refusal
 from farebox.payments.service import Pending, Refunded
@@ -20,8 +20,8 @@ from farebox.paywall.model import Answer
 
 #: A token names its own creation: whatever else is asked for with it, it makes one key.
 _CREATE = "create"
-_EXPIRY_MAX_S = 10**11
-_ADDRESS_MAX_CHARS = 2_048
+#: In 2255; as nanoseconds it fits the 64 bits of a column.
+_EXPIRY_MAX_S = 9 * 10**9
 #: Other calls may spend between reading a balance and refunding all of it.
 _REFUND_ALL_TRIES = 4
 
@@ -155,8 +155,7 @@ def _terms(
         refund_method=credentials.payment_type,
         refund_metadata=remembered,
     )
-    texts = (terms.label, terms.refund_address, terms.refund_currency, terms.refund_mint_url)
-    if any(len(text) > _ADDRESS_MAX_CHARS or not text.isprintable() for text in texts):
+    if not terms.is_printable:
         return bad_request("text_invalid", "A label or address is too long or not printable.")
     return terms
 
@@ -220,9 +219,10 @@ async def refund(context: ApiContext, incoming: Incoming) -> Answer:
     if asked.amount_msat is not None and not 0 < asked.amount_msat < 2**63:
         return bad_request("amount_invalid", "amount_msat is a positive whole number of msat.")
     named = {asked.destination, asked.refund_address, asked.lightning_address} - {""}
-    if len(named) > 1 or any(len(address) > _ADDRESS_MAX_CHARS for address in named):
+    if len(named) > 1 or any(len(address) > TEXT_MAX_CHARS for address in named):
         return bad_request("destination_invalid", "Name one address, at most 2048 characters.")
-    fallback = caller.key.refund_address if caller.key else ""
+    needs_none = context.payments.gives_back_only(caller.refund_method)
+    fallback = caller.key.refund_address if caller.key and not needs_none else ""
     destination = next(iter(named), fallback)
 
     async def act(operation_id: str) -> Told:

@@ -23,6 +23,7 @@ from farebox.rails.evm.contracts import DEPLOYER, answered, artifact, calldata
 from farebox.rails.evm.disperse import Disperse
 from farebox.rails.evm.fees import GWEI
 from farebox.rails.evm.gas import Gas, L1Fee
+from farebox.rails.evm.gathering import Gathering
 from farebox.rails.evm.keys import Keys, deposit_key, keys_from
 from farebox.rails.evm.method import EvmMethod, Taking, fault_of
 from farebox.rails.evm.outbox import Call
@@ -97,8 +98,10 @@ def rail_of(
         treasuries=_treasuries(found, keys, config.chain_id),
         gas_percent=found.sweep_gas_percent,
     )
-    sweeping = Sweeping(sweep_terms, sending, Gas(sending, preset.l1), arrivals, ledger, exchange)
-    upkeep = Upkeep(sending, sweeping, disperse if found.batch_wait_s else None)
+    gas = Gas(sending, preset.l1)
+    sweeping = Sweeping(sweep_terms, sending, gas, arrivals, ledger, exchange)
+    gathering = Gathering(sending, gas, ledger)
+    upkeep = Upkeep(sending, sweeping, gathering, disperse if found.batch_wait_s else None)
     duty = Duty(f"evm:{found.name}", upkeep.run, ledger, ground.processes)
     authorizing = partial(
         Authorizations,

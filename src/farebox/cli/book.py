@@ -1,4 +1,7 @@
-"""How a command reaches the book: through the running server, or by opening it itself."""
+"""How a command reaches the book: through the running server, or by opening it itself.
+
+Only the latter needs the house, which takes a second to import: hence the imports where it is.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 
-from farebox.books import open_audit
-from farebox.bootstrap import Farebox
-from farebox.cli.desk import Facts, Request, carry_out
 from farebox.cli.door import ask_server
+from farebox.cli.requests import Facts, Request
 from farebox.errors import InvalidInput
 from farebox.ledger.model import Account, Kind
 from farebox.settings import MintSettings, Settings, load_settings, read_root_key
@@ -33,6 +34,9 @@ async def _ask(settings: Settings, request: Request) -> Facts:
             f"there is no book at {path}: name its directory with --data, or "
             "start one with `farebox serve`"
         )
+    from farebox.bootstrap import Farebox
+    from farebox.cli.desk import carry_out
+
     root_key = read_root_key(settings.data_dir, os.environ)
     if not settings.mints:
         settings = replace(settings, mints=_mints_of_book(settings))
@@ -42,6 +46,8 @@ async def _ask(settings: Settings, request: Request) -> Facts:
 
 def _mints_of_book(settings: Settings) -> tuple[MintSettings, ...]:
     """The mints that the book holds money at: a server that was started by flags left no file."""
+    from farebox.books import open_audit
+
     with open_audit(settings) as reader:
         tables = _mint_tables(reader.accounts())
     return load_settings(None, {}, {"mint": tables}).mints

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from farebox.cli.book import ask
-from farebox.cli.desk import MoveCapital
 from farebox.cli.options import DataOption, SettingsOption, read_settings
 from farebox.cli.output import JsonOption, sat, show
+from farebox.cli.requests import MoveCapital
 from farebox.ids import new_id
 from farebox.money import BTC
 from farebox.payments.capital import Flow

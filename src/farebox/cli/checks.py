@@ -19,6 +19,7 @@ from farebox.bootstrap.channels import credit_of, house_did
 from farebox.bootstrap.lightning import config_of, node_of
 from farebox.clock import NS_PER_S, SystemClock
 from farebox.errors import InvalidSettings, RailError, RailRejected, StoreError
+from farebox.ledger.standing import BOOK, KEY, BookState, Standing
 from farebox.operating.findings import Finding, Verdict, disk_space, existing, fine, free_bytes
 from farebox.payments.cards.connector import Connector
 from farebox.pricing.model import Component, Currency, Rule
@@ -173,8 +174,7 @@ def root_key(found: Settings, environ: Mapping[str, str]) -> Finding:
     except InvalidSettings as error:
         if needs_root_key(found, environ):
             return Finding(Verdict.WARNING, check, "none yet", "the first `farebox serve` makes it")
-        advice = "put the key of this book back from your copy: nothing else opens what it sealed"
-        return Finding(Verdict.FAILURE, check, str(error.found), advice)
+        return Finding(Verdict.FAILURE, check, str(error.found), error.allowed)
     return fine(check, "there, and private")
 
 
@@ -219,20 +219,27 @@ def tokenizer(rules: Sequence[Rule]) -> Finding:
 
 
 def book(found: Settings, *, is_served: bool) -> Finding:
-    """Whether the book is there, and whether a server has it open."""
+    """Whether the book is there and may be served, and whether a server has it open."""
     path = found.database_path
     if is_served:
         return fine("book", f"{book_place(found)}, open in a running server")
-    if path is None:
-        try:
-            open_audit(found).close()
-        except StoreError as error:
-            advice = "check FAREBOX_DATABASE; the book is made at the first start"
-            return Finding(Verdict.WARNING, "book", str(error), advice)
-        return fine("book", f"{book_place(found)}, no server of this directory is running")
-    if not path.exists():
+    if path is not None and not path.exists():
         return fine("book", f"{path} is made at the first start")
-    return fine("book", f"{path}, no server is running")
+    try:
+        with open_audit(found) as reader:
+            row = reader.value(BOOK, KEY)
+    except StoreError as error:
+        if path is not None:
+            advice = "do what it says; else keep the file as it is, and see docs/operating.md"
+            return Finding(Verdict.FAILURE, "book", str(error), advice)
+        advice = "check FAREBOX_DATABASE; the book is made at the first start"
+        return Finding(Verdict.WARNING, "book", str(error), advice)
+    state = row[0] if row else BookState()
+    if state.standing is not Standing.OPEN:
+        told = f"{book_place(found)} is {state.standing}: {state.reason}"
+        advice = "see Restore and Move to PostgreSQL in docs/operating.md: `farebox reconcile`"
+        return Finding(Verdict.FAILURE, "book", told, advice)
+    return fine("book", f"{book_place(found)}, no server of this directory is running")
 
 
 # ── the network ──────────────────────────────────────────────────────────────────────────────────
@@ -392,6 +399,6 @@ async def upstream(session: aiohttp.ClientSession, url: str, connect_s: float) -
         async with session.get(url, timeout=timeout, allow_redirects=False) as answer:
             return fine(check, f"answers ({answer.status})")
     except (aiohttp.ClientError, TimeoutError) as error:
-        found = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+        found = "no answer in time" if isinstance(error, TimeoutError) else str(error)
         advice = "start it, or correct upstream.urls; until then callers get 502, charged nothing"
         return Finding(Verdict.FAILURE, check, found, advice)

@@ -1,7 +1,7 @@
-"""What an operator can do with an open book: one request type per command, and how it is done.
+"""How what an operator asks is done with an open book.
 
 The same requests are carried out here whether they come from the command line itself or through
-the door of a running server. Facts go out as they are shown: amounts in msat, times as RFC 3339.
+the door of a running server.
 """
 
 from __future__ import annotations
@@ -9,169 +9,55 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, assert_never
-
-import msgspec
+from typing import assert_never
 
 from farebox.bootstrap import Farebox
 from farebox.cli import checks
 from farebox.cli.options import amount_msat
 from farebox.cli.output import sat
+from farebox.cli.requests import (
+    Balance,
+    CreateKey,
+    Examine,
+    Facts,
+    GiveFound,
+    ListKeys,
+    MoveCapital,
+    Reconcile,
+    Recover,
+    Reopen,
+    Request,
+    Resolve,
+    RevokeKey,
+    ShowKey,
+    Sign,
+    Unsigned,
+    Withdraw,
+)
 from farebox.cli.restoring import give, reconcile
 from farebox.cli.signing import sign, unsigned
 from farebox.cli.totals import balance
 from farebox.clock import iso
 from farebox.errors import InvalidInput
 from farebox.identity import ApiKey, KeysExhausted, KeyTerms, new_account
-from farebox.ids import new_id
 from farebox.ledger.cover import covers_of
 from farebox.ledger.service import Ledger
-from farebox.money import BTC, parse_decimal
+from farebox.money import AMOUNT_END, BTC, parse_decimal
 from farebox.operating import Finding, Verdict
 from farebox.payments import Refusal
-from farebox.payments.capital import CapitalMove, Flow, move_capital
+from farebox.payments.capital import CapitalMove, move_capital
 from farebox.payments.exchange import REVENUE, balance_of
 from farebox.payments.model import Operation, OperationState, Rejected, Succeeded
 from farebox.payments.service import PAYOUT, REFUND, Pending, Refunded
+from farebox.rails.cashu.choose import ONLY_MINT
+from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
 from farebox.wire.cashu.model import normalize_mint_url
 
-_CASHU = "cashu"
 _OUT = frozenset({REFUND, PAYOUT})
-_PAGE = 100
 _ASKED_AT_ONCE = 16
-
-Facts = dict[str, Any]
-
-
-class Balance(msgspec.Struct, frozen=True, tag="balance"):
-    """What the book holds, owes and has earned."""
-
-
-class CreateKey(msgspec.Struct, frozen=True, tag="keys create"):
-    """Make an account key. `lives_ns` is how long it lives, 0 for ever."""
-
-    label: str = ""
-    lives_ns: int = 0
-    refund_address: str = ""
-
-
-class ListKeys(msgspec.Struct, frozen=True, tag="keys list"):
-    """A page of keys behind a cursor."""
-
-    after: str = ""
-    limit: int = _PAGE
-
-
-class ShowKey(msgspec.Struct, frozen=True, tag="keys show"):
-    """One key with its account."""
-
-    id: str
-
-
-class RevokeKey(msgspec.Struct, frozen=True, tag="keys revoke"):
-    """End a key for good."""
-
-    id: str
-
-
-class Withdraw(msgspec.Struct, frozen=True, tag="withdraw"):
-    """Take earnings out, once for one `id`: as a token, or to a Lightning address or invoice.
-
-    `amount_msat` None takes all there is; `mint` says whose money, "" leaves it to the rail.
-    `method` is the way to pay whose money it is, `asset` what leaves where that has several.
-    """
-
-    id: str
-    amount_msat: int | None = None
-    destination: str = ""
-    mint: str = ""
-    method: str = _CASHU
-    asset: str = ""
-
-
-class MoveCapital(msgspec.Struct, frozen=True, tag="capital"):
-    """Note capital that was put in at a way to pay, or is taken out there, once for one `id`.
-
-    `amount` is as people write it: "100 sat", or a decimal of the asset's everyday unit.
-    """
-
-    id: str
-    flow: Flow
-    amount: str
-    method: str
-    asset: str = BTC.code
-
-
-class Recover(msgspec.Struct, frozen=True, tag="recover"):
-    """Carry on what was left unfinished, now."""
-
-
-class Reopen(msgspec.Struct, frozen=True, tag="recover reopen"):
-    """Let a manual operation be asked about again."""
-
-    id: str
-
-
-class Resolve(msgspec.Struct, frozen=True, tag="recover resolve"):
-    """Close a manual operation by what a person found out.
-
-    `amount_msat` left for good, fees included; None says that it never happened.
-    """
-
-    id: str
-    amount_msat: int | None = None
-
-
-class Examine(msgspec.Struct, frozen=True, tag="doctor"):
-    """Look at everything a server depends on, with the settings it runs by."""
-
-
-class Reconcile(msgspec.Struct, frozen=True, tag="reconcile"):
-    """Hold a book against what mints and rails say, and open a closed one. `claim` takes over what
-    was found at the mints, also of an open book."""
-
-    claim: bool = False
-
-
-class GiveFound(msgspec.Struct, frozen=True, tag="reconcile give"):
-    """Put a part of what was found after a restore on the account of a key, once for one `id`."""
-
-    id: str
-    key: str
-    amount_msat: int
-
-
-class Unsigned(msgspec.Struct, frozen=True, tag="psbt list"):
-    """What waits for a signature of the operator's own."""
-
-
-class Sign(msgspec.Struct, frozen=True, tag="psbt import"):
-    """Take a signed PSBT (base64) back, and send what it pays."""
-
-    id: str
-    psbt: str
-
 
 #: What may be asked of a closed book.
 _WHILE_CLOSED = (Balance, ListKeys, ShowKey, RevokeKey, Examine, Reconcile, Unsigned)
-
-Request = (
-    Balance
-    | CreateKey
-    | ListKeys
-    | ShowKey
-    | RevokeKey
-    | Withdraw
-    | MoveCapital
-    | Recover
-    | Reopen
-    | Resolve
-    | Examine
-    | Reconcile
-    | GiveFound
-    | Unsigned
-    | Sign
-)
 
 
 async def carry_out(house: Farebox, request: Request) -> Facts:
@@ -240,13 +126,16 @@ def examination(findings: Sequence[Finding]) -> Facts:
 
 
 async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
-    if wanted.method not in {one.payment_type for one in house.payments.methods}:
-        raise InvalidInput(f"{wanted.method!r} is no way to pay here")
+    ways = [one.payment_type for one in house.payments.methods]
+    if wanted.method not in ways:
+        raise InvalidInput(f"{wanted.method!r} is no way to pay here; there is {', '.join(ways)}")
     known = await house.operations.get(wanted.id)
+    if known is None and wanted.again:
+        raise InvalidInput(f"no withdrawal {wanted.id!r} was begun: nothing left by that name")
     amount = 0 if known else await _to_withdraw(house, wanted)
     if known is None and amount == 0:
         raise InvalidInput("there is nothing to withdraw: `farebox balance` shows what was earned")
-    metadata = {"refund_mint_url": normalize_mint_url(wanted.mint)} if wanted.mint else {}
+    metadata = {ONLY_MINT: normalize_mint_url(wanted.mint)} if wanted.mint else {}
     metadata |= {"refund_currency": wanted.asset} if wanted.asset else {}
     left = await house.payments.refund(
         REVENUE,
@@ -277,6 +166,7 @@ async def _to_withdraw(house: Farebox, wanted: Withdraw) -> int:
     """
     asset = house.payments.asset_out(wanted.method, wanted.asset)
     is_held = asset in house.payments.exchange.held
+    there = await _held_at(house, wanted.mint) if wanted.mint else AMOUNT_END
     if wanted.amount_msat is not None and is_held:
         raise InvalidInput(f"{asset} is kept as it comes: leave the amount out, and all of it goes")
     kept_in = asset if is_held else BTC.code
@@ -284,10 +174,20 @@ async def _to_withdraw(house: Farebox, wanted: Withdraw) -> int:
     cover = (await covers_of(house.ledger.store)).get(kept_in)
     free = max(0, cover.surplus - (revenue.debits_pending if revenue else 0)) if cover else 0
     if wanted.amount_msat is None:
-        return min(revenue.available if revenue else 0, free)
+        return min(revenue.available if revenue else 0, free, there)
     if wanted.amount_msat > free:
         raise InvalidInput(f"nothing was withdrawn: {sat(free)} are beyond what customers own")
     return wanted.amount_msat
+
+
+async def _held_at(house: Farebox, mint: str) -> int:
+    """The most, in msat, that one token of this mint can be. Raises InvalidInput for nothing."""
+    places = [custody_account(normalize_mint_url(mint), unit) for unit in MSAT_PER_UNIT]
+    accounts = [await house.ledger.store.account(place) for place in places]
+    held_msat = max(account.held if account else 0 for account in accounts)
+    if held_msat <= 0:
+        raise InvalidInput(f"nothing is held at {mint}: `farebox balance` shows where money is")
+    return held_msat
 
 
 async def _capital(house: Farebox, wanted: MoveCapital) -> Facts:
@@ -298,8 +198,9 @@ async def _capital(house: Farebox, wanted: MoveCapital) -> Facts:
             f"{name} ({', '.join(one.asset.code for one in rail.terms().assets)})"
             for name, rail in house.deposits.rails().items()
         ]
-        known = ", ".join(found) or "nowhere: there is no rail"
-        raise InvalidInput(f"capital in {wanted.asset} stands not at {wanted.method!r}; {known}")
+        known = f"it can at {', '.join(found)}" if found else "there is no node or other rail here"
+        told = f"capital in {wanted.asset} cannot be noted at {wanted.method!r}: {known}"
+        raise InvalidInput(f"{told}; at a mint nothing needs to be noted")
     is_btc = wanted.asset == BTC.code
     amount = (
         amount_msat(wanted.amount) if is_btc else parse_decimal(wanted.amount, terms.asset.scale)
@@ -396,6 +297,8 @@ async def _create_key(house: Farebox, wanted: CreateKey) -> Facts:
     terms = KeyTerms(
         label=wanted.label, expires_at=expires_at, refund_address=wanted.refund_address
     )
+    if not terms.is_printable:
+        raise InvalidInput("a label or address is too long or not printable")
     made = await house.keys.create(new_account(), terms)
     if isinstance(made, KeysExhausted):
         raise InvalidInput(
@@ -432,8 +335,3 @@ async def _key_facts(ledger: Ledger, key: ApiKey) -> Facts:
         "expires_at": None if key.expires_at is None else iso(key.expires_at),
         "refund_address": key.refund_address,
     }
-
-
-def new_withdrawal() -> str:
-    """The name of a withdrawal: presenting it again finds the same one."""
-    return new_id("wd")

@@ -7,10 +7,11 @@ import asyncio
 import typer
 
 from farebox.cli import checks
-from farebox.cli.desk import Examine, Facts, examination
+from farebox.cli.desk import examination
 from farebox.cli.door import ask_server
 from farebox.cli.options import DataOption, SettingsOption, read_settings
 from farebox.cli.output import JsonOption, progress, show
+from farebox.cli.requests import Examine, Facts
 from farebox.errors import InvalidSettings
 from farebox.operating import Finding, Verdict
 from farebox.pricing.parse import parse_rules

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from farebox.cli.desk import Request
+from farebox.cli.requests import Request
 from farebox.errors import FareboxError, InvalidInput, StoreError, StoreLocked
 
 _log = structlog.get_logger("farebox.door")

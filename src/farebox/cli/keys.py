@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from farebox.cli.book import ask
-from farebox.cli.desk import CreateKey, Facts, ListKeys, RevokeKey, ShowKey
 from farebox.cli.options import DataOption, SettingsOption, duration_ns, read_settings
 from farebox.cli.output import JsonOption, columns, sat, show
+from farebox.cli.requests import CreateKey, Facts, ListKeys, RevokeKey, ShowKey
 
 _PAGE_MAX = 1_000
 

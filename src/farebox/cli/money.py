@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from farebox.cli.book import ask
-from farebox.cli.desk import Balance, Facts, Withdraw, new_withdrawal
 from farebox.cli.options import DataOption, SettingsOption, amount_msat, read_settings
 from farebox.cli.output import JsonOption, columns, progress, sat, show
+from farebox.cli.requests import Balance, Facts, Withdraw, new_withdrawal
 
 
 def balance(
@@ -83,11 +83,11 @@ def withdraw(
 ) -> None:
     """Take your earnings out, as a token or to Lightning. Customers' money stays."""
     withdrawal_id = again or new_withdrawal()
+    wanted_msat = None if amount is None else amount_msat(amount)
     if again is None:
         command = f"farebox withdraw --again {shlex.quote(withdrawal_id)}"
         progress(f"withdrawing; should this break off, `{command}` goes on with it")
-    wanted_msat = None if amount is None else amount_msat(amount)
-    request = Withdraw(withdrawal_id, wanted_msat, to, mint, method, asset)
+    request = Withdraw(withdrawal_id, wanted_msat, to, mint, method, asset, again=again is not None)
     facts = ask(read_settings(settings, data), request)
     show(facts, _withdrawn_text(facts), as_json=as_json)
 

@@ -25,6 +25,7 @@ DataOption = Annotated[
 
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"([1-9][0-9]{0,8})([smhdw])")
+_DURATION_MAX_S = 100 * 366 * 86_400
 
 
 def read_settings(
@@ -51,4 +52,7 @@ def duration_ns(text: str) -> int:
     match = _DURATION.fullmatch(text)
     if match is None:
         raise InvalidInput(f'{text!r} is no duration: write "90s", "15m", "12h", "30d" or "4w"')
-    return int(match.group(1)) * _SECONDS[match.group(2)] * NS_PER_S
+    duration_s = int(match.group(1)) * _SECONDS[match.group(2)]
+    if duration_s > _DURATION_MAX_S:
+        raise InvalidInput(f"{text!r} is longer than a hundred years")
+    return duration_s * NS_PER_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
@@ -25,8 +26,12 @@ def show(facts: Mapping[str, object], text: str, *, as_json: bool) -> None:
 
 
 def progress(text: str) -> None:
-    """Say on standard error what goes on meanwhile, so that standard output stays clean."""
-    print(text, file=sys.stderr, flush=True)
+    """Say on standard error what goes on meanwhile, so that standard output stays clean.
+
+    Where that is full, nothing else fails for it: a server must stop when it is told to.
+    """
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def sat(amount_msat: int) -> str:

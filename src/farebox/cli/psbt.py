@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from farebox.cli.book import ask
-from farebox.cli.desk import Facts, Sign, Unsigned
 from farebox.cli.options import DataOption, SettingsOption, read_settings
 from farebox.cli.output import JsonOption, columns, show
+from farebox.cli.requests import Facts, Sign, Unsigned
 from farebox.errors import InvalidInput
 
 _MAGIC = b"psbt\xff"

@@ -8,9 +8,10 @@ import typer
 
 from farebox.books import take_back
 from farebox.cli.book import ask
-from farebox.cli.desk import Facts, GiveFound, Reconcile
 from farebox.cli.options import DataOption, SettingsOption, amount_msat, read_settings
 from farebox.cli.output import JsonOption, columns, progress, sat, show
+from farebox.cli.requests import Facts, GiveFound, Reconcile
+from farebox.errors import InvalidInput
 from farebox.ids import new_id
 from farebox.money import BTC
 
@@ -47,10 +48,12 @@ def reconcile(
     Of an open book, say where a rail has more or less than the books say.
     """
     found = read_settings(settings, data)
+    if (give is None) != (amount is None):
+        raise InvalidInput('--give and --amount go together: --amount "100 sat"')
     if moved_back:
         take_back(found)
-    if give is not None:
-        facts = ask(found, GiveFound(name or new_id("give"), give, amount_msat(amount or "")))
+    if give is not None and amount is not None:
+        facts = ask(found, GiveFound(name or new_id("give"), give, amount_msat(amount)))
         left = f"{sat(facts['suspense_msat'])} are left"
         told = f"{sat(facts['amount_msat'])} went to {facts['account']}; {left}"
         return show(facts, told, as_json=as_json)

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from farebox.cli.book import ask
-from farebox.cli.desk import Facts, Recover, Reopen, Request, Resolve
 from farebox.cli.options import DataOption, SettingsOption, amount_msat, read_settings
 from farebox.cli.output import JsonOption, progress, show
+from farebox.cli.requests import Facts, Recover, Reopen, Request, Resolve
 from farebox.errors import InvalidInput
 
 

@@ -31,6 +31,11 @@ class Inbox:
         self._has_room.set()
         self._left = False
 
+    @property
+    def has_left(self) -> bool:
+        """Whether either reader has heard that the caller has left."""
+        return self._left
+
     async def receive(self) -> Message:
         """The app's next message."""
         async with self._lock:
@@ -69,6 +74,7 @@ class InnerExchange:
     ) -> None:
         self.status = 0
         self.headers: Headers = ()
+        self._inbox = inbox
         self._on_undecided = on_undecided
         self._head = asyncio.Event()
         self._piece: bytes | None = None
@@ -93,11 +99,16 @@ class InnerExchange:
         return self
 
     async def read(self) -> bytes:
-        """The next bytes; empty at the end. Raises UpstreamDied."""
+        """The next bytes; empty at the end. Raises UpstreamDied, ConnectionResetError.
+
+        An app that hears of its caller's leaving before we do, and stops, has not broken off.
+        """
         while self._piece is None:
             if self._is_complete:
                 return b""
             if self._task.done():
+                if self._inbox.has_left:
+                    raise ConnectionResetError("the caller has left")
                 raise UpstreamDied("the app broke off in the middle of its answer")
             self._is_there.clear()
             await self._is_there.wait()

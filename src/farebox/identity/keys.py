@@ -29,6 +29,8 @@ _CACHED_MAX = 50_000
 #: How long a row read before is believed: another process may have ended the key meanwhile.
 _BELIEVED_S = 1
 _COUNT_KEY = "keys"
+#: Of a label, of an address.
+TEXT_MAX_CHARS = 2_048
 
 
 class KeyState(enum.StrEnum):
@@ -53,6 +55,12 @@ class KeyTerms(msgspec.Struct, frozen=True, kw_only=True):
     refund_mint_url: str = ""
     refund_method: str = ""
     refund_metadata: Mapping[str, str] = {}
+
+    @property
+    def is_printable(self) -> bool:
+        """Whether its texts can be shown in a line, and are short enough to keep."""
+        texts = (self.label, self.refund_address, self.refund_currency, self.refund_mint_url)
+        return all(len(text) <= TEXT_MAX_CHARS and text.isprintable() for text in texts)
 
 
 class ApiKey(KeyTerms, frozen=True, kw_only=True):

@@ -6,16 +6,20 @@ money leave reads that row and is refused when less than it would stay behind.
 
     paid out at most = available - what is not ripe
 
-So what is spent is ripe money first. Back to where it came from it may go at any time. One row, one
-writer at a time: a payment out guards the version that it has read.
+So what is spent is ripe money first. Back to its payer a deposit that is not ripe may go at any
+time, also where others were spent: what could be taken back is less by as much as the account is.
+Of the others only what is still here has to stay. A deposit that is ripe has no such way: what went
+back to its payer would be others' money.
+
+One row, one writer at a time: a payment out guards the version that it has read.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from farebox.ledger.model import Guard, Hold, Kind, Open, Step, Void, hold_id
-from farebox.ledger.records import RecordType, Row
+from farebox.ledger.model import Hold, Kind, Open, Step, Void, hold_id
+from farebox.ledger.records import RecordType
 from farebox.money import BTC
 from farebox.payments.exchange import REVENUE
 
@@ -40,10 +44,29 @@ class Maturing(msgspec.Struct, frozen=True):
 MATURING = RecordType("maturing", Maturing)
 
 
-def unripe_msat(known: Maturing | None, now_ns: int, *, returning: str = "") -> int:
-    """How much is not ripe, without that of the deposit that is to be given back."""
+def unripe_msat(known: Maturing | None, now_ns: int) -> int:
+    """How much is not ripe, also where it was spent."""
     lots = known.lots if known else ()
-    return sum(lot.amount_msat for lot in lots if lot.until > now_ns and lot.deposit != returning)
+    return sum(lot.amount_msat for lot in lots if lot.until > now_ns)
+
+
+def staying_msat(
+    known: Maturing | None,
+    now_ns: int,
+    *,
+    leaving_msat: int,
+    available_msat: int,
+    returning: str = "",
+) -> int:
+    """How much has to stay on an account of which so much leaves, to the payer of `returning` or
+    another way."""
+    unripe = unripe_msat(known, now_ns)
+    lots = known.lots if known else ()
+    own = sum(lot.amount_msat for lot in lots if lot.until > now_ns and lot.deposit == returning)
+    if not own:
+        return unripe
+    # Where rates have moved it may cost more than was credited for it.
+    return max(0, min(unripe, available_msat) - own) if leaving_msat > own else 0
 
 
 def ripe_at(known: Maturing | None) -> int:
@@ -52,7 +75,10 @@ def ripe_at(known: Maturing | None) -> int:
 
 
 def with_lot(known: Maturing | None, lot: Lot, now_ns: int) -> Maturing:
-    """The row with a deposit as it is now, and without what has ripened or gone."""
+    """The row with a deposit as it is now, and without what has ripened or gone.
+
+    What had to be put together belongs to no deposit, so that none takes the others' part along.
+    """
     lots = list(known.lots if known else ())
     at = next((at for at, one in enumerate(lots) if one.deposit == lot.deposit), len(lots))
     lots[at : at + 1] = [lot]
@@ -60,22 +86,18 @@ def with_lot(known: Maturing | None, lot: Lot, now_ns: int) -> Maturing:
     while len(lots) > _LOTS_MAX:
         first, second, *rest = lots
         until = max(first.until, second.until)
-        lots = [Lot(second.deposit, first.amount_msat + second.amount_msat, until), *rest]
+        lots = [Lot("", first.amount_msat + second.amount_msat, until), *rest]
     return Maturing(tuple(lots))
 
 
-def kept_back(
-    row: Row[Maturing] | None, account: str, unit_id: str, steps: int, now_ns: int, returning: str
-) -> tuple[tuple[Step, ...], Guard]:
+def kept_back(kept_msat: int, account: str, unit_id: str, steps: int) -> tuple[Step, ...]:
     """What joins a unit of `steps` steps that lets money leave: it is refused at one of these where
-    what is not ripe would not be covered any more, and is stale when that has changed.
+    less than `kept_msat` would stay.
 
     The hold is there for the length of the unit alone.
     """
-    guard = Guard(MATURING, account, row.version if row else 0)
-    kept_msat = unripe_msat(row.value if row else None, now_ns, returning=returning)
     if not kept_msat:
-        return (), guard
+        return ()
     probe = hold_id(unit_id, steps + 1)
     opened = Open(REVENUE, BTC.code, Kind.REVENUE)
-    return (opened, Hold(account, REVENUE, kept_msat, "unripe"), Void(probe)), guard
+    return (opened, Hold(account, REVENUE, kept_msat, "unripe"), Void(probe))

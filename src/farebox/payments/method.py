@@ -194,6 +194,8 @@ class AbstractPaymentMethod(abc.ABC):
     payment_type: str = ""
     #: How its credentials begin, for the error that lists what is accepted.
     credential_hint: str = ""
+    #: Whether it only gives back to who has paid: an account's refund address is none of its.
+    gives_back_only: bool = False
 
     @abc.abstractmethod
     def can_handle(self, credential: str) -> bool:

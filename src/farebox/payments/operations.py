@@ -366,6 +366,9 @@ class Operations:
             return closed
         if isinstance(outcome, Replayed) or outcome == Stale(OPERATION.kind, row.value.id):
             return await self._overtaken(closed)
+        if isinstance(outcome, Stale):
+            # Another row that this rests on has moved: it is asked about again, and read anew.
+            return await self._postpone(row, Unresolved(f"its {outcome.kind} has moved meanwhile"))
         # What happened outside cannot be refused; the hold stays and a person must look.
         reason = outcome.code if isinstance(outcome, Refused) else type(outcome).__name__
         return await self._postpone(row, Unresolved(f"the books refuse it: {reason}", alarm=True))

@@ -21,8 +21,10 @@ import msgspec
 
 from farebox.ids import derived_id
 from farebox.ledger.model import (
+    ABSENT,
     Applied,
     Code,
+    Guard,
     Hold,
     Kind,
     Mismatch,
@@ -49,7 +51,7 @@ from farebox.payments.exchange import (
     legs,
     sold,
 )
-from farebox.payments.maturity import MATURING, kept_back
+from farebox.payments.maturity import MATURING, kept_back, staying_msat
 from farebox.payments.method import (
     AbstractPaymentMethod,
     PaymentCredentials,
@@ -223,6 +225,10 @@ class Payments:
         first = [code for code in (wanted.upper(), BTC.code) if code in codes]
         return (*first, *codes, BTC.code)[0]
 
+    def gives_back_only(self, method: str) -> bool:
+        """Whether a method pays nobody but who has paid by it; one that is not here does not."""
+        return any(one.gives_back_only for one in self.methods if one.payment_type == method)
+
     async def refund(
         self,
         account: str,
@@ -323,14 +329,18 @@ class Payments:
                 plan=self._signer.seal(msgspec.json.encode(stored), request.operation_id),
             )
             row = await self._ledger.store.get(MATURING, account)
-            kept, guard = kept_back(
-                row,
-                account,
-                operation.id,
-                len(holds),
+            held = await self._ledger.store.account(account)
+            kept_msat = staying_msat(
+                row.value if row else None,
                 self._ledger.clock.now_ns(),
-                plan.returns,
+                leaving_msat=sum(
+                    one.amount for one in holds if isinstance(one, Hold) and one.debit == account
+                ),
+                available_msat=max(0, held.available) if held else 0,
+                returning=plan.returns,
             )
+            kept = kept_back(kept_msat, account, operation.id, len(holds))
+            guard = Guard(MATURING, account, row.version if row else ABSENT)
             changes = Changes((*holds, *kept), plan.puts, guards=(guard,))
             outcome = await self._operations.open(operation, changes)
             if isinstance(outcome, Refused) and outcome.step >= len(holds):

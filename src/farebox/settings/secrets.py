@@ -14,7 +14,10 @@ from farebox.signer import ROOT_BYTES
 
 _SECRET_FILE_MAX_BYTES = 64 * 1024
 _SAFE_FILE = "a file of ours with permissions 0600 or 0400 (chmod 600)"
-_ROOT_KEY = "64 hexadecimal digits in FAREBOX_ROOT_KEY, or a file of them (`farebox init` makes it)"
+_ROOT_KEY = (
+    "64 hexadecimal digits in FAREBOX_ROOT_KEY, or a file of them: `farebox init` makes one for a "
+    "new book; a book that is there opens with its own alone, from your copy"
+)
 
 
 class Secret:

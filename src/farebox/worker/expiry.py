@@ -6,7 +6,9 @@
 | refund opened → key EXPIRED | we stop       | the next run finds the same refund by the key's id |
 
 A key without a refund address keeps its balance: its owner takes it out with the expired key. One
-whose money may still be taken back (`payments.maturity`) stays due until that is ripe.
+whose money may still be taken back (`payments.maturity`) stays due until that is ripe. By a method
+that only gives back (cards) it goes to who has paid, whatever the address, one payment after the
+other.
 """
 
 from __future__ import annotations
@@ -27,10 +29,19 @@ _log = structlog.get_logger("farebox.expiry")
 #: Keys looked at in one run; the rest wait for the next.
 _PAGES_MAX = 50
 _PAGE = 100
+#: Payments of one key that are given back, each by itself.
+_PAYMENTS_MAX = 64
 _UNRIPE = "funds_not_ripe"
 #: Other refusals that pass by themselves.
 _PASSING = frozenset(
-    {"busy", "mint_unavailable", "rail_unavailable", "insufficient_balance", "insufficient_funds"}
+    {
+        "busy",
+        "insufficient_balance",
+        "insufficient_funds",
+        "mint_unavailable",
+        "rail_unavailable",
+        "rate_unavailable",
+    }
 )
 
 
@@ -67,7 +78,16 @@ class KeyExpiry:
 
     async def _is_settled(self, key: ApiKey) -> bool:
         """Whether nothing more is to be done for this key; False leaves it to the next run."""
-        operation_id = derived_id("op", "key-expiry", key.id)
+        for turn in range(_PAYMENTS_MAX):
+            told = await self._is_refunded(key, turn)
+            if told is not None:
+                return told
+        return True
+
+    async def _is_refunded(self, key: ApiKey, turn: int) -> bool | None:
+        """The same after one refund; None: that one was made, and another payment may have more."""
+        parts = (str(turn),) if turn else ()
+        operation_id = derived_id("op", "key-expiry", key.id, *parts)
         amount_msat = 0
         if await self._operations.get(operation_id) is None:
             held = await self._ledger.store.account(key.account)
@@ -88,14 +108,15 @@ class KeyExpiry:
             for one in keys
         )
 
-    async def _refund(self, key: ApiKey, amount_msat: int, operation_id: str) -> bool:
+    async def _refund(self, key: ApiKey, amount_msat: int, operation_id: str) -> bool | None:
+        gives_back_only = self._payments.gives_back_only(key.refund_method)
         try:
             told = await self._payments.refund(
                 key.account,
                 amount_msat,
                 method=key.refund_method,
                 operation_id=operation_id,
-                destination=key.refund_address,
+                destination="" if gives_back_only else key.refund_address,
                 metadata=key.refund_terms,
             )
         except RailError as error:
@@ -115,4 +136,4 @@ class KeyExpiry:
             _log.warning("expiry.refund_refused", key=key.id, code=told.code)
             opened = await self._operations.get(operation_id) is not None
             return opened or told.code not in _PASSING
-        return True
+        return None if gives_back_only else True

@@ -20,6 +20,7 @@ import structlog
 
 from farebox.clock import running_s
 from farebox.errors import RailError
+from farebox.ids import derived_id
 from farebox.ledger.model import Put, Unit
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger, State
@@ -128,6 +129,7 @@ class RailWatch:
                 return None
             version = state.version(WATCH_CURSOR, self._key)
             put = Put(WATCH_CURSOR, self._key, WatchCursor(position), version)
-            return Unit(f"cursor:{self._key}:{version}:{position}", puts=(put,))
+            # A hash: ids are kept for ever, and a position may be long.
+            return Unit(derived_id("cursor", self._key, str(version), position), puts=(put,))
 
         await self._ledger.transact([(WATCH_CURSOR, self._key)], decide)

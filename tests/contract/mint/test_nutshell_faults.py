@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.contract.mint.conftest import Purse, connected, messages, ys
 from tests.peers.fixtures import missing
 from tests.peers.install import PeerUnavailable
 from tests.peers.nutshell import Nutshell
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.peer
 
@@ -58,14 +58,18 @@ async def settled_state(peer: Nutshell, quote: str) -> MeltQuoteState:
     """Asked while Nutshell itself is settling its pending melts after a start, it may trip over
     its own feet once: 400, code 0, a unique constraint. Such an answer settles nothing."""
     async with connected(peer.url) as mint:
-        for _ in range(20):
+
+        async def ask() -> MeltQuoteState | None:
             try:
                 return (await mint.melt_quote_state(quote)).state
             except RailRejected as error:
                 if error.code != 0:
                     raise
-                await asyncio.sleep(0.1)
-    raise AssertionError("Nutshell did not settle the melt")
+                return None
+
+        found = await eventually(ask)
+        assert found is not None
+        return found
 
 
 async def test_a_payment_that_hangs_is_pending_until_it_is_settled(own_nutshell: Nutshell) -> None:

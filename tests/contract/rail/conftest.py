@@ -53,7 +53,7 @@ async def line_to(
 ) -> AsyncIterator[Line]:
     """A way to a node."""
     async with open_node_session() as session:
-        yield Line(url, {header: secret}, session, Breaker(SystemClock()), tls=tls, call_s=20)
+        yield Line(url, {header: secret}, session, Breaker(SystemClock()), tls=tls, call_s=60)
 
 
 def hash_of(invoice: str) -> str:
@@ -135,7 +135,7 @@ async def model_side() -> AsyncIterator[Side]:
         async def called() -> Any:
             return call(*args)
 
-        return asyncio.run_coroutine_threadsafe(called(), loop).result(20)
+        return asyncio.run_coroutine_threadsafe(called(), loop).result(60)
 
     def paid(text: str) -> str:
         return "SUCCEEDED" if in_its_loop(model.pay_in, text) else "FAILED"

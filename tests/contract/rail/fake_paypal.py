@@ -48,6 +48,7 @@ class FakePaypal:
     orders: dict[str, Document] = field(default_factory=dict)
     captures: dict[str, str] = field(default_factory=dict)
     disputes: dict[str, Document] = field(default_factory=dict)
+    setups: dict[str, str] = field(default_factory=lambda: dict(VAULT))
     vault: dict[str, str] = field(default_factory=dict)
     events: list[Document] = field(default_factory=list)
     answered: dict[str, tuple[str, int, Document]] = field(default_factory=dict)
@@ -55,6 +56,10 @@ class FakePaypal:
     calls: Counter[str] = field(default_factory=Counter)
     #: How many of the next captures the payer's card declines.
     poor: int = 0
+    #: Whether what is captured is looked into first, for days.
+    reviews: bool = False
+    #: A page "might have fewer items than the requested page_size".
+    page_most: int = 300
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
@@ -133,7 +138,9 @@ class FakePaypal:
             case ("get", ["notifications", "webhooks-events"]):
                 since, until = query.get("start_time", ""), query.get("end_time", "9")
                 mine = [one for one in self.events if since <= one["create_time"] <= until]
-                return 200, {"events": mine[::-1][: int(query["page_size"])]}
+                mine.sort(key=lambda one: str(one["create_time"]))
+                most = min(int(query["page_size"]), self.page_most)
+                return 200, {"events": mine[::-1][:most]}
             case ("post", ["notifications", "verify-webhook-signature"]):
                 return 200, self._verify(given)
             case ("post", ["vault", "payment-tokens"]):
@@ -187,7 +194,7 @@ class FakePaypal:
         total = cents_of(unit["amount"])
         capture = {
             "id": _id(),
-            "status": "COMPLETED",
+            "status": "PENDING" if self.reviews else "COMPLETED",
             "amount": {"currency_code": "USD", "value": unit["amount"]["value"]},
             "create_time": iso(SystemClock().now_ns()),
             "custom_id": unit["custom_id"],
@@ -238,10 +245,10 @@ class FakePaypal:
     def _keep(self, given: Document) -> Document:
         source = given["payment_source"]["token"]
         assert source["type"] == "SETUP_TOKEN"
-        if source["id"] not in VAULT:
+        if source["id"] not in self.setups:
             raise Refused(404, "RESOURCE_NOT_FOUND")
         name = secrets.token_hex(8)
-        self.vault[name] = VAULT[source["id"]]
+        self.vault[name] = self.setups[source["id"]]
         wallet = {"email_address": "payer@example.com"}
         return {"id": name, "customer": {"id": "cust1"}, "payment_source": {"paypal": wallet}}
 
@@ -289,6 +296,16 @@ class FakePaypal:
         order["status"] = "APPROVED"
         self.happened("CHECKOUT.ORDER.APPROVED", {"id": order["id"]})
         return str(order["id"])
+
+    def review(self, *, is_fine: bool) -> None:
+        """What was looked into is taken, or not."""
+        self.reviews = False
+        for order in self.orders.values():
+            for capture in order["purchase_units"][0]["payments"]["captures"]:
+                if capture["status"] == "PENDING":
+                    capture["status"] = "COMPLETED" if is_fine else "DECLINED"
+                    name = "PAYMENT.CAPTURE.COMPLETED" if is_fine else "PAYMENT.CAPTURE.DENIED"
+                    self._capture_happened(name, order["id"], capture["id"])
 
     def give_back(self, order_id: str, cents: int) -> None:
         """The operator refunds on PayPal's site, past us."""

@@ -22,7 +22,7 @@ from farebox.testing.asgi import Receive, Scope, Send, drop, read_body, respond
 
 Document = dict[str, Any]
 
-#: What becomes of a charge of each card: a decline code, "3ds", or "" for money.
+#: What becomes of a charge of each card: a decline code, "3ds", "processing", or "" for money.
 CARDS = {
     "pm_good": "",
     "pm_other": "",
@@ -59,6 +59,7 @@ class FakeStripe:
     intents: dict[str, Document] = field(default_factory=dict)
     refunds: dict[str, Document] = field(default_factory=dict)
     disputes: dict[str, Document] = field(default_factory=dict)
+    fates: dict[str, str] = field(default_factory=lambda: dict(CARDS))
     attached: dict[str, str] = field(default_factory=dict)
     events: list[Document] = field(default_factory=list)
     answered: dict[str, tuple[Document, int, Document]] = field(default_factory=dict)
@@ -130,7 +131,7 @@ class FakeStripe:
             case ("get", ["refunds"]):
                 name = given["payment_intent"]
                 mine = [one for one in self.refunds.values() if one["payment_intent"] == name]
-                return {"data": mine[::-1]}
+                return {"data": _behind(mine[::-1], given)}
             case ("get", ["disputes"]):
                 name = given["payment_intent"]
                 mine = [one for one in self.disputes.values() if one["payment_intent"] == name]
@@ -138,7 +139,7 @@ class FakeStripe:
             case ("post", ["customers"]):
                 return {"id": _id("cus")}
             case ("post", ["payment_methods", name, "attach"]):
-                if name not in CARDS:
+                if name not in self.fates:
                     raise Refused(404, "resource_missing")
                 self.attached[name] = given["customer"]
                 card = {"brand": "visa", "last4": "4242", "exp_month": 12, "exp_year": 2030}
@@ -209,8 +210,10 @@ class FakeStripe:
     def _confirm(self, intent: Document, card: str) -> None:
         if self.attached.get(card) != intent["customer"]:
             raise Refused(400, "payment_method_customer_mismatch")
-        fate = CARDS[card]
-        if fate == "3ds":
+        fate = self._fate(card)
+        if fate == "processing":
+            intent["status"] = fate
+        elif fate == "3ds":
             url = f"https://hooks.stripe.test/3ds/{intent['id']}"
             action = {"type": "redirect_to_url", "redirect_to_url": {"url": url}}
             intent |= {"status": "requires_action", "next_action": action}
@@ -221,6 +224,9 @@ class FakeStripe:
             raise refused
         else:
             self._succeed(intent)
+
+    def _fate(self, card: str) -> str:
+        return self.fates[card]
 
     def _succeed(self, intent: Document) -> None:
         charge = {
@@ -242,7 +248,7 @@ class FakeStripe:
         return {"amount": amount, "fee": fee_of(amount), "currency": self.settles}
 
     def _cancelled(self, intent: Document) -> Document:
-        if intent["status"] == "succeeded":
+        if intent["status"] in ("succeeded", "processing", "canceled"):
             raise Refused(400, "payment_intent_unexpected_state")
         intent |= {"status": "canceled", "next_action": None}
         return intent
@@ -326,6 +332,15 @@ class FakeStripe:
         """A payer shows that it is them (3-D Secure)."""
         self._succeed(self.intents[intent_id])
 
+    def fail(self, intent_id: str) -> None:
+        """A payer does not show it, or what was looked into comes to nothing."""
+        intent = self.intents[intent_id]
+        error = {"code": "payment_intent_authentication_failure"}
+        intent |= {"status": "requires_payment_method", "next_action": None}
+        intent["last_payment_error"] = error
+        about = {"object": "payment_intent", "id": intent_id}
+        self._happened("payment_intent.payment_failed", about)
+
     def give_back(self, intent_id: str, amount: int) -> None:
         """The operator refunds in Stripe's dashboard, past us."""
         self._refund({"payment_intent": intent_id, "amount": str(amount)})
@@ -389,6 +404,13 @@ def _pattern(path: str) -> str:
         else step
         for step in path.split("/")
     )
+
+
+def _behind(newest_first: list[Document], given: Document) -> list[Document]:
+    """A page of a list."""
+    names = [one["id"] for one in newest_first]
+    start = names.index(given["starting_after"]) + 1 if "starting_after" in given else 0
+    return newest_first[start : start + int(given.get("limit", 10))]
 
 
 def _found(among: dict[str, Document], name: str) -> Document:

@@ -23,7 +23,8 @@ from farebox.rails.evm.scan import RpcScan
 from farebox.rails.web import Breaker
 from farebox.testing.asgi import serving
 from tests.peers.anvil import CHAIN_ID, CONTRACTS, MNEMONIC, Anvil, Contract
-from tests.simulation.evm import TOKEN, EvmMoods, ModelEvm
+from tests.simulation.evm import EvmMoods, ModelEvm
+from tests.simulation.evm_contracts import TOKEN
 from tests.simulation.evm_node import ModelNode
 
 KEYS = keys_from(MNEMONIC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -29,10 +30,9 @@ from farebox.rails.paypal.documents import AccessToken, money
 from farebox.rails.paypal.line import decline_of
 from farebox.rails.web.breaker import Breaker
 from farebox.testing.asgi import Receive, Scope, Send, respond, serving
-from tests.contract.rail.fake_paypal import FakePaypal
+from tests.contract.rail.fake_paypal import FakePaypal, fee_of
 from tests.crash.victim import AheadClock
 from tests.integration.whole_house import listening
-from tests.peers.process import free_port
 
 
 def now_s() -> int:
@@ -45,7 +45,7 @@ async def connected(
     url: str, secret: str = "secret-of-the-test", clock: Clock | None = None
 ) -> AsyncIterator[Connector]:
     config = PaypalConfig(
-        client_id="client-of-the-test", client_secret=secret, url=url, timeout_s=5
+        client_id="client-of-the-test", client_secret=secret, url=url, timeout_s=60
     )
     clock = clock or SystemClock()
     async with aiohttp.ClientSession() as session:
@@ -82,6 +82,18 @@ async def test_a_page_is_approved_and_captured_once(pal: FakePaypal) -> None:
             assert len(pal.captures) == 1
         assert pal.client_secret not in heard.getvalue()
         assert pal.access_token not in heard.getvalue()
+
+
+async def test_a_capture_whose_answer_is_lost_takes_once_and_is_found(pal: FakePaypal) -> None:
+    async with connected(pal.url, pal.client_secret) as connector:
+        page = await connector.check_out(CheckoutOrder("dep_1", 1_000, "USD", now_s()))
+        pal.approve(page.uri)
+        pal.lose["post /v2/checkout/orders/*/capture"] = 1
+        told = [await connector.capture(page.reference, 0, "USD", "dep_1") for _ in range(2)]
+        assert [type(one) for one in told] == [Unknown, Captured]
+        both = (connector.capture(page.reference, 0, "USD", "dep_1") for _ in range(2))
+        assert [type(one) for one in await asyncio.gather(*both)] == [Captured, Captured]
+        assert len(pal.captures) == 1
 
 
 async def test_a_payer_whose_card_declines_pays_with_another(pal: FakePaypal) -> None:
@@ -147,6 +159,72 @@ async def test_events_are_told_once_however_many_have_come(pal: FakePaypal) -> N
         assert [one.reference for one in told] == ["LATE"]
 
 
+def approved(order: str, at_s: int) -> dict[str, object]:
+    """An event that was made at a time, whenever it is listed."""
+    event = {"id": f"WH-of-{order}", "event_type": "CHECKOUT.ORDER.APPROVED"}
+    return event | {"create_time": iso(at_s * NS_PER_S), "resource": {"id": order}}
+
+
+async def test_an_event_that_is_listed_after_newer_ones_is_told_once(pal: FakePaypal) -> None:
+    now = now_s()
+    async with connected(pal.url, pal.client_secret) as connector:
+        pal.events.append(approved("FIRST", now - 700))
+        _, cursor = await connector.notices("")
+        pal.events.append(approved("NEW", now))
+        told, cursor = await connector.notices(cursor)
+        assert [one.reference for one in told] == ["NEW"]
+        pal.events.append(approved("LATE", now - 500))
+        told, cursor = await connector.notices(cursor)
+        assert [one.reference for one in told] == ["LATE"]
+        pal.events.append(approved("LATER", now - 500))
+        told, cursor = await connector.notices(cursor)
+        assert [one.reference for one in told] == ["LATER"]
+        assert await connector.notices(cursor) == ([], cursor)
+
+
+async def test_events_of_other_kinds_are_in_nobodys_way(pal: FakePaypal) -> None:
+    now = now_s()
+    async with connected(pal.url, pal.client_secret) as connector:
+        _, cursor = await connector.notices("")
+        strange = approved("X", now) | {"id": "WH-strange", "resource": {"id": 7, "links": "none"}}
+        pal.events += [approved("BEFORE", now), strange, approved("AFTER", now)]
+        told, _ = await connector.notices(cursor)
+        assert [one.reference for one in told] == ["BEFORE", "AFTER"]
+
+
+async def test_a_fee_that_a_refund_gives_again_is_told(pal: FakePaypal) -> None:
+    async with connected(pal.url, pal.client_secret) as connector:
+        page = await connector.check_out(CheckoutOrder("dep_1", 1_000, "USD", now_s()))
+        pal.approve(page.uri)
+        taken = await connector.capture(page.reference, 0, "USD", "dep_1")
+        assert isinstance(taken, Captured)
+        await connector.refund(taken.external, 300, "USD", "op", asked_before=False)
+        (refund,) = pal.orders[page.reference]["purchase_units"][0]["payments"]["refunds"]
+        for status, kept in (("COMPLETED", fee_of(1_000) - 11), ("FAILED", fee_of(1_000))):
+            back = {"paypal_fee": {"currency_code": "USD", "value": "0.11"}}
+            refund |= {"status": status, "seller_payable_breakdown": back}
+            stands = await connector.sync(page.reference)
+            assert stands is not None
+            assert stands.fees == kept
+
+
+async def test_pages_that_are_not_full_and_a_cursor_that_stays_small_lose_nothing(
+    pal: FakePaypal,
+) -> None:
+    now, pal.page_most = now_s(), 70
+    async with connected(pal.url, pal.client_secret) as connector:
+        _, cursor = await connector.notices("")
+        for turn in range(3):
+            names = [f"ORDER{turn}N{number:06}" for number in range(1_100)]
+            pal.events += [
+                approved(name, now + turn * 60 + at // 20) for at, name in enumerate(names)
+            ]
+            told, cursor = await connector.notices(cursor)
+            assert [one.reference for one in told] == names
+            assert len(cursor) < 30_000
+        assert await connector.notices(cursor) == ([], cursor)
+
+
 @pytest.mark.parametrize("is_first", [True, False])
 async def test_no_event_is_missed_by_a_clock_that_is_ahead(pal: FakePaypal, is_first: bool) -> None:
     if not is_first:
@@ -169,8 +247,8 @@ async def test_a_request_id_that_paypal_may_have_forgotten_is_not_used_again(
         assert pal.calls["post /v2/checkout/orders"] == 0
 
 
-async def test_a_paypal_that_cannot_be_reached_has_carried_out_nothing() -> None:
-    async with connected(f"http://127.0.0.1:{free_port()}") as connector:
+async def test_a_paypal_that_cannot_be_reached_has_carried_out_nothing(dead_port: int) -> None:
+    async with connected(f"http://127.0.0.1:{dead_port}") as connector:
         order = CardOrder("ord_1", 500, "USD", "cus_1", "paypal:1", made_at_s=now_s())
         told = await connector.authorise(order, asked_before=False)
         assert isinstance(told, Declined)
@@ -181,7 +259,14 @@ async def test_a_paypal_that_cannot_be_reached_has_carried_out_nothing() -> None
 
 
 @pytest.mark.parametrize(
-    ("status", "body"), [(500, b"{}"), (409, b"{}"), (200, b"{"), (201, b'{"id": 1}')]
+    ("status", "body"),
+    [
+        (500, b"{}"),
+        (409, b"{}"),
+        (200, b"{"),
+        (201, b'{"id": 1}'),
+        (422, b'{"details": [{"issue": "ORDER_COMPLETION_IN_PROGRESS"}]}'),
+    ],
 )
 async def test_an_answer_that_says_nothing_is_unknown_never_a_no(status: int, body: bytes) -> None:
     async def muddled(scope: Scope, receive: Receive, send: Send) -> None:
@@ -200,6 +285,7 @@ async def test_an_answer_that_says_nothing_is_unknown_never_a_no(status: int, bo
 
 def test_an_issue_that_nobody_has_listed_leaves_nothing_to_be_tried() -> None:
     assert decline_of("INSTRUMENT_DECLINED") is Decline.SOFT
+    assert decline_of("PAYEE_ACCOUNT_RESTRICTED") is Decline.TECHNICAL
     assert decline_of("CARD_EXPIRED") is Decline.HARD
     assert decline_of("AN_ISSUE_OF_TOMORROW") is Decline.HARD
 

@@ -34,8 +34,8 @@ from farebox.rails.stripe import StripeConfig, StripeConnector, check_signature,
 from farebox.rails.stripe.answers import decline_of
 from farebox.rails.web.breaker import Breaker
 from farebox.testing.asgi import Receive, Scope, Send, respond, serving
+from tests.contract.rail.fake_stripe import FakeStripe
 from tests.integration.whole_house import listening
-from tests.peers.process import free_port
 from tests.peers.stripe import Localstripe, StripeMock
 
 SECRET = "whsec_of_the_test"
@@ -45,7 +45,7 @@ NOW_S = SystemClock().now_ns() // NS_PER_S
 
 @asynccontextmanager
 async def connected(url: str, api_key: str) -> AsyncIterator[Connector]:
-    config = StripeConfig(api_key=api_key, webhook_secret=SECRET, url=url, timeout_s=10)
+    config = StripeConfig(api_key=api_key, webhook_secret=SECRET, url=url, timeout_s=60)
     async with aiohttp.ClientSession() as session:
         breaker = Breaker(SystemClock(), who="Stripe")
         yield StripeConnector(config, open_client(config, session), breaker, SystemClock())
@@ -159,7 +159,7 @@ class TestAtLocalstripe:
             taken = await card_desk.authorise(order, asked_before=False)
             assert isinstance(taken, Captured)
             for _ in range(20):
-                headers, body = await asyncio.wait_for(told.get(), 20)
+                headers, body = await asyncio.wait_for(told.get(), 60)
                 notice = await card_desk.hear(headers, body)
                 if isinstance(notice, Notice) and notice.reference == taken.reference:
                     break
@@ -197,8 +197,8 @@ async def test_every_request_is_as_stripes_openapi_wants_it_stripe_mock(
         assert all(code.isupper() for code in await connector.balances())
 
 
-async def test_a_stripe_that_cannot_be_reached_has_carried_out_nothing() -> None:
-    async with connected(f"http://127.0.0.1:{free_port()}", "sk_test_1") as connector:
+async def test_a_stripe_that_cannot_be_reached_has_carried_out_nothing(dead_port: int) -> None:
+    async with connected(f"http://127.0.0.1:{dead_port}", "sk_test_1") as connector:
         told = await connector.authorise(
             CardOrder("ord_1", 500, "USD", "cus_1", "pm_1"), asked_before=False
         )
@@ -257,3 +257,43 @@ def test_no_key_is_in_a_repr() -> None:
     shown = repr(StripeConfig(api_key="sk_live_1", webhook_secret=SECRET))
     assert "sk_live_1" not in shown
     assert SECRET not in shown
+
+
+@pytest.fixture
+async def shop() -> AsyncIterator[FakeStripe]:
+    fake = FakeStripe()
+    async with serving(fake) as fake.url:
+        yield fake
+
+
+async def test_a_payer_who_was_quicker_than_the_end_of_waiting_has_paid(shop: FakeStripe) -> None:
+    async with connected(shop.url, shop.api_key) as connector:
+        stored = await connector.store("pm_3ds", "payer_1")
+        assert isinstance(stored, StoredToken)
+        order = CardOrder("ord_1", 1_250, "USD", stored.customer, stored.token)
+        acts = await connector.authorise(order, asked_before=False)
+        assert isinstance(acts, RequiresAction)
+        shop.prove(acts.reference)
+        assert isinstance(await connector.void(acts.reference, "ord_1-void"), Unknown)
+        assert isinstance(await connector.authorise(order, asked_before=True), Captured)
+
+
+async def test_no_refund_is_forgotten_behind_a_hundred_others(shop: FakeStripe) -> None:
+    paid = shop._intent({"amount": "1000", "currency": "usd"})
+    shop._succeed(paid)
+    for _ in range(230):
+        shop.give_back(paid["id"], 1)
+    async with connected(shop.url, shop.api_key) as connector:
+        stands = await connector.sync(paid["id"])
+        assert stands is not None
+        assert sum(one.amount for one in stands.refunds) == 230
+
+
+async def test_events_of_other_kinds_are_in_nobodys_way(shop: FakeStripe) -> None:
+    async with connected(shop.url, shop.api_key) as connector:
+        _, cursor = await connector.notices("")
+        shop._happened("payment_intent.created", {"object": "payment_intent", "id": "pi_1"})
+        shop._happened("invoice.upcoming", {"object": "invoice", "id": None, "payment_intent": {}})
+        shop._happened("payment_intent.created", {"object": "payment_intent", "id": "pi_2"})
+        told, _ = await connector.notices(cursor)
+        assert [one.reference for one in told] == ["pi_1", "pi_2"]

@@ -9,6 +9,7 @@ import pytest
 
 from farebox.clock import ManualClock
 from farebox.ledger.store import Store
+from farebox.stores.postgres import connection
 from tests.contract.store.books import Backend, PostgresBook, SimulatedBook, SqliteBook
 
 
@@ -36,3 +37,9 @@ async def store(backend: Backend, clock: ManualClock) -> AsyncIterator[Store]:
     async with backend.open(clock) as store:
         yield store
         backend.verify()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time for a server to start again on a machine that is slow, or stands still for a while."""
+    monkeypatch.setattr(connection, "PATIENCE_S", 60)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import psycopg
 import pytest
@@ -18,6 +20,7 @@ from farebox.tally import Commits
 from tests.contract.store.books import RECORDS, PostgresBook, available, do, fund
 from tests.contract.store.wire import CommitBreaker, Fault
 from tests.peers.postgres import Postgres
+from tests.waiting import eventually
 
 PAY = Transfer("a", "b", 1, "x")
 
@@ -45,11 +48,18 @@ async def store(book: PostgresBook, breaker: CommitBreaker) -> AsyncIterator[Pos
     await store.close()
 
 
-@pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def hurry(patience_s: float = 1) -> Iterator[None]:
     """Patience and silence that a test can wait for."""
-    monkeypatch.setattr(connection, "PATIENCE_S", 1)
-    monkeypatch.setattr(connection, "_TRIP_MAX_S", 2)
+    with patch.multiple(connection, PATIENCE_S=patience_s, _TRIP_MAX_S=2):
+        yield
+
+
+async def somebody_waits(dsn: str) -> None:
+    """Wait until a backend waits for a book's lock."""
+    with psycopg.connect(dsn, autocommit=True) as db:
+        asked = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        await eventually(lambda: db.execute(asked).fetchone(), lambda found: found != (0,))
 
 
 # ── a COMMIT whose answer is lost ────────────────────────────────────────────────────────────────
@@ -81,14 +91,13 @@ async def test_many_whose_commit_is_lost_happen_once_each(
 
 
 @pytest.mark.parametrize("fault", [Fault.ANSWER_LOST, Fault.NEVER_ARRIVED])
-@pytest.mark.usefixtures("hurried")
 async def test_many_that_cannot_be_asked_for_are_unknown_and_the_same_call_tells(
     store: PostgresStore, breaker: CommitBreaker, fault: Fault
 ) -> None:
     breaker.faults, breaker.open = [fault], False
     ledger = Ledger(store, ManualClock())
     asked = {f"p:{n}": PAY for n in range(400)}
-    with pytest.raises(OutcomeUnknown, match="p:0"):
+    with hurry(), pytest.raises(OutcomeUnknown, match="p:0"):
         await ledger.post_many(asked)
     breaker.open = True
     again = await ledger.post_many(asked)
@@ -109,12 +118,11 @@ async def test_a_server_that_falls_silent_is_hung_up_on(
 @pytest.mark.parametrize(
     ("fault", "happened"), [(Fault.ANSWER_LOST, True), (Fault.NEVER_ARRIVED, False)]
 )
-@pytest.mark.usefixtures("hurried")
 async def test_what_cannot_be_asked_for_is_unknown_until_it_can(
     store: PostgresStore, breaker: CommitBreaker, fault: Fault, happened: bool
 ) -> None:
     breaker.faults, breaker.open = [fault], False
-    with pytest.raises(OutcomeUnknown):
+    with hurry(), pytest.raises(OutcomeUnknown):
         await do(store, "p", PAY)
     breaker.open = True
     assert isinstance(await store.outcome("p"), Applied) is happened
@@ -123,32 +131,30 @@ async def test_what_cannot_be_asked_for_is_unknown_until_it_can(
     assert await available(store, "b") == 1
 
 
-@pytest.mark.usefixtures("hurried")
 async def test_while_the_old_backend_holds_the_book_nobody_is_told_that_nothing_was_done(
-    store: PostgresStore, breaker: CommitBreaker, monkeypatch: pytest.MonkeyPatch
+    store: PostgresStore, breaker: CommitBreaker
 ) -> None:
     impatient = batch.SYNCED.replace("'lock_timeout', '5s'", "'lock_timeout', '200ms'")
-    monkeypatch.setattr(batch, "SYNCED", impatient)
     breaker.faults = [Fault.STUCK]
-    with pytest.raises(OutcomeUnknown):
+    with hurry(), patch.object(batch, "SYNCED", impatient), pytest.raises(OutcomeUnknown):
         await do(store, "p", PAY)
     breaker.released.set()
     assert await store.outcome("p") is None
     assert isinstance(await do(store, "p", PAY), Applied)
 
 
-@pytest.mark.usefixtures("hurried")
 async def test_where_the_database_cannot_be_reached_nothing_was_done(
     store: PostgresStore, breaker: CommitBreaker, book: PostgresBook
 ) -> None:
     breaker.open = False
     cut_all(book)
-    told = await asyncio.gather(
-        *(do(store, f"p:{n}", PAY) for n in range(5)), return_exceptions=True
-    )
-    assert {type(error) for error in told} == {StoreError}
-    with pytest.raises(StoreError):
-        await store.account("a")
+    with hurry():
+        told = await asyncio.gather(
+            *(do(store, f"p:{n}", PAY) for n in range(5)), return_exceptions=True
+        )
+        assert {type(error) for error in told} == {StoreError}
+        with pytest.raises(StoreError):
+            await store.account("a")
     breaker.open = True
     assert await available(store, "b") == 0
     assert isinstance(await do(store, "p:0", PAY), Applied)
@@ -172,7 +178,6 @@ async def test_a_read_whose_connection_breaks_is_asked_again_and_tells_the_same(
         assert told
 
 
-@pytest.mark.usefixtures("hurried")
 async def test_a_read_that_nobody_answers_is_an_error_and_never_nothing(
     store: PostgresStore, breaker: CommitBreaker, book: PostgresBook
 ) -> None:
@@ -180,13 +185,12 @@ async def test_a_read_that_nobody_answers_is_an_error_and_never_nothing(
     cut_all(book)
     reads: tuple[Callable[[], Awaitable[object]], ...] = (store.accounts, store.events)
     for read in reads:
-        with pytest.raises(StoreError):
+        with hurry(), pytest.raises(StoreError):
             await read()
     breaker.open = True
     assert await store.accounts()
 
 
-@pytest.mark.usefixtures("hurried")
 async def test_who_waits_behind_others_for_a_database_that_is_away_waits_no_longer_than_they(
     store: PostgresStore, breaker: CommitBreaker, book: PostgresBook
 ) -> None:
@@ -194,8 +198,9 @@ async def test_who_waits_behind_others_for_a_database_that_is_away_waits_no_long
     breaker.open = False
     cut_all(book)
     reads = (store.account("a") for _ in range(40))
-    async with asyncio.timeout(2 * connection.PATIENCE_S):
-        told = await asyncio.gather(*reads, return_exceptions=True)
+    with hurry():  # one after the other, over four connections, they would wait ten times as long
+        async with asyncio.timeout(8 * connection.PATIENCE_S):
+            told = await asyncio.gather(*reads, return_exceptions=True)
     assert {type(error) for error in told} == {StoreError}
     breaker.open = True
     assert await store.account("a")
@@ -209,7 +214,7 @@ async def test_none_is_told_of_a_unit_only_once_no_commit_of_it_is_on_its_way(
         dying.execute("SELECT pg_advisory_xact_lock(%s, 1)", (0x46415245,))
         dying.execute("DELETE FROM units WHERE seq > 1")  # its work
         asked = asyncio.create_task(store.outcome("p"))
-        await asyncio.sleep(0.3)
+        await somebody_waits(book.dsn)
         assert not asked.done()
         dying.rollback()
     assert await asked is None
@@ -237,6 +242,7 @@ async def pay_until(store: PostgresStore, enough: asyncio.Event, task: int) -> i
     return number
 
 
+@pytest.mark.usefixtures("patient")
 async def test_backends_that_are_ended_under_load_lose_nothing(
     store: PostgresStore, book: PostgresBook
 ) -> None:
@@ -246,12 +252,14 @@ async def test_backends_that_are_ended_under_load_lose_nothing(
     for _ in range(15):
         await asyncio.sleep(0.05)
         await asyncio.to_thread(cut_all, book)
+    await eventually(lambda: available(store, "b"), lambda paid: paid > 20)
     enough.set()
     paid = sum(await asyncio.gather(*payers))
     assert await available(store, "b") == paid
     assert paid > 20
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_a_server_that_restarts_under_load_loses_nothing(
     store: PostgresStore, postgres: Postgres, mode: str
@@ -262,7 +270,7 @@ async def test_a_server_that_restarts_under_load_loses_nothing(
     for _ in range(2):
         await asyncio.sleep(0.2)
         await asyncio.to_thread(postgres.restart, mode)
-    await asyncio.sleep(0.2)
+    await eventually(lambda: available(store, "b"), lambda paid: paid > 20)
     enough.set()
     paid = sum(await asyncio.gather(*payers))
     assert await available(store, "b") == paid
@@ -288,7 +296,7 @@ async def test_a_full_queue_says_so_before_anything_is_done(
     with psycopg.connect(book.dsn) as other:
         other.execute("SELECT pg_advisory_xact_lock(%s, 1)", (0x46415245,))
         first = asyncio.create_task(do(store, "first", PAY))
-        await asyncio.sleep(0.1)
+        await somebody_waits(book.dsn)
         waiting = [asyncio.create_task(do(store, f"p:{n}", PAY)) for n in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(StoreBusy):
@@ -337,7 +345,7 @@ async def test_only_a_batch_in_which_nobody_asks_for_it_is_not_synced(
 
 
 async def test_batches_are_counted_by_their_size_and_their_end(
-    book: PostgresBook, breaker: CommitBreaker, monkeypatch: pytest.MonkeyPatch
+    book: PostgresBook, breaker: CommitBreaker
 ) -> None:
     commits = Commits()
     store = await PostgresStore.open(book.dsn_at(breaker.port), RECORDS, commits=commits)
@@ -345,6 +353,7 @@ async def test_batches_are_counted_by_their_size_and_their_end(
     with psycopg.connect(book.dsn) as other:
         other.execute("SELECT pg_advisory_xact_lock(%s, 1)", (0x46415245,))
         first = asyncio.create_task(do(store, "first", PAY, events=(Event("paid", "a"),)))
+        await somebody_waits(book.dsn)
         await asyncio.sleep(0.1)
         waiting = [asyncio.create_task(do(store, f"p:{n}", PAY)) for n in range(30)]
         await asyncio.sleep(0)
@@ -365,10 +374,9 @@ async def test_batches_are_counted_by_their_size_and_their_end(
     with pytest.raises(StoreError):
         await do(store, "no\0text", PAY)
     assert (commits.failures, commits.is_failing) == (1, False)
-    monkeypatch.setattr(connection, "PATIENCE_S", 0.2)
     breaker.open = False
     await asyncio.to_thread(cut_all, book)
-    with pytest.raises(StoreError):
+    with hurry(0.2), pytest.raises(StoreError):
         await do(store, "away", PAY)
     assert (commits.failures, commits.is_failing) == (2, True)
     breaker.open = True
@@ -397,7 +405,6 @@ async def test_a_newer_database_is_refused(book: PostgresBook) -> None:
         await PostgresStore.open(book.dsn, RECORDS)
 
 
-@pytest.mark.usefixtures("hurried")
 async def test_the_password_is_never_shown(postgres: Postgres) -> None:
     password = "s3cr3t"
     for dsn in (
@@ -405,7 +412,7 @@ async def test_the_password_is_never_shown(postgres: Postgres) -> None:
         f"postgresql://farebox:{password}@127.0.0.1:{postgres.port}/postgres",
         f"host=127.0.0.1 port=1 password={password}",
     ):
-        with pytest.raises(StoreError) as failed:
+        with hurry(), pytest.raises(StoreError) as failed:
             await PostgresStore.open(dsn, RECORDS)
         assert password not in str(failed.value)
         assert password not in place(dsn)

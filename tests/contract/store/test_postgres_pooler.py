@@ -20,6 +20,7 @@ from tests.contract.store.books import COUNTER, JOB, RECORDS, Job, available, do
 from tests.contract.store.test_postgres_faults import pay_until
 from tests.peers.pgbouncer import PgBouncer, running
 from tests.peers.postgres import Postgres
+from tests.waiting import eventually
 
 PAY = Transfer("a", "b", 1, "x")
 #: Of a session each store has its own connections; of transactions they all share these.
@@ -106,6 +107,7 @@ async def test_processes_behind_a_pooler_write_one_book(book: Pooled) -> None:
 
 
 @pytest.mark.peer
+@pytest.mark.usefixtures("patient")
 async def test_a_pooler_that_is_killed_and_backends_that_are_cut_lose_nothing(book: Pooled) -> None:
     async with book.open() as store:
         await fund(store)
@@ -117,7 +119,7 @@ async def test_a_pooler_that_is_killed_and_backends_that_are_cut_lose_nothing(bo
             await asyncio.to_thread(book.cut_all)
         await asyncio.to_thread(book.pooler.kill)
         await asyncio.to_thread(book.pooler.start)
-        await asyncio.sleep(0.1)
+        await eventually(lambda: available(store, "b"), lambda paid: paid > 20)
         enough.set()
         paid = sum(await asyncio.gather(*payers))
         assert await available(store, "b") == paid

@@ -103,7 +103,7 @@ def start(book: PostgresBook, names: str) -> list[subprocess.Popen[str]]:
 
 def answers(child: subprocess.Popen[str]) -> list[list[Any]]:
     """All that a process was told, once it has ended."""
-    said, _ = child.communicate(timeout=90)
+    said, _ = child.communicate(timeout=150)
     return [json.loads(line) for line in said.splitlines() if line.endswith("]")]
 
 
@@ -190,7 +190,7 @@ async def main(dsn, where):
             os.kill(os.getpid(), signal.SIGSTOP)
         told = await work(*what)
         if where != "write":
-            await asyncio.sleep(0.3)  # for the server to have taken the lock
+            await asyncio.sleep(1)  # for the server to have taken the lock
             os.kill(os.getpid(), signal.SIGSTOP)
         return told
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from unittest.mock import patch
 
 import pytest
 
@@ -18,19 +20,20 @@ from farebox.tally import Commits
 from tests.contract.store.books import RECORDS, available, do, fund
 from tests.contract.store.test_postgres_faults import pay_until
 from tests.peers.standby import Pair
+from tests.waiting import eventually
 
 PAY = Transfer("a", "b", 1, "x")
-_TRIES_MAX = 200
-_PAUSE_S = 0.05
 
 
-@pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def hurry() -> Iterator[None]:
     """Time-outs that a test can wait for, in the order they have."""
-    monkeypatch.setattr(connection, "PATIENCE_S", 1)
-    monkeypatch.setattr(connection, "_TRIP_MAX_S", 2)
     hurried = batch.SYNCED.replace("'5s'", "'300ms'").replace("'20s'", "'500ms'")
-    monkeypatch.setattr(batch, "SYNCED", hurried)
+    with (
+        patch.multiple(connection, PATIENCE_S=1, _TRIP_MAX_S=2),
+        patch.object(batch, "SYNCED", hurried),
+    ):
+        yield
 
 
 def audited(pair: Pair, since: Checkpoint | None = None, at: str = "") -> object:
@@ -49,11 +52,14 @@ async def opened(pair: Pair, commits: Commits | None = None) -> PostgresStore:
 
 async def until_known(store: PostgresStore, unit_id: str) -> object:
     """Ask until there is an answer."""
-    for _ in range(_TRIES_MAX):
+
+    async def ask() -> list[object]:
         with suppress(StoreError):
-            return await store.outcome(unit_id)
-        await asyncio.sleep(_PAUSE_S)
-    raise AssertionError("nobody knows")
+            return [await store.outcome(unit_id)]
+        return []
+
+    (outcome,) = await eventually(ask)
+    return outcome
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────
@@ -87,6 +93,7 @@ async def _in_recovery(connection: connection.Connection) -> object:
 
 
 @pytest.mark.peer
+@pytest.mark.usefixtures("patient")
 async def test_a_fail_over_under_load_to_a_standby_that_is_waited_for_loses_nothing(
     pair: Pair,
 ) -> None:
@@ -95,13 +102,10 @@ async def test_a_fail_over_under_load_to_a_standby_that_is_waited_for_loses_noth
     await asyncio.to_thread(pair.wait_for_standby)
     enough = asyncio.Event()
     payers = [asyncio.create_task(pay_until(store, enough, task)) for task in range(20)]
-    await asyncio.sleep(0.5)
+    await eventually(lambda: available(store, "b"))
     before = await available(store, "b")
     await asyncio.to_thread(pair.fail_over)
-    for _ in range(_TRIES_MAX):
-        if await available(store, "b") > before:
-            break
-        await asyncio.sleep(_PAUSE_S)
+    await eventually(lambda: available(store, "b"), lambda paid: paid > before)
     enough.set()
     paid = sum(await asyncio.gather(*payers))
     assert await available(store, "b") == paid > before, "it went on"
@@ -110,7 +114,6 @@ async def test_a_fail_over_under_load_to_a_standby_that_is_waited_for_loses_noth
 
 
 @pytest.mark.peer
-@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("restarts", [False, True])
 async def test_a_commit_that_the_standby_does_not_have_is_told_to_nobody(
     pair: Pair, restarts: bool
@@ -120,12 +123,13 @@ async def test_a_commit_that_the_standby_does_not_have_is_told_to_nobody(
     await asyncio.to_thread(pair.wait_for_standby)
     await do(store, "p:1", PAY)
     await asyncio.to_thread(pair.standby.stop, "immediate")
-    paying = asyncio.create_task(do(store, "p:2", PAY))
-    if restarts:
-        await asyncio.sleep(0.3)
-        await asyncio.to_thread(pair.primary.restart, "immediate")
-    with pytest.raises(OutcomeUnknown):
-        await paying
+    with hurry():
+        paying = asyncio.create_task(do(store, "p:2", PAY))
+        if restarts:
+            await asyncio.to_thread(pair.until_a_commit_waits)
+            await asyncio.to_thread(pair.primary.restart, "immediate")
+        with pytest.raises(OutcomeUnknown):
+            await paying
     await asyncio.to_thread(pair.standby.start)
     assert isinstance(await until_known(store, "p:2"), Applied)
     assert await available(store, "b") == 2

@@ -14,6 +14,7 @@ from farebox.ledger.model import Applied, Outcome, Put, Refused, Transfer, Unit
 from farebox.ledger.service import Ledger, State
 from farebox.ledger.store import Store
 from tests.contract.store.books import COUNTER, JOB, Backend, Job, available, do, fund
+from tests.waiting import WAIT_S
 
 
 async def test_many_callers_share_few_transactions(store: Store) -> None:
@@ -120,7 +121,7 @@ async def test_calls_that_want_the_same_rows_in_another_order_do_not_lock_up(sto
 
         return await ledger.transact(rows, decide)
 
-    told = await asyncio.wait_for(asyncio.gather(*(move(task) for task in range(40))), 20)
+    told = await asyncio.wait_for(asyncio.gather(*(move(task) for task in range(40))), WAIT_S)
     assert all(isinstance(outcome, Applied) for outcome in told)
 
 
@@ -149,8 +150,8 @@ async def test_the_locks_of_a_caller_that_left_are_free(store: Store) -> None:
     await asyncio.sleep(0)
     for task in tasks[:19]:
         task.cancel()
-    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
-    told = await asyncio.wait_for(ledger.transact([(COUNTER, "c")], decide), 10)
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), WAIT_S)
+    told = await asyncio.wait_for(ledger.transact([(COUNTER, "c")], decide), WAIT_S)
     assert isinstance(told, Applied)
 
 
@@ -164,7 +165,7 @@ async def test_closing_answers_everybody_who_waits(backend: Backend) -> None:
         sweep = asyncio.create_task(store.expire_due())
         await asyncio.sleep(0)
         await store.close()
-        told = await asyncio.wait_for(asyncio.gather(*waiting), 10)
+        told = await asyncio.wait_for(asyncio.gather(*waiting), WAIT_S)
         assert [type(outcome) for outcome in told] == [Applied] * 500 + [Refused] * 500
         assert await sweep == 0
     async with backend.open() as store:

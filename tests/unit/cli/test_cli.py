@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from farebox.cli import main
+from farebox.cli.output import progress
 from farebox.pricing.parse import parse_rules
 from farebox.settings import load_settings, read_root_key, render_default_settings
 
@@ -95,7 +98,7 @@ def test_a_mistake_in_the_command_is_code_2_and_no_traceback(run: Run) -> None:
 
 def test_the_package_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "farebox", "--version"]
-    out = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    out = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert out.startswith("farebox ")
 
 
@@ -103,3 +106,26 @@ def test_the_price_in_the_example_file_is_one() -> None:
     commented = render_default_settings().partition("#[[price]]\n")[2].splitlines()
     table = dict(line[1:].split(" = ") for line in commented[: commented.index("")])
     assert parse_rules([{key: json.loads(value) for key, value in table.items()}])
+
+
+def test_whoever_asks_a_running_server_loads_no_house() -> None:
+    code = "import sys, farebox.cli.keys; print({'litestar', 'aiohttp'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+class _Full(io.StringIO):
+    def write(self, _: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_log_stops_nothing_and_a_full_screen_is_one_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", _Full())
+        progress("stopping: …")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", _Full())
+        code, _, error = run("init")
+    assert (code, error) == (2, "error: [Errno 28] No space left on device\n")

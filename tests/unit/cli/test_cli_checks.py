@@ -13,11 +13,14 @@ import pytest
 
 from farebox.cli import checks
 from farebox.clock import NS_PER_S, ManualClock, SystemClock
+from farebox.ledger.service import Ledger
+from farebox.ledger.standing import BOOK, BookState, Standing, change_state
 from farebox.operating import Finding, Verdict
 from farebox.operating.findings import disk_space, free_bytes
 from farebox.pricing.parse import parse_rules
 from farebox.rails.cashu import open_session
 from farebox.settings import Settings, create_root_key, load_settings
+from farebox.stores.sqlite import SqliteStore
 from farebox.testing.asgi import serving
 from farebox.testing.mint import PlayMint
 
@@ -71,9 +74,26 @@ def test_a_book_without_its_key_is_a_failure_and_a_first_start_is_not(tmp_path: 
     found.database_path.touch()
     assert not checks.needs_root_key(found, {})
     assert checks.root_key(found, {}).verdict is Verdict.FAILURE
-    create_root_key(tmp_path)
+    key = create_root_key(tmp_path)
     assert well(checks.root_key(found, {}))
+    key.chmod(0o644)
+    assert "chmod 600" in checks.root_key(found, {}).advice
     assert not checks.needs_root_key(settings(tmp_path / "new"), {"FAREBOX_ROOT_KEY": "00" * 32})
+
+
+async def test_a_book_that_may_not_be_served_is_a_failure(tmp_path: Path) -> None:
+    found = settings(tmp_path)
+    assert found.database_path is not None
+    assert well(checks.book(found, is_served=False))
+    store = SqliteStore(found.database_path, (BOOK,))
+    closed = BookState(Standing.CLOSED, 1, "it is a copy")
+    await change_state(Ledger(store, SystemClock()), closed)
+    await store.close()
+    finding = checks.book(found, is_served=False)
+    assert finding.verdict is Verdict.FAILURE
+    assert "is closed: it is a copy" in finding.found
+    found.database_path.write_text("no book at all")
+    assert checks.book(found, is_served=False).verdict is Verdict.FAILURE
 
 
 class _Usage(NamedTuple):

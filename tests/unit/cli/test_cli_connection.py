@@ -45,7 +45,7 @@ class Served(uvicorn.Server):
     """Tells when it listens, and when it stops."""
 
     def __init__(self, app: App) -> None:
-        super().__init__(server_config(app, 8_192, stop_timeout_s=5))
+        super().__init__(server_config(app, 8_192, stop_timeout_s=60))
         self.listens = asyncio.Event()
         self.stops = asyncio.Event()
 
@@ -82,7 +82,7 @@ async def told(port: int, *pieces: bytes) -> bytes:
     for piece in pieces:
         writer.write(piece)
         await asyncio.sleep(0)  # so that it is read by itself
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), 60)
     writer.close()
     return answer
 
@@ -276,7 +276,7 @@ async def test_a_caller_that_leaves_is_noticed_by_who_listens() -> None:
         writer.write(ASK % b"")
         await listening_.wait()
         writer.transport.abort()
-        await asyncio.wait_for(heard.wait(), 5)
+        await asyncio.wait_for(heard.wait(), 60)
 
 
 async def test_an_idle_connection_is_closed_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ async def exchange(port: int, *pieces: bytes) -> bytes:
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
-        return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
     except ConnectionResetError:
         return b"reset"
     finally:
@@ -86,13 +86,13 @@ async def test_a_head_that_does_not_come_is_not_waited_for(
 async def test_the_second_head_of_a_connection_is_bounded_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "_HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connection, "_HEAD_TIMEOUT_S", 0.1)
     async with serving() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
-        assert (await reader.readuntil(b"fine")).startswith(b"HTTP/1.1 200 ")
-        writer.write(b"GET / HTTP/1.1\r\nhost: he")
-        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 408 ")
+        writer.write(b"GET / HTTP/1.1\r\nhost: here\r\n\r\nGET / HTTP/1.1\r\nhost: he")
+        answered, _, cut_off = (await asyncio.wait_for(reader.read(), 60)).partition(b"fine")
+        assert answered.startswith(b"HTTP/1.1 200 ")
+        assert cut_off.startswith(b"HTTP/1.1 408 ")
         writer.close()
 
 
@@ -109,7 +109,7 @@ async def test_a_caller_that_sends_no_more_has_what_was_answered() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
         writer.write_eof()
-        assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"fine")
+        assert (await asyncio.wait_for(reader.read(), 60)).endswith(b"fine")
         writer.close()
 
 

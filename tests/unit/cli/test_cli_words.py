@@ -36,6 +36,8 @@ def test_durations_are_read(text: str, seconds: int) -> None:
 def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(InvalidInput, match='write "90s"'):
         duration_ns(text)
+    with pytest.raises(InvalidInput, match="hundred years"):
+        duration_ns("999999999w")
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ async def test_giving_up_closes_the_connection() -> None:
     async with line(script) as it:
         answer = await it.ask()
         answer.close()
-        await asyncio.wait_for(closed.wait(), 2)
+        await asyncio.wait_for(closed.wait(), 60)
 
 
 def test_an_origin_is_read_from_its_url() -> None:

@@ -132,7 +132,7 @@ async def test_keys_are_listed_by_account_id_and_page(ledger: Ledger) -> None:
 async def test_authenticating_a_remembered_key_is_quick(ledger: Ledger) -> None:
     keys = Keys(ledger)
     new = await made(keys)
-    started = time.perf_counter()
+    started = time.process_time()  # ours alone: the machine may be busy
     for _ in range(2_000):
         await keys.authenticate(new.secret)
-    assert (time.perf_counter() - started) / 2_000 < 100e-6  # about 3 µs; the machine may be busy
+    assert (time.process_time() - started) / 2_000 < 100e-6  # about 3 µs

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from farebox.clock import ManualClock
-from farebox.ledger.model import Applied, Kind, Open, Transfer, Unit
+from farebox.ledger.model import ABSENT, Applied, Kind, Open, Put, Transfer, Unit
 from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
@@ -21,7 +21,7 @@ from farebox.payments.cards.terms import CardTerms
 from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST, Deposit, Deposits, DepositState
 from farebox.payments.exchange import Quoted
 from farebox.payments.maturity import MATURING, unripe_msat
-from farebox.payments.model import OPERATION
+from farebox.payments.model import OPERATION, Operation, OperationState
 from farebox.stores.sqlite import SqliteStore
 
 ACCOUNT, CUSTODY, PAYABLE = "customer:a", "custody:stripe:main:USD", "payable:stripe:main:USD"
@@ -50,19 +50,19 @@ class World:
         )
         self.spent_msat = 0
 
-    async def credit(self) -> None:
-        """The payment arrives."""
+    async def credit(self, payment: str = "pi_1", custody: str = CUSTODY) -> None:
+        """A payment arrives."""
         deposit = Deposit(
             source="stripe",
-            reference="pi_1",
+            reference=payment,
             account=ACCOUNT,
-            custody=CUSTODY,
+            custody=custody,
             asset="USD",
             amount_msat=PAID * CENT_MSAT,
             currency="USD",
             amount=PAID,
             state=DepositState.CREDITED,
-            at=1,
+            at=self.clock.now_ns(),
             quoted=Quoted("USD", str(CENT_MSAT), 0),
             matures_at=TERMS.matures_at(self.clock.now_ns() // 10**9),
         )
@@ -131,7 +131,8 @@ async def test_disputes_refunds_and_fees_in_any_order_are_booked_to_the_cent(
                 back = GivenBack(f"re_{len(told.refunds)}", dice.randint(1, left))
                 world.told = replace(told, refunds=(*told.refunds, back))
             case "fee":
-                world.told = replace(told, fees=told.fees + dice.choice((15, 1_500)))
+                change = dice.choice((15, 1_500, -min(told.fees, 40)))
+                world.told = replace(told, fees=told.fees + change)
             case _:
                 for _ in range(dice.randint(1, 3)):
                     await world.hear()
@@ -139,4 +140,20 @@ async def test_disputes_refunds_and_fees_in_any_order_are_booked_to_the_cent(
         world.clock.advance(1)
     await world.hear()
     await world.assert_right()
+    await world.store.close()
+
+
+async def test_a_refund_that_was_given_up_and_was_made_all_the_same_leaves_the_account(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path)
+    await world.credit()
+    given_up = Operation(
+        id="op", kind="refund", account=ACCOUNT, hold="", plan=b"", state=OperationState.REJECTED
+    )
+    await world.store.commit(Unit("op", puts=(Put(OPERATION, "op", given_up, ABSENT),)))
+    world.told = replace(world.told, refunds=(GivenBack("re_1", 300, "op"),))
+    for _ in range(2):
+        await world.hear()
+        await world.assert_right()
     await world.store.close()

@@ -10,7 +10,18 @@ import pytest
 
 from farebox.clock import ManualClock
 from farebox.errors import OutcomeUnknown, RailRejected, RailUnavailable
-from farebox.ledger.model import Applied, Hold, Kind, Open, Outcome, Transfer, Unit, hold_id
+from farebox.ledger.model import (
+    ABSENT,
+    Applied,
+    Hold,
+    Kind,
+    Open,
+    Outcome,
+    Put,
+    Transfer,
+    Unit,
+    hold_id,
+)
 from farebox.ledger.processes import PROCESS, Processes
 from farebox.ledger.service import Ledger
 from farebox.payments.model import (
@@ -126,6 +137,23 @@ async def test_a_lost_answer_keeps_the_hold_and_is_asked_for_later(
     assert await journal.operations.recover() == 1
     assert await journal.balance() == (900, 0)
     assert journal.rail.asked == [False, True]
+
+
+async def test_what_moves_beside_an_attempt_has_it_asked_again_and_nobody_called(
+    journal: Journal,
+) -> None:
+    other = Operation(id="other", kind="pay", account="a", hold="", plan=b"")
+    await journal.store.commit(Unit("other", puts=(Put(OPERATION, "other", other, ABSENT),)))
+    moved = [Changes(puts=(Put(OPERATION, "other", other, version),)) for version in (7, 1)]
+    journal.rail.verdicts = [Succeeded(60, changes=changes) for changes in moved]
+    await journal.open()
+    waiting = await journal.operations.advance("op", fresh=True)
+    assert waiting.state is OperationState.OPEN
+    assert await journal.balance() == (900, 100)
+    done = await journal.operations.advance("op")
+    assert done.state is OperationState.SUCCEEDED
+    assert journal.rail.asked == [False, True]
+    assert await journal.balance() == (940, 0)
 
 
 async def test_an_operation_that_was_open_at_a_stop_is_asked_about(journal: Journal) -> None:

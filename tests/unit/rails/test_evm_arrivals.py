@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from eth_account.hdaccount.mnemonic import Mnemonic
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from farebox.clock import SystemClock
@@ -271,7 +271,7 @@ async def live(steps: Sequence[tuple[str, Any, Any]], folder: Path) -> None:
     await store.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @example([PAID, MINED, LOOKED, ("reorganise", 4, 2), ("mine", 1, 0), LOOKED, MINED, LOOKED])
 @example([PAID, MINED, LOOKED, ("reorganise", 4, 0), LOOKED, ("come back", 0, 0), LOOKED])
 @example([PAID, MINED, LOOKED, ("reorganise", 4, 0), ("look", 3, 0), ("come back", 0, 0)])

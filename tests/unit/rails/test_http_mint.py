@@ -52,7 +52,7 @@ async def ask(
     call: Callable[[HttpMint], Awaitable[object]],
 ) -> object:
     async with serving(liar) as url, open_session() as session:
-        limits = MintLimits(call_s=5, answer_bytes_max=ANSWER_MAX)
+        limits = MintLimits(call_s=60, answer_bytes_max=ANSWER_MAX)
         return await call(HttpMint(url, session, ManualClock(), limits=limits))
 
 

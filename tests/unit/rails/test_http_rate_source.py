@@ -30,7 +30,9 @@ class Page:
 
     async def observe(self, pointer: str) -> Observation:
         address = f"http://127.0.0.1:{self._port}/ticker?pair=a#{pointer}"
-        source = HttpRateSource(address, self._session, self.clock, timeout_s=0.3)
+        source = HttpRateSource(
+            address, self._session, self.clock, timeout_s=0.1 if self.answer is slow else 60
+        )
         assert source.name == "127.0.0.1"
         return await source.observe()
 
@@ -41,12 +43,12 @@ async def page() -> AsyncIterator[Page]:
         assert request.query_string == "pair=a"
         await asyncio.sleep(0)
         if subject.answer is slow:
-            await asyncio.sleep(2)
+            await asyncio.sleep(60)
         return subject.answer()
 
     app = web.Application()
     app.router.add_get("/ticker", handle)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     port = runner.addresses[0][1]

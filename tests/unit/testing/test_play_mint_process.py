@@ -19,7 +19,7 @@ from tests.peers.process import PeerProcess, free_port
 
 def call(url: str, body: object = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data), timeout=10) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, data), timeout=60) as answer:
         return json.load(answer)
 
 
@@ -77,7 +77,7 @@ def test_it_fails_when_told_to_over_http(process: PeerProcess, port: int) -> Non
     with pytest.raises(json.JSONDecodeError):
         call(f"{url}/v1/checkstate", ask)
     assert call(f"{url}/v1/checkstate", ask) == {"states": []}
-    assert call(f"{url}/play/audit")["calls"] == {"info": 1, "checkstate": 4}
+    assert call(f"{url}/play/audit")["calls"]["checkstate"] == 4
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ from farebox.cli.bench.progress import watched
 from farebox.cli.bench.report import Charges, Report
 from farebox.cli.bench.tally import Tally
 from farebox.cli.bench.target import Ask, Target
-from farebox.cli.desk import Balance, Facts
 from farebox.cli.door import ask_server
 from farebox.cli.receipts import STREAM_RECEIPT
+from farebox.cli.requests import Balance, Facts
 from farebox.errors import FareboxError, InvalidInput
 
 _STREAM_HEADERS = {STREAM_RECEIPT: "1"}

@@ -15,8 +15,9 @@ from farebox.bootstrap import Farebox
 from farebox.cli.demo.caller import Caller
 from farebox.cli.demo.narrator import Narrator
 from farebox.cli.demo.purse import Purse
-from farebox.cli.desk import Balance, carry_out
+from farebox.cli.desk import carry_out
 from farebox.cli.output import sat
+from farebox.cli.requests import Balance
 from farebox.clock import SystemClock
 from farebox.ledger.invariants import Verified, verify
 from farebox.money import sat_to_msat

@@ -7,6 +7,7 @@ A provider tells how a payment stands now; what is booked is the difference to w
 |----------------------------|--------------------------|----------------------------------|
 | the fee the payer paid     | custody → exchange       | exchange → revenue               |
 | what the provider kept     | exchange → custody       | revenue, then expense → exchange |
+| a fee that it gave again   | custody → exchange       | exchange → revenue               |
 | a dispute, or a refund by  | exchange → custody       | account, then receivable →       |
 | the provider's dashboard   |                          | exchange; ours: from expense     |
 | a dispute that was won, or | custody → exchange       | exchange → account               |
@@ -64,12 +65,13 @@ from farebox.payments.exchange import (
     taking_back,
 )
 from farebox.payments.maturity import MATURING, Lot, Maturing, with_lot
-from farebox.payments.model import OPERATION
+from farebox.payments.model import OPERATION, OperationState
 
 _log = structlog.get_logger("farebox.cards")
 
 EXPENSE = "expense:cards"
 _TRIES_MAX = 16
+_GIVEN_UP = (OperationState.REJECTED, OperationState.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,13 @@ def delta_of(deposit: Deposit, known: CardMoney, told: CardPayment, given: int) 
         taken=account,
         taken_ours=taken - known.taken - account,
     )
+
+
+def lot_of(deposit: Deposit, gone: int) -> Lot:
+    """What its payer could still take back of a payment, of which so much is gone already."""
+    here = deposit.amount - min(deposit.amount, gone)
+    here_msat = bought(deposit.quoted, here).account if deposit.quoted else 0
+    return Lot(deposit.key, here_msat, deposit.matures_at)
 
 
 def _outside(told: CardPayment) -> int:
@@ -188,10 +197,12 @@ class Booking:
         raise StoreBusy(f"the accounts of {key} move too fast; it is booked with the next notice")
 
     async def _attributed(self, told: CardPayment) -> _Told:
-        """With only those refunds as ours that an operation of this book has asked for."""
+        """With only those refunds as ours that an operation of this book moves, or has moved: one
+        that was given up and was made all the same came out of no account yet."""
         refunds = []
         for one in told.refunds:
-            is_ours = bool(one.key) and await self._ledger.store.get(OPERATION, one.key) is not None
+            row = await self._ledger.store.get(OPERATION, one.key) if one.key else None
+            is_ours = row is not None and row.value.state not in _GIVEN_UP
             refunds.append(one if is_ours else replace(one, key=""))
         undone: list[str] = []
         for one in told.undone:
@@ -228,9 +239,7 @@ class Booking:
         taken = payment.disputed + _outside(payment)
         booked = CardMoney(extra=known.extra + delta.extra, fees=payment.fees, taken=taken)
         lots = state.value(MATURING, deposit.account)
-        here = deposit.amount - min(deposit.amount, given + taken)
-        here_msat = bought(deposit.quoted, here).account if deposit.quoted else 0
-        ripening = with_lot(lots, Lot(key, here_msat, deposit.matures_at), now_ns)
+        ripening = with_lot(lots, lot_of(deposit, given + taken), now_ns)
         version = state.version(CARD_MONEY, key)
         puts += (Put(CARD_MONEY, key, booked, version),)
         if ripening != (lots or Maturing()):
@@ -263,7 +272,8 @@ def postings(
     quoted = deposit.quoted
     assert quoted is not None, "card money is converted"
     asset, custody, payable = deposit.asset, deposit.custody, terms.payable(deposit.asset)
-    arrives = max(0, delta.extra) + max(0, -delta.taken) + max(0, -delta.taken_ours)
+    again = max(0, -delta.taken) + max(0, -delta.taken_ours) + max(0, -delta.fees)
+    arrives = max(0, delta.extra) + again
     leaves = max(0, delta.fees) + max(0, delta.taken) + max(0, delta.taken_ours)
     lent = max(0, leaves - balances.custody - arrives)
     repaid = min(balances.payable, max(0, balances.custody + arrives - leaves))
@@ -272,7 +282,11 @@ def postings(
     if lent:
         steps.append(Transfer(custody, payable, lent, "provider-debt"))
     revenue = balances.revenue
-    for amount, code in ((delta.extra, "card-fee"), (-delta.taken_ours, "given-again")):
+    for amount, code in (
+        (delta.extra, "card-fee"),
+        (-delta.taken_ours, "given-again"),
+        (-delta.fees, "fee-again"),
+    ):
         if amount > 0:
             revenue += bought(quoted, amount).total
             steps += _to_house(quoted, custody, amount, code)

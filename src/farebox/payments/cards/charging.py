@@ -10,6 +10,7 @@
 |-------------------------------|-----------------------------|------------------------------------|
 | opening commit → call         | we stop                     | asked for, then called: same key   |
 | call → answer                 | it is lost                  | asked for, then called: same key   |
+| told its name, under way      | it takes days               | the name is stored, and asked for  |
 | declined → next one stored    | we stop                     | the same candidate declines again  |
 | next one stored → its call    | we stop                     | the next one is asked for, then    |
 |                               |                             | called; the one before never again |
@@ -94,20 +95,26 @@ class Charging:
         raw = self._signer.unseal(operation.plan, operation.id)
         plan = msgspec.json.decode(raw, type=ChargePlan)
         row = await self._ledger.store.get(CHARGE_PROGRESS, operation.id)
-        at = row.value.at if row else 0
+        progress = row.value if row else ChargeProgress(0)
         while True:
-            told = await self._charged(operation, plan, at, asked_before=asked_before)
+            told = await self._charged(operation, plan, progress, asked_before=asked_before)
             if not isinstance(told, Declined):
                 return told
-            is_last = told.decline is Decline.HARD or at + 1 >= len(plan.candidates)
+            is_last = told.decline is Decline.HARD or progress.at + 1 >= len(plan.candidates)
             if is_last:
                 return Rejected(told.code, told.message, again=told.decline is not Decline.HARD)
-            at, asked_before = at + 1, False
-            await self._advance_to(operation, at)
+            progress, asked_before = ChargeProgress(progress.at + 1), False
+            await self._advance_to(operation, progress)
 
     async def _charged(
-        self, operation: Operation, plan: ChargePlan, at: int, *, asked_before: bool
+        self,
+        operation: Operation,
+        plan: ChargePlan,
+        progress: ChargeProgress,
+        *,
+        asked_before: bool,
     ) -> Verdict | Declined:
+        at = progress.at
         one = plan.candidates[at]
         rail = self._rails.get(one.provider)
         if rail is None:
@@ -121,6 +128,7 @@ class Charging:
             customer=one.customer,
             token=one.token,
             made_at_s=operation.created_at // NS_PER_S,
+            reference=progress.reference,
         )
         told: Outcome = await rail.connector.authorise(asked, asked_before=asked_before)
         if isinstance(told, Authorised):  # a provider that reserves first
@@ -128,6 +136,8 @@ class Charging:
             told = await rail.connector.capture(told.reference, 0, plan.asset, key)
         if isinstance(told, RequiresAction) and self._ledger.clock.now_ns() >= plan.act_until:
             told = await rail.connector.void(told.reference, f"{order}-void")
+        if isinstance(told, RequiresAction | Unknown) and told.reference:
+            await self._advance_to(operation, ChargeProgress(at, told.reference))
         self._note(one.provider, told)
         self.actions.pop(operation.id, None)
         match told:
@@ -177,15 +187,18 @@ class Charging:
         await rail.book(told.external, told.reference)
         return Succeeded(deposit.amount_msat, result=told.external.encode())
 
-    async def _advance_to(self, operation: Operation, at: int) -> None:
+    async def _advance_to(self, operation: Operation, progress: ChargeProgress) -> None:
         key = operation.id
 
         def decide(state: State, _: int) -> Unit | None:
             known = state.value(CHARGE_PROGRESS, key)
-            if known is not None and known.at >= at:
+            if known is not None and (known.at, known.reference) >= (
+                progress.at,
+                progress.reference,
+            ):
                 return None
             version = state.version(CHARGE_PROGRESS, key)
-            put = Put(CHARGE_PROGRESS, key, ChargeProgress(at), version)
-            return Unit(f"{key}:candidate:{at}", puts=(put,))
+            put = Put(CHARGE_PROGRESS, key, progress, version)
+            return Unit(f"{key}:candidate:{version}:{progress.at}", puts=(put,))
 
         await self._ledger.transact([(CHARGE_PROGRESS, key)], decide)

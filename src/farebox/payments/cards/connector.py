@@ -3,8 +3,9 @@
 Calls that move money answer with an outcome and never raise. The others raise RailUnavailable
 when there is no definite answer and RailRejected for a definite no.
 
-A call that is repeated with the same key is carried out once. `asked_before` says that an earlier
-one may have left: the connector then looks for what became of it first.
+A call that is repeated with the same key is carried out once: by the provider's idempotency keys,
+or by what the call is of, where a key would do harm. `asked_before` says that an earlier one may
+have left: the connector then looks for what became of it first.
 """
 
 from __future__ import annotations

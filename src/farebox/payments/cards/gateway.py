@@ -165,11 +165,13 @@ class PaymentGateway:
     async def remove(self, account: str, method_id: str) -> bool:
         """Drop one, here and at its provider; False: the account has none of that name.
 
-        Raises RailUnavailable.
+        The oldest of the others is the default after one that was. Raises RailUnavailable.
         """
-        found = next((one for one in await self.stored(account) if one.id == method_id), None)
+        kept = await self.stored(account)
+        found = next((one for one in kept if one.id == method_id), None)
         if found is None:
             return False
+        heir = next((one.id for one in kept if one.id != method_id), method_id)
         rail = self.rails.get(found.provider)
         if rail is not None:
             await rail.connector.forget(found.token)
@@ -179,10 +181,17 @@ class PaymentGateway:
             if row is None or row.value.removed_at:
                 return None
             gone = msgspec.structs.replace(row.value, removed_at=now_ns, is_default=False)
-            put = Put(STORED_METHOD, method_id, gone, row.version)
-            return Unit(f"{method_id}:remove:{row.version}", puts=(put,))
+            puts = [Put(STORED_METHOD, method_id, gone, row.version)]
+            next_one = state.row(STORED_METHOD, heir)
+            if row.value.is_default and next_one is not None and heir != method_id:
+                chosen = msgspec.structs.replace(
+                    next_one.value, is_default=not next_one.value.removed_at
+                )
+                puts.append(Put(STORED_METHOD, heir, chosen, next_one.version))
+            return Unit(f"{method_id}:remove:{row.version}", puts=tuple(puts))
 
-        await self._ledger.transact([(STORED_METHOD, method_id)], decide)
+        rows = [(STORED_METHOD, one) for one in dict.fromkeys((method_id, heir))]
+        await self._ledger.transact(rows, decide)
         return True
 
     # ── charging them ────────────────────────────────────────────────────────────────────────────

@@ -27,6 +27,7 @@ import structlog
 
 from farebox.clock import NS_PER_S
 from farebox.errors import InvalidCredential, RailError, RailRejected, RailUnavailable
+from farebox.ledger.model import Put
 from farebox.ledger.service import Ledger
 from farebox.payments.cards.booking import Booking
 from farebox.payments.cards.connector import Connector
@@ -72,6 +73,7 @@ class CardMethod(DepositMethod):
     """One provider's account: Stripe's, PayPal's."""
 
     credential_noun = "a payment link"
+    gives_back_only = True
 
     def __init__(self, terms: CardTerms, connector: Connector, ledger: Ledger) -> None:
         self.payment_type = connector.provider
@@ -202,6 +204,16 @@ class CardMethod(DepositMethod):
         request = await self._request_of(payment)
         if request is None or payment.phase is not Phase.CAPTURED:
             return []
+        if payment.currency != request.asset:
+            # What of it is the fee nobody can say: it stays at the provider, for the operator.
+            _log.error(
+                "cards.another_currency",
+                provider=self.payment_type,
+                payment=payment.external,
+                asked=request.asset,
+                charged=payment.currency,
+            )
+            return []
         return [
             Sighting(
                 reference=request.reference,
@@ -251,6 +263,10 @@ class CardMethod(DepositMethod):
     ) -> RefundResult | Rejected | Unresolved:
         """Give back as planned, or find out what became of an earlier try."""
         return await self._refunds.give(payload, asked_before=asked_before)
+
+    async def give_up_refund(self, payload: bytes) -> tuple[Put, ...]:
+        """What is noted of it, where an operator found that it was never made."""
+        return await self._refunds.give_up(payload)
 
     # ── standing ─────────────────────────────────────────────────────────────────────────────────
 

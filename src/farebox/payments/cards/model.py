@@ -107,9 +107,13 @@ class Declined:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Nobody knows yet. It is asked with the same key before anything else is tried."""
+    """Nobody knows yet. It is asked with the same key before anything else is tried.
+
+    `reference` is the provider's name for what is under way, where it has told one.
+    """
 
     reason: str
+    reference: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,7 @@ class CardOrder:
 
     `order` is our name for it and the idempotency key: unique, and stored before the call.
     `made_at_s` is since when it may have been used, Unix seconds: providers forget keys.
+    `reference` is what an earlier answer called it, where one did: that is not forgotten.
     """
 
     order: str
@@ -140,6 +145,7 @@ class CardOrder:
     token: str
     capture: bool = True
     made_at_s: int = 0
+    reference: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,9 +67,13 @@ STORED_METHOD = RecordType("stored_method", StoredMethod, indexes=(("account",),
 
 
 class ChargeProgress(msgspec.Struct, frozen=True):
-    """Which of its candidates a charge is at; those before have definitely declined."""
+    """Which of its candidates a charge is at; those before have definitely declined.
+
+    `reference` is the provider's name for what is under way with this one, once it has told it.
+    """
 
     at: int
+    reference: str = ""
 
 
 CHARGE_PROGRESS = RecordType("card_charge", ChargeProgress)

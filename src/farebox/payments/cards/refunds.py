@@ -6,6 +6,7 @@
 | opening commit → call | we stop                     | the provider is asked by the operation, or |
 |                       |                             | asked again with the same key              |
 | call → closing commit | the answer is lost, we stop | the same                                   |
+| the closing commit    | what is not ripe has moved  | stale: the provider is asked, found, closed|
 
 A refund is one operation and one payment's; its number among the payment's refunds is a row that
 must not exist yet, so two plans made at the same time don't both count on what is left.
@@ -18,14 +19,16 @@ from dataclasses import dataclass
 
 import msgspec
 
-from farebox.errors import RailError
+from farebox.errors import RailRejected, RailUnavailable
 from farebox.ledger.model import ABSENT, Put
 from farebox.ledger.service import Ledger
+from farebox.payments.cards.booking import lot_of
 from farebox.payments.cards.connector import Connector
 from farebox.payments.cards.model import Decline, Declined, GivenBack, Unknown
 from farebox.payments.cards.records import CARD_MONEY, GIVING, Giving, GivingState
 from farebox.payments.cards.terms import CardTerms
 from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST, Deposit, DepositState
+from farebox.payments.maturity import MATURING, with_lot
 from farebox.payments.method import (
     RefundPlan,
     RefundQuote,
@@ -113,12 +116,33 @@ class Refunds:
             case Unknown():
                 return Unresolved(told.reason)
 
+    async def give_up(self, payload: bytes) -> tuple[Put, ...]:
+        """What joins an operator's word that it was never made: its part may be given back anew."""
+        return await self._ended(msgspec.json.decode(payload, type=Job), GivingState.FAILED)
+
     async def _ended(self, job: Job, state: GivingState) -> tuple[Put, ...]:
         row = await self._ledger.store.get(GIVING, job.giving)
         if row is None:
             return ()
         ended = msgspec.structs.replace(row.value, state=state)
-        return (Put(GIVING, job.giving, ended, row.version),)
+        put = Put(GIVING, job.giving, ended, row.version)
+        return (put, *await self._ripening(ended)) if state is GivingState.DONE else (put,)
+
+    async def _ripening(self, given: Giving) -> tuple[Put, ...]:
+        """What has gone back is not there to ripen any more: as the provider's notice will say."""
+        store = self._ledger.store
+        deposit = await store.get(DEPOSIT, given.payment)
+        known = await store.get(MATURING, deposit.value.account) if deposit else None
+        if deposit is None or known is None:
+            return ()
+        money = await store.get(CARD_MONEY, given.payment)
+        gone = given.amount + (money.value.taken if money else 0)
+        for one in await self._givings(deposit.value):
+            is_another = one.operation_id != given.operation_id
+            gone += one.amount if is_another and one.state is GivingState.DONE else 0
+        lot = lot_of(deposit.value, gone)
+        ripening = with_lot(known.value, lot, self._ledger.clock.now_ns())
+        return (Put(MATURING, deposit.value.account, ripening, known.version),)
 
     # ── which payment ────────────────────────────────────────────────────────────────────────────
 
@@ -127,11 +151,17 @@ class Refunds:
         the one with the most left."""
         if request.is_exact:
             return _NO_PAYOUT
+        if request.amount <= 0:
+            return Refusal(
+                "amount_too_small", f"it is less than the smallest part of {request.asset}"
+            )
         best: _Found | None = None
         for deposit in await self._payments(request):
             try:
                 found = await self._room(deposit)
-            except RailError:
+            except RailRejected:
+                continue  # the provider does not know it any more
+            except RailUnavailable:
                 if best is None:
                     raise
                 break
@@ -154,7 +184,7 @@ class Refunds:
                 row.value
                 for _, row in page
                 if row.value.source == self._terms.provider
-                and row.value.asset == request.asset
+                and row.value.custody == self._terms.custody(request.asset)
                 and row.value.state is DepositState.CREDITED
             ]
             if len(page) < _PAGE:

@@ -16,6 +16,8 @@ from farebox.wire.cashu.model import Keyset
 
 #: Most proofs in one token or one call: mints and wallets take up to a thousand.
 PROOFS_MAX = 500
+#: A wish that is an order: from this mint, or not at all.
+ONLY_MINT = "only_mint"
 #: How long proofs that were chosen are left to whoever chose them, unless there are no others.
 _CLAIM_S = 2
 _CLAIMS_MAX = 10_000
@@ -43,10 +45,13 @@ class Place:
 async def places(mints: Mints, store: Store, wish: Mapping[str, str]) -> list[Place]:
     """Where a refund may come from: the mint that was wished for, then the one we hold most at.
 
-    `wish` is what `get_refund_metadata` gave when the money came in.
+    `wish` is what `get_refund_metadata` gave when the money came in, or an operator's order.
     """
     found = []
+    only = wish.get(ONLY_MINT)
     for mint in mints.listed():
+        if only and mint.url != only:
+            continue
         for unit in mint.terms.units:
             account = await store.account(custody_account(mint.url, unit))
             if unit in MSAT_PER_UNIT and account is not None and account.held > 0:

@@ -4,6 +4,7 @@
 |--------------------------|--------------------------|-----------------------------------------|
 | plan → opening commit    | anything                 | nothing happened                        |
 | opening commit → nonce   | we stop; gas is too dear | the intent waits; it may be cancelled   |
+|                          | no sender has so much    | it is brought together (`gathering.py`) |
 | nonce → confirmed        | see `outbox.py`          | followed, never tried a second time     |
 | reverted, or cancelled   | -                        | a definite no: the hold is released     |
 | an item of a batch fails | -                        | as reverted, for this one alone         |
@@ -257,16 +258,11 @@ class Payouts:
 
     async def _payer(self, token: str, amount: int) -> str | None:
         """The least busy sender that has the amount, beside what it is sending already."""
-        senders = []
-        for sender in self._sending.keys.addresses:
-            slots = await self._sending.open_slots(sender)
-            on_its_way = sum(
-                one.spends if token else one.call.value
-                for one in slots
-                if one.state is SlotState.SENT and one.token in ("", token)
-            )
-            if await held(self._chain, sender, token) - on_its_way >= amount:
-                senders.append((len(slots), sender))
+        senders = [
+            (len(await self._sending.open_slots(sender)), sender)
+            for sender in self._sending.keys.addresses
+            if await self._sending.free(sender, token) >= amount
+        ]
         return min(senders)[1] if senders else None
 
     # ── carrying it out ──────────────────────────────────────────────────────────────────────────

@@ -39,7 +39,7 @@ from farebox.rails.evm.outbox import (
     slot_key,
     with_attempt,
 )
-from farebox.rails.evm.reads import Chain
+from farebox.rails.evm.reads import Chain, held
 
 _log = structlog.get_logger("farebox.evm")
 
@@ -132,6 +132,16 @@ class Sending:
             rows = await self._ledger.store.find(SLOT, {**by, "state": state})
             found += [row.value for _, row in rows]
         return sorted(found, key=lambda one: one.key)
+
+    async def free(self, sender: str, token: str) -> int:
+        """What a sender has of a token (of the coin, where that is empty) beside what it is sending
+        already. Raises RailUnavailable."""
+        on_its_way = sum(
+            one.spends if token else one.call.value
+            for one in await self.open_slots(sender)
+            if one.state is SlotState.SENT and one.token in ("", token)
+        )
+        return await held(self.chain, sender, token) - on_its_way
 
     async def offer(self) -> Fees | TooDear:
         """What to offer for gas now, or why to wait. Raises RailUnavailable, RailRejected."""

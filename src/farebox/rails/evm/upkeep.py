@@ -1,4 +1,5 @@
-"""What a chain needs done again and again: all that is on its way followed, batches, sweeps."""
+"""What a chain needs done again and again: all that is on its way followed, what a payment needs
+brought together, batches, sweeps."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import structlog
 
 from farebox.errors import RailError
 from farebox.rails.evm.disperse import Disperse
+from farebox.rails.evm.gathering import Gathering
 from farebox.rails.evm.sending import Sending
 from farebox.rails.evm.sweeping import Sweeping
 
@@ -15,8 +17,15 @@ _log = structlog.get_logger("farebox.evm")
 class Upkeep:
     """One chain's round. Without `disperse` every payment leaves alone."""
 
-    def __init__(self, sending: Sending, sweeping: Sweeping, disperse: Disperse | None) -> None:
+    def __init__(
+        self,
+        sending: Sending,
+        sweeping: Sweeping,
+        gathering: Gathering,
+        disperse: Disperse | None,
+    ) -> None:
         self._sending = sending
+        self._gathering = gathering
         self._sweeping = sweeping
         self._disperse = disperse
 
@@ -25,6 +34,7 @@ class Upkeep:
         try:
             await self._sweeping.learn()
             await self._sending.tick()
+            await self._gathering.run()
             if self._disperse is not None:
                 await self._disperse.run()
             await self._sweeping.run()

@@ -53,12 +53,17 @@ from farebox.rails.paypal.documents import (
     VaultToken,
     Verified,
     money,
+    unix_s,
 )
 from farebox.rails.paypal.line import PaypalLine
 
 #: PayPal keeps the ids of orders for six hours, so a call is not repeated with one that is older.
 _REPEATED_MAX_S = 5 * 3_600
-_EVENTS_MAX, _PAGES_MAX = 300, 50
+_PAGE, _PAGES_MAX = 300, 2_000
+#: Of more events than this the oldest are told first, and the others from there on.
+_EVENTS_MAX = 15_000
+#: An event may be listed after newer ones: so far back they are read again, or so many.
+_LATE_S, _LATE_MAX = 600, 1_000
 #: PayPal keeps events for thirty days.
 _EVENTS_KEPT_S = 29 * 86_400
 _DISPUTES_MAX = 50
@@ -164,12 +169,37 @@ class PaypalConnector:
     # ── moving money ─────────────────────────────────────────────────────────────────────────────
 
     async def authorise(self, order: CardOrder, *, asked_before: bool) -> Outcome:
-        """An order that is paid by a vaulted method at once."""
-        now_s = self._clock.now_ns() // NS_PER_S
-        if asked_before and now_s - order.made_at_s > _REPEATED_MAX_S:
-            return Unknown("PayPal may have forgotten the request id: look for it there")
+        """An order that is paid by a vaulted method at once; one that has a name is asked about."""
+        name = order.reference
+        if not name:
+            now_s = self._clock.now_ns() // NS_PER_S
+            if asked_before and now_s - order.made_at_s > _REPEATED_MAX_S:
+                return Unknown("PayPal may have forgotten the request id: look for it there")
+            told = await self._charged(order)
+            if isinstance(told, Declined) and told.decline is Decline.TECHNICAL and asked_before:
+                return Unknown(told.message)  # of the earlier call this says nothing
+            if not isinstance(told, Order):
+                return told
+            if told.capture is not None and told.capture.is_taken:
+                return _outcome(told)
+            name = told.id
+        # What is answered to a repeated call is what the first was answered: ask anew.
+        again = await self._line.ask("get", f"/v2/checkout/orders/{quote(name, safe='')}", Order)
+        outcome: Outcome
+        match again:
+            case Declined():
+                return Unknown(again.message, name)
+            case Unknown():
+                outcome = again
+            case Order() if again.status == "APPROVED":
+                outcome = await self.capture(name, 0, order.currency, order.order)
+            case Order():
+                outcome = _outcome(again)
+        return Unknown(outcome.reason, name) if isinstance(outcome, Unknown) else outcome
+
+    async def _charged(self, order: CardOrder) -> Order | Declined | Unknown:
         kind, _, vaulted = order.token.partition(":")
-        told = await self._line.ask(
+        return await self._line.ask(
             "post",
             "/v2/checkout/orders",
             Order,
@@ -180,26 +210,15 @@ class PaypalConnector:
             },
             request_id=f"order-{order.order}",
         )
-        if isinstance(told, Declined) and told.decline is Decline.TECHNICAL and asked_before:
-            return Unknown(told.message)  # of the earlier call this says nothing
-        if not isinstance(told, Order):
-            return told
-        if told.capture is None or not told.capture.is_taken:
-            # What is answered to a repeated call is what the first was answered: ask anew.
-            path = f"/v2/checkout/orders/{told.id}"
-            again = await self._line.ask("get", path, Order)
-            if not isinstance(again, Order):
-                return again if isinstance(again, Unknown) else Unknown(again.message)
-            told = again
-        if told.status == "APPROVED":
-            return await self.capture(told.id, 0, order.currency, order.order)
-        return _outcome(told)
 
     async def capture(
         self, reference: str, amount: int, currency: str, key: str
     ) -> Captured | Declined | Unknown:
-        """Take an approved order, all of it. No request id, since an order is taken once anyway:
-        with one, a card's no would be remembered, and be the answer when another card was chosen.
+        """Take an approved order, all of it.
+
+        No request id: an order with the intent CAPTURE is captured once, whoever asks how often
+        (ORDER_ALREADY_CAPTURED, Orders v2). With one, a card's no would be remembered for six hours
+        and be the answer also when the payer has agreed again, with another card.
         """
         path = f"/v2/checkout/orders/{quote(reference, safe='')}/capture"
         told = await self._line.ask("post", path, Order, {})
@@ -269,20 +288,21 @@ class PaypalConnector:
     async def notices(self, cursor: str) -> tuple[list[Notice], str]:
         """Events from a time on but those already told, oldest first.
 
-        The cursor is that time, and the names of what was told of it. Raises RailUnavailable,
-        RailRejected.
+        The cursor is that time, some minutes before the newest event, and the names of all that
+        were told since then. Raises RailUnavailable, RailRejected.
         """
         if not cursor:
             return [], await self._newest()
-        since, _, told = cursor.partition(" ")
+        since, _, names = cursor.partition(" ")
+        told = frozenset(names.split(","))
         events = await self._events_since(since)
-        new = [one for one in events if one.id not in told.split(",")]
+        new = [one for one in events if one.id not in told]
         if not new:
             return [], cursor
-        last = max(one.create_time for one in new)
-        names = [one.id for one in events if one.create_time == last]
-        seen = f"{last} {','.join(names)}"
-        return [Notice(one.id, one.reference) for one in new if one.reference], seen
+        late = iso(max(0, unix_s(events[-1].create_time) - _LATE_S) * NS_PER_S)
+        since = max(since, late, events[-_LATE_MAX:][0].create_time)
+        known = ",".join(one.id for one in events if one.create_time >= since)
+        return [Notice(one.id, one.reference) for one in new if one.reference], f"{since} {known}"
 
     async def _newest(self) -> str:
         """The newest event, by PayPal's clock: what happens while ours is ahead is behind it."""
@@ -293,17 +313,20 @@ class PaypalConnector:
         return f"{iso(self._clock.now_ns() - _EVENTS_KEPT_S * NS_PER_S)} "
 
     async def _events_since(self, since: str) -> list[Event]:
-        """Oldest first. A page has the newest: the older ones are asked for by an end."""
+        """Oldest first. A page has the newest, and perhaps fewer than it might: the older ones are
+        asked for by an end, until there are none."""
         since = max(since, iso(self._clock.now_ns() - _EVENTS_KEPT_S * NS_PER_S))
         found: dict[str, Event] = {}
-        query = {"start_time": since, "page_size": str(_EVENTS_MAX)}
+        query = {"start_time": since, "page_size": str(_PAGE)}
         for _ in range(_PAGES_MAX):
             path = "/v1/notifications/webhooks-events"
             page = await self._line.sure("get", path, Events, query=query)
-            before = len(found)
-            found |= {one.id: one for one in page.events}
-            if len(page.events) < _EVENTS_MAX or len(found) == before:
+            older = {one.id: one for one in page.events if one.id not in found}
+            if not older:
                 break
+            found |= older
+            for name in list(found)[:-_EVENTS_MAX]:
+                del found[name]
             query["end_time"] = min(one.create_time for one in page.events)
         oldest_first = list(found.values())
         oldest_first.reverse()  # of one moment, the one told last happened first
@@ -354,7 +377,7 @@ class PaypalConnector:
             refunds=tuple(_marked(one) for one in refunds if not one.is_undone),
             undone=tuple(_marked(one) for one in refunds if one.is_undone),
             disputed=_taken(rest),
-            fees=capture.fee + _taken(fees),
+            fees=capture.fee + _taken(fees) - sum(one.fee_again for one in refunds),
         )
 
     async def _moved(self, capture: Capture) -> list[Movement]:

@@ -28,6 +28,14 @@ class Money(msgspec.Struct, frozen=True):
             raise RailUnavailable("PayPal told an amount that is none") from None
 
 
+def unix_s(written: str) -> int:
+    """A time as PayPal writes it (RFC 3339), in Unix seconds; 0 for what is none."""
+    try:
+        return int(datetime.fromisoformat(written).timestamp())
+    except ValueError:
+        return 0
+
+
 def money(amount: int, currency: str) -> dict[str, str]:
     """An amount as PayPal reads it."""
     whole, _, rest = format_decimal(amount, _SCALE).partition(".")
@@ -35,9 +43,14 @@ def money(amount: int, currency: str) -> dict[str, str]:
 
 
 class Breakdown(msgspec.Struct, frozen=True):
-    """What of a capture is whose."""
+    """What of a capture, or of a refund, is whose."""
 
     paypal_fee: Money | None = None
+
+    @property
+    def fee(self) -> int:
+        """What PayPal kept, or gave again."""
+        return self.paypal_fee.amount if self.paypal_fee else 0
 
 
 class Capture(msgspec.Struct, frozen=True):
@@ -58,15 +71,12 @@ class Capture(msgspec.Struct, frozen=True):
     def fee(self) -> int:
         """What PayPal kept."""
         told = self.seller_receivable_breakdown
-        return told.paypal_fee.amount if told and told.paypal_fee else 0
+        return told.fee if told else 0
 
     @property
     def at_s(self) -> int:
         """When it was taken, Unix seconds; 0 where that is not told."""
-        try:
-            return int(datetime.fromisoformat(self.create_time).timestamp())
-        except ValueError:
-            return 0
+        return unix_s(self.create_time)
 
 
 class Refund(msgspec.Struct, frozen=True):
@@ -76,6 +86,13 @@ class Refund(msgspec.Struct, frozen=True):
     status: str
     amount: Money | None = None
     custom_id: str = ""
+    seller_payable_breakdown: Breakdown | None = None
+
+    @property
+    def fee_again(self) -> int:
+        """What PayPal gave us again of the fee for the payment."""
+        told = self.seller_payable_breakdown
+        return told.fee if told and not self.is_undone else 0
 
     @property
     def is_undone(self) -> bool:
@@ -180,9 +197,7 @@ class _Disputed(msgspec.Struct, frozen=True):
     seller_transaction_id: str = ""
 
 
-class Resource(msgspec.Struct, frozen=True):
-    """What an event is about."""
-
+class _Resource(msgspec.Struct, frozen=True):
     id: str = ""
     supplementary_data: Supplementary = Supplementary()
     links: list[Link] = []
@@ -195,12 +210,16 @@ class Event(msgspec.Struct, frozen=True):
     id: str
     event_type: str = ""
     create_time: str = ""
-    resource: Resource = Resource()
+    resource: msgspec.Raw = msgspec.Raw(b"{}")
 
     @property
     def reference(self) -> str:
-        """The order that it is about, or "/" and a capture's name; "" for neither."""
-        resource = self.resource
+        """The order that it is about, or "/" and a capture's name; "" for neither: there are events
+        of other kinds."""
+        try:
+            resource = msgspec.json.decode(self.resource, type=_Resource)
+        except msgspec.DecodeError:
+            return ""
         if self.event_type.startswith("CHECKOUT.ORDER."):
             return resource.id
         if resource.supplementary_data.related_ids.order_id:

@@ -5,7 +5,8 @@
 | 422 with an issue                          | hard or soft by the list below; unlisted: hard    |
 | 400, 404                                   | hard: this order cannot be                        |
 | 401 once more, 403, 429; no connection     | technical: nothing was carried out                |
-| 409, 5xx, no answer, an answer cut short   | unknown, and asked with the same request id       |
+| 409, 5xx, no answer, an answer cut short,  | unknown, and asked with the same request id       |
+| 422: it is still at it                     |                                                   |
 """
 
 from __future__ import annotations
@@ -32,8 +33,31 @@ T = TypeVar("T")
 _ANSWER_MAX_BYTES = 4 * 1024 * 1024
 #: A token is renewed so long before it ends.
 _TOKEN_SLACK_S = 60
-_SOFT = frozenset({"INSTRUMENT_DECLINED", "PAYER_CANNOT_PAY", "TRANSACTION_REFUSED"})
-_TECHNICAL = frozenset({"INTERNAL_SERVER_ERROR", "SERVICE_UNAVAILABLE"})
+_SOFT = frozenset(
+    {
+        "CARD_BRAND_NOT_SUPPORTED",
+        "INSTRUMENT_DECLINED",
+        "PAYER_ACTION_REQUIRED",
+        "PAYER_CANNOT_PAY",
+        "PAYMENT_DENIED",
+        "REDIRECT_PAYER_FOR_ALTERNATE_FUNDING",
+        "TRANSACTION_LIMIT_EXCEEDED",
+        "TRANSACTION_REFUSED",
+    }
+)
+#: It could not, or our account there cannot.
+_TECHNICAL = frozenset(
+    {
+        "INTERNAL_SERVER_ERROR",
+        "NOT_ENABLED_FOR_CARD_PROCESSING",
+        "PAYEE_ACCOUNT_LOCKED_OR_CLOSED",
+        "PAYEE_ACCOUNT_RESTRICTED",
+        "PAYEE_NOT_ENABLED_FOR_CARD_PROCESSING",
+        "SERVICE_UNAVAILABLE",
+        "TRANSACTION_RECEIVING_LIMIT_EXCEEDED",
+    }
+)
+_IN_PROGRESS = "ORDER_COMPLETION_IN_PROGRESS"
 
 
 class PaypalLine:
@@ -184,6 +208,8 @@ def _meaning(status: int, raw: bytes) -> bytes | Declined:
         return Declined(Decline.TECHNICAL, f"status_{status}", "PayPal takes no such call now")
     if status in (400, 404, 422):
         issue = _read(raw, ErrorJson).issue[:64] or f"status_{status}"
+        if issue == _IN_PROGRESS:
+            raise RailUnavailable("PayPal is still at it")
         return Declined(decline_of(issue), issue.lower(), f"PayPal refused: {issue}")
     raise RailUnavailable(f"PayPal answered with status {status}")
 

@@ -21,7 +21,7 @@ import stripe
 import structlog
 
 from farebox.clock import NS_PER_S, Clock
-from farebox.errors import RailRejected, RailUnavailable
+from farebox.errors import RailError, RailRejected, RailUnavailable
 from farebox.payments.cards.model import (
     Authorised,
     Captured,
@@ -68,7 +68,9 @@ _log = structlog.get_logger("farebox.cards")
 
 #: Where our name for an order or a refund stands in Stripe's metadata.
 _MARK = "farebox"
-_PAGE, _PAGES_MAX = 100, 100
+_PAGE, _PAGES_MAX = 100, 1_000
+#: Of more events than this the oldest are told first, and the others from there on.
+_EVENTS_MAX = 10_000
 #: The cursor of an account to which nothing has happened yet.
 _BEGINNING = "beginning"
 _NAMED = re.compile(r"(?<![A-Za-z0-9])((?:cs|pi)_(?:test_|live_)?[A-Za-z0-9]{8,128})")
@@ -115,7 +117,8 @@ class StripeConnector:
     async def check_out(self, order: CheckoutOrder) -> Checkout:
         """A Checkout page, or a payment for a page of ours. Raises RailUnavailable, RailRejected.
 
-        The fee for paying by card is a line of its own.
+        The fee for paying by card is a line of its own. What is charged is what was asked for, in
+        this currency, whatever is set in Stripe's dashboard.
         """
         if self._config.pay_url:
             return await self._intent(order)
@@ -138,6 +141,7 @@ class StripeConnector:
             "/v1/checkout/sessions",
             idempotency_key=order.order,
             mode="payment",
+            adaptive_pricing={"enabled": False},
             line_items=items,
             client_reference_id=order.order,
             payment_intent_data={"metadata": {_MARK: order.order}},
@@ -243,20 +247,21 @@ class StripeConnector:
         return told
 
     async def void(self, reference: str, key: str) -> Voided | Declined | Unknown:
-        """Cancel a payment intent."""
+        """Cancel a payment intent. A no is no end of it: its payer may have been quicker."""
         path = f"/v1/payment_intents/{reference}/cancel"
         told = _read(await self._ask("post", path, idempotency_key=key), PaymentIntent)
-        return Voided(told.id) if isinstance(told, PaymentIntent) else told
+        return Voided(told.id) if isinstance(told, PaymentIntent) else Unknown(_words(told))
 
     async def refund(
         self, external: str, amount: int, currency: str, key: str, *, asked_before: bool
     ) -> GivenBack | Declined | Unknown:
         """Refund a part, marked with its key, by which it is found again."""
         if asked_before:
-            told = _read(await self._refunds(external), Refunds)
-            if not isinstance(told, Refunds):
+            try:
+                told = await self._refunds(external)
+            except RailError:
                 return Unknown("Stripe does not tell which refunds it has made")
-            mine = [one for one in told.data if (one.metadata or {}).get(_MARK) == key]
+            mine = [one for one in told if (one.metadata or {}).get(_MARK) == key]
             if mine:
                 return _given_back(mine[0], key)
         made = await self._ask(
@@ -313,7 +318,7 @@ class StripeConnector:
         for _ in range(_PAGES_MAX):
             before = {"starting_after": found[-1].id} if found else {}
             page = await self._sure(Events, "get", "/v1/events", limit=_PAGE, **before)
-            found += page.data
+            found = [*found, *page.data][-_EVENTS_MAX:]
             if len(page.data) < _PAGE:
                 break
         return found[::-1]
@@ -344,7 +349,7 @@ class StripeConnector:
         refunds: list[Refund] = []
         disputes: list[Dispute] = []
         if charge is not None and charge.captured:  # what is undone is in no sum of the charge
-            refunds = _decoded(_known(await self._refunds(external)), Refunds).data
+            refunds = await self._refunds(external)
         if charge is not None and charge.disputed:
             found = await self._sure(
                 Disputes, "get", "/v1/disputes", payment_intent=external, limit=_PAGE
@@ -377,8 +382,19 @@ class StripeConnector:
         mine = [one for one in page.data if one.metadata.get(_MARK) == order.order]
         return _outcome(mine[0]) if mine else None
 
-    async def _refunds(self, external: str) -> bytes | Declined | Unknown:
-        return await self._ask("get", "/v1/refunds", payment_intent=external, limit=_PAGE)
+    async def _refunds(self, external: str) -> list[Refund]:
+        """All of a payment: one that is left out would count as undone. Raises RailUnavailable,
+        RailRejected."""
+        found: list[Refund] = []
+        for _ in range(_PAGES_MAX):
+            behind = {"starting_after": found[-1].id} if found else {}
+            page = await self._sure(
+                Refunds, "get", "/v1/refunds", payment_intent=external, limit=_PAGE, **behind
+            )
+            found += page.data
+            if len(page.data) < _PAGE:
+                return found
+        raise RailUnavailable("Stripe has more refunds of one payment than can be counted")
 
     async def _sure(self, shape: type[T], method: str, path: str, **params: object) -> T:
         return _decoded(_known(await self._ask(method, path, **params)), shape)

@@ -127,16 +127,14 @@ class PaymentIntents(msgspec.Struct, frozen=True):
     data: list[PaymentIntent]
 
 
-class Subject(msgspec.Struct, frozen=True):
-    """What an event is about."""
-
+class _Subject(msgspec.Struct, frozen=True):
     object: str
     id: str = ""
     payment_intent: str | None = None
 
 
 class _Data(msgspec.Struct, frozen=True):
-    object: Subject
+    object: msgspec.Raw
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -147,8 +145,11 @@ class Event(msgspec.Struct, frozen=True):
 
     @property
     def reference(self) -> str:
-        """The payment or page that it is about; "" for none."""
-        subject = self.data.object
+        """The payment or page that it is about; "" for none: there are events of other kinds."""
+        try:
+            subject = msgspec.json.decode(self.data.object, type=_Subject)
+        except msgspec.DecodeError:
+            return ""
         if subject.object in ("payment_intent", "checkout.session"):
             return subject.id
         return subject.payment_intent or ""

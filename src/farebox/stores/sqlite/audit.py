@@ -51,4 +51,4 @@ class SqliteAuditReader(BookReader):
         try:
             yield from self._db.execute(sql, values)
         except apsw.Error as error:
-            raise StoreCorrupt(f"the database file ({error})") from error
+            raise StoreCorrupt(f"the database file cannot be read ({error})") from error
