@@ -36,7 +36,7 @@ from farebox.ledger.processes import Processes
 from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger
 from farebox.ledger.store import PAGE_MAX
-from farebox.turns import Turns
+from farebox.turns import TurnsByKey
 from farebox.wire.subrav.model import U64_END, ErrorCode, SignedSubRAV, SubRAV
 
 #: Requests that may wait for their turn on one sub-channel.
@@ -96,9 +96,7 @@ class SubChannels:
         self._rows = SubChannelRows(ledger)
         self.chain_id = chain_id
         self._processes = processes
-        self._wait_s = wait_s
-        #: Of each sub-channel that has a request.
-        self._turns: dict[str, Turns] = {}
+        self._turns = TurnsByKey(_WAITING_MAX, wait_s)
         #: What each custody account's ceiling was last set to by this process.
         self._ceilings: dict[str, int] = {}
         #: Settles a request that is kept elsewhere and that nobody serves any more.
@@ -135,23 +133,11 @@ class SubChannels:
 
     async def take_turn(self, channel_id: str, fragment: str) -> bool:
         """Wait for the turn. `give_turn` must follow when it came."""
-        key = sub_channel_key(channel_id, fragment)
-        turns = self._turns.get(key)
-        if turns is None:
-            turns = self._turns[key] = Turns(1, _WAITING_MAX, self._wait_s)
-        try:
-            return await turns.take()
-        finally:
-            if not turns.running:  # given up in the moment in which it came
-                self._turns.pop(key, None)
+        return await self._turns.take(sub_channel_key(channel_id, fragment))
 
     def give_turn(self, channel_id: str, fragment: str) -> None:
         """Let the next one in."""
-        key = sub_channel_key(channel_id, fragment)
-        turns = self._turns[key]
-        turns.give_back()
-        if not turns.running:
-            del self._turns[key]
+        self._turns.give_back(sub_channel_key(channel_id, fragment))
 
     # ── changes ──────────────────────────────────────────────────────────────────────────────────
 

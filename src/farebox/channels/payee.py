@@ -170,8 +170,11 @@ class PaymentChannelPayeeClient:
 
     async def covered(self, turn: Turn) -> Turn | Rejected:
         """A turn with what the collateral covers."""
+        channel = turn.channel
+        balance = self._balances.known((channel.backing, channel.asset_id), self._clock.now_ns())
         try:
-            balance = await self.balance(turn.channel)
+            if balance is None:
+                balance = await self.balance(channel)
         except RailError:
             return Rejected(
                 ErrorCode.HUB_BALANCE_FETCH_FAILED, "The collateral cannot be read; try later."

@@ -108,7 +108,6 @@ class Draft:
         self._key = sub_channel_key(row.channel_id, row.fragment)
         self._receivable = receivable_account(row.channel_id, row.fragment)
         self._custody = custody_account(row.backing)
-        self._clearing = clearing_account(row.backing)
         self._id = unit_id
         self._steps: list[Step] = []
         self._left: _Left | None = None
@@ -246,8 +245,11 @@ class Draft:
             self._steps.append(Transfer(loss, self._custody, lost, "channel_epoch_ended"))
         self.row = opened(channel, self.row.fragment, amount, nonce)
         self._custody = custody_account(self.row.backing)
-        self._clearing = clearing_account(self.row.backing)
         self._open()
+
+    @property
+    def _clearing(self) -> str:
+        return clearing_account(self.row.backing)
 
     def _open(self) -> None:
         asset = self.row.asset_id
