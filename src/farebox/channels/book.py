@@ -131,9 +131,9 @@ class SubChannels:
             if came:
                 self.give_turn(channel_id, fragment)
 
-    async def take_turn(self, channel_id: str, fragment: str) -> bool:
+    def take_turn(self, channel_id: str, fragment: str) -> Awaitable[bool]:
         """Wait for the turn. `give_turn` must follow when it came."""
-        return await self._turns.take(sub_channel_key(channel_id, fragment))
+        return self._turns.take(sub_channel_key(channel_id, fragment))
 
     def give_turn(self, channel_id: str, fragment: str) -> None:
         """Let the next one in."""

@@ -51,7 +51,9 @@ class RecordType(Generic[T]):
     def columns_of(self, value: T) -> list[str | int | None]:
         """The indexed fields of a row as a store keeps them, in the order of `columns`."""
         fields = self.fields_of(value)
-        return fields if self.resting.isdisjoint(fields) else [None] * len(fields)
+        if self.resting and not self.resting.isdisjoint(fields):
+            return [None] * len(fields)
+        return fields
 
     def fields_of(self, value: T) -> list[str | int | None]:
         """The same, whether the row rests or not: so it stands there when it was written before
