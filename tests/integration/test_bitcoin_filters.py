@@ -14,6 +14,7 @@ import pytest
 
 from farebox.clock import SystemClock
 from farebox.errors import RailRejected, RailUnavailable
+from farebox.rails.bitcoin import follower, peers
 from farebox.rails.bitcoin.chain import View
 from farebox.rails.bitcoin.filters import Filters
 from farebox.rails.bitcoin.keys import WalletKeys
@@ -28,6 +29,13 @@ pytestmark = pytest.mark.peer
 SAT = 40_000
 #: Far more than are looked for beyond the last that was given out.
 FAR = 230
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as a slow machine may take that stands still for a while."""
+    monkeypatch.setattr(peers, "_TIMEOUT_S", 60)
+    monkeypatch.setattr(follower, "_STOP_S", 60)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 
 from farebox.cli import checks
 from farebox.operating import Finding, Verdict
+from farebox.rails.bitcoin import peers
 from farebox.settings import load_settings
 from tests.integration.bitcoin_house import bitcoin_house, bitcoin_settings
 from tests.peers.bitcoin import PASSWORD, BitcoinChain
@@ -47,8 +48,9 @@ async def test_the_doctor_tells_what_is_wrong_with_the_chain(
 
 
 async def test_the_doctor_tells_what_is_wrong_with_nodes_that_serve_filters(
-    tmp_path: Path, bitcoin: BitcoinChain, dead_port: int
+    tmp_path: Path, bitcoin: BitcoinChain, dead_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(peers, "_TIMEOUT_S", 60)
     here, nowhere = bitcoin.node.peer_url, f"127.0.0.1:{dead_port}"
     for url in (here, f"{here},{nowhere},localhost:{here.rpartition(':')[2]}"):
         fine = await examined(bitcoin, tmp_path, source="filters", url=url)

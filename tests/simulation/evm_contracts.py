@@ -103,7 +103,7 @@ class Log:
 
     address: str
     topics: tuple[str, ...]
-    data: int
+    data: int | None
     move: Move | None = None
 
 
@@ -179,7 +179,8 @@ def carry_out(deed: Deed, state: State, around: Around) -> tuple[Log, ...]:
         case Approve(spender, amount):
             assert spender == DISPERSE, "nobody else is known here"
             state.allowed[around.sender] = amount
-            return (Log(TOKEN, (_topic("Approval(address,address,uint256)"),), amount),)
+            approval = _topic("Approval(address,address,uint256)")
+            return (Log(TOKEN, (approval, word(around.sender), word(spender)), amount),)
         case Deploy():
             if state.has_disperse:
                 raise Reverted("it is there already")
@@ -208,7 +209,7 @@ def _authorized(deed: Authorized, state: State, around: Around) -> tuple[Log, ..
         raise Reverted("used, or not signed by its payer")
     state.used |= {name}
     topics = (_topic("AuthorizationUsed(address,bytes32)"), word(deed.move.payer), deed.nonce)
-    return (Log(TOKEN, topics, 0), _move(state, deed.move, around))
+    return (Log(TOKEN, topics, None), _move(state, deed.move, around))
 
 
 @cache
@@ -238,7 +239,7 @@ def _in_token(deed: Batch, state: State, around: Around) -> tuple[Log, ...]:
             logs.append(_move(state, Move(DISPERSE, to, amount), around))
         except Reverted:
             failed += amount
-            logs.append(Log(DISPERSE, (_topic("Failed(uint256)"), f"0x{index:064x}"), 0))
+            logs.append(Log(DISPERSE, (_topic("Failed(uint256)"), f"0x{index:064x}"), None))
     if failed:
         logs.append(_move(state, Move(DISPERSE, around.sender, failed), around))
     return tuple(logs)
@@ -263,32 +264,32 @@ def read_deed(sender: str, to: str, data: str) -> Deed:
         case address, selector if address == TOKEN and selector == _selector(_TRANSFER):
             words = _words(data)
             return Moves((Move(sender, _address(words[0]), int(words[1], 16)),))
-        case address, selector if address == TOKEN and selector == _selector(_SETTLE):
+        case address, selector if address == TOKEN and selector == _selector(SETTLE):
             return _read_authorized(_words(data))
-        case address, selector if address == TOKEN and selector == _selector(_APPROVE):
+        case address, selector if address == TOKEN and selector == _selector(APPROVE):
             words = _words(data)
             return Approve(_address(words[0]), int(words[1], 16))
         case address, _ if address == DEPLOYER:
             assert f"0x{data}" == artifact("Disperse").deployment, "only ours is put there"
             return Deploy()
-        case address, selector if address == DISPERSE and selector == _selector(_PAY_TOKEN):
+        case address, selector if address == DISPERSE and selector == _selector(PAY_TOKEN):
             words = _words(data)
             assert _address(words[0]) == TOKEN, "the only one"
             return Batch(True, _items(words, words[1], words[2]))
-        case address, selector if address == DISPERSE and selector == _selector(_PAY_COIN):
+        case address, selector if address == DISPERSE and selector == _selector(PAY_COIN):
             words = _words(data)
             return Batch(False, _items(words, words[0], words[1]))
     return None
 
 
 _TRANSFER: Final = "transfer(address,uint256)"
-_APPROVE: Final = "approve(address,uint256)"
-_SETTLE: Final = (
+APPROVE: Final = "approve(address,uint256)"
+SETTLE: Final = (
     "transferWithAuthorization(address,address,uint256,uint256,uint256,bytes32,"
     "uint8,bytes32,bytes32)"
 )
-_PAY_TOKEN: Final = "payToken(address,address[],uint256[])"
-_PAY_COIN: Final = "payNative(address[],uint256[])"
+PAY_TOKEN: Final = "payToken(address,address[],uint256[])"
+PAY_COIN: Final = "payNative(address[],uint256[])"
 
 
 def _read_authorized(words: Sequence[str]) -> Authorized:

@@ -233,7 +233,7 @@ def _events(block: Block, one: Receipt) -> list[dict[str, Any]]:
         {
             "address": log.address.lower(),
             "topics": list(log.topics),
-            "data": f"0x{log.data:064x}",
+            "data": "0x" if log.data is None else f"0x{log.data:064x}",
             "blockNumber": hex(block.number),
             "blockHash": block.hash,
             "transactionHash": one.tx.hash,

@@ -94,16 +94,16 @@ SCENES: Final[dict[str, Weather]] = {
     ),
     "payments leave an EVM chain together": replace(
         _CLEAR,
-        callers=6,
-        storm_s=120,
+        callers=5,
+        storm_s=150,
         evm=EvmWeather(
-            block_s=5,
+            block_s=3,
             reorganises=0.1,
-            blocks_payees=0.5,
+            blocks_payees=1,
             fills=0.9,
             batch_wait_s=20,
             senders=2,
-            wire=NetworkWeather(loses_answer=0.05),
+            wire=NetworkWeather(loses_answer=0.02),
         ),
     ),
     "EVM payments are signed": replace(

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 import aiohttp
@@ -112,6 +113,9 @@ def settings(found: Settings, rules: Sequence[Rule]) -> list[Finding]:
     if in_dollars and not (found.rates.btc_usd or found.rates.sources):
         advice = "set rates.sources or rates.btc_usd: without a rate those requests are refused"
         findings.append(Finding(Verdict.FAILURE, "settings: rates", "prices in USD", advice))
+    if found.traces.endpoint is not None and find_spec("opentelemetry") is None:
+        advice = "`pip install 'farebox[otel]'`, or leave traces.endpoint out"
+        findings.append(Finding(Verdict.FAILURE, "settings: traces", "no library", advice))
     findings.append(channels(found))
     return findings
 
@@ -228,6 +232,8 @@ def book(found: Settings, *, is_served: bool) -> Finding:
     try:
         with open_audit(found) as reader:
             row = reader.value(BOOK, KEY)
+    except InvalidSettings as error:
+        return Finding(Verdict.FAILURE, "book", str(error.found), error.allowed)
     except StoreError as error:
         if path is not None:
             advice = "do what it says; else keep the file as it is, and see docs/operating.md"

@@ -1,7 +1,8 @@
 """`Idempotency-Key`: one caller's name for one intent, answered once.
 
     begin ──► Ticket ──► act ──► finish      the answer is kept, sealed, for a day
-      │                   └────► release     not final yet: the same call may come again and resume
+      │                   └────► release     not final yet: the same call may come again and resume,
+      │                                      for as long as what it began may take (a month)
       ├──► Recorded     same key, same request: the same answer
       ├──► InProgress   the first call is still running, here or in another process
       └──► KeyReused    same key, other request
@@ -36,8 +37,9 @@ from farebox.signer import Signer
 
 _log = structlog.get_logger("farebox.idempotency")
 
-#: How long an answer can be had again.
-KEPT_S = 24 * 3600
+#: How long an answer can be had again, and how long a call that has none yet is the same one: what
+#: it began is carried on for a week, and after that waits for a person.
+KEPT_S, _RESUMED_S = 24 * 3600, 31 * 24 * 3600
 NAME_MAX_CHARS = 255
 _BODY_MAX_BYTES = 1 << 20
 _PRUNED_AT_ONCE = 500
@@ -54,7 +56,8 @@ class IdempotentState(enum.StrEnum):
 class Idempotent(msgspec.Struct, frozen=True, kw_only=True):
     """One named call. The answer is sealed: it may hold a token or a key.
 
-    `owner` is the process that runs it; "" once it has released the call.
+    `owner` is the process that runs it; "" once it has released the call. `started_at` is, of one
+    that is done, when it was answered.
     """
 
     fingerprint: bytes
@@ -155,21 +158,23 @@ class Idempotency:
             _log.warning("idempotency.not_released", error=str(error))
 
     async def _end(self, ticket: Ticket, **changes: object) -> None:
-        def decide(state: State, _: int) -> Unit | None:
+        def decide(state: State, now: int) -> Unit | None:
             row = state.row(IDEMPOTENT, ticket.key)
             assert row is not None  # rows are never removed
             if row.value.state is not IdempotentState.STARTED or row.value.owner != ticket.owner:
                 return None  # we were taken for dead, and whoever resumed it answers for it
             ended = msgspec.structs.replace(row.value, **changes)
+            if ended.state is IdempotentState.DONE:
+                ended = msgspec.structs.replace(ended, started_at=now)
             return _put(ticket.key, ended, row.version)
 
         await self._ledger.transact([(IDEMPOTENT, ticket.key)], decide)
 
     async def prune(self) -> int:
-        """Wipe answers that are older than a day; returns how many."""
-        wiped, before = 0, self._ledger.clock.now_ns() - KEPT_S * NS_PER_S
+        """Wipe answers that are older than a day, and what never had one; returns how many."""
+        wiped, now = 0, self._ledger.clock.now_ns()
         for old in (IdempotentState.DONE, IdempotentState.STARTED):
-            after = ""
+            after, before = "", now - _kept_ns(old)
             while rows := await self._ledger.store.find(
                 IDEMPOTENT,
                 {"state": old},
@@ -198,7 +203,7 @@ class Idempotency:
 
         def decide(state: State, now: int) -> Unit | Ticket | Recorded | InProgress | KeyReused:
             row = state.row(IDEMPOTENT, key)
-            if row is None or row.value.started_at <= now - KEPT_S * NS_PER_S:
+            if row is None or row.value.started_at <= now - _kept_ns(row.value.state):
                 # The start is part of the operation id: a name that is free again means new money.
                 started = Idempotent(fingerprint=fingerprint, started_at=now, owner=name)
             elif row.value.fingerprint != fingerprint:
@@ -226,6 +231,10 @@ class Idempotency:
         if row is None or row.value.owner in await self._processes.others():
             return {""}
         return {"", row.value.owner}
+
+
+def _kept_ns(state: IdempotentState) -> int:
+    return (_RESUMED_S if state is IdempotentState.STARTED else KEPT_S) * NS_PER_S
 
 
 def _ticket(key: str, row: Idempotent) -> Ticket:

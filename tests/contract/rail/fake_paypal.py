@@ -56,6 +56,8 @@ class FakePaypal:
     calls: Counter[str] = field(default_factory=Counter)
     #: How many of the next captures the payer's card declines.
     poor: int = 0
+    #: Whether an order that was declined still counts as approved: PayPal's reference does not say.
+    keeps_approval: bool = False
     #: Whether what is captured is looked into first, for days.
     reviews: bool = False
     #: A page "might have fewer items than the requested page_size".
@@ -188,7 +190,8 @@ class FakePaypal:
         if order["status"] != "APPROVED":
             raise Refused(422, "UNPROCESSABLE_ENTITY", "ORDER_NOT_APPROVED")
         if self._declines(order):
-            order["status"] = "PAYER_ACTION_REQUIRED"  # with another card, perhaps
+            if not self.keeps_approval:
+                order["status"] = "PAYER_ACTION_REQUIRED"  # with another card, perhaps
             raise Refused(422, "UNPROCESSABLE_ENTITY", "INSTRUMENT_DECLINED")
         unit = order["purchase_units"][0]
         total = cents_of(unit["amount"])

@@ -115,9 +115,27 @@ async def test_old_answers_are_wiped(ledger: Ledger, clock: ManualClock) -> None
     clock.advance(24 * 3600 - 1)
     await calls.finish(await ticket(calls, "young"), 200, b"answer")
     clock.advance(1)
-    assert await calls.prune() == 3
+    assert await calls.prune() == 2
     assert await calls.prune() == 0
     assert await calls.begin("account", "young", b"body") == Recorded(200, b"answer")
+    clock.advance(31 * 24 * 3600)
+    assert await calls.prune() == 2  # the young one, and what was never answered
+
+
+async def test_a_call_without_an_end_is_the_same_one_for_days_and_its_answer_is_kept_for_one(
+    ledger: Ledger, clock: ManualClock
+) -> None:
+    calls = Idempotency(ledger, SIGNER, await alone(ledger))
+    first = await ticket(calls)
+    for _ in range(8):  # nobody knows yet
+        await calls.release(first)
+        clock.advance(24 * 3600)
+        await calls.prune()
+        again = await ticket(calls)
+        assert again.operation_id == first.operation_id, "else it would be paid twice"
+    await calls.finish(again, 200, b"answer")
+    clock.advance(24 * 3600 - 1)
+    assert await calls.begin("account", "n", b"body") == Recorded(200, b"answer")
 
 
 async def test_answers_are_sealed_at_rest(ledger: Ledger, tmp_path: Path) -> None:

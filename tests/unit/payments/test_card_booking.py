@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -155,5 +156,16 @@ async def test_a_refund_that_was_given_up_and_was_made_all_the_same_leaves_the_a
     world.told = replace(world.told, refunds=(GivenBack("re_1", 300, "op"),))
     for _ in range(2):
         await world.hear()
+        await world.assert_right()
+    await world.store.close()
+
+
+async def test_processes_that_hear_the_same_at_once_book_it_once(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.credit()
+    others = [Booking(TERMS, Ledger(world.store, world.clock)) for _ in range(3)]
+    for disputed in (0, 400, 100):
+        world.told = replace(world.told, disputed=disputed)
+        await asyncio.gather(*(one.book("pi_1", world.stands) for one in (world.booking, *others)))
         await world.assert_right()
     await world.store.close()

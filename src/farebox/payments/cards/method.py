@@ -36,6 +36,8 @@ from farebox.payments.cards.model import (
     Captured,
     CardPayment,
     CheckoutOrder,
+    Decline,
+    Declined,
     Forged,
     Notice,
     Phase,
@@ -67,6 +69,9 @@ _log = structlog.get_logger("farebox.cards")
 
 #: How often a provider's list of events is read where it has nothing new.
 _EVENTS_EVERY_S = 10
+#: An approved order whose card declined is taken anew once its payer has done something, or after
+#: so long: not as often as somebody asks for the deposit. So many are remembered.
+_DECLINED_S, _DECLINED_MAX = 1_800, 4_096
 
 
 class CardMethod(DepositMethod):
@@ -84,6 +89,8 @@ class CardMethod(DepositMethod):
         self._booking = Booking(terms, ledger)
         self._refunds = Refunds(terms, connector, ledger)
         self._fault = "the provider was not asked yet"
+        #: Orders that were declined, and when, by what has passed here.
+        self._declined: dict[str, int] = {}
 
     # ── credentials ──────────────────────────────────────────────────────────────────────────────
 
@@ -138,7 +145,7 @@ class CardMethod(DepositMethod):
 
     async def look(self, reference: str) -> list[Sighting]:
         """What was captured of it, once it was."""
-        payment = await self._synced(reference)
+        payment = await self._synced(reference, is_told=False)
         return [] if payment is None else await self._sightings(payment)
 
     async def watch(self, cursor: str) -> AsyncGenerator[Watched, None]:
@@ -167,7 +174,7 @@ class CardMethod(DepositMethod):
         Whoever iterates credits each before it takes the next. Raises RailUnavailable.
         """
         try:
-            payment = await self._synced(reference)
+            payment = await self._synced(reference, is_told=True)
         except RailRejected as error:  # of another program on the same account, perhaps
             _log.warning("cards.notice_ignored", provider=self.payment_type, reason=str(error))
             return
@@ -186,19 +193,34 @@ class CardMethod(DepositMethod):
         """A webhook, checked. Raises RailUnavailable."""
         return await self.connector.hear(headers, body)
 
-    async def _synced(self, reference: str) -> CardPayment | None:
-        """How it stands, captured where the payer's approval leaves that to us."""
+    async def _synced(self, reference: str, *, is_told: bool) -> CardPayment | None:
+        """How it stands, captured where the payer's approval leaves that to us.
+
+        `is_told`: something has happened to it.
+        """
         payment = await self.connector.sync(reference)
         if payment is None or payment.phase is not Phase.APPROVED or not payment.order:
             return payment
         if await self._request_of(payment) is None:
             return payment
-        order = payment.reference
-        told = await self.connector.capture(order, 0, payment.currency, payment.order)
-        if not isinstance(told, Captured):
-            _log.warning("cards.not_captured", provider=self.payment_type, order=payment.order)
+        order, now_ns = payment.reference, self._ledger.clock.elapsed_ns()
+        declined_ns = self._declined.pop(order, None)
+        if (
+            declined_ns is not None
+            and not is_told
+            and now_ns - declined_ns < _DECLINED_S * NS_PER_S
+        ):
+            self._declined[order] = declined_ns
             return payment
-        return await self.connector.sync(order)
+        told = await self.connector.capture(order, 0, payment.currency, payment.order)
+        if isinstance(told, Captured):
+            return await self.connector.sync(order)
+        _log.warning("cards.not_captured", provider=self.payment_type, order=payment.order)
+        if isinstance(told, Declined) and told.decline is not Decline.TECHNICAL:
+            self._declined[order] = now_ns
+            if len(self._declined) > _DECLINED_MAX:
+                del self._declined[next(iter(self._declined))]
+        return payment
 
     async def _sightings(self, payment: CardPayment) -> list[Sighting]:
         request = await self._request_of(payment)
