@@ -392,10 +392,11 @@ _OLD_EPOCH = Rejected(
 def _is_behind(row: SubChannel, sub: SubChannelInfo) -> bool:
     """Whether the payer redeemed a voucher that it never gave us: the chain would pay nothing for
     those that follow ours. Or one with the last nonce there is, which none can follow."""
+    nonce = row.paid_nonce
     return (
-        sub.last_confirmed_nonce > row.paid_nonce
+        sub.last_confirmed_nonce > nonce
         or sub.last_claimed_amount > row.paid_amount
-        or row.paid_nonce == U64_END - 1
+        or nonce == U64_END - 1
     )
 
 

@@ -24,7 +24,6 @@ all requests cost the same, one hold covers them all, one after the other, and i
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import msgspec
 
@@ -88,7 +87,7 @@ def loss_account(asset_id: str) -> str:
     return f"expense:channel-loss:{asset_id}"
 
 
-class _Left(NamedTuple):
+class _Left(msgspec.Struct, frozen=True, gc=False):
     """A hold that what ended in this unit has left; what comes next may take it over. `is_paid`:
     its voucher is here, and is still to be posted."""
 

@@ -431,14 +431,10 @@ class PaymentProcessor:
     def _counted(self, result: PaymentProcessingResult) -> PaymentProcessingResult:
         counts = self._counts
         counts.total += 1
-        if not result.success:
-            counts.failed += 1
-        else:
-            if result.is_replay:
-                counts.replayed += 1
-            else:
-                counts.successful += 1
-            counts.handshakes += result.is_handshake
+        counts.successful += result.success and not result.is_replay
+        counts.failed += not result.success
+        counts.replayed += result.is_replay
+        counts.handshakes += result.success and result.is_handshake
         if self._config.debug:
             _log.info(
                 "channel.payment",
