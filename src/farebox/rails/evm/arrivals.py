@@ -141,6 +141,12 @@ class Arrivals:
             await self._look_again(head)
             return await self._look_further(head, known)
 
+    async def look_again(self) -> None:
+        """Find out what has vanished, and count depths from the newest block: for who asks without
+        watching, since that is another process's. Raises RailUnavailable, RailRejected."""
+        async with self._lock:
+            await self._look_again(await self.newest())
+
     async def of_address(self, address: str) -> list[Sighting]:
         """All that ever arrived at an address, as it stands."""
         head = await self._checked_head()

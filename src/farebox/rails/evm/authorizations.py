@@ -131,7 +131,7 @@ class Job(msgspec.Struct, frozen=True):
     asset: str
     token: str
     authorization: Authorization
-    since: int  # the chain's height when it was handed in
+    since: int  # the height from which on somebody else may have sent it
 
 
 def read_authorization(text: str, chain: str, chain_id: int) -> Authorization:
@@ -292,7 +292,9 @@ class Authorizations:
             Put(RESERVATION, key, reserved, ABSENT if row is None else row.version),
             Put(INTENT, intent, waiting, ABSENT),
         )
-        job = Job(intent, key, of.asset, of.token, one, await self._chain.height())
+        # Who is quicker may stand in a branch that leaves blocks which are there now.
+        since = max(0, await self._chain.height() - terms.used_for_good)
+        job = Job(intent, key, of.asset, of.token, one, since)
         custody = custody_of(terms.chain, of.asset)
         payload = msgspec.json.encode(job)
         return PaymentPlan(payload, custody, puts=puts, asset=of.asset, amount=one.value)

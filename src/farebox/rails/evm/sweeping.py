@@ -117,6 +117,8 @@ class Sweeping:
         )
         self._after = page[-1][0] if len(page) == _ADDRESSES_AT_ONCE else ""
         await self._free_nonces()
+        if page:
+            await self._arrivals.look_again()
         busy = await self._busy()
         now, sent = self._ledger.clock.now_ns(), 0
         for key, row in page:
