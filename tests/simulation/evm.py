@@ -310,8 +310,9 @@ class ModelEvm:
             if isinstance(tx.deed, Authorized) and self.moods.happens(self.moods.copies):
                 self._trace(f"a stranger copies {tx.hash[:10]}")
                 self._send(_COPIER, tx.to, 0, tx.deed)
-            if isinstance(tx.deed, Batch) and self.moods.happens(self.moods.blocks_payees):
-                payee, _ = self.moods.chance.choice(tx.deed.items)
+            deed = tx.deed if isinstance(tx.deed, Batch) and tx.deed.is_token else None
+            if deed is not None and self.moods.happens(self.moods.blocks_payees):
+                payee, _ = self.moods.chance.choice(deed.items)
                 self._trace(f"the token blocks {payee}")
                 self.blocked |= {payee}
 

@@ -19,8 +19,9 @@ from tests.simulation.evm_contracts import COIN_GAS
 from tests.simulation.evm_payers import EvmPayer
 
 NAME: Final = "evm"
-#: Of the operator's own, for gas.
+#: Of the operator's own at each sender, for gas and to pay out with before anything is swept.
 FLOAT_WEI: Final = 10 * 10**18
+FLOAT_TOKENS: Final = 500 * 10**6
 #: From so many units of the token on, an arrival is credited when it is so deep.
 DEPTHS: Final = ((0, 2), (50_000_000, 4))
 COIN_DEPTH: Final = 2
@@ -36,10 +37,12 @@ class EvmChecker:
     #: The house bears what was spent of a deposit that vanished.
     may_lack_cover = True
 
-    def __init__(self, disk: Disk, chain: ModelEvm, senders: Sequence[str]) -> None:
+    def __init__(self, disk: Disk, chain: ModelEvm, senders: Sequence[str], tokens: int) -> None:
+        """`tokens` are the operator's own at each of the senders."""
         self._disk = disk
         self._chain = chain
         self._senders = senders
+        self._own_tokens = tokens * len(senders)
 
     @property
     def too_little_msat(self) -> int:
@@ -96,7 +99,7 @@ class EvmChecker:
         token = sum(state.token[one] for one in (*self._senders, *ours))
         unclaimed, faults = self._signed()
         coin -= FLOAT_WEI * len(self._senders) + unclaimed["coin"]
-        token -= unclaimed["token"]
+        token -= self._own_tokens + unclaimed["token"]
         if token != self._held(custody_of(NAME, "USDC")):
             faults.append(f"{token} of the token on the chain, {self._held('USDC')} in custody")
         spent = self._held(f"suspense:evm:{NAME}:float")

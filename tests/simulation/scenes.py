@@ -94,8 +94,8 @@ SCENES: Final[dict[str, Weather]] = {
     ),
     "payments leave an EVM chain together": replace(
         _CLEAR,
-        callers=5,
-        storm_s=150,
+        callers=4,
+        storm_s=60,
         evm=EvmWeather(
             block_s=3,
             reorganises=0.1,
@@ -103,6 +103,7 @@ SCENES: Final[dict[str, Weather]] = {
             fills=0.9,
             batch_wait_s=20,
             senders=2,
+            is_at_home=True,
             wire=NetworkWeather(loses_answer=0.02),
         ),
     ),

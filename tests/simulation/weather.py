@@ -124,6 +124,9 @@ class EvmWeather:
     #: How long payments wait to leave together, and from how many addresses they leave.
     batch_wait_s: int = 0
     senders: int = 1
+    #: Whether the contract that pays many is there already, and senders have tokens to pay with
+    #: before any deposit was swept.
+    is_at_home: bool = False
     wire: NetworkWeather = NetworkWeather()
 
     def calm(self) -> EvmWeather:
@@ -336,6 +339,7 @@ def _evm(chance: Random) -> EvmWeather:
         blocks_payees=chance.choice((0, 0.2)),
         batch_wait_s=chance.choice((0, 0, 10)),
         senders=chance.choice((1, 1, 2)),
+        is_at_home=chance.random() < 0.5,
     )
 
 

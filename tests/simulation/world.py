@@ -32,7 +32,7 @@ from tests.simulation.checker import Checker, PromiseBroken
 from tests.simulation.depositors import Depositor
 from tests.simulation.disk import Disk
 from tests.simulation.evm import EvmMoods, ModelEvm
-from tests.simulation.evm_checker import FLOAT_WEI, EvmChecker
+from tests.simulation.evm_checker import FLOAT_TOKENS, FLOAT_WEI, EvmChecker
 from tests.simulation.evm_node import NODE as EVM_NODE
 from tests.simulation.evm_node import ModelNode
 from tests.simulation.evm_payers import EvmPayer
@@ -206,11 +206,13 @@ class World:
             block_s=drawn.block_s,
         )
         self.evm = ModelEvm(clock, moods, self.trace)
+        self.evm.tip.state.has_disperse = drawn.is_at_home
         self.network.hosts[EVM_NODE] = ModelNode(self.evm)
         senders = keys_from(MNEMONIC, drawn.senders).addresses
+        own = FLOAT_TOKENS if drawn.is_at_home else 0
         for sender in senders:
-            self.evm.endow(sender, FLOAT_WEI)
-        self.checker.rail = EvmChecker(self.disk, self.evm, senders)
+            self.evm.endow(sender, FLOAT_WEI, own)
+        self.checker.rail = EvmChecker(self.disk, self.evm, senders, own)
         market: dict[str, str] = {}
         payers = [one for one in self.callers if isinstance(one, EvmPayer)]
         for caller in payers:
