@@ -26,6 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+import uvloop
+
 from benchmarks.channel_payers import KeyHolder, Payer, drive_payers, open_channel
 from benchmarks.servers import Server, stopping
 from farebox.channels import (
@@ -173,7 +175,9 @@ async def shop(ledger: Ledger, key: SigningKey) -> tuple[PaymentProcessor, list[
 
 def measure(key_type: KeyType, seconds: float, directory: Path) -> Measured:
     """Both rates for one kind of key: medians of rounds, and of the ratio within each."""
-    rounds = asyncio.run(measured(SigningKey(key_type, b"\x01" * 32), seconds, directory))
+    key = SigningKey(key_type, b"\x01" * 32)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # that of `farebox serve`
+        rounds = runner.run(measured(key, seconds, directory))
     return Measured(
         key_type.value,
         round(median(alone.per_s for alone, _ in rounds)),

@@ -33,9 +33,9 @@ async def square(number: int) -> dict[str, int]:
 
 
 @app.get("/story")
-@price("2 sat + 5 msat / byte")
+@price("2 sat + 5 msat / byte", max_bytes=1_000)
 async def story(words: int = 5) -> StreamingResponse:
-    """A stream, charged by what was read of it."""
+    """A stream, charged by what was read of it. 7 sat are held for it at first."""
 
     async def tell() -> AsyncIterator[str]:
         for number in range(words):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec.structs import replace
 
 from farebox.rails.evm.contracts import ARTIFACTS, DEPLOYER, artifact
 from farebox.wire.subrav.keys import KeyType, SigningKey

@@ -11,6 +11,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import apsw
 import psycopg
 import pytest
 
@@ -19,7 +20,7 @@ from farebox.bootstrap import Farebox
 from farebox.cli.desk import carry_out
 from farebox.cli.requests import Reconcile, Recover
 from farebox.clock import SystemClock
-from farebox.errors import InvalidInput, StoreError, StoreLocked, StoreMoved
+from farebox.errors import InvalidInput, StoreError, StoreLocked, StoreMoved, StoreOutdated
 from farebox.ledger.invariants import verify
 from farebox.ledger.model import Account, Applied, Event, Hold, Kind, Open, Transfer, Unit
 from farebox.ledger.replay import Broken
@@ -348,6 +349,18 @@ async def test_nothing_is_written_over_a_file_that_is_there(tmp_path: Path) -> N
     assert file.read_text() == "mine"
     with pytest.raises(StoreError, match="No such file"):
         await asyncio.to_thread(backup, source, ROOT_KEY, tmp_path / "no/where", silent)
+
+
+async def test_a_book_of_a_newer_version_is_copied_by_that_version_alone(tmp_path: Path) -> None:
+    source = sqlite(tmp_path / "source")
+    await live(source, 2)
+    db = apsw.Connection(str(source.database_path))
+    db.execute("INSERT INTO migrations (number, name) VALUES (99, 'what we do not know')")
+    db.close()
+    for write in (backup, export_book):
+        with pytest.raises(StoreOutdated, match="run a newer farebox"):
+            await asyncio.to_thread(write, source, ROOT_KEY, tmp_path / "copy", silent)
+    assert not (tmp_path / "copy").exists()
 
 
 async def test_a_backup_that_breaks_off_leaves_no_file(

@@ -86,7 +86,7 @@ async def test_what_a_closed_channel_owed_is_no_longer_in_the_books(tmp_path: Pa
         backing = (await channel_of(town)).backing
         row = await town.payee.sub_channels.read(CHANNEL_ID, FRAGMENT)
         assert row is not None
-        first = replace(newest.sub_rav, nonce=1, accumulated_amount=ECHO_COST)
+        first = msgspec.structs.replace(newest.sub_rav, nonce=1, accumulated_amount=ECHO_COST)
         await town.contract.claim(sign_sub_rav(first, KEY))  # paid on the chain, and not yet booked
         await town.contract.close(CHANNEL_ID)
         assert await town.claims.claim(row) is ClaimOutcome.LOST
@@ -141,7 +141,7 @@ async def test_nothing_is_served_for_vouchers_that_the_chain_will_not_pay(tmp_pa
     async with world(tmp_path, clock=clock, claim_policy=ClaimPolicy(min_claim_amount=1)) as town:
         await town.open()
         newest = await pays(town)
-        made_up = replace(newest.sub_rav, nonce=2**63, accumulated_amount=1)
+        made_up = msgspec.structs.replace(newest.sub_rav, nonce=2**63, accumulated_amount=1)
         await town.contract.claim(sign_sub_rav(made_up, KEY))
         clock.advance(6)
         owed = (await town.asks()).proposal

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from farebox.bootstrap.channels import claiming_of, credit_of
 from farebox.channels.postings import custody_account

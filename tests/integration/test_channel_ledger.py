@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from farebox.channels import (
     RECORDS,
@@ -97,7 +98,7 @@ def voucher(channel: ChannelInfo, amount: int, nonce: int = 1, **change: object)
         accumulated_amount=amount,
         nonce=nonce,
     )
-    return sign_sub_rav(replace(sub_rav, **change), KEY)  # type: ignore[arg-type]
+    return sign_sub_rav(replace(sub_rav, **change), KEY)
 
 
 async def test_a_claim_moves_the_delta_and_a_close_gives_back_the_rest(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from farebox.channels import (
@@ -58,7 +59,7 @@ class Payer:
         error = PaymentError("PAYMENT_REQUIRED", "sign") if cost is None else None
         payload = ResponsePayload(
             client_tx_ref=reference,
-            sub_rav=replace(proposal(amount, nonce), **change),  # type: ignore[arg-type]
+            sub_rav=msgspec.structs.replace(proposal(amount, nonce), **change),
             cost=cost,
             error=error,
         )

@@ -89,7 +89,7 @@ async def test_a_voucher_for_anything_but_the_proposal_is_refused(
 ) -> None:
     async with world(tmp_path) as town:
         proposal = await first_request(town)
-        signed = sign_sub_rav(replace(proposal, **change), KEY)  # type: ignore[arg-type]
+        signed = sign_sub_rav(msgspec.structs.replace(proposal, **change), KEY)
         is_refused(await town.asks(voucher=signed), status, code)
         assert town.served == {"/echo": 1}
         # Nothing is poisoned by it: the honest voucher is still taken, and the next one follows.
@@ -469,7 +469,7 @@ async def test_the_store_of_proposals_makes_finds_and_writes_off(tmp_path: Path)
     async with world(tmp_path) as town:
         store, paid = town.payee.pending, await first_request(town)
         with pytest.raises(InvalidInput):
-            await store.save(replace(paid, nonce=2))
+            await store.save(msgspec.structs.replace(paid, nonce=2))
         await store.save(paid)  # it is proposed already
         stats = await store.get_stats()
         assert (stats.pending_count, stats.oldest_at) == (1, town.clock.now_ns())
@@ -481,13 +481,15 @@ async def test_the_store_of_proposals_makes_finds_and_writes_off(tmp_path: Path)
         assert (await store.get_stats()).pending_count == 0
         is_refused(await town.asks(), 402, "PAYMENT_REQUIRED")
         assert (await town.asks("/free", sign_sub_rav(paid, KEY))).status == 200
-        upcoming = replace(paid, nonce=2, accumulated_amount=paid.accumulated_amount + 7)
+        upcoming = msgspec.structs.replace(
+            paid, nonce=2, accumulated_amount=paid.accumulated_amount + 7
+        )
         for wrong in (
-            replace(upcoming, nonce=3),
-            replace(upcoming, channel_epoch=1),
-            replace(upcoming, chain_id=1),
-            replace(upcoming, accumulated_amount=paid.accumulated_amount - 1),
-            replace(upcoming, vm_id_fragment="nobody"),
+            msgspec.structs.replace(upcoming, nonce=3),
+            msgspec.structs.replace(upcoming, channel_epoch=1),
+            msgspec.structs.replace(upcoming, chain_id=1),
+            msgspec.structs.replace(upcoming, accumulated_amount=paid.accumulated_amount - 1),
+            msgspec.structs.replace(upcoming, vm_id_fragment="nobody"),
         ):
             with pytest.raises(InvalidInput):
                 await store.save(wrong)

@@ -101,8 +101,11 @@ async def test_a_stream_is_charged_by_what_was_told(
         ) as made:
             key = (await made.json())["api_key"]
         auth = {"Authorization": f"Bearer {key}"}
-        async with it.get("/story?words=3", auth) as refused:
-            assert refused.status == 402
+        async with it.get("/story?words=3", auth) as told:
+            body = await told.read()
+        assert (told.status, body) == (200, b"word 0\nword 1\nword 2\n")
+        async with it.get("/info", auth) as info:
+            assert (await info.json())["total_spent"] == 2_000 + 5 * len(body)
 
 
 async def test_a_key_pays_and_a_failing_endpoint_costs_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -13,9 +14,11 @@ from farebox.bootstrap import Farebox
 from farebox.cli.desk import carry_out
 from farebox.cli.requests import Withdraw
 from farebox.errors import InvalidInput
-from farebox.ledger.model import Applied, Transfer, Unit
+from farebox.ledger.model import Applied, Kind, Open, Transfer, Unit
+from farebox.money import BTC
 from farebox.payments import Refusal
 from farebox.payments.service import Pending, Received, Refunded
+from farebox.rails.cashu.config import custody_account
 from farebox.rails.cashu.records import ProofUse
 from farebox.settings import load_settings
 from farebox.testing.asgi import serving
@@ -43,8 +46,10 @@ async def test_a_question_that_a_mint_refuses_rejects_no_consolidation(tmp_path:
         await house.assert_whole(mint)
 
 
-async def test_a_withdrawal_comes_from_the_mint_that_was_named(tmp_path: Path) -> None:
-    mints = [PlayMint(), PlayMint()]
+@asynccontextmanager
+async def earning(tmp_path: Path, *amounts: int) -> AsyncIterator[tuple[Farebox, list[PlayMint]]]:
+    """A house that has earned so much, in sat, at a mint each."""
+    mints = [PlayMint() for _ in amounts]
     async with AsyncExitStack() as stack:
         for mint in mints:
             mint.url = await stack.enter_async_context(serving(mint))
@@ -63,12 +68,16 @@ async def test_a_withdrawal_comes_from_the_mint_that_was_named(tmp_path: Path) -
                 base_url="http://farebox.test",
             )
         )
-        for mint, amount in zip(mints, (64, 16), strict=True):
+        for mint, amount in zip(mints, amounts, strict=True):
             made = await http.post("/create", json={"initial_balance_token": issue(mint, amount)})
             key = await house.keys.authenticate(made.json()["api_key"])
             step = Transfer(key.account, "revenue", amount * 1_000, "earn")  # type: ignore[union-attr]
             assert isinstance(await house.store.commit(Unit(f"earn{amount}", (step,))), Applied)
+        yield house, mints
 
+
+async def test_a_withdrawal_comes_from_the_mint_that_was_named(tmp_path: Path) -> None:
+    async with earning(tmp_path, 64, 16) as (house, mints):
         for number, mint in enumerate((mints[1], mints[0])):
             wanted = Withdraw(f"w{number}", 8_000, "", mint.url + "/")
             assert (await carry_out(house, wanted))["mint"] == mint.url
@@ -79,6 +88,23 @@ async def test_a_withdrawal_comes_from_the_mint_that_was_named(tmp_path: Path) -
         with pytest.raises(InvalidInput, match="no mint holds this much"):
             await carry_out(house, Withdraw("w3", 9_000, "", mints[1].url))
         assert (await carry_out(house, Withdraw("w4", None, "", mints[1].url)))["sats"] == "8"
+
+
+async def test_two_withdrawals_at_once_take_what_is_free_out_once(tmp_path: Path) -> None:
+    async with earning(tmp_path, 64) as (house, mints):
+        lost = (
+            Open("expense:lost", BTC.code, Kind.EXPENSE),
+            Transfer("expense:lost", custody_account(mints[0].url, "sat"), 32_000, "lost"),
+        )
+        assert isinstance(await house.store.commit(Unit("lost", lost)), Applied)
+        wanted = [Withdraw(f"w{number}", 32_000) for number in range(2)]
+        first, second = await asyncio.gather(
+            *(carry_out(house, one) for one in wanted), return_exceptions=True
+        )
+        assert isinstance(first, dict)
+        assert first["amount_msat"] == 32_000
+        assert isinstance(second, InvalidInput)
+        assert "0 sat are beyond what customers own" in str(second)
 
 
 async def test_a_token_tried_again_is_not_taken_for_the_try_before(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from farebox.books.places import (
     migrate,
     open_audit,
     open_store,
+    require_schema,
 )
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "migrate",
     "open_audit",
     "open_store",
+    "require_schema",
     "take_back",
 ]

@@ -31,6 +31,7 @@ from farebox.books.places import (
     open_store,
     postgres_address,
     postgres_driver,
+    require_schema,
 )
 from farebox.clock import Clock, SystemClock, iso
 from farebox.errors import InvalidInput, StoreCorrupt, StoreLocked
@@ -131,6 +132,7 @@ def export_book(
     """
     clock = SystemClock()
     with _new_file(target) as file:
+        require_schema(settings)
         if move_to:
             asyncio.run(_leave(settings, move_to, clock))
         say(f"writing {book_place(settings)} …")

@@ -9,7 +9,7 @@ from typing import Any
 from farebox.books.root_key import ROOT_SEAL
 from farebox.channels import RECORDS as CHANNEL_RECORDS
 from farebox.clock import Clock
-from farebox.errors import InvalidSettings
+from farebox.errors import InvalidSettings, StoreOutdated
 from farebox.identity import RECORDS as IDENTITY_RECORDS
 from farebox.ledger.processes import PROCESS
 from farebox.ledger.records import RecordType
@@ -107,6 +107,15 @@ def migrate(settings: Settings, *, look: bool = False) -> Migrated:
     with postgres_driver():
         from farebox.stores.postgres import schema as postgres_schema
     return postgres_schema.migrate(postgres_address(settings), look=look)
+
+
+def require_schema(settings: Settings) -> None:
+    """Refuse a book of another version's schema, whose rows this one would not all know; blocking.
+
+    Raises StoreOutdated with the way out, StoreError.
+    """
+    if migrate(settings, look=True).applied:  # which refuses what is newer
+        raise StoreOutdated("the book has an older schema: run `farebox migrate`")
 
 
 @contextmanager

@@ -81,7 +81,6 @@ class FinalCost:
         return max(units, 0)
 
 
-_FREE = PerRequest(0)
 Strategy = PerRequest | PerToken | FinalCost
 
 
@@ -102,7 +101,8 @@ class BillingRule:
     @property
     def payment_required(self) -> bool:
         """Whether the rule can ever charge."""
-        return self.strategy != _FREE
+        strategy = self.strategy
+        return not isinstance(strategy, PerRequest) or strategy.price_pico_usd != 0
 
     def matches(self, facts: Mapping[str, Any]) -> bool:
         """Whether the request is one of this rule's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -37,6 +36,7 @@ from farebox.ledger.processes import Processes
 from farebox.ledger.records import Row
 from farebox.ledger.service import Ledger
 from farebox.ledger.store import PAGE_MAX
+from farebox.turns import TurnsByKey
 from farebox.wire.subrav.model import U64_END, ErrorCode, SignedSubRAV, SubRAV
 
 #: Requests that may wait for their turn on one sub-channel.
@@ -96,8 +96,7 @@ class SubChannels:
         self._rows = SubChannelRows(ledger)
         self.chain_id = chain_id
         self._processes = processes
-        self._wait_s = wait_s
-        self._turns: dict[str, _TurnLock] = {}
+        self._turns = TurnsByKey(_WAITING_MAX, wait_s)
         #: What each custody account's ceiling was last set to by this process.
         self._ceilings: dict[str, int] = {}
         #: Settles a request that is kept elsewhere and that nobody serves any more.
@@ -132,39 +131,13 @@ class SubChannels:
             if came:
                 self.give_turn(channel_id, fragment)
 
-    async def take_turn(self, channel_id: str, fragment: str) -> bool:
+    def take_turn(self, channel_id: str, fragment: str) -> Awaitable[bool]:
         """Wait for the turn. `give_turn` must follow when it came."""
-        key = sub_channel_key(channel_id, fragment)
-        lock = self._turns.get(key)
-        if lock is None:
-            lock = self._turns[key] = _TurnLock()
-        if lock.users > _WAITING_MAX:
-            return False
-        lock.users += 1
-        if lock.users == 1:  # nobody holds it or waits, so this does not wait either
-            await lock.acquire()
-            return True
-        try:
-            async with asyncio.timeout(self._wait_s):
-                await lock.acquire()
-        except BaseException as error:
-            self._leave(key, lock)
-            if isinstance(error, TimeoutError):
-                return False
-            raise
-        return True
+        return self._turns.take(sub_channel_key(channel_id, fragment))
 
     def give_turn(self, channel_id: str, fragment: str) -> None:
         """Let the next one in."""
-        key = sub_channel_key(channel_id, fragment)
-        lock = self._turns[key]
-        lock.release()
-        self._leave(key, lock)
-
-    def _leave(self, key: str, lock: _TurnLock) -> None:
-        lock.users -= 1
-        if not lock.users:
-            self._turns.pop(key, None)
+        self._turns.give_back(sub_channel_key(channel_id, fragment))
 
     # ── changes ──────────────────────────────────────────────────────────────────────────────────
 
@@ -419,10 +392,11 @@ _OLD_EPOCH = Rejected(
 def _is_behind(row: SubChannel, sub: SubChannelInfo) -> bool:
     """Whether the payer redeemed a voucher that it never gave us: the chain would pay nothing for
     those that follow ours. Or one with the last nonce there is, which none can follow."""
+    nonce = row.paid_nonce
     return (
-        sub.last_confirmed_nonce > row.paid_nonce
+        sub.last_confirmed_nonce > nonce
         or sub.last_claimed_amount > row.paid_amount
-        or row.paid_nonce == U64_END - 1
+        or nonce == U64_END - 1
     )
 
 
@@ -433,12 +407,6 @@ def _is_frozen(row: SubChannel, turn: Turn) -> bool:
 
 async def _nothing_is_kept_elsewhere(_: str) -> bool:
     return False
-
-
-class _TurnLock(asyncio.Lock):
-    def __init__(self) -> None:
-        super().__init__()
-        self.users = 0
 
 
 def voucher_of(turn: Turn) -> SubRAV | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -18,6 +19,9 @@ from farebox.ledger.records import RecordType
 from farebox.wire.subrav.model import VERSION, ErrorCode, SignedSubRAV, SubRAV
 
 PaymentErrorCode = ErrorCode
+
+#: Names that are made of a sub-channel again and again stay made, for as many of them.
+NAMED_MAX = 10_000
 
 
 class RequestMetadata(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,6 +212,7 @@ CHANNEL_CLOSE = RecordType(
 )
 
 
+@lru_cache(maxsize=NAMED_MAX)
 def sub_channel_key(channel_id: str, fragment: str) -> str:
     """The key of a sub-channel's row."""
     return f"{channel_id}#{fragment}"

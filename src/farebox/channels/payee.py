@@ -26,7 +26,7 @@ from farebox.channels.weighing import (
     check_terms,
     is_handshake,
 )
-from farebox.clock import NS_PER_S, Clock
+from farebox.clock import NS_PER_S
 from farebox.errors import InvalidInput, RailError, StoreError
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
@@ -80,37 +80,37 @@ class PaymentChannelPayeeClient:
         self.policy = policy or CreditPolicy()
         self.sub_channels = SubChannels(ledger, processes, contract.chain_id, wait_s=wait_s)
         self.pending = PendingSubRAVStore(self.sub_channels, self.generate_proposal)
-        clock = ledger.clock
-        self._channels: _Remembered[str, ChannelInfo] = _Remembered(clock)
-        self._subs: _Remembered[tuple[str, str], SubChannelInfo] = _Remembered(clock)
-        self._balances: _Remembered[tuple[str, str], int] = _Remembered(clock)
+        self._clock = ledger.clock
+        self._channels: _Remembered[str, ChannelInfo] = _Remembered()
+        self._subs: _Remembered[tuple[str, str], SubChannelInfo] = _Remembered()
+        self._balances: _Remembered[tuple[str, str], int] = _Remembered()
 
     # ── what the chain says ──────────────────────────────────────────────────────────────────────
 
     async def channel_info(self, channel_id: str) -> ChannelInfo | None:
         """A channel, as the chain had it some seconds ago at most. Raises RailError."""
-        known = self._channels.known(channel_id)
+        asked_at = self._clock.now_ns()
+        known = self._channels.known(channel_id, asked_at)
         if known is not None:
             return known
-        asked_at = self._channels.now
         return self._channels.learn(channel_id, await self.contract.channel(channel_id), asked_at)
 
     async def sub_channel_info(self, channel_id: str, fragment: str) -> SubChannelInfo | None:
         """A sub-channel, as the chain had it some seconds ago at most. Raises RailError."""
         key = (channel_id, fragment)
-        known = self._subs.known(key)
+        asked_at = self._clock.now_ns()
+        known = self._subs.known(key, asked_at)
         if known is not None:
             return known
-        asked_at = self._subs.now
         return self._subs.learn(key, await self.contract.sub_channel(*key), asked_at)
 
     async def balance(self, channel: ChannelInfo) -> int:
         """What is left of a channel's collateral. Raises RailError."""
         backing, asset = channel.backing, channel.asset_id
-        known = self._balances.known((backing, asset))
+        asked_at = self._clock.now_ns()
+        known = self._balances.known((backing, asset), asked_at)
         if known is not None:
             return known
-        asked_at = self._balances.now
         balance = await self.contract.balance(backing, asset)
         return self._balances.learn((backing, asset), balance, asked_at) or 0
 
@@ -135,11 +135,15 @@ class PaymentChannelPayeeClient:
         closed: a chain that cannot be asked lets nobody be served.
         """
         try:
-            channel = self._channels.known(channel_id) or await self.channel_info(channel_id)
+            now = self._clock.now_ns()
+            channel = self._channels.known(channel_id, now)
+            if channel is None:
+                channel = await self.channel_info(channel_id)
+                now = self._clock.now_ns()
             refused = check_channel(channel, self.payee_did)
             if refused is not None or channel is None:
                 return refused or Rejected(ErrorCode.CHANNEL_NOT_FOUND, "no such channel")
-            sub_channel = self._subs.known((channel_id, fragment))
+            sub_channel = self._subs.known((channel_id, fragment), now)
             if sub_channel is None:
                 sub_channel = await self.sub_channel_info(channel_id, fragment)
             if sub_channel is not None and sub_channel.epoch != channel.epoch:
@@ -166,8 +170,11 @@ class PaymentChannelPayeeClient:
 
     async def covered(self, turn: Turn) -> Turn | Rejected:
         """A turn with what the collateral covers."""
+        channel = turn.channel
+        balance = self._balances.known((channel.backing, channel.asset_id), self._clock.now_ns())
         try:
-            balance = await self.balance(turn.channel)
+            if balance is None:
+                balance = await self.balance(channel)
         except RailError:
             return Rejected(
                 ErrorCode.HUB_BALANCE_FETCH_FAILED, "The collateral cannot be read; try later."
@@ -289,17 +296,12 @@ class _Remembered(Generic[_K, _V]):
     """Answers of the chain, believed for some seconds, never longer: staleness would serve a
     closed channel. That something is not there is never remembered."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._found: OrderedDict[_K, tuple[_V, int]] = OrderedDict()
 
-    @property
-    def now(self) -> int:
-        return self._clock.now_ns()
-
-    def known(self, key: _K) -> _V | None:
+    def known(self, key: _K, now: int) -> _V | None:
         found = self._found.get(key)
-        if found is not None and 0 <= self._clock.now_ns() - found[1] < _BELIEVED_NS:
+        if found is not None and 0 <= now - found[1] < _BELIEVED_NS:
             return found[0]
         return None
 

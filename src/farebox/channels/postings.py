@@ -23,12 +23,13 @@ all requests cost the same, one hold covers them all, one after the other, and i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import lru_cache
 
 import msgspec
 
 from farebox.channels.chain import ChannelInfo, PaidTo
 from farebox.channels.model import (
+    NAMED_MAX,
     SUB_CHANNEL,
     Proposal,
     Serving,
@@ -58,16 +59,19 @@ _VOUCHER = "channel_voucher"
 _HOME_ASSET = "BTC"
 
 
+@lru_cache(maxsize=NAMED_MAX)
 def custody_account(backing: str) -> str:
     """What was signed against one collateral and not yet claimed."""
     return f"custody:channel:{backing}"
 
 
+@lru_cache(maxsize=NAMED_MAX)
 def receivable_account(channel_id: str, fragment: str) -> str:
     """The cost of the one request of a sub-channel that is not signed for."""
     return f"receivable:channel:{sub_channel_key(channel_id, fragment)}"
 
 
+@lru_cache(maxsize=NAMED_MAX)
 def clearing_account(backing: str) -> str:
     """What is reserved under one collateral passes through here, and nothing stays."""
     return f"clearing:channel:{backing}"
@@ -83,7 +87,7 @@ def loss_account(asset_id: str) -> str:
     return f"expense:channel-loss:{asset_id}"
 
 
-class _Left(NamedTuple):
+class _Left(msgspec.Struct, frozen=True, gc=False):
     """A hold that what ended in this unit has left; what comes next may take it over. `is_paid`:
     its voucher is here, and is still to be posted."""
 
@@ -103,7 +107,6 @@ class Draft:
         self._key = sub_channel_key(row.channel_id, row.fragment)
         self._receivable = receivable_account(row.channel_id, row.fragment)
         self._custody = custody_account(row.backing)
-        self._clearing = clearing_account(row.backing)
         self._id = unit_id
         self._steps: list[Step] = []
         self._left: _Left | None = None
@@ -241,8 +244,11 @@ class Draft:
             self._steps.append(Transfer(loss, self._custody, lost, "channel_epoch_ended"))
         self.row = opened(channel, self.row.fragment, amount, nonce)
         self._custody = custody_account(self.row.backing)
-        self._clearing = clearing_account(self.row.backing)
         self._open()
+
+    @property
+    def _clearing(self) -> str:
+        return clearing_account(self.row.backing)
 
     def _open(self) -> None:
         asset = self.row.asset_id

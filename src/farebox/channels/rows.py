@@ -54,7 +54,15 @@ class SubChannelRows:
         for _ in range(_ATTEMPTS_MAX):
             decision = whole(found, clock.now_ns())
             if isinstance(decision, Unit):
-                outcome = await self._commit(key, decision, synced=synced)
+                outcome: Outcome | None = None
+                try:
+                    outcome = await store.commit(decision, synced=synced)
+                finally:
+                    if isinstance(outcome, Applied):
+                        put = decision.puts[0]
+                        self._remember(key, Row(put.value, put.expect + 1))
+                    else:
+                        self._known.pop(key, None)
                 if not isinstance(outcome, Stale | Taken) or outcome.key != key:
                     return outcome
             elif is_fresh:
@@ -62,18 +70,6 @@ class SubChannelRows:
             self._known.pop(key, None)
             found, is_fresh = await store.get(SUB_CHANNEL, key), True
         raise StoreBusy(f"lost {_ATTEMPTS_MAX} races for the sub-channel {key}; try again")
-
-    async def _commit(self, key: str, unit: Unit, *, synced: bool) -> Outcome:
-        outcome: Outcome | None = None
-        try:
-            outcome = await self._ledger.store.commit(unit, synced=synced)
-            return outcome
-        finally:
-            if isinstance(outcome, Applied):
-                put = unit.puts[0]
-                self._remember(key, Row(put.value, put.expect + 1))
-            else:
-                self._known.pop(key, None)
 
     def _remember(self, key: str, row: Row[SubChannel]) -> None:
         known = self._known.get(key)

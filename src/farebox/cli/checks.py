@@ -13,7 +13,7 @@ from pathlib import Path
 
 import aiohttp
 
-from farebox.books import book_place, open_audit
+from farebox.books import book_place, open_audit, require_schema
 from farebox.bootstrap.bitcoin import examine_bitcoin
 from farebox.bootstrap.cards import connector_of, hears, providers
 from farebox.bootstrap.channels import credit_of, house_did
@@ -230,6 +230,7 @@ def book(found: Settings, *, is_served: bool) -> Finding:
     if path is not None and not path.exists():
         return fine("book", f"{path} is made at the first start")
     try:
+        require_schema(found)
         with open_audit(found) as reader:
             row = reader.value(BOOK, KEY)
     except InvalidSettings as error:

@@ -24,9 +24,10 @@ from farebox.gateway.asgi import LET_GO, App, Message, Scope, header
 
 _log = structlog.get_logger("farebox.serve")
 
-#: How long a head may take, and how long a connection may be idle between two requests.
+#: How long a head may take, and how long a connection may be idle between two requests: longer than
+#: callers' libraries keep one (5 to 15 s), or a request that is on its way while we close is lost.
 _HEAD_TIMEOUT_S = 30
-_IDLE_TIMEOUT_S = 5
+_IDLE_TIMEOUT_S = 20
 #: Reading pauses when an app leaves so much of a body unread.
 _BODY_HIGH_BYTES: Final = 64 * 1024
 _HELD_MAX_BYTES: Final = 64 * 1024

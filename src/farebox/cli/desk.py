@@ -132,19 +132,22 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
     known = await house.operations.get(wanted.id)
     if known is None and wanted.again:
         raise InvalidInput(f"no withdrawal {wanted.id!r} was begun: nothing left by that name")
-    amount = 0 if known else await _to_withdraw(house, wanted)
-    if known is None and amount == 0:
-        raise InvalidInput("there is nothing to withdraw: `farebox balance` shows what was earned")
     metadata = {ONLY_MINT: normalize_mint_url(wanted.mint)} if wanted.mint else {}
     metadata |= {"refund_currency": wanted.asset} if wanted.asset else {}
-    left = await house.payments.refund(
-        REVENUE,
-        amount,
-        method=wanted.method,
-        operation_id=wanted.id,
-        destination=wanted.destination,
-        metadata=metadata,
-    )
+    async with house.withdrawing:
+        amount = 0 if known else await _to_withdraw(house, wanted)
+        if known is None and amount == 0:
+            raise InvalidInput(
+                "there is nothing to withdraw: `farebox balance` shows what was earned"
+            )
+        left = await house.payments.refund(
+            REVENUE,
+            amount,
+            method=wanted.method,
+            operation_id=wanted.id,
+            destination=wanted.destination,
+            metadata=metadata,
+        )
     match left:
         case Refunded(asset=BTC.code):
             return {"id": wanted.id, "amount_msat": left.amount, **left.reply}

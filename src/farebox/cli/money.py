@@ -27,9 +27,10 @@ def _balance_text(facts: Facts) -> str:
         for place in facts["custody"]
     ]
     accounts = facts["customer_accounts"]
+    on_accounts = f"on {accounts} account{'' if accounts == 1 else 's'}"
     rows += [
         ("held in all", sat(facts["custody_msat"]), ""),
-        ("owed to customers", sat(facts["customers_msat"]), f"on {accounts} accounts"),
+        ("owed to customers", sat(facts["customers_msat"]), on_accounts),
         ("  reserved by requests", sat(facts["held_msat"]), ""),
         ("earned", sat(facts["revenue_msat"]), "`farebox withdraw` takes it out"),
     ]

@@ -35,7 +35,6 @@ from farebox.gateway.channel_endpoints import send_endpoint
 from farebox.gateway.deadlines import Deadlines
 from farebox.gateway.delivery import Call, Supervision
 from farebox.gateway.exchange import Outgoing
-from farebox.gateway.turns import Turns
 from farebox.gateway.upstream import Upstream, Upstreams
 from farebox.ids import derived_id
 from farebox.paywall.channel_service import ChannelService
@@ -51,6 +50,7 @@ from farebox.paywall.named import name_of
 from farebox.paywall.service import Paywall
 from farebox.pricing.request import RequestFacts, ask_for_usage, read_request
 from farebox.pricing.tokens import TokenCounter
+from farebox.turns import Turns
 
 _log = structlog.get_logger("farebox.gateway")
 

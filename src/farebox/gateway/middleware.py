@@ -21,6 +21,8 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Protocol, TypeVar
 
+import msgspec
+
 from farebox.errors import FareboxError, InvalidSettings
 from farebox.gateway.app import Gateway
 from farebox.gateway.asgi import (
@@ -232,13 +234,17 @@ def _call(scope: Scope, facts: RequestFacts) -> Call:
     )
 
 
-def price(text: str) -> Callable[[Callable[..., Any]], Callable[..., Coroutine[Any, Any, Any]]]:
+def price(
+    text: str, *, max_seconds: int | None = None, max_bytes: int | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Coroutine[Any, Any, Any]]]:
     """Sell an endpoint: `@price("10 sat")`, below the decorator that routes to it.
 
-    `text` is a price as in the settings, by the request, second, byte or unit. What is measured is
-    the answer. Plain functions are run in a thread, as frameworks do. Raises InvalidSettings.
+    `text` is a price as in the settings, by the request, second or byte. What is measured is the
+    answer. The most it can come to is held first: by the byte that is far more than callers have,
+    unless `max_bytes` says what the endpoint can answer. Plain functions are run in a thread, as
+    frameworks do. Raises InvalidSettings.
     """
-    rule = parse_price(text)
+    rule = msgspec.structs.replace(parse_price(text), max_seconds=max_seconds, max_bytes=max_bytes)
     if any(component in _PER_TOKEN for component, _ in rule.prices):
         raise InvalidSettings("price", text, "a price by the request, second or byte")
     book = PriceBook([rule])

@@ -129,30 +129,33 @@ class _Trial:
         self, debtor: Account, creditor: Account, pending: int, posted: int, *, check: bool
     ) -> None:
         """Add to the pending and posted balances of both sides; `check` the limits."""
-        debited = Account(
+        debits_pending = debtor.debits_pending + pending
+        debits_posted = debtor.debits_posted + posted
+        credits_pending = creditor.credits_pending + pending
+        credits_posted = creditor.credits_posted + posted
+        if check:
+            debits = debits_pending + debits_posted
+            _check_limits(debtor, creditor, debits, credits_pending + credits_posted)
+        self.accounts[debtor.id] = Account(
             debtor.id,
             debtor.asset,
             debtor.kind,
-            debtor.debits_pending + pending,
-            debtor.debits_posted + posted,
+            debits_pending,
+            debits_posted,
             debtor.credits_pending,
             debtor.credits_posted,
             debtor.ceiling,
         )
-        credited = Account(
+        self.accounts[creditor.id] = Account(
             creditor.id,
             creditor.asset,
             creditor.kind,
             creditor.debits_pending,
             creditor.debits_posted,
-            creditor.credits_pending + pending,
-            creditor.credits_posted + posted,
+            credits_pending,
+            credits_posted,
             creditor.ceiling,
         )
-        if check:
-            _check_limits(debited, credited)
-        self.accounts[debtor.id] = debited
-        self.accounts[creditor.id] = credited
 
     def record(
         self, kind: str, debit: str, credit: str, amount: int, code: str, hold: str, expires: int
@@ -186,9 +189,8 @@ _CLOSED = {
 }
 
 
-def _check_limits(debtor: Account, creditor: Account) -> None:
-    debits = debtor.debits_pending + debtor.debits_posted
-    credits_ = creditor.credits_pending + creditor.credits_posted
+def _check_limits(debtor: Account, creditor: Account, debits: int, credits_: int) -> None:
+    """Of two sides that shall have so many debits and credits, pending ones too."""
     if debits >= AMOUNT_END or credits_ >= AMOUNT_END:
         raise _Refusal(Code.OVERFLOWS_ACCOUNT)
     if debtor.kind in CREDIT_LIMITED and debits > debtor.credits_posted:

@@ -32,6 +32,7 @@ class RecordType(Generic[T]):
     def __post_init__(self) -> None:
         names = dict.fromkeys(name for index in self.indexes for name in index)
         object.__setattr__(self, "columns", tuple(names))
+        object.__setattr__(self, "encode", _ENCODER.encode)
         object.__setattr__(self, "decode", msgspec.json.Decoder(self.type).decode)
 
     def check_query(self, equal: Mapping[str, str | int], at_most: str | None) -> None:
@@ -50,16 +51,21 @@ class RecordType(Generic[T]):
     def columns_of(self, value: T) -> list[str | int | None]:
         """The indexed fields of a row as a store keeps them, in the order of `columns`."""
         fields = self.fields_of(value)
-        return fields if self.resting.isdisjoint(fields) else [None] * len(fields)
+        if self.resting and not self.resting.isdisjoint(fields):
+            return [None] * len(fields)
+        return fields
 
     def fields_of(self, value: T) -> list[str | int | None]:
         """The same, whether the row rests or not: so it stands there when it was written before
         its record type said what rests."""
-        return [column_value(getattr(value, name)) for name in self.columns]
+        return [
+            found if type(found := getattr(value, name)) in _PLAIN else column_value(found)
+            for name in self.columns
+        ]
 
     def encode(self, value: T) -> bytes:
         """The stored form of a row."""
-        return _ENCODER.encode(value)
+        raise AssertionError("replaced in __post_init__ by the compiled encoder")
 
     def decode(self, raw: bytes) -> T:
         """Undo `encode`."""
@@ -67,6 +73,7 @@ class RecordType(Generic[T]):
 
 
 _ENCODER = msgspec.json.Encoder()
+_PLAIN = frozenset({str, int, type(None)})
 
 
 def column_value(value: object) -> str | int | None:

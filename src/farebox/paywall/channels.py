@@ -124,9 +124,6 @@ class ChannelTill:
         self._turns[request_id] = covered
         admitted = None
         try:
-            request = msgspec.structs.replace(
-                request, account=_account(covered), channel_id=channel_id, fragment=fragment
-            )
             answer = await self._cover(request_id, payment, covered, cap, request, keep)
             admitted = answer if isinstance(answer, Request) else None
             return answer
@@ -144,10 +141,17 @@ class ChannelTill:
         keep: Callable[[Request], None],
     ) -> Request | Answer:
         rows: list[Request] = []
+        account = _account(turn)
 
         def join(draft: Draft) -> None:
             assert draft.row.serving is not None
-            row = msgspec.structs.replace(request, hold=draft.row.serving.cover)
+            row = msgspec.structs.replace(
+                request,
+                account=account,
+                hold=draft.row.serving.cover,
+                channel_id=turn.channel.channel_id,
+                fragment=turn.sub_channel.vm_id_fragment,
+            )
             rows[:] = [row]
             keep(row)
             draft.join(Put(REQUEST, request_id, row, ABSENT))

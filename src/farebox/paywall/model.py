@@ -74,16 +74,18 @@ class EmbeddedMoney:
     wish: ChangeWish = ChangeWish()
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelPresented:
+class ChannelPresented(msgspec.Struct, frozen=True):
     """`X-Payment-Channel-Data`, `Authorization: DIDAuthV1 …`, or both: a voucher for the request
     before this one, or who will sign for this one. `target` is what was asked for, path and query.
     """
 
     payload: RequestPayload | None
-    auth: DidAuth | None = field(repr=False)
+    auth: DidAuth | None
     method: str
     target: str
+
+    def __repr__(self) -> str:
+        return "ChannelPresented(…)"  # an authorization is in it
 
     @property
     def client_tx_ref(self) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from eth_account import Account
 from eth_account.messages import encode_defunct, encode_typed_data
+from msgspec.structs import replace
 
 from farebox.errors import InvalidCredential
 from farebox.wire.subrav.keys import (

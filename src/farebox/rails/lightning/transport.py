@@ -160,12 +160,23 @@ class Line:
                 allow_redirects=False,  # the header that lets us in goes to this node or nowhere
                 ssl=self._tls or True,
             ) as response:
-                yield response
+                try:
+                    yield response
+                finally:
+                    _hang_up(response)
         except TimeoutError:
             raise RailUnavailable("the node did not answer in time") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # The text of a foreign error may quote what was sent; its type says enough.
             raise RailUnavailable(f"the node gave no answer: {type(error).__name__}") from None
+
+
+def _hang_up(response: aiohttp.ClientResponse) -> None:
+    """Leave an answer that has not ended. A farewell over TLS would wait for the node's own, and a
+    node that gives none would keep the socket open when the session is closed."""
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
 
 
 def decode(raw: bytes, shape: type[_T]) -> _T:

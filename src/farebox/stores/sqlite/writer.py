@@ -7,9 +7,10 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import apsw
+import msgspec
 
 from farebox.clock import Clock, running_s
 from farebox.errors import StoreBusy, StoreError
@@ -46,7 +47,7 @@ _EVERYBODYS = (
 )
 
 
-class _Waiting(NamedTuple):
+class _Waiting(msgspec.Struct, frozen=True):
     """Somebody who is to be told `outcomes` once they are certain; None stands for "synced"."""
 
     answer: asyncio.Future[Any]
@@ -54,7 +55,7 @@ class _Waiting(NamedTuple):
     unit_id: str = ""
 
 
-class _Queued(NamedTuple):
+class _Queued(msgspec.Struct, frozen=True):
     units: Sequence[Unit]
     synced: bool
     answer: asyncio.Future[Sequence[Outcome]]
@@ -234,13 +235,13 @@ class Writer:
     def _tell(self, work: Sequence[_Queued], outcomes: Sequence[Outcome]) -> None:
         certain = self._synced >= self._owed
         first = 0
-        for units, synced, answer in work:
-            told = outcomes[first : (first := first + len(units))]
+        for one in work:
+            told = outcomes[first : (first := first + len(one.units))]
             # A refusal waits as well: it may rest on what a loss of power would take back.
-            if certain or not synced:
-                _resolve(answer, told)
+            if certain or not one.synced:
+                _resolve(one.answer, told)
             else:
-                self._waiting.append(_Waiting(answer, told, units[0].id))
+                self._waiting.append(_Waiting(one.answer, told, one.units[0].id))
 
     # ── the disk ─────────────────────────────────────────────────────────────────────────────────
 

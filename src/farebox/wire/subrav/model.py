@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass, field
+from functools import lru_cache
+
+import msgspec
 
 from farebox.errors import InvalidCredential
 
@@ -19,11 +21,12 @@ U256_END = 2**256
 FRAGMENT_MAX_BYTES = 255
 SIGNATURE_BYTES = 64
 
+#: Good ids and fragments come again and again.
+_CHECKED_MAX = 10_000
 _CHANNEL_ID = re.compile(r"0x[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubRAV:
+class SubRAV(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a payer signs. `accumulated_amount` is in base units of the channel's asset.
 
     Making one checks it: raises InvalidCredential for a field out of its range.
@@ -55,18 +58,21 @@ class SubRAV:
         check_fragment(self.vm_id_fragment)
 
 
-@dataclass(frozen=True, slots=True)
-class SignedSubRAV:
+class SignedSubRAV(msgspec.Struct, frozen=True, gc=False):
     """A voucher: a SubRAV and the 64 bytes its payer signed it with."""
 
     sub_rav: SubRAV
-    signature: bytes = field(repr=False)
+    signature: bytes
 
     def __post_init__(self) -> None:
         if len(self.signature) != SIGNATURE_BYTES:
             raise InvalidCredential(f"a SubRAV's signature has {SIGNATURE_BYTES} bytes")
 
+    def __repr__(self) -> str:
+        return f"SignedSubRAV({self.sub_rav!r})"  # whoever has the signature can claim
 
+
+@lru_cache(maxsize=_CHECKED_MAX)
 def check_channel_id(text: str) -> str:
     """`text` if it is `0x` and 64 lower-case hex digits, else InvalidCredential.
 
@@ -78,6 +84,7 @@ def check_channel_id(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=_CHECKED_MAX)
 def check_fragment(text: str) -> str:
     """`text` if it can name a sub-channel: the part behind `#` of the payer's key id."""
     if text.isascii():

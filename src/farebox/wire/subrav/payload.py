@@ -9,7 +9,6 @@ as it is.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -37,8 +36,7 @@ _TX_REF = re.compile(r"[!-~]{1,128}")
 _CODE_MAX_CHARS = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestPayload:
+class RequestPayload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A payer's part. `max_amount` is what this request may cost; None: the payer names no limit.
 
     Without a voucher it asks to be served on credit, or for free.
@@ -62,8 +60,7 @@ class RequestPayload:
         return multibase.encode_json(self.document())
 
 
-@dataclass(frozen=True, slots=True)
-class PaymentError:
+class PaymentError(msgspec.Struct, frozen=True):
     """Why a payee refuses; codes it may not know are for the payer to pass on."""
 
     code: str
@@ -71,8 +68,7 @@ class PaymentError:
     details: Any = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResponsePayload:
+class ResponsePayload(msgspec.Struct, frozen=True, kw_only=True):
     """A payee's part: the proposal to sign next and what this request cost, or an error.
 
     `cost` is in base units of the asset, `cost_usd` in 10^-12 USD. An error wins over all else.
