@@ -393,6 +393,9 @@ class NodeSession(Session):
 
 
 class _Listening:
+    #: No socket that could be cut: whoever leaves is heard by the line.
+    connection = None
+
     def __init__(self, line: Line, timeout: aiohttp.ClientTimeout) -> None:
         self._line = line
         self._timeout = timeout
