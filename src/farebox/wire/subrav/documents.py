@@ -20,9 +20,6 @@ from farebox.wire.subrav.model import SIGNATURE_BYTES, SignedSubRAV, SubRAV
 _DIGITS_MAX = 78
 _SIGNATURE_MAX_CHARS = 1 + (SIGNATURE_BYTES * 4 + 2) // 3
 
-#: Versions, chains, epochs and most nonces are one of these.
-_SMALL = {str(number): number for number in range(1_024)}
-
 _T = TypeVar("_T")
 #: payment-kit writes strings and reads numbers too.
 Number = Annotated[int, msgspec.Meta(ge=0)] | Annotated[str, msgspec.Meta(max_length=_DIGITS_MAX)]
@@ -59,8 +56,6 @@ def read_number(value: int | str, what: str) -> int:
     """A decimal string, or a number, as an int. Raises InvalidCredential."""
     if isinstance(value, int):
         return value
-    if (small := _SMALL.get(value)) is not None:
-        return small
     try:
         number = int(value) if len(value) <= _DIGITS_MAX else -1
     except ValueError:
