@@ -7,9 +7,7 @@ log.
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
-import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from eth_account import Account
 from eth_account.hdaccount.mnemonic import Mnemonic
 from eth_account.signers.local import LocalAccount
 
@@ -32,6 +29,7 @@ from tests.crash.victim import AheadClock
 from tests.integration.rail_house import RailHouse
 from tests.integration.whole_house import listening
 from tests.peers.anvil import CHAIN_ID, CONTRACTS, Anvil, Contract
+from tests.signed_transfers import credential_of, domain_of
 from tests.waiting import eventually
 
 T = TypeVar("T")
@@ -75,37 +73,9 @@ def evm_settings(anvil: Anvil, usdc: Contract, mnemonic: str, **terms: object) -
     }
 
 
-_TYPES = {
-    "TransferWithAuthorization": [
-        {"name": "from", "type": "address"},
-        {"name": "to", "type": "address"},
-        {"name": "value", "type": "uint256"},
-        {"name": "validAfter", "type": "uint256"},
-        {"name": "validBefore", "type": "uint256"},
-        {"name": "nonce", "type": "bytes32"},
-    ]
-}
-
-
 def authorization_of(usdc: str, payer: LocalAccount, message: Mapping[str, Any]) -> str:
     """What an x402 client sends: a transfer of USDC that its payer has signed (EIP-3009)."""
-    domain = {
-        "name": "USD Coin",
-        "version": "2",
-        "chainId": CHAIN_ID,
-        "verifyingContract": usdc,
-    }
-    signed = Account.sign_typed_data(payer.key, domain, _TYPES, message)
-    texts = {name: str(message[name]) for name in ("value", "validAfter", "validBefore")}
-    document = {
-        "x402Version": 2,
-        "accepted": {"scheme": "exact", "network": f"eip155:{CHAIN_ID}"},
-        "payload": {
-            "signature": f"0x{signed.signature.hex()}",
-            "authorization": {**message, **texts},
-        },
-    }
-    return base64.b64encode(json.dumps(document).encode()).decode()
+    return credential_of(payer, domain_of(usdc, CHAIN_ID), message)
 
 
 @dataclass

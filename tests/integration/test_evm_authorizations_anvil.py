@@ -27,12 +27,11 @@ from farebox.rails.evm.authorizations import Authorizations, AuthorizedAsset
 from farebox.rails.evm.outbox import custody_of
 from tests.integration.evm_desk import Desk, desk_of, somebody
 from tests.peers.anvil import CHAIN_ID, CONTRACTS, Anvil, Contract
+from tests.signed_transfers import domain_of, encoded, payload_of
 
 pytestmark = pytest.mark.peer
 VALUE = 5_000_000
 CUSTOMER = "customer:one/USDC"
-FIELDS = ("from", "to", "value", "validAfter", "validBefore", "nonce")
-KINDS = ("address", "address", "uint256", "uint256", "uint256", "bytes32")
 
 
 class Dollars:
@@ -79,30 +78,15 @@ class Counter:
             "validAfter": 0,
             "validBefore": now_s + 3_600,
             "nonce": f"0x{secrets.token_hex(32)}",
-        } | {key: change for key, change in changes.items() if key in FIELDS}
-        domain = {
-            "name": "USD Coin",
-            "version": "2",
-            "chainId": CHAIN_ID,
-            "verifyingContract": self.token.address,
-        }
-        types = {
-            "TransferWithAuthorization": [
-                {"name": name, "type": kind} for name, kind in zip(FIELDS, KINDS, strict=True)
-            ]
-        }
-        signature = Account.sign_typed_data(payer.key, domain, types, message).signature.hex()
-        document = {
-            "x402Version": 1,
-            "scheme": "exact",
-            "network": changes.get("network", "anvil"),
-            "payload": {
-                "signature": f"0x{signature}",
-                "authorization": message
-                | {name: str(message[name]) for name in ("value", "validAfter", "validBefore")},
-            },
-        }
-        return base64.b64encode(json.dumps(document).encode()).decode()
+        } | {key: change for key, change in changes.items() if key != "network"}
+        return encoded(
+            {
+                "x402Version": 1,
+                "scheme": "exact",
+                "network": changes.get("network", "anvil"),
+                "payload": payload_of(payer, domain_of(self.token.address, CHAIN_ID), message),
+            }
+        )
 
     async def take(self, credential: str) -> str | Refusal:
         """Open its operation, as the core does for whoever hands it in."""

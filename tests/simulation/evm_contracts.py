@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 from eth_account.messages import encode_typed_data
 from eth_utils.address import to_checksum_address
@@ -17,27 +17,13 @@ from eth_utils.crypto import keccak
 
 from farebox.rails.evm.accounts import Account
 from farebox.rails.evm.contracts import DEPLOYER, artifact
+from tests.signed_transfers import TYPES, domain_of
 
 TOKEN: Final = "0x" + "70" * 20
 CHAIN_ID: Final = 31_337
 DISPERSE: Final = artifact("Disperse").address
 #: The token's EIP-712 domain.
-DOMAIN: Final[dict[str, Any]] = {
-    "name": "USD Coin",
-    "version": "2",
-    "chainId": CHAIN_ID,
-    "verifyingContract": TOKEN,
-}
-TYPES: Final = {
-    "TransferWithAuthorization": [
-        {"name": "from", "type": "address"},
-        {"name": "to", "type": "address"},
-        {"name": "value", "type": "uint256"},
-        {"name": "validAfter", "type": "uint256"},
-        {"name": "validBefore", "type": "uint256"},
-        {"name": "nonce", "type": "bytes32"},
-    ]
-}
+DOMAIN: Final = domain_of(TOKEN, CHAIN_ID)
 COIN_GAS: Final = 21_000
 TOKEN_GAS: Final = 52_000
 _AUTHORIZED_GAS: Final = 80_000

@@ -14,10 +14,11 @@ from eth_utils.crypto import keccak
 
 from farebox.rails.evm.accounts import Account, LocalAccount, encode_defunct
 from farebox.rails.evm.claims import sentence
+from tests.signed_transfers import credential_of
 from tests.simulation.callers import Act, bearer, post, read_json
 from tests.simulation.depositors import Asked
 from tests.simulation.evm import ModelEvm, Tx
-from tests.simulation.evm_contracts import CHAIN_ID, DOMAIN, TOKEN, TYPES, Move
+from tests.simulation.evm_contracts import CHAIN_ID, DOMAIN, TOKEN, Move
 from tests.simulation.network import Ask, Reply
 from tests.simulation.payers import ChainPayer
 
@@ -181,19 +182,7 @@ class EvmPayer(ChainPayer):
             "validBefore": now_s + chance.choice((200, 900, 90_000)),
             "nonce": f"0x{secrets.token_hex(32)}",
         }
-        signed = Account.sign_typed_data(self._account.key, DOMAIN, TYPES, message)
-        document = {
-            "x402Version": 2,
-            "accepted": {"scheme": "exact", "network": f"eip155:{CHAIN_ID}"},
-            "payload": {
-                "signature": f"0x{signed.signature.hex().removeprefix('0x')}",
-                "authorization": {
-                    name: str(told) if isinstance(told, int) else told
-                    for name, told in message.items()
-                },
-            },
-        }
-        text = base64.b64encode(json.dumps(document).encode()).decode()
+        text = credential_of(self._account, DOMAIN, message)
         self._trace(f"{self.name} signs a transfer of {message['value']}: {message['nonce'][:10]}")
         self.signed.append(text)
         await self._hand_in(text)

@@ -28,6 +28,7 @@ from farebox.rails.evm.scan import RpcScan
 from farebox.rails.web import Breaker
 from farebox.testing.asgi import serving
 from tests.peers.anvil import CHAIN_ID, CONTRACTS, MNEMONIC, Anvil, Contract
+from tests.signed_transfers import TYPES
 from tests.simulation.evm import EvmMoods, ModelEvm
 from tests.simulation.evm_contracts import (
     APPROVE,
@@ -37,7 +38,6 @@ from tests.simulation.evm_contracts import (
     PAY_TOKEN,
     SETTLE,
     TOKEN,
-    TYPES,
     word,
 )
 from tests.simulation.evm_node import ModelNode
