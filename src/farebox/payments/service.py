@@ -329,7 +329,7 @@ class Payments:
                 plan=self._signer.seal(msgspec.json.encode(stored), request.operation_id),
             )
             row = await self._ledger.store.get(MATURING, account)
-            held = await self._ledger.store.account(account)
+            held = await self._ledger.store.account(account) if row else None
             kept_msat = staying_msat(
                 row.value if row else None,
                 self._ledger.clock.now_ns(),
