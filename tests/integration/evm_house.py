@@ -22,6 +22,7 @@ from eth_account.signers.local import LocalAccount
 from farebox.bootstrap import Farebox
 from farebox.rails.evm.keys import keys_from
 from farebox.rails.evm.method import EvmMethod
+from farebox.rails.evm.records import ADDRESS, Purse
 from farebox.settings import load_settings
 from farebox.testing.asgi import serving
 from farebox.testing.upstream import PlayUpstream
@@ -155,6 +156,15 @@ class EvmHouse(RailHouse):
         await self.until(
             lambda: asyncio.to_thread(self.usdc.call, "balanceOf", address), lambda left: left == 0
         )
+
+    async def until_forgotten(self) -> None:
+        """Wait until nothing is to be swept, nor on its way; blocks are made meanwhile."""
+        where = {"chain": "anvil", "purse": Purse.HOLDS}
+        await self.until(
+            lambda: self.farebox.store.find(ADDRESS, where, limit=1), lambda found: not found
+        )
+        await self.farebox.worker.stop()
+        await self.settled()
 
     async def paid_out(self, path: str, body: object, bearer: str, name: str) -> dict[str, Any]:
         """Ask for money until it has left; blocks are made meanwhile."""

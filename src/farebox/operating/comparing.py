@@ -6,7 +6,8 @@ knows which it is.
 | the rail has | then                                                                              |
 |--------------|-----------------------------------------------------------------------------------|
 | more         | the operator's own; or it came in after the copy that this book was restored from |
-| less         | it left after that copy, is reserved there, or is what networks took in fees      |
+| less         | it left after that copy, is reserved there, or is what networks took in fees; or  |
+|              | coin that sweeps have left beside them for their gas                              |
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ async def holdings_of(
     config: EvmConfig, hot: Collection[str], rpc: Rpc, ledger: Ledger
 ) -> Sequence[Holding]:
     """All of each asset after one block: at `hot` addresses, and at deposit addresses where some
-    arrived that is not swept yet. A token that does not tell is left out.
+    arrived that is not swept yet. A token that does not tell is left out, and so is the coin that a
+    sweep has left beside it for its gas: there may be a million such addresses.
 
     Raises RailUnavailable, RailRejected.
     """
