@@ -49,9 +49,7 @@ def package_sources() -> tuple[Source, ...]:
 @cache
 def all_sources() -> tuple[Source, ...]:
     """Every Python file of the repository."""
-    return tuple(
-        Source(path, path.read_text()) for path in tracked_files() if path.suffix == ".py"
-    )
+    return tuple(Source(path, path.read_text()) for path in tracked_files() if path.suffix == ".py")
 
 
 @cache
