@@ -28,8 +28,6 @@ from pathlib import Path
 
 import msgspec
 
-from farebox import cli
-
 #: What can be forked, and what it imports late; each command of the command line as well.
 _IMPORTED = (
     "farebox.bootstrap",
@@ -186,9 +184,10 @@ def _mind(told: socket.socket, output: Sequence[int]) -> None:
 
 
 def _main() -> None:
-    commands = [one.name for one in pkgutil.iter_modules(cli.__path__, f"{cli.__name__}.")]
-    for module in (*_IMPORTED, *commands):
+    for module in _IMPORTED:
         importlib.import_module(module)
+    for command in pkgutil.iter_modules(importlib.import_module("farebox.cli").__path__):
+        importlib.import_module(f"farebox.cli.{command.name}")
     gc.collect()
     gc.freeze()
     order = _serve(socket.socket(fileno=os.dup(0)))
