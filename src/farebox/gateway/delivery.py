@@ -6,6 +6,7 @@
 | a stream                                  | each chunk; the end after the  | its usage          |
 |                                           | settling commit                |                    |
 | 4xx, 5xx, no answer, none in time         | the answer, or a problem       | nothing            |
+| a 200 that is an error and nothing else   | it                             | nothing            |
 | the caller left before the answer began   |                                | nothing            |
 | the caller left in the middle of it       |                                | what was delivered |
 | the upstream broke off, or fell silent    | an error frame, a broken body  | what was metered   |
@@ -395,6 +396,8 @@ class Delivery:
 
         The answer goes out all the same: it was paid for, and the bill is remembered.
         """
+        if self._meter.is_only_error:
+            ended = Ended.REFUSED
         began_s = self._loop.time()
         try:
             return await self._paywall.settle(self._admission, self._meter.usage(), ended)

@@ -41,7 +41,6 @@ from farebox.gateway.exchange import Patience
 from farebox.gateway.inner import Inbox, InnerExchange
 from farebox.paywall.model import Admission, Answer
 from farebox.pricing.book import PriceBook
-from farebox.pricing.model import Component
 from farebox.pricing.parse import parse_price
 from farebox.pricing.request import RequestFacts, read_request
 
@@ -50,15 +49,6 @@ R = TypeVar("R")
 #: An app in our own process is waited for; only its caller may grow impatient.
 _FOR_EVER_S: Final = 10**9
 _PATIENCE: Final = Patience(_FOR_EVER_S, _FOR_EVER_S)
-_PER_TOKEN: Final = frozenset(
-    {
-        Component.INPUT_TOKEN,
-        Component.OUTPUT_TOKEN,
-        Component.CACHED_TOKEN,
-        Component.REASONING_TOKEN,
-        Component.IMAGE,
-    }
-)
 
 
 class House(Protocol):
@@ -245,7 +235,7 @@ def price(
     frameworks do. Raises InvalidSettings.
     """
     rule = msgspec.structs.replace(parse_price(text), max_seconds=max_seconds, max_bytes=max_bytes)
-    if any(component in _PER_TOKEN for component, _ in rule.prices):
+    if rule.is_counted:
         raise InvalidSettings("price", text, "a price by the request, second or byte")
     book = PriceBook([rule])
 
