@@ -32,6 +32,7 @@ from farebox.gateway.exchange import (
     Patience,
     UpstreamDied,
     UpstreamFailed,
+    UpstreamRefusedUs,
     UpstreamUnreachable,
 )
 from farebox.gateway.headers import for_caller
@@ -49,8 +50,6 @@ _log = structlog.get_logger("farebox.gateway")
 #: How much of a stream may pass before it is looked at again whether the hold covers it.
 _CHECK_BYTES: Final = 16 * 1024
 _NO_BODY: Final = frozenset({204, 304})
-#: An upstream's answers about our own credentials.
-_ABOUT_US: Final = frozenset({401, 402, 407})
 #: The last events of the protocols: they wait for the settling commit.
 _LAST_EVENTS: Final = (
     b"[DONE]",
@@ -212,12 +211,12 @@ class Delivery:
             return Refused(problems.upstream_unreachable())
         except UpstreamFailed:
             return Refused(problems.upstream_failed())
+        except UpstreamRefusedUs as refused:
+            _log.warning("upstream.refused_us", status=refused.status)
+            return Refused(problems.upstream_refused_us(refused.status))
         self._exchange = exchange
         asked_s, self._progress_s = self._progress_s, self._loop.time()
         self._tally.first_byte.add(self._progress_s - asked_s)
-        if exchange.status in _ABOUT_US:
-            _log.warning("upstream.refused_us", status=exchange.status)
-            return Refused(problems.upstream_refused_us(exchange.status))
         kind = header(exchange.headers, b"content-type")
         self._is_stream = kind[:17].lower() == b"text/event-stream"
         fine = exchange.status < 400

@@ -59,8 +59,8 @@ class AnswerMeter:
         self._body_bytes = 0
         self._begun = bytearray()
         self._end = bytearray()
-        # What a fixed price was paid for need not be read.
-        self._reads = not quote.terms.is_fixed and facts.protocol is not ApiProtocol.OTHER
+        # What is not sold by its tokens need not be read for them.
+        self._reads = quote.terms.by_token and facts.protocol is not ApiProtocol.OTHER
         self._reads_unit = quote.unit is not None and quote.unit.field is not None
 
     @property
