@@ -194,6 +194,26 @@ async def test_what_is_worth_less_than_its_gas_waits_for_more(anvil: Anvil, tmp_
         assert await house.send() == 1
 
 
+async def test_many_that_are_not_worth_their_gas_hold_up_none_that_is(
+    anvil: Anvil, tmp_path: Path
+) -> None:
+    async with (
+        house_of(anvil, tmp_path, batches=BatchPolicy(size_max=3, gas_percent=100)) as house,
+        payer_of(house, tmp_path) as dust,
+        payer_of(house, tmp_path) as payer,
+    ):
+        for name in ("one", "two", "three"):
+            await dust.open(10**18, name)
+            await dust.pays(1_000, name)
+        await house.claims.trigger(dust.channel)
+        gas = 72_000 * (await house.desk.sending.offer()).max_fee
+        await payer.open(10**18)
+        await payer.pays(gas * 3 // 2)  # pays for its own claim, and for none besides
+        await house.claims.trigger(payer.channel)
+        assert await house.send() == 1
+        assert await house.settle(payer.channel) == ({FRAGMENT: gas * 3 // 2}, {})
+
+
 async def test_what_nobody_knows_the_worth_of_is_claimed(anvil: Anvil, tmp_path: Path) -> None:
     async with (
         house_of(anvil, tmp_path, batches=BatchPolicy()) as house,
