@@ -23,6 +23,7 @@ from farebox.channels.weighing import Accepted, Rejected
 from farebox.clock import ManualClock
 from farebox.errors import RailRejected
 from farebox.ledger.processes import Processes
+from farebox.wire.subrav.didauth import parse_did_auth
 from farebox.wire.subrav.keys import KeyType, SigningKey, sign_sub_rav
 from farebox.wire.subrav.model import SignedSubRAV
 from tests.integration.channel_world import (
@@ -291,6 +292,21 @@ async def test_one_reference_for_two_proposals_makes_two(tmp_path: Path) -> None
             made = await town.payee.generate_proposal(CHANNEL_ID, fragment, 5, "an order")
             kept = await town.payee.pending.find_latest_by_sub_channel(CHANNEL_ID, fragment)
             assert kept == made
+
+
+@pytest.mark.parametrize("told", [{"timestamp": 2**60}, {"more": 1.5}])
+async def test_an_authorization_that_javascript_would_read_otherwise_is_refused(
+    tmp_path: Path, told: dict[str, object]
+) -> None:
+    """Anybody may write one: to name a channel's key takes none."""
+    async with world(tmp_path) as town:
+        await town.open()
+        auth = parse_did_auth(town.authorization("GET", "/echo"))
+        odd = replace(auth, signed_data={**auth.signed_data, **told}).header()
+        for path in ("/echo", "/payment-channel/recovery"):
+            answer = await town.asks(path, auth=odd, payment="")
+            assert answer.status == 400, answer.answer.text
+        assert not town.served
 
 
 async def test_an_authorization_for_no_uri_is_refused(tmp_path: Path) -> None:
