@@ -20,6 +20,7 @@ from farebox.channels.chain import ChannelStatus
 from farebox.errors import InvalidInput, RailRejected
 from farebox.rails.evm import reads, sending
 from farebox.rails.evm.channels import BatchPolicy
+from farebox.rails.evm.fees import Fees
 from farebox.wire.subrav.keys import KeyType, SigningKey
 from tests.integration.evm_channel_world import ASSET, TOKEN, House, Payer, house_of, payer_of
 from tests.integration.evm_channels import DAY_S, FRAGMENT
@@ -206,7 +207,9 @@ async def test_many_that_are_not_worth_their_gas_hold_up_none_that_is(
             await dust.open(10**18, name)
             await dust.pays(1_000, name)
         await house.claims.trigger(dust.channel)
-        gas = 72_000 * (await house.desk.sending.offer()).max_fee
+        offered = await house.desk.sending.offer()
+        assert isinstance(offered, Fees)
+        gas = 72_000 * offered.max_fee
         await payer.open(10**18)
         await payer.pays(gas * 3 // 2)  # pays for its own claim, and for none besides
         await house.claims.trigger(payer.channel)
