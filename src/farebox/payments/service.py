@@ -216,12 +216,16 @@ class Payments:
             request, amount=affordable(quoted, request.amount), fee_max=fee_max, quoted=quoted
         )
 
-    def asset_out(self, method: str, wanted: str = "") -> str:
-        """What a method pays out in: `wanted` where it does, else bitcoin or what it has first."""
+    def assets_out(self, method: str) -> tuple[str, ...]:
+        """What a method pays out in, by its codes; one that is no rail in bitcoin alone."""
         rail = self.methods[method]
         if not isinstance(rail, DepositMethod):
-            return BTC.code
-        codes = [one.asset.code for one in rail.terms().assets if one.payouts is not None]
+            return (BTC.code,)
+        return tuple(one.asset.code for one in rail.terms().assets if one.payouts is not None)
+
+    def asset_out(self, method: str, wanted: str = "") -> str:
+        """What a method pays out in: `wanted` where it does, else bitcoin or what it has first."""
+        codes = self.assets_out(method)
         first = [code for code in (wanted.upper(), BTC.code) if code in codes]
         return (*first, *codes, BTC.code)[0]
 

@@ -269,6 +269,20 @@ async def test_over_the_ceiling_it_waits_confirmed_until_there_is_room(bench: Be
     assert await bench.available() == ASKED
 
 
+async def test_what_waits_for_room_is_asked_about_however_long(bench: Bench) -> None:
+    """A rail's subscription has told of it and is past it: only the poller credits it yet."""
+    asked = await bench.ask()
+    await ceiling(bench, ASKED - 1)
+    bench.tray.lay(asked.request, ASKED)
+    for _ in range(2):
+        await bench.requests.poll("tray")
+        bench.clock.advance(EXPIRY_S + bench.tray.grace_s)
+    await ceiling(bench, ASKED)
+    await bench.requests.poll("tray")
+    assert await bench.state(asked) == ("credited", ())
+    assert await bench.available() == ASKED
+
+
 async def test_a_reversed_deposit_is_owed_and_shown(bench: Bench) -> None:
     asked = await bench.ask()
     seen = bench.tray.lay(asked.request, ASKED)
