@@ -142,13 +142,28 @@ async def test_a_charge_whose_answer_is_lost_is_asked_for_and_nothing_else_is_ch
     assert await house.balance_msat(key) == 2 * PAID * CENT_MSAT
 
 
+async def test_a_charge_that_a_proxy_has_sent_twice_is_asked_for_and_nothing_else_is_charged(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    """The first copy is carried out, and what we are told is that the second came too fast."""
+    key, _ = await paid_in(house, shop)
+    await keep(house, key, "pm_good", "pm_other")
+    await house.farebox.worker.stop()  # it would ask by itself
+    shop.sent_twice["post /v1/payment_intents"] = 1
+    assert (await charge(house, key, "the-charge")).status_code == 202
+    await house.settled()
+    assert (await charge(house, key, "the-charge")).status_code == 200
+    assert len(taken(shop)) == 1
+    assert await house.balance_msat(key) == 2 * PAID * CENT_MSAT
+
+
 async def test_what_has_declined_is_never_asked_again_once_another_may_have_been_charged(
     house: CardHouse, shop: FakeStripe
 ) -> None:
     key, _ = await paid_in(house, shop)
     await keep(house, key, "pm_good", "pm_other")
     # The first could be charged a moment later; by then the second has been, unheard.
-    shop.too_fast["post /v1/payment_intents"] = 1
+    shop.refuses["post /v1/payment_intents"] = 1
     shop.lose["post /v1/payment_intents"] = 1
     assert (await charge(house, key, "the-charge")).status_code == 202
     await house.settled()

@@ -54,6 +54,8 @@ class FakePaypal:
     answered: dict[str, tuple[str, int, Document]] = field(default_factory=dict)
     lose: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
+    #: Calls whose next are refused: the account may not make them now.
+    refuses: Counter[str] = field(default_factory=Counter)
     #: How many of the next captures the payer's card declines.
     poor: int = 0
     #: Whether an order that was declined still counts as approved: PayPal's reference does not say.
@@ -74,6 +76,9 @@ class FakePaypal:
             return await self._let_in(headers, raw, send)
         if headers.get("authorization") != f"Bearer {self.access_token}" or not self.access_token:
             return await respond(send, 401, b"{}")
+        if self.refuses[name] > 0:
+            self.refuses[name] -= 1
+            return await respond(send, 403, b'{"name": "NOT_AUTHORIZED"}')
         query = dict(parse_qsl(scope["query_string"].decode()))
         key = headers.get("paypal-request-id", "")
         status, told = self._once(method, steps, raw, query, key)

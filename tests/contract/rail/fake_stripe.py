@@ -65,8 +65,11 @@ class FakeStripe:
     answered: dict[str, tuple[Document, int, Document]] = field(default_factory=dict)
     lose: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
-    #: Calls whose next are refused for coming too fast: nothing is carried out or remembered.
-    too_fast: Counter[str] = field(default_factory=Counter)
+    #: Calls whose next are refused: the account may not make them now.
+    refuses: Counter[str] = field(default_factory=Counter)
+    #: Calls whose next a proxy sends twice: the first is carried out, and what is told is the
+    #: refusal of the second, which has come too fast.
+    sent_twice: Counter[str] = field(default_factory=Counter)
     is_down: bool = False
     #: What the account settles: dollars as they are, else at 92 to 100.
     settles: str = "usd"
@@ -82,10 +85,13 @@ class FakeStripe:
             return await respond(send, 503, b"{}")
         if headers.get("authorization") != f"Bearer {self.api_key}":
             return await respond(send, 401, b'{"error": {"type": "invalid_request_error"}}')
-        if self.too_fast[name] > 0:
-            self.too_fast[name] -= 1
-            return await respond(send, 429, b'{"error": {"code": "rate_limit"}}')
+        if self.refuses[name] > 0:
+            self.refuses[name] -= 1
+            return await respond(send, 403, b'{"error": {"type": "invalid_request_error"}}')
         status, told = self._once(method, path, given, headers.get("idempotency-key", ""))
+        if self.sent_twice[name] > 0:
+            self.sent_twice[name] -= 1
+            return await respond(send, 429, b'{"error": {"code": "rate_limit"}}')
         if self.lose[name] > 0:
             self.lose[name] -= 1
             return await drop(send)

@@ -266,6 +266,9 @@ async def test_a_paypal_that_cannot_be_reached_has_carried_out_nothing(dead_port
         (200, b"{"),
         (201, b'{"id": 1}'),
         (422, b'{"details": [{"issue": "ORDER_COMPLETION_IN_PROGRESS"}]}'),
+        # To a copy that a proxy has sent: the first may have been carried out.
+        (429, b'{"name": "RATE_LIMIT_REACHED"}'),
+        (403, b"<html>"),  # what stands before PayPal
     ],
 )
 async def test_an_answer_that_says_nothing_is_unknown_never_a_no(status: int, body: bytes) -> None:
@@ -281,6 +284,22 @@ async def test_an_answer_that_says_nothing_is_unknown_never_a_no(status: int, bo
             assert isinstance(told, Unknown)
         given = await connector.refund("A/B", 100, "USD", "key", asked_before=False)
         assert isinstance(given, Unknown)
+
+
+async def test_a_capture_that_is_refused_once_it_was_asked_for_is_no_end_of_the_charge(
+    pal: FakePaypal,
+) -> None:
+    """An earlier call may be under way: the next card must not be charged beside it."""
+    async with connected(pal.url, pal.client_secret) as connector:
+        order = await order_of(connector, "setup-3ds")
+        acts = await connector.authorise(order, asked_before=False)
+        assert isinstance(acts, RequiresAction)
+        pal.orders[acts.reference]["status"] = "APPROVED"
+        pal.refuses["post /v2/checkout/orders/*/capture"] = 1
+        told = await connector.authorise(
+            replace(order, reference=acts.reference), asked_before=True
+        )
+        assert told == Unknown("PayPal takes no such call now", acts.reference)
 
 
 def test_an_issue_that_nobody_has_listed_leaves_nothing_to_be_tried() -> None:

@@ -209,7 +209,16 @@ async def test_a_stripe_that_cannot_be_reached_has_carried_out_nothing(dead_port
 
 
 @pytest.mark.parametrize(
-    ("status", "body"), [(500, b"{}"), (409, b"{}"), (200, b"{"), (200, b'{"id": "pi_1"}')]
+    ("status", "body"),
+    [
+        (500, b"{}"),
+        (409, b"{}"),
+        (200, b"{"),
+        (200, b'{"id": "pi_1"}'),
+        # To a copy that a proxy has sent: the first may have been carried out.
+        (429, b'{"error": {"code": "rate_limit"}}'),
+        (403, b"<html>"),  # what stands before Stripe
+    ],
 )
 async def test_an_answer_that_says_nothing_is_unknown_never_a_no(status: int, body: bytes) -> None:
     async def muddled(scope: Scope, receive: Receive, send: Send) -> None:

@@ -193,6 +193,8 @@ class PaypalConnector:
                 outcome = again
             case Order() if again.status == "APPROVED":
                 outcome = await self.capture(name, 0, order.currency, order.order)
+                if isinstance(outcome, Declined) and outcome.decline is Decline.TECHNICAL:
+                    outcome = Unknown(outcome.message)  # an earlier one may be under way
             case Order():
                 outcome = _outcome(again)
         return Unknown(outcome.reason, name) if isinstance(outcome, Unknown) else outcome
@@ -229,12 +231,14 @@ class PaypalConnector:
         outcome = _outcome(told)
         return outcome if isinstance(outcome, Captured | Declined) else Unknown("not captured yet")
 
-    async def void(self, reference: str, key: str) -> Voided | Declined | Unknown:
+    async def void(self, reference: str, key: str) -> Voided | Unknown:
         """Nothing to call: an order that is not captured takes nothing, and ends by itself."""
         told = await self._line.ask(
             "get", f"/v2/checkout/orders/{quote(reference, safe='')}", Order
         )
-        if not isinstance(told, Order):
+        if isinstance(told, Declined):
+            return Unknown(told.message)
+        if isinstance(told, Unknown):
             return told
         is_taken = told.capture is not None and told.capture.is_taken
         return Unknown("it was taken meanwhile") if is_taken else Voided(reference)

@@ -246,7 +246,7 @@ class StripeConnector:
             return Captured(told.id, told.id, amount or told.amount)
         return told
 
-    async def void(self, reference: str, key: str) -> Voided | Declined | Unknown:
+    async def void(self, reference: str, key: str) -> Voided | Unknown:
         """Cancel a payment intent. A no is no end of it: its payer may have been quicker."""
         path = f"/v1/payment_intents/{reference}/cancel"
         told = _read(await self._ask("post", path, idempotency_key=key), PaymentIntent)
