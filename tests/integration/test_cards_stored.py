@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,27 @@ async def test_a_stored_method_is_shown_chosen_charged_and_removed(
     assert "pm_other" not in shop.attached
     told = (await house.get("/v1/payment-methods", key))["payment_methods"]
     assert [(one["payment_method"], one["default"]) for one in told] == [(first, True)]
+
+
+async def test_of_methods_that_are_added_at_once_the_oldest_is_the_default(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    key, _ = await paid_in(house, shop)
+    added = await asyncio.gather(*(keep(house, key, one) for one in ("pm_good", "pm_other")))
+    told = (await house.get("/v1/payment-methods", key))["payment_methods"]
+    assert [one["default"] for one in told] == [True, False]
+    assert {one["payment_method"] for one in told} == {name for names in added for name in names}
+    chosen, other = told[1]["payment_method"], told[0]["payment_method"]
+    assert (await house.post(f"/v1/payment-methods/{chosen}/default", {}, key)).status_code == 200
+    headers = {"Authorization": f"Bearer {key}"}
+    gone = await house.http.delete(f"/v1/payment-methods/{chosen}", headers=headers)
+    assert gone.status_code == 200
+    told = (await house.get("/v1/payment-methods", key))["payment_methods"]
+    assert [(one["payment_method"], one["default"]) for one in told] == [(other, True)]
+    again = await keep(house, key, "pm_good", "pm_other")
+    told = (await house.get("/v1/payment-methods", key))["payment_methods"]
+    assert told[0]["payment_method"] == other  # what was dropped is not chosen any more
+    assert {one["payment_method"] for one in told} == set(again)
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ class Payments:
         )
 
     def assets_out(self, method: str, wanted: str = "") -> Sequence[str]:
-        """What a method pays out in: `wanted` first where it does, then bitcoin, then the others."""
+        """What a method pays out in: `wanted` first where it does, then bitcoin, then the rest."""
         rail = self.methods[method]
         if not isinstance(rail, DepositMethod):
             return (BTC.code,)
