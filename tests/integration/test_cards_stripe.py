@@ -346,7 +346,7 @@ async def test_events_are_told_once_also_from_a_cursor_that_stripe_has_forgotten
         told, after = [], start
         while True:
             page, beyond = await connector.notices(after)
-            told += [one.reference for one in page]
+            told += [name for one in page for name in one.references]
             if beyond == after:
                 break
             after = beyond

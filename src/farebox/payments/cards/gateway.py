@@ -92,8 +92,9 @@ class PaymentGateway:
         name = (provider, notice.id)
         if name in self._heard:
             return None
-        async for sighting in rail.about(notice.reference):
-            await self._requests.seen(provider, sighting)
+        for reference in notice.references:
+            async for sighting in rail.about(reference):
+                await self._requests.seen(provider, sighting)
         self._heard[name] = None
         if len(self._heard) > _HEARD_MAX:
             self._heard.popitem(last=False)

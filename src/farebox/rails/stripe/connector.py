@@ -293,7 +293,7 @@ class StripeConnector:
             event = msgspec.json.decode(body, type=Event)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
-        return Notice(event.id, event.reference) if event.reference else None
+        return Notice(event.id, (event.reference,)) if event.reference else None
 
     async def notices(self, cursor: str) -> tuple[list[Notice], str]:
         """Events behind a cursor, oldest first. Raises RailUnavailable, RailRejected."""
@@ -301,7 +301,7 @@ class StripeConnector:
             newest = await self._sure(Events, "get", "/v1/events", limit=1)
             return [], newest.data[0].id if newest.data else _BEGINNING
         events = await self._events_behind(cursor)
-        told = [Notice(one.id, one.reference) for one in events if one.reference]
+        told = [Notice(one.id, (one.reference,)) for one in events if one.reference]
         return told, events[-1].id if events else cursor
 
     async def _events_behind(self, cursor: str) -> list[Event]:
