@@ -332,27 +332,6 @@ async def test_what_was_missed_while_no_webhook_came_is_found_in_the_events(
     await house.until(lambda: house.held(PAYABLE), fee_of(CHARGED) + DISPUTE_FEE)
 
 
-async def test_events_are_told_once_also_from_a_cursor_that_stripe_has_forgotten(
-    house: CardHouse, shop: FakeStripe
-) -> None:
-    connector = house.farebox.cards.rails["stripe"].connector
-    _, cursor = await connector.notices("")
-    shop.events += [
-        {"id": f"evt_{at}", "data": {"object": {"object": "payment_intent", "id": f"pi_{at}"}}}
-        for at in range(250)
-    ]
-    wanted = [f"pi_{at}" for at in range(250)]
-    for start in (cursor, "evt_of_last_year"):
-        told, after = [], start
-        while True:
-            page, beyond = await connector.notices(after)
-            told += [name for one in page for name in one.references]
-            if beyond == after:
-                break
-            after = beyond
-        assert told == wanted
-
-
 async def test_card_money_leaves_another_way_only_when_it_is_ripe(
     tmp_path: Path, shop: FakeStripe
 ) -> None:

@@ -127,7 +127,7 @@ class FakeStripe:
                 mine = [
                     one for one in self.intents.values() if one["customer"] == given["customer"]
                 ]
-                return {"data": mine[::-1]}
+                return {"data": _behind(mine[::-1], given)}
             case ("get", ["payment_intents", name]):
                 return self._with_charge(_found(self.intents, name))
             case ("post", ["payment_intents", name, "cancel"]):
@@ -292,18 +292,14 @@ class FakeStripe:
     # ── events ───────────────────────────────────────────────────────────────────────────────────
 
     def _happened(self, name: str, about: Document) -> None:
-        event = {"id": _id("evt"), "object": "event", "type": name, "data": {"object": about}}
-        self.events.append(event)
+        event = {"id": _id("evt"), "object": "event", "type": name, "created": now_s()}
+        self.events.append(event | {"data": {"object": about}})
 
     def _events(self, given: Document) -> Document:
-        limit, known = int(given.get("limit", 10)), [one["id"] for one in self.events]
-        if "ending_before" not in given:
-            end = known.index(given["starting_after"]) if "starting_after" in given else len(known)
-            return {"data": self.events[:end][::-1][:limit]}
-        if given["ending_before"] not in known:
-            raise Refused(404, "resource_missing")
-        start = known.index(given["ending_before"]) + 1
-        return {"data": self.events[start : start + limit][::-1]}
+        since = int(given.get("created", {}).get("gte", 0))
+        oldest_first = sorted(self.events, key=lambda one: int(one["created"]))
+        listed = [one for one in oldest_first[::-1] if one["created"] >= since]
+        return {"data": _behind(listed, given)}
 
     async def tell(self, event: Document | None = None, *, secret: str = "") -> int:
         """Send an event, the newest, to the webhook; gives the status of the answer."""
