@@ -254,10 +254,9 @@ async def test_a_line_that_held_for_a_while_is_taken_up_again_at_once(
     pauses: list[float] = []
     is_over = asyncio.Event()
 
-    async def watch(cursor: str) -> AsyncGenerator[Watched, None]:
+    async def listen() -> None:
         bench.clock.advance(next(lasts_s))
         raise RailUnavailable("the line is broken")
-        yield
 
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
@@ -265,9 +264,9 @@ async def test_a_line_that_held_for_a_while_is_taken_up_again_at_once(
             is_over.set()
             await asyncio.Event().wait()
 
-    monkeypatch.setattr(bench.tray, "watch", watch)
-    monkeypatch.setattr("farebox.worker.watch.asyncio.sleep", sleep)
     listener = RailWatch(bench.tray, bench.requests, bench.ledger)
+    monkeypatch.setattr(listener, "listen_once", listen)
+    monkeypatch.setattr("farebox.worker.watch.asyncio.sleep", sleep)
     await listener.poll()
     await is_over.wait()
     await listener.stop()
