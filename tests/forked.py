@@ -196,7 +196,19 @@ def _main() -> None:
     os.environ.clear()
     os.environ.update(order.env)
     sys.argv = [order.module, *order.arguments]
-    runpy.run_module(order.module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(order.module, run_name="__main__", alter_sys=True)
+    except SystemExit as left:
+        if isinstance(left.code, int):
+            atexit.register(_leave, left.code)
+        raise
+
+
+def _leave(code: int) -> None:
+    """The last thing, once all threads have ended: Python need not take apart what it imported."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
