@@ -303,6 +303,7 @@ class Payments:
             id=operation_id,
             kind="receive",
             account=account,
+            method=method.payment_type,
             hold=hold,
             plan=self._signer.seal(msgspec.json.encode(stored), operation_id),
         )
@@ -323,6 +324,7 @@ class Payments:
                 id=request.operation_id,
                 kind=kind,
                 account=account,
+                method=method.payment_type,
                 hold=hold_id(request.operation_id, at[0]),
                 far_hold=hold_id(request.operation_id, at[1]) if at[1:] else "",
                 asset=BTC.code if request.quoted else request.asset,
