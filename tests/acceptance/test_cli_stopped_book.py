@@ -200,6 +200,15 @@ def test_keys_are_made_listed_shown_and_revoked(book: Book) -> None:
     assert book.run("keys", "revoke", made["id"], "--json").json()["state"] == "revoked"
 
 
+def test_a_key_is_not_made_with_an_address_that_nothing_can_pay_to(book: Book) -> None:
+    refused = book.run("keys", "create", "--refund-address", "me-at-example.com")
+    assert (refused.code, refused.out) == (2, "")
+    assert "nothing here can pay to 'me-at-example.com'" in refused.error
+    assert book.run("keys", "list", "--json").json()["keys"] == []
+    made = book.run("keys", "create", "--refund-address", "me@example.com", "--json").json()
+    assert made["refund_address"] == "me@example.com"
+
+
 def test_a_key_that_is_not_there_is_one_sentence_with_a_way_out(book: Book) -> None:
     refused = book.run("keys", "show", "key_nobody")
     assert (refused.code, refused.out) == (2, "")

@@ -317,6 +317,9 @@ async def _create_key(house: Farebox, wanted: CreateKey) -> Facts:
     )
     if not terms.is_printable:
         raise InvalidInput("a label or address is too long or not printable")
+    nowhere = house.payments.no_way_to(terms.refund_address)
+    if nowhere is not None:
+        raise InvalidInput(nowhere.message)
     made = await house.keys.create(new_account(), terms)
     if isinstance(made, KeysExhausted):
         raise InvalidInput(
