@@ -24,6 +24,7 @@ from farebox.bootstrap import Farebox
 from farebox.cli import app
 from farebox.cli.serve import _LAST_WORDS_S
 from farebox.operating import Metrics
+from farebox.operating.vitals import Verification
 from farebox.payments.rail import Holding
 from farebox.settings import Settings, load_settings
 from tests.architecture.sources import ROOT
@@ -73,6 +74,7 @@ async def exposed(tmp_path: Path) -> dict[str, set[str]]:
             place.mint.calls.ends.add("swap answered")
         [watch] = house._watches
         watch.looked_at_s, watch.holdings = 0, (Holding(watch.rail.place, "BTC", 1),)
+        house.vitals.verification = Verification(0, 0)
         house._deposits.moves.add("lightning credited")
         metrics: Metrics = house.operator._metrics
         text = (await metrics.exposition()).decode()
