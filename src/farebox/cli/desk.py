@@ -142,6 +142,9 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
     ways = [one.payment_type for one in house.payments.methods]
     if wanted.method not in ways:
         raise InvalidInput(f"{wanted.method!r} is no way to pay here; there is {', '.join(ways)}")
+    codes = house.payments.assets_out(wanted.method)
+    if wanted.asset and wanted.asset.upper() not in codes:
+        raise InvalidInput(f"{wanted.method} pays out {', '.join(codes)}, not {wanted.asset}")
     known = await house.operations.get(wanted.id)
     if known is None and wanted.again:
         raise InvalidInput(

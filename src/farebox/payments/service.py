@@ -217,14 +217,18 @@ class Payments:
             request, amount=affordable(quoted, request.amount), fee_max=fee_max, quoted=quoted
         )
 
-    def asset_out(self, method: str, wanted: str = "") -> str:
-        """What a method pays out in: `wanted` where it does, else bitcoin or what it has first."""
+    def assets_out(self, method: str, wanted: str = "") -> tuple[str, ...]:
+        """What a method pays out in: `wanted` first where it does, then bitcoin, then the rest."""
         rail = self.methods[method]
         if not isinstance(rail, DepositMethod):
-            return BTC.code
+            return (BTC.code,)
         codes = [one.asset.code for one in rail.terms().assets if one.payouts is not None]
         first = [code for code in (wanted.upper(), BTC.code) if code in codes]
-        return (*first, *codes, BTC.code)[0]
+        return tuple(dict.fromkeys((*first, *codes)))
+
+    def asset_out(self, method: str, wanted: str = "") -> str:
+        """The first of those; bitcoin where it pays out nothing, which is refused then."""
+        return (*self.assets_out(method, wanted), BTC.code)[0]
 
     def gives_back_only(self, method: str) -> bool:
         """Whether a method pays nobody but who has paid by it; one that is not here does not."""
@@ -273,14 +277,18 @@ class Payments:
         operation_id: str,
         destination: str = "",
         metadata: dict[str, str] | None = None,
+        asset: str = "",
     ) -> Refunded | Pending | Refusal:
-        """Give back up to `amount_msat` from an account, at most once for one `operation_id`."""
+        """Give back up to `amount_msat` from an account, at most once for one `operation_id`.
+
+        In `asset`; "" is what `metadata` wants, or what the method pays out in first.
+        """
         request = RefundRequest(
             operation_id,
             amount_msat,
             destination,
             metadata or {},
-            asset=self.asset_out(method, (metadata or {}).get("refund_currency", "")),
+            asset=asset or self.asset_out(method, (metadata or {}).get("refund_currency", "")),
         )
         return await self.send(account, request, method=method)
 

@@ -26,6 +26,7 @@ from farebox.settings.values import (
     ADDRESS,
     AMOUNT_MSAT,
     DATABASE,
+    DESTINATION,
     DIRECTORY,
     FILE,
     FLAG,
@@ -337,6 +338,12 @@ class LightningSettings:
     )
     pay_timeout_s: int = setting(
         integer(1, 600), "How long the node may look for a way to pay before it gives up.", 30
+    )
+    allowed: tuple[str, ...] = setting(
+        many(DESTINATION),
+        "Only these Lightning addresses and LNURLs are paid, no invoices and so no withdraw links. "
+        "Left empty, everybody is.",
+        [],
     )
 
 

@@ -221,6 +221,12 @@ def _word(raw: object, _: Where) -> str:
     return _text(raw)
 
 
+def _destination(raw: object, _: Where) -> str:
+    if not re.fullmatch("[A-Za-z0-9._+@:-]{3,2048}", _text(raw)):
+        raise ValueError
+    return _text(raw)
+
+
 def _memo(raw: object, _: Where) -> str:
     if not _text(raw).isprintable() or len(_text(raw)) > _MEMO_MAX_CHARS:
         raise ValueError
@@ -312,6 +318,7 @@ DIRECTORY = Kind("a directory", _path, textual=True)
 FILE = Kind("a file", _path, textual=True)
 NAME = Kind("lower-case letters, digits and hyphens, at most 32", _name, textual=True)
 WORD = Kind("letters, digits, dots, hyphens, underscores; at most 128", _word, textual=True)
+DESTINATION = Kind("a Lightning address or an LNURL", _destination, textual=True)
 MEMO = Kind(f"printable text, at most {_MEMO_MAX_CHARS} characters", _memo, textual=True)
 DATABASE = Kind(
     "sqlite:PATH, relative to the data directory, or postgresql://USER@HOST/NAME",

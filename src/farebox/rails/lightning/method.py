@@ -47,6 +47,7 @@ class LightningMethod(DepositMethod):
     """Paid by invoices of one node, pays by the same. `guarded` reaches what callers name."""
 
     payment_type = PAYMENT_TYPE
+    pays_invoices = True
     credential_noun = "an invoice"
     credential_hint = "a Lightning invoice that was issued here (lnbc…)"
 
