@@ -132,6 +132,7 @@ def test_a_withdrawal_is_a_token_that_the_mint_takes_and_tells_again(book: Book)
     unknown = book.run("withdraw", "--again", "wd_nobody")
     assert (unknown.code, unknown.out) == (2, "")
     assert "no withdrawal 'wd_nobody' was begun" in unknown.error
+    assert "no withdrawal '' was begun" in book.run("withdraw", "--again", "").error
     assert book.run("balance", "--json").json()["withdrawable_msat"] == 10_000
 
 
@@ -146,7 +147,7 @@ def test_a_withdrawal_pays_a_lightning_invoice_through_the_mint(book: Book) -> N
 
 
 def test_who_lost_a_token_and_its_id_finds_both_again(book: Book) -> None:
-    assert book.run("withdraw", "--list").out == "nothing was withdrawn yet\n"
+    assert book.run("withdraw", "--list").out == "no withdrawals yet\n"
     lost = book.run("withdraw", "6 sat", "--json").json()
     invoice = book.run("withdraw", "20 sat", "--to", book.mint.invoice(12), "--json").json()
     unknown = asyncio.run(book.leave_manual(2_000))
@@ -166,6 +167,9 @@ def test_who_lost_a_token_and_its_id_finds_both_again(book: Book) -> None:
     assert [one["id"] for one in first["withdrawals"]] == [lost["id"]]
     assert [one["id"] for one in rest["withdrawals"]] == [invoice["id"], unknown]
     assert rest["next"] is None
+    assert book.run("withdraw", "--list", "--after", unknown).out == (
+        f"no withdrawals behind {unknown}\n"
+    )
     shown = book.run("withdraw", "--list").out
     assert "6 sat" in shown
     assert "the mint contradicts itself" in shown
@@ -267,7 +271,9 @@ def test_a_command_on_no_book_says_how_to_get_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     capital = ["capital", "1 sat", "--at", "lightning"]
-    for command in (["balance"], ["keys", "list"], ["recover"], ["withdraw"], capital):
+    commands = [["balance"], ["keys", "list"], ["recover"], ["withdraw"], capital]
+    commands += [["verify"], ["backup", "copy.db"], ["export", "copy.book"]]
+    for command in commands:
         refused = run_here(capfd, *command, "--data", "nowhere")
         assert (refused.code, refused.out) == (2, "")
         assert "`farebox serve`" in refused.error

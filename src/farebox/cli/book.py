@@ -24,16 +24,22 @@ def ask(settings: Settings, request: Request) -> Facts:
     return asyncio.run(_ask(settings, request))
 
 
-async def _ask(settings: Settings, request: Request) -> Facts:
-    answer = await ask_server(settings.data_dir, request)
-    if answer is not None:
-        return answer
+def require_book(settings: Settings) -> None:
+    """Say first that there is no book where none is: what else is missing there tells nobody that
+    he is in the wrong place. Raises InvalidInput."""
     path = settings.database_path
     if path is not None and not path.exists():
         raise InvalidInput(
             f"there is no book at {path}: name its directory with --data, or "
             "start one with `farebox serve`"
         )
+
+
+async def _ask(settings: Settings, request: Request) -> Facts:
+    answer = await ask_server(settings.data_dir, request)
+    if answer is not None:
+        return answer
+    require_book(settings)
     from farebox.bootstrap import Farebox
     from farebox.cli.desk import carry_out
 
