@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 
 from farebox.bootstrap import Farebox
+from farebox.cli.door import ask_server
 from farebox.ledger.model import Hold, Kind, Open, Put, Unit, hold_id
 from farebox.payments.carrying import SendPlan
 from farebox.payments.model import OPERATION, Operation, OperationState
@@ -182,6 +184,36 @@ def test_a_list_of_withdrawals_is_asked_for_alone(book: Book) -> None:
     assert (refused.code, refused.out) == (2, "")
     assert "--list takes nothing out" in refused.error
     assert book.run("balance", "--json").json()["withdrawable_msat"] == 30_000
+
+
+def test_of_two_commands_at_once_the_second_waits_for_the_first(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    async def first_is_done_at_the_third_look(*asked: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            lock.close()
+        return await ask_server(*asked)
+
+    with (book.data / "farebox.db.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr("farebox.cli.book.ask_server", first_is_done_at_the_third_look)
+        assert book.run("withdraw", "5 sat", "--json").json()["amount_msat"] == 5_000
+    assert looks == 3
+
+
+def test_a_book_that_another_keeps_is_not_waited_for_without_end(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farebox.cli.book._WAIT_S", 0)
+    with (book.data / "farebox.db.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = book.run("withdraw", "5 sat")
+    assert (refused.code, refused.out) == (2, "")
+    assert "in use by process" in refused.error
 
 
 def test_more_than_was_earned_cannot_be_withdrawn(book: Book) -> None:

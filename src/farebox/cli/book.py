@@ -12,11 +12,15 @@ from dataclasses import replace
 
 from farebox.cli.door import ask_server
 from farebox.cli.requests import Facts, Request
-from farebox.errors import InvalidInput
+from farebox.clock import running_s
+from farebox.errors import InvalidInput, StoreLocked
 from farebox.ledger.model import Account, Kind
 from farebox.settings import MintSettings, Settings, load_settings, read_root_key
 
 _CUSTODY = "custody:cashu:"
+#: How long another who has the book is waited for, and between two looks.
+_WAIT_S = 10
+_AGAIN_S = 0.1
 
 
 def ask(settings: Settings, request: Request) -> Facts:
@@ -36,10 +40,24 @@ def require_book(settings: Settings) -> None:
 
 
 async def _ask(settings: Settings, request: Request) -> Facts:
-    answer = await ask_server(settings.data_dir, request)
-    if answer is not None:
-        return answer
-    require_book(settings)
+    """Whoever has the book may be another command, which is soon done, or a server that has not
+    opened its door yet: it is waited for."""
+    until_s = running_s() + _WAIT_S
+    while True:
+        answer = await ask_server(settings.data_dir, request)
+        if answer is not None:
+            return answer
+        require_book(settings)
+        try:
+            return await _ask_alone(settings, request)
+        except StoreLocked:
+            if running_s() > until_s:
+                raise
+        await asyncio.sleep(_AGAIN_S)
+
+
+async def _ask_alone(settings: Settings, request: Request) -> Facts:
+    """Open the book, do what is asked and close it."""
     from farebox.bootstrap import Farebox
     from farebox.cli.desk import carry_out
 
