@@ -201,7 +201,9 @@ def test_of_two_commands_at_once_the_second_waits_for_the_first(
     with (book.data / "farebox.db.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         monkeypatch.setattr("farebox.cli.book.ask_server", first_is_done_at_the_third_look)
-        assert book.run("withdraw", "5 sat", "--json").json()["amount_msat"] == 5_000
+        done = book.run("withdraw", "5 sat", "--json")
+    assert done.json()["amount_msat"] == 5_000
+    assert done.error.count("waiting for it") == 1
     assert looks == 3
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from farebox.cli.door import ask_server
+from farebox.cli.output import progress
 from farebox.cli.requests import Facts, Request
 from farebox.clock import running_s
 from farebox.errors import InvalidInput, StoreLocked
@@ -19,7 +20,7 @@ from farebox.settings import MintSettings, Settings, load_settings, read_root_ke
 
 _CUSTODY = "custody:cashu:"
 #: How long another who has the book is waited for, and between two looks.
-_WAIT_S = 10
+_WAIT_S = 30
 _AGAIN_S = 0.1
 
 
@@ -42,7 +43,7 @@ def require_book(settings: Settings) -> None:
 async def _ask(settings: Settings, request: Request) -> Facts:
     """Whoever has the book may be another command, which is soon done, or a server that has not
     opened its door yet: it is waited for."""
-    until_s = running_s() + _WAIT_S
+    until_s, is_told = running_s() + _WAIT_S, False
     while True:
         answer = await ask_server(settings.data_dir, request)
         if answer is not None:
@@ -53,6 +54,9 @@ async def _ask(settings: Settings, request: Request) -> Facts:
         except StoreLocked:
             if running_s() > until_s:
                 raise
+            if not is_told:
+                progress("another command has the book, or a server that starts: waiting for it …")
+                is_told = True
         await asyncio.sleep(_AGAIN_S)
 
 
