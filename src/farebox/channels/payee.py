@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from farebox.channels.book import Charge, Standing, SubChannels, Turn
 from farebox.channels.chain import ChannelInfo, PayeeContract, SubChannelInfo
+from farebox.channels.checks import SignatureChecks
 from farebox.channels.model import (
     PaymentErrorCode,
     VerificationResult,
@@ -30,7 +31,6 @@ from farebox.clock import NS_PER_S
 from farebox.errors import InvalidInput, RailError, StoreError
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
-from farebox.wire.subrav.keys import verify_sub_rav
 from farebox.wire.subrav.model import ErrorCode, SignedSubRAV, SubRAV
 
 _K = TypeVar("_K", bound=Hashable)
@@ -81,6 +81,7 @@ class PaymentChannelPayeeClient:
         self.sub_channels = SubChannels(ledger, processes, contract.chain_id, wait_s=wait_s)
         self.pending = PendingSubRAVStore(self.sub_channels, self.generate_proposal)
         self._clock = ledger.clock
+        self._checks = SignatureChecks()
         self._channels: _Remembered[str, ChannelInfo] = _Remembered()
         self._subs: _Remembered[tuple[str, str], SubChannelInfo] = _Remembered()
         self._balances: _Remembered[tuple[str, str], int] = _Remembered()
@@ -162,7 +163,7 @@ class PaymentChannelPayeeClient:
             refused = check_terms(voucher.sub_rav, channel, self.contract.chain_id)
             if refused is not None:
                 return refused
-            if not verify_sub_rav(voucher, sub_channel.key):
+            if not await self._checks.verify(voucher, sub_channel.key):
                 return Rejected(
                     ErrorCode.INVALID_SIGNATURE, f"The voucher is not signed by {fragment}."
                 )

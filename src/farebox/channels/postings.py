@@ -99,6 +99,20 @@ class _Left(msgspec.Struct, frozen=True, gc=False):
 class Draft:
     """A unit in the making: the row as it will be, and what is posted with it."""
 
+    __slots__ = (
+        "_custody",
+        "_events",
+        "_id",
+        "_key",
+        "_left",
+        "_now",
+        "_puts",
+        "_receivable",
+        "_steps",
+        "_version",
+        "row",
+    )
+
     def __init__(self, unit_id: str, row: SubChannel, version: int, now: int) -> None:
         """`unit_id` is fresh: two processes that decide on one version must not be one unit."""
         self.row = row
