@@ -47,9 +47,11 @@ _CEILINGS_MAX = 50_000
 class Turn(msgspec.Struct, frozen=True):
     """A request's turn on a sub-channel, with what the chain says of it now.
 
-    `once` names the request where it may be served but once, in whatever process it comes again.
+    `key` is that of the sub-channel's row. `once` names the request where it may be served but
+    once, in whatever process it comes again.
     """
 
+    key: str
     channel: ChannelInfo
     sub_channel: SubChannelInfo
     voucher: SignedSubRAV | None
@@ -122,22 +124,22 @@ class SubChannels:
         return [(key, row.value) for key, row in found]
 
     @asynccontextmanager
-    async def turn(self, channel_id: str, fragment: str) -> AsyncIterator[bool]:
+    async def turn(self, key: str) -> AsyncIterator[bool]:
         """One request's turn on a sub-channel in this process; False: it did not come in time."""
-        came = await self.take_turn(channel_id, fragment)
+        came = await self.take_turn(key)
         try:
             yield came
         finally:
             if came:
-                self.give_turn(channel_id, fragment)
+                self.give_turn(key)
 
-    def take_turn(self, channel_id: str, fragment: str) -> Awaitable[bool]:
-        """Wait for the turn. `give_turn` must follow when it came."""
-        return self._turns.take(sub_channel_key(channel_id, fragment))
+    def take_turn(self, key: str) -> Awaitable[bool]:
+        """Wait for the turn of a sub-channel. `give_turn` must follow when it came."""
+        return self._turns.take(key)
 
-    def give_turn(self, channel_id: str, fragment: str) -> None:
+    def give_turn(self, key: str) -> None:
         """Let the next one in."""
-        self._turns.give_back(sub_channel_key(channel_id, fragment))
+        self._turns.give_back(key)
 
     # ── changes ──────────────────────────────────────────────────────────────────────────────────
 
@@ -156,19 +158,18 @@ class SubChannels:
         With nothing to ask for, or where the verdict lets nothing be served, a good voucher is
         still taken. A request that the collateral doesn't cover is `Rejected`, its voucher taken.
         """
-        key = sub_channel_key(turn.channel.channel_id, turn.sub_channel.vm_id_fragment)
         # A key that is new to us has no row that a close could have frozen: its first commit holds
         # on to there being none.
-        opening = () if self._rows.knows(key) else await self._unless_closing(turn)
+        opening = () if self._rows.knows(turn.key) else await self._unless_closing(turn)
         backing, ceiling = turn.channel.backing, turn.ceiling
         is_new_limit = self._ceilings.get(backing) != ceiling
         asked = _Asked(
             turn, ask, service_tx_ref, opening, is_new_limit, self.chain_id, self._processes.name
         )
-        outcome = await self._rows.decide(key, asked.whole, synced=synced)
+        outcome = await self._rows.decide(turn.key, asked.whole, synced=synced)
         is_taken = isinstance(outcome, Standing) and outcome.verdict is _BEING_SERVED
         if is_taken and await self._settle_abandoned(turn):
-            outcome = await self._rows.decide(key, asked.whole, synced=synced)
+            outcome = await self._rows.decide(turn.key, asked.whole, synced=synced)
         if isinstance(outcome, Refused):
             return await self._uncovered(turn, ask, outcome)
         standing = asked.standing(outcome)
@@ -223,7 +224,7 @@ class SubChannels:
         def whole(found: Row[SubChannel] | None, now: int) -> Unit | SubChannel:
             if found is None:
                 raise StoreError(f"there is no sub-channel {key}")
-            draft = Draft(unit_id, found.value, found.version, now)
+            draft = Draft(unit_id, key, found.value, found.version, now)
             decide(found.value, draft)
             changed.append(draft.row)
             is_same = draft.row is found.value and not draft.is_joined
@@ -334,6 +335,7 @@ class _Asked:
         process: str,
     ) -> None:
         once = "" if ask is None else turn.once
+        request = ask.request if isinstance(ask, Cover) else ""
         self._turn = turn
         self._ask = ask
         self._reference = reference
@@ -341,7 +343,8 @@ class _Asked:
         self._is_new_limit = is_new_limit
         self._chain_id = chain_id
         self._process = process
-        self._unit_id = once or new_id("srv")  # a reference of the payer's may come twice
+        # Fresh, as a request's id is; a reference of the payer's may come twice.
+        self._unit_id = once or request or new_id("srv")
         self._fingerprint = _of_this_call() if once else b""
         self._made: Standing | None = None
 
@@ -456,8 +459,8 @@ def _draft(unit_id: str, turn: Turn, found: Row[SubChannel] | None, now: int) ->
     amount, nonce = sub.last_claimed_amount, sub.last_confirmed_nonce
     if found is None:
         row = opened(turn.channel, sub.vm_id_fragment, amount, nonce)
-        return Draft(unit_id, row, ABSENT, now)
-    draft = Draft(unit_id, found.value, found.version, now)
+        return Draft(unit_id, turn.key, row, ABSENT, now)
+    draft = Draft(unit_id, turn.key, found.value, found.version, now)
     if found.value.epoch != turn.channel.epoch:
         draft.reopen(turn.channel, amount, nonce)
     return draft

@@ -15,6 +15,7 @@ from farebox.channels.model import (
     VerificationResult,
     accepted_voucher,
     proposed,
+    sub_channel_key,
 )
 from farebox.channels.pending import PendingSubRAVStore
 from farebox.channels.postings import custody_account
@@ -167,7 +168,8 @@ class PaymentChannelPayeeClient:
                 return Rejected(
                     ErrorCode.INVALID_SIGNATURE, f"The voucher is not signed by {fragment}."
                 )
-        return Turn(channel, sub_channel, voucher, 0, once)
+        key = sub_channel_key(channel_id, fragment)
+        return Turn(key, channel, sub_channel, voucher, 0, once)
 
     async def covered(self, turn: Turn) -> Turn | Rejected:
         """A turn with what the collateral covers."""
@@ -192,7 +194,7 @@ class PaymentChannelPayeeClient:
                 },
             )
         ceiling = min(balance, self.policy.exposure_max)
-        return Turn(turn.channel, turn.sub_channel, turn.voucher, ceiling, turn.once)
+        return Turn(turn.key, turn.channel, turn.sub_channel, turn.voucher, ceiling, turn.once)
 
     async def ceiling(self, channel: ChannelInfo) -> int:
         """How much may stand unclaimed against a channel's collateral. Raises RailError."""
@@ -263,7 +265,7 @@ class PaymentChannelPayeeClient:
             turn = await self.covered(turn)
         if isinstance(turn, Rejected):
             raise InvalidInput(f"{turn.code}: {turn.message}")
-        async with self.sub_channels.turn(channel_id, vm_id_fragment) as came:
+        async with self.sub_channels.turn(turn.key) as came:
             if not came:
                 raise StoreError("the sub-channel is busy; try again")
             standing = await self.sub_channels.serve(turn, Charge(amount, 0), description)
