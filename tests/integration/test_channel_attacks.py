@@ -23,7 +23,8 @@ from farebox.channels.weighing import Accepted, Rejected
 from farebox.clock import ManualClock
 from farebox.errors import RailRejected
 from farebox.ledger.processes import Processes
-from farebox.wire.subrav.keys import sign_sub_rav
+from farebox.wire.subrav.didauth import parse_did_auth
+from farebox.wire.subrav.keys import KeyType, SigningKey, sign_sub_rav
 from farebox.wire.subrav.model import SignedSubRAV
 from tests.integration.channel_world import (
     ASSET,
@@ -37,6 +38,8 @@ from tests.integration.channel_world import (
     world,
 )
 from tests.integration.test_channel_ledger import HOUSE, bank, voucher
+
+OTHER = SigningKey(KeyType.ED25519, b"\x02" * 32)
 
 
 async def pays(town: World, times: int = 1) -> SignedSubRAV:
@@ -102,6 +105,26 @@ async def test_what_a_closed_channel_owed_is_no_longer_in_the_books(tmp_path: Pa
         await town.open()
         clock.advance(6)
         assert (await town.asks()).proposal.channel_epoch == 1
+    check_books(tmp_path)
+
+
+async def test_what_an_ended_epoch_owed_is_no_longer_in_the_books(tmp_path: Path) -> None:
+    """Its payer has opened the channel anew, and signs with another key: nobody comes back to the
+    old one, and what it owed must not take room under the new collateral for ever."""
+    async with world(tmp_path, claim_policy=ClaimPolicy(min_claim_amount=1)) as town:
+        await town.open()
+        await pays(town, 3)
+        backing = (await channel_of(town)).backing
+        await town.contract.close(CHANNEL_ID)
+        await town.open(fragment="another", key=OTHER.public)
+        assert await town.claims.trigger(CHANNEL_ID) == ({}, {FRAGMENT: "channel_closed"})
+        custody = await town.ledger.store.account(custody_account(backing))
+        assert custody is not None
+        assert custody.held == 0
+        loss = await town.ledger.store.account(loss_account(ASSET))
+        assert loss is not None
+        assert loss.held == 3 * ECHO_COST
+        assert await town.claims.trigger(CHANNEL_ID) == ({}, {FRAGMENT: "no_delta"})
     check_books(tmp_path)
 
 
@@ -269,6 +292,21 @@ async def test_one_reference_for_two_proposals_makes_two(tmp_path: Path) -> None
             made = await town.payee.generate_proposal(CHANNEL_ID, fragment, 5, "an order")
             kept = await town.payee.pending.find_latest_by_sub_channel(CHANNEL_ID, fragment)
             assert kept == made
+
+
+@pytest.mark.parametrize("told", [{"timestamp": 2**60}, {"more": 1.5}])
+async def test_an_authorization_that_javascript_would_read_otherwise_is_refused(
+    tmp_path: Path, told: dict[str, object]
+) -> None:
+    """Anybody may write one: to name a channel's key takes none."""
+    async with world(tmp_path) as town:
+        await town.open()
+        auth = parse_did_auth(town.authorization("GET", "/echo"))
+        odd = replace(auth, signed_data={**auth.signed_data, **told}).header()
+        for path in ("/echo", "/payment-channel/recovery"):
+            answer = await town.asks(path, auth=odd, payment="")
+            assert answer.status == 400, answer.answer.text
+        assert not town.served
 
 
 async def test_an_authorization_for_no_uri_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from farebox.channels.chain import ChannelStatus
 from farebox.errors import InvalidInput, RailRejected
 from farebox.rails.evm import reads, sending
 from farebox.rails.evm.channels import BatchPolicy
+from farebox.rails.evm.fees import Fees
 from farebox.wire.subrav.keys import KeyType, SigningKey
 from tests.integration.evm_channel_world import ASSET, TOKEN, House, Payer, house_of, payer_of
 from tests.integration.evm_channels import DAY_S, FRAGMENT
@@ -192,6 +193,28 @@ async def test_what_is_worth_less_than_its_gas_waits_for_more(anvil: Anvil, tmp_
         await payer.pays(10**17)
         await house.claims.trigger(payer.channel)
         assert await house.send() == 1
+
+
+async def test_many_that_are_not_worth_their_gas_hold_up_none_that_is(
+    anvil: Anvil, tmp_path: Path
+) -> None:
+    async with (
+        house_of(anvil, tmp_path, batches=BatchPolicy(size_max=3, gas_percent=100)) as house,
+        payer_of(house, tmp_path) as dust,
+        payer_of(house, tmp_path) as payer,
+    ):
+        for name in ("one", "two", "three"):
+            await dust.open(10**18, name)
+            await dust.pays(1_000, name)
+        await house.claims.trigger(dust.channel)
+        offered = await house.desk.sending.offer()
+        assert isinstance(offered, Fees)
+        gas = 72_000 * offered.max_fee
+        await payer.open(10**18)
+        await payer.pays(gas * 3 // 2)  # pays for its own claim, and for none besides
+        await house.claims.trigger(payer.channel)
+        assert await house.send() == 1
+        assert await house.settle(payer.channel) == ({FRAGMENT: gas * 3 // 2}, {})
 
 
 async def test_what_nobody_knows_the_worth_of_is_claimed(anvil: Anvil, tmp_path: Path) -> None:

@@ -40,6 +40,9 @@ async def test_earnings_are_withdrawn_on_the_chain(anvil: Anvil, tmp_path: Path)
         await house.until_swept(house.addresses[0])
         left = await house.balance_msat(key)
         to = somebody()
+        mistyped = Withdraw("wd_0", destination=to, method="anvil", asset="USDX")
+        with pytest.raises(InvalidInput, match="pays out"):
+            await carry_out(house.farebox, mistyped)
         wanted = Withdraw("wd_1", destination=to, method="anvil", asset="USDC")
         facts = await withdrawn(house, wanted)
         assert facts["recipient"] == to, facts

@@ -147,6 +147,38 @@ async def test_an_error_after_text_or_beside_usage_is_charged(tmp_path: Path) ->
             assert await door.left() < before
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_passes_and_charges_nothing(tmp_path: Path, status: int) -> None:
+    """It serves nothing: where the caller goes on to, he may have to pay again."""
+    upstream = Behaviour()
+    upstream.answer = say({"moved": True}, status, (b"location", b"https://other.example/v2"))
+    async with open_door(tmp_path, upstream=upstream) as (door, caller):
+        headers = {"X-Cashu": "coin:a:25000"}
+        async with caller.get(door.url, headers=headers, allow_redirects=False) as answer:
+            assert (answer.status, await answer.json()) == (status, {"moved": True})
+            assert answer.headers["location"] == "https://other.example/v2"
+            assert answer.headers["x-cashu"] == "coin:change:25000"
+        assert await door.house.balance("revenue") == 0
+        assert len(door.upstream.asked) == 1, "the gateway itself follows nowhere"
+
+
+async def test_not_modified_charges_nothing(tmp_path: Path) -> None:
+    upstream = Behaviour()
+
+    async def unchanged(_: Asked, send: Send) -> None:
+        head = {"type": "http.response.start", "status": 304, "headers": [(b"etag", b'"1"')]}
+        await send(head)
+        await send({"type": "http.response.body", "body": b""})
+
+    upstream.answer = unchanged
+    async with open_door(tmp_path, upstream=upstream) as (door, caller):
+        headers = door.auth | {"If-None-Match": '"1"'}
+        async with caller.get(door.url, headers=headers) as answer:
+            assert (answer.status, answer.headers["etag"]) == (304, '"1"')
+            assert await answer.read() == b""
+        assert await door.left() == 1_000_000
+
+
 @pytest.mark.parametrize("status", [401, 402, 407])
 async def test_an_upstream_that_refuses_the_gateway_is_no_business_of_the_caller(
     tmp_path: Path, status: int

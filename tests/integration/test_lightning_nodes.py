@@ -35,6 +35,9 @@ async def test_a_house_is_paid_and_pays_whatever_its_node(
         assert (await house.until_credited(asked))["credited_msat"] == 100_000
         claim = {"initial_balance_token": asked["pay"], "claim_secret": asked["claim_secret"]}
         key = str((await house.post("/create", claim)).json()["api_key"])
+        ours = (await house.asked(10_000, key))["pay"]
+        refused = await house.post("/v1/payouts", {"destination": ours}, key)
+        assert refused.json()["code"] == "destination_invalid", refused.text
         bill = await asyncio.to_thread(side.payer_invoice, 20_000)
         tight = {"destination": bill, "max_fee_msat": 0}
         for body in (tight, {"destination": bill}):

@@ -391,11 +391,11 @@ class ModelWallet:
     async def close(self) -> None:
         """Nothing is kept open."""
 
-    def script_bytes(self, address: str) -> int:
-        """How long its output script is. Raises InvalidCredential."""
+    def script(self, address: str) -> bytes:
+        """Its output script. Raises InvalidCredential."""
         if not address.startswith(_ADDRESS):
             raise InvalidCredential("this is no address of the model's network")
-        return _SCRIPT_BYTES
+        return address.encode().ljust(_SCRIPT_BYTES)
 
     async def info(self) -> ChainInfo:
         """Who the node is. Raises RailUnavailable."""

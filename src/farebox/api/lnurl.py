@@ -29,6 +29,9 @@ async def withdraw(context: ApiContext, incoming: Incoming) -> Answer:
     link = await context.links.find(incoming.query.get("k1", ""))
     if isinstance(link, Refusal):
         return _error(link)
+    rail = context.deposits.rails().get(link.method)
+    if rail is None:
+        return _error(Refusal("method_unknown", "nothing here pays this link now; try it later"))
     invoice = incoming.query.get("pr", "")
     if invoice:
         if len(invoice) > _ADDRESS_MAX_CHARS or invoice[:2].lower() != "ln":
@@ -36,7 +39,7 @@ async def withdraw(context: ApiContext, incoming: Incoming) -> Answer:
         told = await context.links.draw(link, invoice)
         return _error(told) if isinstance(told, Refusal) else document({"status": "OK"})
     drawable_msat = await context.links.drawable_msat(link)
-    fee_msat = context.deposits.rails()[link.method].fee_max(drawable_msat, BTC.code)
+    fee_msat = rail.fee_max(drawable_msat, BTC.code)
     most_msat = (drawable_msat - fee_msat) // MSAT_PER_SAT * MSAT_PER_SAT
     if most_msat <= 0:
         return _error(Refusal("link_used_up", "there is nothing left to withdraw by this link"))

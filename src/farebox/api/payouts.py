@@ -78,10 +78,15 @@ async def refund(context: ApiContext, incoming: Incoming) -> Answer:
     asked = read_json(incoming, RefundsBody)
     if isinstance(asked, Answer):
         return asked
-    method = asked.method or caller.refund_method
+    method = asked.method or (_invoice_payer(context) if asked.lnurl else caller.refund_method)
     wanted = _wanted(context, caller, method, asked)
     if isinstance(wanted, Answer):
         return wanted
+    rail = context.deposits.rails().get(method)
+    if asked.lnurl and (rail is None or not rail.pays_invoices):
+        return refused(_NO_METHOD)
+    if asked.lnurl and (asked.destination or wanted.fee_max is not None):
+        return bad_request("link_unlimited", "A withdraw link has no destination, and no most fee.")
     needs_none = asked.lnurl or context.payments.gives_back_only(method)
     fallback = caller.key.refund_address if caller.key and not needs_none else ""
     destination = asked.destination or fallback
@@ -96,6 +101,8 @@ async def refund(context: ApiContext, incoming: Incoming) -> Answer:
             if amount == 0:
                 return settled(refused(_NOTHING))
         if asked.lnurl:
+            if asked.dry_run:
+                return Told(await _quoted_link(context, caller, method, amount or 0), final=False)
             return await _link(context, caller, method, amount or 0, operation_id)
         request = RefundRequest(
             operation_id,
@@ -151,6 +158,10 @@ def _wanted(context: ApiContext, caller: Caller, method: str, asked: _Out) -> _W
         return refused(_NO_METHOD)
     currency = caller.refund_metadata.get("refund_currency", "")
     asset = asked.asset or context.payments.asset_out(method, currency)
+    paid_out = context.payments.assets_out(method)
+    if asset not in paid_out:
+        said = f"{method} pays out {', '.join(paid_out) or 'nothing'}"
+        return refused(Refusal("asset_unknown", said))
     in_msat = asked.amount is None and asked.max_fee is None
     if not in_msat and (asked.amount_msat is not None or asked.max_fee_msat is not None):
         return bad_request("amount_invalid", "Amounts are all in msat, or all in the asset's unit.")
@@ -221,11 +232,22 @@ async def _quoted(context: ApiContext, caller: Caller, asked: RefundRequest, way
     return document(told)
 
 
+def _invoice_payer(context: ApiContext) -> str:
+    """The first method that pays what withdraw links draw; "": there is none."""
+    rails = context.deposits.rails().values()
+    return next((one.payment_type for one in rails if one.pays_invoices), "")
+
+
+async def _quoted_link(context: ApiContext, caller: Caller, method: str, most_msat: int) -> Answer:
+    held = await context.ledger.store.account(caller.account)
+    told: dict[str, object] = {"dry_run": True, "method": method, "asset": BTC.code}
+    told |= {"most_msat": most_msat}
+    return document(told | {"is_covered": held is not None and held.available >= most_msat})
+
+
 async def _link(
     context: ApiContext, caller: Caller, method: str, most_msat: int, origin: str
 ) -> Told:
-    if method not in context.deposits.rails():
-        return settled(refused(_NO_METHOD))
     made = await context.links.make(caller.account, method, most_msat, origin)
     if isinstance(made, Refusal):
         return settled(refused(made))

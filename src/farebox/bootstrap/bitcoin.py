@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from farebox.clock import Clock, SystemClock
-from farebox.errors import InvalidInput, InvalidSettings
+from farebox.errors import InvalidCredential, InvalidInput, InvalidSettings
 from farebox.ledger.service import Ledger
 from farebox.payments.operations import Operations
 from farebox.payments.rail import Limits
@@ -79,6 +79,7 @@ def config_of(found: BitcoinSettings) -> BitcoinConfig:
         fee_rate_max=found.fee_rate_max * _KVB,
         bump_after_blocks=found.bump_after_blocks,
         round_s=found.round_s,
+        allowed=found.allowed,
     )
 
 
@@ -98,7 +99,13 @@ def _wallet_of(settings: Settings, clock: Clock) -> Wallet:
         raise InvalidSettings(named, "something else (hidden)", str(error)) from None
     if keys.can_sign != (found.key is not None):
         raise InvalidSettings(named, "a key of the other kind", "private for key, public for watch")
-    return Wallet(keys, lambda: _source_of(settings, keys), Breaker(clock, who="the chain"))
+    wallet = Wallet(keys, lambda: _source_of(settings, keys), Breaker(clock, who="the chain"))
+    for address in found.allowed:
+        try:
+            wallet.script(address)
+        except InvalidCredential as error:
+            raise InvalidSettings("bitcoin.allowed", address, str(error)) from None
+    return wallet
 
 
 def _source_of(settings: Settings, keys: WalletKeys) -> ChainSource:

@@ -78,6 +78,7 @@ def config_of(found: LightningSettings, *, allow_private: bool = False) -> Light
         fee_base_msat=found.fee_base_msat,
         fee_ppm=found.fee_ppm,
         pay_timeout_s=found.pay_timeout_s,
+        allowed=frozenset(one.lower() for one in found.allowed),
         allow_private=allow_private,
     )
 

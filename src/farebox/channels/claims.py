@@ -272,17 +272,22 @@ class ClaimScheduler:
         return ClaimOutcome.CLAIMED
 
     async def _ends(self, row: SubChannel) -> bool:
-        """Whether the channel is closed: books what was paid of it, and loses the rest."""
+        """Whether the row's epoch is over: books what was paid of it, and loses the rest.
+
+        Once the channel is in a later epoch nobody tells what was paid in this one: it counts as
+        nothing, as where the sub-channel itself is opened anew.
+        """
         contract, sub_channels = self._payee.contract, self._payee.sub_channels
         try:
             channel = await contract.channel(row.channel_id)
             sub = await contract.sub_channel(row.channel_id, row.fragment)
-            if channel is None or sub is None or channel.status is not ChannelStatus.CLOSED:
+            if channel is None or sub is None or channel.epoch < row.epoch:
                 return False
-            if row.epoch != channel.epoch or row.epoch != sub.epoch:
-                return False
-            ceiling, paid_to = await self._payee.ceiling(channel), contract.paid_to(channel)
-            await sub_channels.claimed(row, sub.last_claimed_amount, paid_to, ceiling)
+            if channel.epoch == row.epoch:
+                if channel.status is not ChannelStatus.CLOSED or sub.epoch != row.epoch:
+                    return False
+                ceiling, paid_to = await self._payee.ceiling(channel), contract.paid_to(channel)
+                await sub_channels.claimed(row, sub.last_claimed_amount, paid_to, ceiling)
             await sub_channels.lost(row)
         except (RailError, StoreError):
             return False

@@ -65,10 +65,11 @@ def parse_rules(text: str, form: str) -> list[BillingRule]:
         raise InvalidSettings("rules", f"{len(text)} characters", f"at most {_FILE_MAX_BYTES}")
     try:
         document = tomllib.loads(text) if form == "toml" else yaml.safe_load(text)
-        file = msgspec.convert(document, _RulesFile, strict=True)
-    except (yaml.YAMLError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also a date or number of none
         raise InvalidSettings("rules", f"no {form}: {error}", f"a document in {form}") from None
-    except msgspec.ValidationError as error:
+    try:
+        file = msgspec.convert(document, _RulesFile, strict=True)
+    except (msgspec.ValidationError, RecursionError) as error:
         raise InvalidSettings("rules", str(error), "{rules: [{id, when, strategy}, …]}") from None
     if not 0 < len(file.rules) <= _RULES_MAX:
         raise InvalidSettings("rules", f"{len(file.rules)} rules", f"1 to {_RULES_MAX}")

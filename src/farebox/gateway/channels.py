@@ -12,6 +12,7 @@ An answer of 400 and above costs nothing. A caller who hangs up pays for what wa
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,9 @@ class ChannelPaywall:
             await _refuse(send, refusal(caller.code, caller.message, reference))
             return
         signed = None if payload is None else payload.signed_sub_rav
-        request = _metadata(scope, payload, caller, reference)
+        facts = {"method": scope["method"], "path": scope["path"]}
+        operation = f"{scope['method']}:{scope['path']}"
+        request = metadata_of(operation, facts, payload, caller, reference)
         try:
             admitted = await self._processor.admit(request, signed)
         except (StoreError, RailError):
@@ -137,7 +140,7 @@ class _Sale:
     async def _start(self, message: Message) -> None:
         headers = [*message.get("headers", []), _EXPOSE]
         content_type = next((v for k, v in headers if k.lower() == b"content-type"), b"")
-        if message["status"] >= 400:
+        if message["status"] >= 300:  # nothing was served, as in `delivery`
             await self._release()
         else:
             self.form = stream_format(content_type.decode("latin-1"))
@@ -173,16 +176,8 @@ class _Sale:
         """Commit the charge; the header that tells it. Once: later calls have nothing to tell."""
         if self.admission.is_over:
             return None
-        result = await self.processor.settle(self.admission, usage)
-        if result.unsigned_sub_rav is None:
-            return None
-        return ResponsePayload(
-            client_tx_ref=self.reference,
-            service_tx_ref=result.service_tx_ref,
-            sub_rav=result.unsigned_sub_rav,
-            cost=result.cost,
-            cost_usd=result.cost_pico_usd,
-        ).header()
+        told = answer_of(await self.processor.settle(self.admission, usage), self.reference)
+        return None if told is None else told.header()
 
     async def _release(self) -> None:
         await self.processor.release(self.admission)
@@ -195,21 +190,38 @@ def _payment(scope: Scope) -> RequestPayload | None:
     return parse_request_header(values[0].decode("latin-1")) if values else None
 
 
-def _metadata(
-    scope: Scope, payload: RequestPayload | None, caller: Caller | None, reference: str
+def metadata_of(
+    operation: str,
+    facts: Mapping[str, object],
+    payment: RequestPayload | None,
+    caller: Caller | None,
+    reference: str,
 ) -> RequestMetadata:
-    method, path = scope["method"], scope["path"]
+    """A request as the processor prices it. An admin asks, and does not pay."""
     payer = None if caller is None or caller.is_admin else caller
     return RequestMetadata(
-        operation=f"{method}:{path}",
+        operation=operation,
         channel_id=None if payer is None else payer.channel_id,
         vm_id_fragment=None if payer is None else payer.fragment,
         payer_did=None if payer is None else payer.did,
         is_admin=caller is not None and caller.is_admin,
         once="" if caller is None else caller.once,
         client_tx_ref=reference,
-        max_amount=None if payload is None else payload.max_amount,
-        facts={"method": method, "path": path},
+        max_amount=None if payment is None else payment.max_amount,
+        facts=facts,
+    )
+
+
+def answer_of(result: PaymentProcessingResult, reference: str) -> ResponsePayload | None:
+    """What the payer of a served request is told; None: there is nothing to sign."""
+    if result.unsigned_sub_rav is None:
+        return None
+    return ResponsePayload(
+        client_tx_ref=reference,
+        service_tx_ref=result.service_tx_ref,
+        sub_rav=result.unsigned_sub_rav,
+        cost=result.cost,
+        cost_usd=result.cost_pico_usd,
     )
 
 

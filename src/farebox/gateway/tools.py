@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
-from farebox.channels.model import PaymentProcessingResult, RequestMetadata
+from farebox.channels.model import PaymentProcessingResult
 from farebox.channels.processor import Admission
 from farebox.errors import InvalidCredential, RailError, StoreError
 from farebox.gateway.channel_questions import NotFound, Question, ask
-from farebox.gateway.channels import refusal, refusal_of
+from farebox.gateway.channels import answer_of, metadata_of, refusal, refusal_of
 from farebox.ids import new_id
 from farebox.paywall.channel_service import Caller, ChannelService, Refused, ToolAsked
 from farebox.wire.subrav import documents, mcp
 from farebox.wire.subrav.model import ErrorCode
-from farebox.wire.subrav.payload import RequestPayload, ResponsePayload
+from farebox.wire.subrav.payload import ResponsePayload
 
 if TYPE_CHECKING:
     from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
@@ -90,8 +90,9 @@ class PaidTools:
                 return await self._built_in(name, call, caller, reference)
             if isinstance(caller, Refused):
                 return _refused(refusal(caller.code, caller.message, reference))
+            facts = {"method": "POST", "path": f"/tool/{name}"}
             admitted = await self._processor.admit(
-                _metadata(name, call.payment, caller, reference),
+                metadata_of(f"MCP:tool/{name}", facts, call.payment, caller, reference),
                 None if call.payment is None else call.payment.signed_sub_rav,
             )
         except (StoreError, RailError):
@@ -129,15 +130,9 @@ class PaidTools:
         finally:
             # Whoever cancels the call must not leave its sub-channel's turn taken.
             await _through(self._processor.release(admission))
-        if paid.unsigned_sub_rav is not None:
-            payload = ResponsePayload(
-                client_tx_ref=reference,
-                service_tx_ref=paid.service_tx_ref,
-                sub_rav=paid.unsigned_sub_rav,
-                cost=paid.cost,
-                cost_usd=paid.cost_pico_usd,
-            )
-            result["content"] = [*result["content"], mcp.payment_item(payload)]
+        told = answer_of(paid, reference)
+        if told is not None:
+            result["content"] = [*result["content"], mcp.payment_item(told)]
         return result
 
     async def _built_in(
@@ -174,23 +169,6 @@ async def _through(work: Coroutine[Any, Any, _T]) -> _T:
     except asyncio.CancelledError:
         await asyncio.wait({task})
         raise
-
-
-def _metadata(
-    tool: str, payment: RequestPayload | None, caller: Caller | None, reference: str
-) -> RequestMetadata:
-    payer = None if caller is None or caller.is_admin else caller
-    return RequestMetadata(
-        operation=f"MCP:tool/{tool}",
-        channel_id=None if payer is None else payer.channel_id,
-        vm_id_fragment=None if payer is None else payer.fragment,
-        payer_did=None if payer is None else payer.did,
-        is_admin=caller is not None and caller.is_admin,
-        once="" if caller is None else caller.once,
-        client_tx_ref=reference,
-        max_amount=None if payment is None else payment.max_amount,
-        facts={"method": "POST", "path": f"/tool/{tool}"},
-    )
 
 
 def _plain(result: HandlerResult) -> _Result:

@@ -144,6 +144,8 @@ class DepositMethod(AbstractPaymentMethod):
 
     #: How long after its expiry a deposit is still looked for, seconds.
     grace_s: int = 86_400
+    #: Whether it pays Lightning invoices, and so what a withdraw link draws.
+    pays_invoices: bool = False
     #: What its credentials are, and what of one was asked for here, in the words of a refusal.
     credential_noun: str = "a credential"
     asked_for: str = "it"

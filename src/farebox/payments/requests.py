@@ -53,6 +53,7 @@ _ADVANCED = (
     DepositState.CONFIRMED,
     DepositState.CREDITED,
 )
+_ON_ITS_WAY = (DepositState.DETECTED, DepositState.CONFIRMED)
 _READ_TRIES_MAX = 16
 _POLLED_AT_ONCE = 8
 _POLLED_PAGE = 100
@@ -280,10 +281,13 @@ class DepositRequests:
         grace_ns = self.rails()[request.method].grace_s * NS_PER_S
         if self._ledger.clock.now_ns() < request.expires_at + grace_ns:
             return
+        standing = await self.standing(request)
+        if any(one.state in _ON_ITS_WAY for one in standing.deposits):
+            return  # it is here and waits for a rate, or for room: nobody else may ever tell of it
 
         def decide(state: State, _: int) -> Unit | None:
             now = state.value(DEPOSIT_REQUEST, request.key)
-            if now is None or now.watch is Watch.CLOSED:
+            if now is None or now.watch is Watch.CLOSED or now != standing.request:
                 return None
             closed = msgspec.structs.replace(now, watch=Watch.CLOSED)
             version = state.version(DEPOSIT_REQUEST, request.key)

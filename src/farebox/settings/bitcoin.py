@@ -16,6 +16,7 @@ from farebox.settings.values import (
     FILE,
     NAME,
     SECRET,
+    WORD,
     Kind,
     Where,
     check_limits,
@@ -181,6 +182,9 @@ class BitcoinSettings:
     )
     bump_after_blocks: int = setting(
         integer(1, 1_000), "After so many blocks a payment that is in none is sent dearer.", 3
+    )
+    allowed: tuple[str, ...] = setting(
+        many(WORD), "Only these addresses are paid. Left empty, everybody is.", []
     )
     round_s: float = setting(seconds(3_600), "How often the chain is looked at.", 10)
 

@@ -26,12 +26,14 @@ from farebox.settings.values import (
     ADDRESS,
     AMOUNT_MSAT,
     DATABASE,
+    DESTINATION,
     DIRECTORY,
     FILE,
     FLAG,
     HEADERS,
     MEMO,
     NAME,
+    ORIGIN,
     PATH_PREFIX,
     SECRET,
     URL,
@@ -138,6 +140,12 @@ class GatewaySettings:
         "The address callers know us by, for the links in answers. Left out, they are relative, "
         "and where they cannot be (wallets, channels, providers) taken from `listen`.",
         "https://api.example.com",
+    )
+    cors_origins: tuple[str, ...] = setting(
+        many(ORIGIN),
+        'Pages of these origins may call from a browser; "*" is any. None: no page can read an '
+        "answer.",
+        [],
     )
     body_bytes_max: int = setting(
         integer(1, 1024 * _MIB), "The largest request body; a larger one is 413.", 10 * _MIB
@@ -330,6 +338,12 @@ class LightningSettings:
     )
     pay_timeout_s: int = setting(
         integer(1, 600), "How long the node may look for a way to pay before it gives up.", 30
+    )
+    allowed: tuple[str, ...] = setting(
+        many(DESTINATION),
+        "Only these Lightning addresses and LNURLs are paid, no invoices and so no withdraw links. "
+        "Left empty, everybody is.",
+        [],
     )
 
 

@@ -183,6 +183,13 @@ def _url(raw: object, _: Where) -> str:
     return text.rstrip("/")
 
 
+def _origin(raw: object, _: Where) -> str:
+    text = _text(raw)
+    if text != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[0-9a-z._:\[\]-]{1,255}", text):
+        raise ValueError
+    return text
+
+
 def _feed_url(raw: object, _: Where) -> str:
     parts = urlsplit(_text(raw))
     if parts.scheme != "https" or not parts.hostname or parts.username or parts.password:
@@ -210,6 +217,12 @@ def _name(raw: object, _: Where) -> str:
 
 def _word(raw: object, _: Where) -> str:
     if not re.fullmatch("[A-Za-z0-9._-]{1,128}", _text(raw)):
+        raise ValueError
+    return _text(raw)
+
+
+def _destination(raw: object, _: Where) -> str:
+    if not re.fullmatch("[A-Za-z0-9._+@:-]{3,2048}", _text(raw)):
         raise ValueError
     return _text(raw)
 
@@ -294,12 +307,18 @@ def _secret(raw: object, where: Where) -> Secret:
 FLAG = Kind("true or false", _flag)
 ADDRESS = Kind("host:port, with an IPv6 host in [brackets]", _address, textual=True)
 URL = Kind("an http:// or https:// URL without credentials, query or fragment", _url, textual=True)
+ORIGIN = Kind(
+    'an origin as browsers send it, such as "https://app.example.com", or "*"',
+    _origin,
+    textual=True,
+)
 FEED_URL = Kind("an https:// URL without credentials", _feed_url, textual=True)
 PATH_PREFIX = Kind("a path that begins with /", _path_prefix, textual=True)
 DIRECTORY = Kind("a directory", _path, textual=True)
 FILE = Kind("a file", _path, textual=True)
 NAME = Kind("lower-case letters, digits and hyphens, at most 32", _name, textual=True)
 WORD = Kind("letters, digits, dots, hyphens, underscores; at most 128", _word, textual=True)
+DESTINATION = Kind("a Lightning address or an LNURL", _destination, textual=True)
 MEMO = Kind(f"printable text, at most {_MEMO_MAX_CHARS} characters", _memo, textual=True)
 DATABASE = Kind(
     "sqlite:PATH, relative to the data directory, or postgresql://USER@HOST/NAME",

@@ -57,7 +57,11 @@ def read_uri(text: str) -> tuple[str, int | None]:
     """
     address, _, query = _SCHEME.sub("", text.strip()).partition("?")
     amount_sat = None
-    for name, value in parse_qsl(query, max_num_fields=_FIELDS_MAX):
+    try:
+        fields = parse_qsl(query, max_num_fields=_FIELDS_MAX)
+    except ValueError:
+        raise InvalidInput("the address asks for too much") from None
+    for name, value in fields:
         if name.startswith("req-"):
             raise InvalidInput("the address asks for something that is not known here")
         if name == "amount":

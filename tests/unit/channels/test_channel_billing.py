@@ -125,6 +125,8 @@ async def test_rules_are_read_alike_from_yaml_and_toml(
         "rules: [&a {id: a, default: true, strategy: {type: FinalCost}}, *a]",
         "rules: [{id: a, default: true, strategy: &s {type: FinalCost}},"
         " {id: b, default: true, strategy: *s}]",
+        "rules: [{id: 2026-99-99, default: true, strategy: {type: FinalCost}}]",
+        f"rules: [{{id: a, default: true, strategy: {{type: PerRequest, price: {'9' * 5000}}}}}]",
     ],
 )
 def test_rules_that_could_mean_anything_are_refused(text: str) -> None:

@@ -86,7 +86,15 @@ def test_wallets_write_addresses_in_many_ways(text: str, read: tuple[str, int | 
 
 
 @pytest.mark.parametrize(
-    "query", ["amount=1e3", "amount=-1", "amount=0.123456789", "amount=.5", "req-new=1"]
+    "query",
+    [
+        "amount=1e3",
+        "amount=-1",
+        "amount=0.123456789",
+        "amount=.5",
+        "req-new=1",
+        "&".join(["a=1"] * 50),
+    ],
 )
 def test_what_cannot_be_understood_is_refused_not_guessed(query: str) -> None:
     with pytest.raises(InvalidInput):

@@ -23,8 +23,8 @@ class BitcoinConfig:
     `name` tells this wallet's money in the books from another's. `network` is bitcoin, testnet,
     testnet4, signet or regtest. `depths` rise by value; the first begins at 0. Fee rates are in
     satoshi per 1,000 virtual bytes. `start_height` is where the wallet began; None: now. Payouts
-    wait `batch_window_s` for others, or until
-    `batch_most` of them do. Below `dust_sat` an output is neither asked for nor paid.
+    wait `batch_window_s` for others, or until `batch_most` of them do. Below `dust_sat` an output
+    is neither asked for nor paid. With `allowed` only these addresses are paid.
     """
 
     name: str
@@ -44,6 +44,7 @@ class BitcoinConfig:
     bump_after_blocks: int = 3
     dust_sat: int = 546
     round_s: float = 10
+    allowed: tuple[str, ...] = ()
 
     @property
     def custody(self) -> str:

@@ -137,6 +137,14 @@ class Paying:
         refused = msgspec.structs.replace(row.value, state=PayoutState.REFUSED)
         return (Put(PAYOUT, operation_id, refused, row.version),)
 
+    def is_address(self, text: str) -> bool:
+        """Whether this reads as an address of our network."""
+        try:
+            self._wallet.script(read_uri(text)[0])
+        except InvalidInput:
+            return False
+        return True
+
     async def _priced(self, request: RefundRequest) -> _Priced | Refusal:
         if not request.destination:
             return Refusal(
@@ -146,7 +154,11 @@ class Paying:
             address, wanted_sat = read_uri(request.destination)
             if request.is_exact and wanted_sat not in (None, request.amount // MSAT_PER_SAT):
                 raise InvalidInput(f"the address asks for {wanted_sat} sat")
-            script_bytes = self._wallet.script_bytes(address)
+            script = self._wallet.script(address)
+            allowed = [self._wallet.script(one) for one in self._config.allowed]
+            if allowed and script not in allowed:
+                text = "the operator pays certain addresses only"
+                return Refusal("destination_not_allowed", text)
             rate = await self._batches.learn_rate()
         except InvalidInput as error:
             return Refusal("destination_invalid", str(error))
@@ -157,7 +169,7 @@ class Paying:
         alone_sat = await self._batches.estimate_sat(address, whole_sat, rate)
         estimate_msat = (alone_sat or 0) * MSAT_PER_SAT
         if alone_sat is None:
-            estimate_msat = config.fee_msat(rate, _AROUND_VBYTES + script_bytes)
+            estimate_msat = config.fee_msat(rate, _AROUND_VBYTES + len(script))
         limit_msat = _MARGIN * estimate_msat
         fee_max_msat = limit_msat
         if request.fee_max is not None:

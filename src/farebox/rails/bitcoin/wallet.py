@@ -74,9 +74,9 @@ class Wallet:
 
     # ── addresses ────────────────────────────────────────────────────────────────────────────────
 
-    def script_bytes(self, address: str) -> int:
-        """How long its output script is. Raises InvalidCredential for no address of this chain."""
-        return len(self._script(address).to_bytes())
+    def script(self, address: str) -> bytes:
+        """Its output script. Raises InvalidCredential for no address of this chain."""
+        return bytes(self._script(address).to_bytes())
 
     def _script(self, address: str) -> bdk.Script:
         try:

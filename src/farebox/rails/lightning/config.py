@@ -12,7 +12,8 @@ class LightningConfig:
     """How we are paid and pay over Lightning.
 
     `name` tells this node's money in the books from another's. `network` is the prefix of its
-    invoices. A payment's fee is at most `fee_base_msat` and `fee_ppm` millionths of its amount.
+    invoices. With `allowed` only these Lightning addresses and LNURLs are paid, in lower case.
+    A payment's fee is at most `fee_base_msat` and `fee_ppm` millionths of its amount.
     `allow_private` lets addresses that a caller chose lie in private ranges: for tests only.
     """
 
@@ -26,6 +27,7 @@ class LightningConfig:
     fee_base_msat: int = 5_000
     fee_ppm: int = 5_000
     pay_timeout_s: int = 30
+    allowed: frozenset[str] = frozenset()
     allow_private: bool = False
 
     @property

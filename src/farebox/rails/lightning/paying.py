@@ -33,6 +33,7 @@ from farebox.payments import (
     Rejected,
     Unresolved,
 )
+from farebox.payments.deposits import DEPOSIT_REQUEST, request_key
 from farebox.payments.model import Changes
 from farebox.rails.lightning.config import LightningConfig
 from farebox.rails.lightning.node import LightningNode, Payment, PaymentState, PayOrder
@@ -106,6 +107,8 @@ class Paying:
         if no := self._unfit(text):
             return no
         payment_hash = decode_invoice(text).payment_hash.hex()
+        if await self._is_ours(payment_hash):
+            return Refusal("destination_invalid", "this invoice is a deposit's of this house")
         put = await self._reserved(payment_hash, request.operation_id)
         if isinstance(put, Refusal):
             return put
@@ -173,6 +176,12 @@ class Paying:
                 "Lightning has no way back to a payer: name a Lightning address or an invoice, or "
                 "ask for a withdraw link with `lnurl`",
             )
+        allowed = self._config.allowed
+        if (
+            allowed
+            and request.destination.strip().lower().removeprefix("lightning:") not in allowed
+        ):
+            return Refusal("destination_not_allowed", "the operator pays certain addresses only")
         try:
             return await self._lnurl.resolve(request.destination)
         except InvalidCredential as error:
@@ -226,6 +235,11 @@ class Paying:
                 "invoice_expired", "the invoice has expired, or is about to; get a new one"
             )
         return None
+
+    async def _is_ours(self, payment_hash: str) -> bool:
+        """Whether it would pay ourselves: of that a wallet tells one half, if it does it at all."""
+        of = request_key("lightning", payment_hash)
+        return await self._ledger.store.get(DEPOSIT_REQUEST, of) is not None
 
     async def _reserved(self, payment_hash: str, operation_id: str) -> Put | Refusal:
         """The row that makes the hash ours, unless somebody has it or the node has paid it."""

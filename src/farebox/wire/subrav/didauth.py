@@ -46,7 +46,7 @@ _DID = re.compile(r"did:[a-z0-9]{1,32}:[A-Za-z0-9._:%-]{1,192}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DidAuth:
-    """A claim to be `signer_did`, not yet verified. `params` is not what was signed.
+    """A claim to be `signer_did`, not yet verified. `params` is not what was signed: `text` is.
 
     `audience` is the only service it is for; None: it doesn't say.
     """
@@ -59,6 +59,7 @@ class DidAuth:
     timestamp_s: int
     audience: str | None = None
     signed_data: Mapping[str, Any] = field(repr=False)
+    text: bytes = field(repr=False)
     signature: bytes = field(repr=False)
 
     @property
@@ -68,7 +69,7 @@ class DidAuth:
 
     def verifies(self, key: VerificationKey) -> bool:
         """Whether the key signed this. Time, nonce and params are for the caller to judge."""
-        return key.verifies(self.signature, signed_text(self.signed_data).encode())
+        return key.verifies(self.signature, self.text)
 
     def header(self) -> str:
         """The value of `Authorization`."""
@@ -122,6 +123,7 @@ def sign_did_auth(
     }
     if audience is not None:
         signed_data["audience"] = audience
+    text = signed_text(signed_data).encode()
     return DidAuth(
         signer_did=did,
         fragment=check_fragment(fragment),
@@ -131,7 +133,8 @@ def sign_did_auth(
         timestamp_s=timestamp_s,
         audience=audience,
         signed_data=signed_data,
-        signature=key.sign(signed_text(signed_data).encode()),
+        text=text,
+        signature=key.sign(text),
     )
 
 
@@ -158,6 +161,7 @@ def parse_did_auth(header: str) -> DidAuth:
         timestamp_s=data.timestamp,
         audience=data.audience,
         signed_data=shape.signed_data,
+        text=signed_text(shape.signed_data).encode(),
         signature=multibase.decode(shape.signature.value, SIGNATURE_BYTES * 2, "signature"),
     )
 

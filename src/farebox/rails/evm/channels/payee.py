@@ -52,6 +52,8 @@ _DEPLOY = "channel-contract"
 _WAITING_MAX = 10_000
 #: Of the gas that a call used when it was tried, in percent.
 _GAS_PERCENT = 125
+#: What nobody knows the worth of is claimed: more than any gas costs.
+_UNKNOWN = 2**256
 
 _Key = tuple[str, str]
 
@@ -75,7 +77,7 @@ class Waiting:
 class BatchPolicy:
     """When a batch is sent: once its gas costs at most so much of what it is worth, in percent.
 
-    One that holds a voucher of a closing channel is sent if it is worth its gas at all.
+    A voucher of a closing channel may cost all that it is worth: later it is worth nothing.
     """
 
     size_max: int = 25
@@ -175,22 +177,21 @@ class EvmPayee:
         """
         if not self._waiting or await self._is_on_its_way(_CLAIMS):
             return 0
-        # Who closes first, then whoever has waited longest.
-        urgent_first = sorted(self._waiting.values(), key=lambda one: not one.is_urgent)
+        # What may cost most goes first: many that are worth little hold up none that is worth it.
+        richest = sorted(self._waiting.values(), key=self._budget, reverse=True)
         batch = await self._executable(
-            [one for one in urgent_first[: self._policy.size_max] if await self._is_unclaimed(one)]
+            [one for one in richest[: self._policy.size_max] if await self._is_unclaimed(one)]
         )
         if not batch:
             return 0
-        call = self._call(batch)
-        gas = await self._gas(call)
         fees = await self._sending.offer()
         if isinstance(fees, TooDear):
             _log.warning("channel.claims_held", reason=fees.reason)
             return 0
-        if not self._is_worth_it(batch, gas * fees.max_fee):
+        batch, gas = await self._affordable(batch, fees.max_fee)
+        if not batch:
             return 0
-        sent = await self._send(call, gas, new_id(_CLAIMS))
+        sent = await self._send(self._call(batch), gas, new_id(_CLAIMS))
         if sent is None:
             return 0
         for one in batch:
@@ -278,16 +279,23 @@ class EvmPayee:
         _log.warning("channel.held", purpose=purpose, reason=sent.reason if sent else "")
         return None
 
-    def _is_worth_it(self, batch: Sequence[Waiting], gas_wei: int) -> bool:
-        """Whether a batch pays for its gas. What nobody knows the worth of is sent."""
+    async def _affordable(self, batch: list[Waiting], fee: int) -> tuple[list[Waiting], int]:
+        """The batch if it pays for its gas, else as many of it as do; and that gas."""
+        while batch:
+            gas = await self._gas(self._call(batch))
+            cost = gas * fee * 100
+            if sum(self._budget(one) for one in batch) >= cost:
+                return batch, gas
+            batch = [one for one in batch if self._budget(one) * len(batch) > cost]
+        return [], 0
+
+    def _budget(self, one: Waiting) -> int:
+        """The most that a claim may cost, in hundredths of a wei."""
         native = self._sending.terms.native
-        values = [
-            self._exchange.worth(one.delta, one.asset_id, native, Rounding.DOWN) for one in batch
-        ]
-        known = [value for value in values if value is not None]
-        is_urgent = any(one.is_urgent for one in batch)
-        percent = max(self._policy.gas_percent, 100 if is_urgent else 0)
-        return len(known) < len(values) or gas_wei * 100 <= sum(known) * percent
+        worth = self._exchange.worth(one.delta, one.asset_id, native, Rounding.DOWN)
+        if worth is None:
+            return _UNKNOWN
+        return worth * max(self._policy.gas_percent, 100 if one.is_urgent else 0)
 
     async def _is_unclaimed(self, one: Waiting) -> bool:
         """Whether a voucher is unclaimed in the newest block; one that is not will be, for good."""
