@@ -272,17 +272,17 @@ async def test_a_payment_that_the_coins_do_not_suffice_for_holds_up_no_other(
     async with bitcoin_house(tmp_path, terms(bitcoin)) as house:
         small, _ = await house.credited(bitcoin, 2 * OUT_SAT)
         large, _ = await house.credited(bitcoin, IN_SAT, blocks=1)  # not deep enough to be spent
-        to, other = bitcoin.payer.address(40), bitcoin.payer.address(41)
+        to, other = bitcoin.payer.address(90), bitcoin.payer.address(91)
         await house.paid_out(large, to, 3 * OUT_SAT, "large")
         await house.paid_out(small, other, OUT_SAT, "small")
         first = await waiting(bitcoin)
         await mine(house, bitcoin)
-        assert await asyncio.to_thread(bitcoin.payer.received_sat, 41) == OUT_SAT
-        assert await asyncio.to_thread(bitcoin.payer.received_sat, 40) == 0
+        assert await asyncio.to_thread(bitcoin.payer.received_sat, 91) == OUT_SAT
+        assert await asyncio.to_thread(bitcoin.payer.received_sat, 90) == 0
         await waiting(bitcoin, beside=first)
         for _ in range(PAYOUT_CONFIRMATIONS):
             await mine(house, bitcoin)
-        assert await asyncio.to_thread(bitcoin.payer.received_sat, 40) == 3 * OUT_SAT
+        assert await asyncio.to_thread(bitcoin.payer.received_sat, 90) == 3 * OUT_SAT
         await house.settled()
 
 
