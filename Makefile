@@ -27,9 +27,10 @@ setup: $(READY) ## install everything the project needs into .venv, as locked
 demo: $(READY) ## tell the story of a paid request on loopback, with play money
 	@.venv/bin/farebox demo $(ARGS)
 
+# More workers than a small machine has cores: many tests wait, for a block or a lapse of time.
 .PHONY: test
 test: $(READY) peers ## run all tests (ARGS="-k name" for some, ARGS=-n0 in one process)
-	@$(PY) -m pytest -n 2 $(ARGS)
+	@$(PY) -m pytest -n 3 $(ARGS)
 
 .PHONY: check
 check: $(READY) ## format, lint, types, import contracts, the lock

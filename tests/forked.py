@@ -14,6 +14,7 @@ import atexit
 import gc
 import importlib
 import os
+import pkgutil
 import runpy
 import signal
 import socket
@@ -27,9 +28,11 @@ from pathlib import Path
 
 import msgspec
 
-#: What can be forked, and what it imports late.
+from farebox import cli
+
+#: What can be forked, and what it imports late; each command of the command line as well.
 _IMPORTED = (
-    "farebox.cli",
+    "farebox.bootstrap",
     "farebox.stores.postgres.audit",
     "farebox.stores.postgres.load",
     "farebox.testing.mint.app",
@@ -183,7 +186,8 @@ def _mind(told: socket.socket, output: Sequence[int]) -> None:
 
 
 def _main() -> None:
-    for module in _IMPORTED:
+    commands = [one.name for one in pkgutil.iter_modules(cli.__path__, f"{cli.__name__}.")]
+    for module in (*_IMPORTED, *commands):
         importlib.import_module(module)
     gc.collect()
     gc.freeze()

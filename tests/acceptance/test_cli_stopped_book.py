@@ -75,6 +75,7 @@ class Book:
                 id=operation_id,
                 kind="refund",
                 account="revenue",
+                method="cashu",
                 hold=hold_id(operation_id, 1),
                 plan=house.signer.seal(plan, operation_id),
                 state=OperationState.MANUAL,
@@ -144,6 +145,41 @@ def test_a_withdrawal_pays_a_lightning_invoice_through_the_mint(book: Book) -> N
     assert left["custody_msat"] == left["withdrawable_msat"]
 
 
+def test_who_lost_a_token_and_its_id_finds_both_again(book: Book) -> None:
+    assert book.run("withdraw", "--list").out == "nothing was withdrawn yet\n"
+    lost = book.run("withdraw", "6 sat", "--json").json()
+    invoice = book.run("withdraw", "20 sat", "--to", book.mint.invoice(12), "--json").json()
+    unknown = asyncio.run(book.leave_manual(2_000))
+    listed = book.run("withdraw", "--list", "--json")
+    assert lost["token"] not in listed.out
+    told = [
+        (one["id"], one["method"], one["state"], one["amount_msat"])
+        for one in listed.json()["withdrawals"]
+    ]
+    assert told == [
+        (lost["id"], "cashu", "succeeded", 6_000),
+        (invoice["id"], "cashu", "succeeded", invoice["amount_msat"]),
+        (unknown, "cashu", "manual", None),
+    ]
+    first = book.run("withdraw", "--list", "--limit", "1", "--json").json()
+    rest = book.run("withdraw", "--list", "--after", first["next"], "--json").json()
+    assert [one["id"] for one in first["withdrawals"]] == [lost["id"]]
+    assert [one["id"] for one in rest["withdrawals"]] == [invoice["id"], unknown]
+    assert rest["next"] is None
+    shown = book.run("withdraw", "--list").out
+    assert "6 sat" in shown
+    assert "the mint contradicts itself" in shown
+    again = book.run("withdraw", "--again", first["next"], "--json").json()
+    assert again["token"] == lost["token"]
+
+
+def test_a_list_of_withdrawals_is_asked_for_alone(book: Book) -> None:
+    refused = book.run("withdraw", "5 sat", "--list")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--list takes nothing out" in refused.error
+    assert book.run("balance", "--json").json()["withdrawable_msat"] == 30_000
+
+
 def test_more_than_was_earned_cannot_be_withdrawn(book: Book) -> None:
     refused = book.run("withdraw", "31 sat")
     assert (refused.code, refused.out) == (2, "")
@@ -162,6 +198,15 @@ def test_keys_are_made_listed_shown_and_revoked(book: Book) -> None:
     assert "a friend" in shown
     assert secret not in shown
     assert book.run("keys", "revoke", made["id"], "--json").json()["state"] == "revoked"
+
+
+def test_a_key_is_not_made_with_an_address_that_nothing_can_pay_to(book: Book) -> None:
+    refused = book.run("keys", "create", "--refund-address", "me-at-example.com")
+    assert (refused.code, refused.out) == (2, "")
+    assert "nothing here can pay to 'me-at-example.com'" in refused.error
+    assert book.run("keys", "list", "--json").json()["keys"] == []
+    made = book.run("keys", "create", "--refund-address", "me@example.com", "--json").json()
+    assert made["refund_address"] == "me@example.com"
 
 
 def test_a_key_that_is_not_there_is_one_sentence_with_a_way_out(book: Book) -> None:

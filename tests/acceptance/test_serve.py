@@ -115,8 +115,12 @@ def test_the_file_gives_what_flags_do_not(
 ) -> None:
     chosen = ["--upstream", upstream, "--mint", mint.url, "--price", "10 sat", "--data", "data"]
     assert farebox("init", *chosen, cwd=tmp_path).code == 0
+    file = tmp_path / "farebox.toml"
+    file.write_text(file.read_text().replace("#cors_origins = []", 'cors_origins = ["*"]'))
     started = serve("--price", "3 sat")
     assert started.facts["prices"] == ["3 sat"]
+    page = {"Origin": "https://app.example.com"}
+    assert call(f"{started.url}/echo", page).headers["access-control-allow-origin"] == "*"
     assert call(f"{started.url}/echo").json()["amount"] == 3
     assert Path(started.facts["data_dir"]) == tmp_path / "data"
 

@@ -15,11 +15,15 @@ PACKAGE = ROOT / "src" / "farebox"
 
 @dataclass(frozen=True)
 class Source:
-    """A Python file and its syntax tree."""
+    """A Python file."""
 
     path: Path
     text: str
-    tree: ast.Module
+
+    @property
+    def tree(self) -> ast.Module:
+        """Its syntax tree; made anew each time, for that of a repository is large."""
+        return ast.parse(self.text, str(self.path))
 
     @property
     def name(self) -> str:
@@ -39,13 +43,13 @@ class Source:
 @cache
 def package_sources() -> tuple[Source, ...]:
     """Every module of the package."""
-    return tuple(_read(path) for path in sorted(PACKAGE.rglob("*.py")))
+    return tuple(Source(path, path.read_text()) for path in sorted(PACKAGE.rglob("*.py")))
 
 
 @cache
 def all_sources() -> tuple[Source, ...]:
     """Every Python file of the repository."""
-    return tuple(_read(path) for path in tracked_files() if path.suffix == ".py")
+    return tuple(Source(path, path.read_text()) for path in tracked_files() if path.suffix == ".py")
 
 
 @cache
@@ -64,8 +68,3 @@ def tracked_files() -> tuple[Path, ...]:
 def rooms() -> Iterator[Path]:
     """Every room: a package right beneath `farebox`."""
     return (path.parent for path in sorted(PACKAGE.glob("*/__init__.py")))
-
-
-def _read(path: Path) -> Source:
-    text = path.read_text()
-    return Source(path, text, ast.parse(text, str(path)))

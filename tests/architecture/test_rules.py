@@ -33,21 +33,22 @@ def dotted(node: ast.expr) -> str:
     return ""
 
 
-def harmless_names(source: Source) -> set[ast.AST]:
+def harmless_names(tree: ast.Module) -> set[ast.AST]:
     """What is no amount: a float is looked for in `isinstance`, a likeness is not money."""
     return {
         name
-        for node in ast.walk(source.tree)
+        for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) in NO_MONEY
         for name in ast.walk(node)
     }
 
 
 def floats(source: Source) -> list[str]:
-    lines, harmless = source.text.splitlines(), harmless_names(source)
+    lines, tree = source.text.splitlines(), source.tree
+    harmless = harmless_names(tree)
     return [
         source.at(node)
-        for node in ast.walk(source.tree)
+        for node in ast.walk(tree)
         if (
             (isinstance(node, ast.Constant) and isinstance(node.value, float))
             or (isinstance(node, ast.Name) and node.id == "float")

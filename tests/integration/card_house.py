@@ -43,9 +43,11 @@ class CardHouse(RailHouse):
     log: io.StringIO
     secrets: tuple[str, ...]
 
-    async def asked(self, method: str, cents: int, bearer: str = "") -> dict[str, Any]:
+    async def asked(
+        self, method: str, cents: int, bearer: str = "", asset: str = "USD"
+    ) -> dict[str, Any]:
         """A deposit that was asked for."""
-        body = {"method": method, "asset": "USD", "amount": cents}
+        body = {"method": method, "asset": asset, "amount": cents}
         answer = await self.post("/v1/deposits", body, bearer)
         assert answer.status_code == 201, answer.text + self.log.getvalue()[-1500:]
         asked: dict[str, Any] = answer.json()

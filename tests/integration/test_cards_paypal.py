@@ -130,6 +130,24 @@ async def test_a_dispute_and_its_end_are_booked_once(house: CardHouse, pal: Fake
     assert await house.balance_msat(key) == PAID * CENT_MSAT
 
 
+async def test_a_dispute_over_several_payments_is_booked_to_each_by_what_was_paid(
+    house: CardHouse, pal: FakePaypal
+) -> None:
+    key, order = await paid_in(house, pal)
+    another, second = await paid_in(house, pal)
+    disputed, fee = 1_731, 2_001  # nothing that can be halved
+    name = pal.dispute(order, disputed, fee, second)
+    assert await pal.tell() == 200
+    left = [await house.balance_msat(one) // CENT_MSAT for one in (key, another)]
+    assert sorted(left) == [134, 135]
+    owed = disputed + fee - 2 * (CHARGED - fee_of(CHARGED))
+    assert await house.held(PAYABLE) == owed
+    pal.win(name)
+    assert await pal.tell() == 200
+    for one in (key, another):
+        assert await house.balance_msat(one) == PAID * CENT_MSAT
+
+
 async def test_a_refund_on_paypals_site_leaves_the_account(
     house: CardHouse, pal: FakePaypal
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,27 @@ async def test_a_stored_method_is_shown_chosen_charged_and_removed(
     assert [(one["payment_method"], one["default"]) for one in told] == [(first, True)]
 
 
+async def test_of_methods_that_are_added_at_once_the_oldest_is_the_default(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    key, _ = await paid_in(house, shop)
+    added = await asyncio.gather(*(keep(house, key, one) for one in ("pm_good", "pm_other")))
+    told = (await house.get("/v1/payment-methods", key))["payment_methods"]
+    assert [one["default"] for one in told] == [True, False]
+    assert {one["payment_method"] for one in told} == {name for names in added for name in names}
+    chosen, other = told[1]["payment_method"], told[0]["payment_method"]
+    assert (await house.post(f"/v1/payment-methods/{chosen}/default", {}, key)).status_code == 200
+    headers = {"Authorization": f"Bearer {key}"}
+    gone = await house.http.delete(f"/v1/payment-methods/{chosen}", headers=headers)
+    assert gone.status_code == 200
+    told = (await house.get("/v1/payment-methods", key))["payment_methods"]
+    assert [(one["payment_method"], one["default"]) for one in told] == [(other, True)]
+    again = await keep(house, key, "pm_good", "pm_other")
+    told = (await house.get("/v1/payment-methods", key))["payment_methods"]
+    assert told[0]["payment_method"] == other  # what was dropped is not chosen any more
+    assert {one["payment_method"] for one in told} == set(again)
+
+
 @pytest.mark.parametrize(
     ("cards", "ends", "calls"),
     [
@@ -142,13 +164,28 @@ async def test_a_charge_whose_answer_is_lost_is_asked_for_and_nothing_else_is_ch
     assert await house.balance_msat(key) == 2 * PAID * CENT_MSAT
 
 
+async def test_a_charge_that_a_proxy_has_sent_twice_is_asked_for_and_nothing_else_is_charged(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    """The first copy is carried out, and what we are told is that the second came too fast."""
+    key, _ = await paid_in(house, shop)
+    await keep(house, key, "pm_good", "pm_other")
+    await house.farebox.worker.stop()  # it would ask by itself
+    shop.sent_twice["post /v1/payment_intents"] = 1
+    assert (await charge(house, key, "the-charge")).status_code == 202
+    await house.settled()
+    assert (await charge(house, key, "the-charge")).status_code == 200
+    assert len(taken(shop)) == 1
+    assert await house.balance_msat(key) == 2 * PAID * CENT_MSAT
+
+
 async def test_what_has_declined_is_never_asked_again_once_another_may_have_been_charged(
     house: CardHouse, shop: FakeStripe
 ) -> None:
     key, _ = await paid_in(house, shop)
     await keep(house, key, "pm_good", "pm_other")
     # The first could be charged a moment later; by then the second has been, unheard.
-    shop.too_fast["post /v1/payment_intents"] = 1
+    shop.refuses["post /v1/payment_intents"] = 1
     shop.lose["post /v1/payment_intents"] = 1
     assert (await charge(house, key, "the-charge")).status_code == 202
     await house.settled()

@@ -6,6 +6,7 @@ Against our own strict fake of Stripe: neither localstripe nor stripe-mock knows
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -110,13 +111,13 @@ async def test_what_happened_before_events_could_be_read_is_booked(
     tmp_path: Path, shop: FakeStripe
 ) -> None:
     """The first cursor stands behind it: no event will ever tell of it."""
-    shop.too_fast["get /v1/events"] = 1_000
+    shop.refuses["get /v1/events"] = 1_000
     async with stripe_house(tmp_path, shop) as house:
         asked = await house.asked("stripe", PAID)
         payment = shop.pay(asked["pay"])
         await house.opened(asked)
         shop.give_back(payment, 100)
-        shop.too_fast.clear()
+        shop.refuses.clear()
         async for seen in house.farebox.deposits.rails()["stripe"].watch(""):
             if seen.cursor:
                 break
@@ -331,27 +332,6 @@ async def test_what_was_missed_while_no_webhook_came_is_found_in_the_events(
     await house.until(lambda: house.held(PAYABLE), fee_of(CHARGED) + DISPUTE_FEE)
 
 
-async def test_events_are_told_once_also_from_a_cursor_that_stripe_has_forgotten(
-    house: CardHouse, shop: FakeStripe
-) -> None:
-    connector = house.farebox.cards.rails["stripe"].connector
-    _, cursor = await connector.notices("")
-    shop.events += [
-        {"id": f"evt_{at}", "data": {"object": {"object": "payment_intent", "id": f"pi_{at}"}}}
-        for at in range(250)
-    ]
-    wanted = [f"pi_{at}" for at in range(250)]
-    for start in (cursor, "evt_of_last_year"):
-        told, after = [], start
-        while True:
-            page, beyond = await connector.notices(after)
-            told += [one.reference for one in page]
-            if beyond == after:
-                break
-            after = beyond
-        assert told == wanted
-
-
 async def test_card_money_leaves_another_way_only_when_it_is_ripe(
     tmp_path: Path, shop: FakeStripe
 ) -> None:
@@ -404,9 +384,8 @@ async def test_card_money_goes_back_to_its_payers_though_some_was_spent(
         assert sorted(one["amount"] for one in shop.refunds.values()) == [left - PAID, PAID]
 
 
-async def test_what_is_left_of_card_payments_when_a_key_ends_goes_back_to_their_cards(
-    house: CardHouse, shop: FakeStripe
-) -> None:
+async def ending_key(house: CardHouse, shop: FakeStripe, *more: tuple[int, str]) -> str:
+    """A key that was paid 10.00 and then more, and is past its end."""
     asked = await house.asked("stripe", PAID)
     shop.pay(asked["pay"])
     assert await shop.tell() == 200
@@ -414,13 +393,16 @@ async def test_what_is_left_of_card_payments_when_a_key_ends_goes_back_to_their_
     body = {"initial_balance_token": asked["uri"], "claim_secret": asked["claim_secret"]}
     terms = {"key_expiry_time": ends_at_s, "refund_address": "me@example.com"}
     key = str((await house.post("/create", body | terms)).json()["api_key"])
-    another = await house.asked("stripe", 2 * PAID, key)
-    shop.pay(another["pay"])
-    assert await shop.tell() == 200
-    by_hand = {"method": "stripe", "asset": "USD", "amount": 100}
-    told = await house.post("/v1/refunds", by_hand, key)  # no address of another kind is in its way
-    assert told.status_code == 200, told.text
+    for cents, asset in more:
+        another = await house.asked("stripe", cents, key, asset)
+        shop.pay(another["pay"])
+        assert await shop.tell() == 200
     house.clock.ahead_s += 120  # and the rate is fresh enough
+    return key
+
+
+async def until_given_back(house: CardHouse, shop: FakeStripe, cents: int) -> None:
+    """Let keys end until so much went back."""
     farebox = house.farebox
     expiry = KeyExpiry(farebox.ledger, farebox.operations, farebox.payments, farebox.keys)
 
@@ -428,9 +410,33 @@ async def test_what_is_left_of_card_payments_when_a_key_ends_goes_back_to_their_
         await expiry.run()
         return sum(one["amount"] for one in shop.refunds.values())
 
-    await house.until(given, 3 * PAID)
+    await house.until(given, cents)
+
+
+async def test_what_is_left_of_card_payments_when_a_key_ends_goes_back_to_their_cards(
+    house: CardHouse, shop: FakeStripe
+) -> None:
+    key = await ending_key(house, shop, (2 * PAID, "USD"))
+    by_hand = {"method": "stripe", "asset": "USD", "amount": 100}
+    told = await house.post("/v1/refunds", by_hand, key)  # no address of another kind is in its way
+    assert told.status_code == 200, told.text
+    await until_given_back(house, shop, 3 * PAID)
     assert len(shop.refunds) == 3
     assert await house.balance_msat(key) == 0
+
+
+async def test_when_a_key_ends_each_currency_goes_back_to_the_cards_that_paid_it(
+    tmp_path: Path, shop: FakeStripe
+) -> None:
+    euro = {"rate": [{"asset": "EUR", "priced_in": "USD", "price": "1.25"}]}
+    async with stripe_house(tmp_path, shop, others=euro, currencies=["USD", "EUR"]) as house:
+        key = await ending_key(house, shop, (PAID, "EUR"), (2 * PAID, "EUR"))
+        await until_given_back(house, shop, 4 * PAID)
+        given = Counter[str]()
+        for one in shop.refunds.values():
+            given[shop.intents[one["payment_intent"]]["currency"]] += one["amount"]
+        assert given == {"usd": PAID, "eur": 3 * PAID}
+        assert await house.balance_msat(key) == 0
 
 
 async def test_a_loss_that_nothing_has_earned_is_told_by_verify(

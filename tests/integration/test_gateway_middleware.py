@@ -12,7 +12,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import StreamingResponse
 
 from farebox.bootstrap import Farebox
@@ -152,6 +153,60 @@ async def test_a_caller_who_leaves_cancels_the_endpoint_and_pays_what_it_gave(
         await eventually(lambda: _ended(farebox), lambda ended: ended == [Ended.CLIENT_LEFT])
         rows = await farebox.store.find(REQUEST, {})
         assert 0 < rows[0][1].value.charged_msat <= 30
+
+
+async def test_the_same_named_request_is_charged_once(tmp_path: Path) -> None:
+    app = FastAPI()
+    ran: list[str] = []
+
+    @app.post("/say")
+    @price("10 sat")
+    async def say(words: dict[str, str]) -> str:
+        ran.append(words["say"])
+        return words["say"]
+
+    async with shop(app, tmp_path) as (it, _):
+        body = {"initial_balance_token": it.token(64)["X-Cashu"]}
+        async with it.caller.post(f"{it.url}/create", json=body) as made:
+            auth = {"Authorization": f"Bearer {(await made.json())['api_key']}"}
+        named = {**auth, "Idempotency-Key": "one"}
+        for words, status in (("a", 200), ("a", 409), ("b", 422)):
+            async with it.caller.post(f"{it.url}/say", json={"say": words}, headers=named) as told:
+                assert told.status == status
+        async with it.get("/info", auth) as info:
+            assert (await info.json())["total_spent"] == 10_000
+        assert ran == ["a"]
+
+
+@pytest.mark.parametrize("status", [401, 402, 407])
+async def test_what_an_endpoint_asks_of_its_own_users_reaches_them(
+    tmp_path: Path, status: int
+) -> None:
+    app = FastAPI()
+
+    @app.get("/mine")
+    @price("10 sat")
+    async def mine() -> str:
+        raise HTTPException(status, "log in first")
+
+    async with shop(app, tmp_path) as (it, _), it.get("/mine", it.token(16)) as answer:
+        assert (answer.status, await answer.json()) == (status, {"detail": "log in first"})
+        assert decode_token(answer.headers["x-cashu"]).amount == 16
+
+
+async def test_a_compressed_answer_is_sold_by_the_byte_at_any_path(tmp_path: Path) -> None:
+    app = FastAPI()
+    app.add_middleware(GZipMiddleware, minimum_size=1)
+
+    @app.post("/v1/chat/completions")
+    @price("1 sat / 1k bytes", max_bytes=4000)
+    async def chat() -> dict[str, str]:
+        return {"text": "x" * 2000}
+
+    async with shop(app, tmp_path) as (it, _):
+        url = f"{it.url}/v1/chat/completions"
+        async with it.caller.post(url, headers=it.token(16)) as answer:
+            assert (answer.status, len((await answer.json())["text"])) == (200, 2000)
 
 
 async def test_a_price_without_a_paywall_sells_nothing_and_gives_nothing_away() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from farebox.gateway import Limits
 from farebox.testing.asgi import Send
-from tests.integration.gateway_house import Asked, Behaviour, open_door, say
+from tests.integration.gateway_house import Asked, Behaviour, events, open_door, say
 from tests.waiting import WAIT_S, eventually
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50}
@@ -106,6 +106,77 @@ async def test_an_upstream_error_passes_and_charges_nothing(tmp_path: Path, stat
             assert answer.headers["x-cashu"] == "coin:change:25000"
             assert answer.headers["retry-after"] == "7"
         assert await door.house.balance("revenue") == 0
+
+
+ERRORS = [
+    ("chat/completions", say({"error": {"message": "overloaded", "code": 503}})),
+    ("chat/completions", events(b': hi\n\ndata: {"error":{"code":503}}\n\n', b"data: [DONE]\n\n")),
+    ("messages", events(b'event: error\ndata: {"type":"error","error":{"type":"overloaded"}}\n\n')),
+    (
+        "responses",
+        events(b'data: {"type":"response.failed","response":{"error":{"code":"x"}}}\n\n'),
+    ),
+    ("responses", say({"status": "failed", "error": {"code": "x"}, "output": [], "usage": None})),
+]
+
+
+@pytest.mark.parametrize("price", [PER_TOKEN, "10 sat"])
+async def test_an_answer_that_is_only_an_error_charges_nothing(tmp_path: Path, price: str) -> None:
+    async with open_door(tmp_path, price=price) as (door, caller):
+        for path, answer in ERRORS:
+            door.upstream.answer = answer
+            request = {"model": "m", "max_tokens": 9, "input": "hello", "stream": True}
+            url = f"{door.url}/v1/{path}"
+            async with caller.post(url, json=request, headers=door.auth) as answered:
+                assert (answered.status, b'"error"' in await answered.read()) == (200, True)
+            await door.settled()
+            assert await door.left() == 1_000_000, path
+
+
+async def test_an_error_after_text_or_beside_usage_is_charged(tmp_path: Path) -> None:
+    text = b'data: {"choices":[{"delta":{"content":"some text"}}]}\n\n'
+    error, usage = {"code": 503}, {"prompt_tokens": 1, "completion_tokens": 2}
+    told = events(text, b'data: {"error":{"code":503}}\n\n')
+    async with open_door(tmp_path, price=PER_TOKEN) as (door, caller):
+        for answer in (told, say({"error": error, "usage": usage})):
+            before, door.upstream.answer = await door.left(), answer
+            url = f"{door.url}/v1/chat/completions"
+            async with caller.post(url, json={"model": "m"}, headers=door.auth) as answered:
+                await answered.read()
+            await door.settled()
+            assert await door.left() < before
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_passes_and_charges_nothing(tmp_path: Path, status: int) -> None:
+    """It serves nothing: where the caller goes on to, he may have to pay again."""
+    upstream = Behaviour()
+    upstream.answer = say({"moved": True}, status, (b"location", b"https://other.example/v2"))
+    async with open_door(tmp_path, upstream=upstream) as (door, caller):
+        headers = {"X-Cashu": "coin:a:25000"}
+        async with caller.get(door.url, headers=headers, allow_redirects=False) as answer:
+            assert (answer.status, await answer.json()) == (status, {"moved": True})
+            assert answer.headers["location"] == "https://other.example/v2"
+            assert answer.headers["x-cashu"] == "coin:change:25000"
+        assert await door.house.balance("revenue") == 0
+        assert len(door.upstream.asked) == 1, "the gateway itself follows nowhere"
+
+
+async def test_not_modified_charges_nothing(tmp_path: Path) -> None:
+    upstream = Behaviour()
+
+    async def unchanged(_: Asked, send: Send) -> None:
+        head = {"type": "http.response.start", "status": 304, "headers": [(b"etag", b'"1"')]}
+        await send(head)
+        await send({"type": "http.response.body", "body": b""})
+
+    upstream.answer = unchanged
+    async with open_door(tmp_path, upstream=upstream) as (door, caller):
+        headers = door.auth | {"If-None-Match": '"1"'}
+        async with caller.get(door.url, headers=headers) as answer:
+            assert (answer.status, answer.headers["etag"]) == (304, '"1"')
+            assert await answer.read() == b""
+        assert await door.left() == 1_000_000
 
 
 @pytest.mark.parametrize("status", [401, 402, 407])

@@ -1,6 +1,6 @@
 """Peers as fixtures, started when first asked for and shared by the whole run.
 
-Where tests run in several workers (`-n 2`), those of one peer all run in the same one, which alone
+Where tests run in several workers (`-n 3`), those of one peer all run in the same one, which alone
 starts it. Who hands tests out to workers sees their ids only: hence each has its peer's name in it.
 """
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import re
+import select
 import subprocess
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
-from tests.peers.install import PeerUnavailable, environment
+from tests.peers.install import HERE, PeerUnavailable, environment
 from tests.peers.process import PeerProcess, free_port
 
 _READY_TIMEOUT_S = 150
 _WALLET_TIMEOUT_S = 150
+_OUT, _ERROR = "wallet.out", "wallet.error"
 _TOKEN = re.compile(r"cashu[AB][A-Za-z0-9_=-]+")
 _QUOTE = re.compile(r"--id ([A-Za-z0-9_-]+)")
 _BALANCE = re.compile(r"Balance: ([0-9]+) sat")
@@ -86,7 +92,7 @@ class Nutshell:
 
 
 class NutshellWallet:
-    """The wallet `cashu`: each call is a process of its own and takes a few seconds."""
+    """The wallet `cashu`: each call is a process of its own and takes a second."""
 
     def __init__(self, command: Path, mint_url: str, directory: Path) -> None:
         self._command = command
@@ -124,18 +130,48 @@ class NutshellWallet:
         return int(balance[1])
 
     def _run(self, *arguments: str) -> str:
-        ended = subprocess.run(
-            [str(self._command), "-h", self._mint_url, "-y", *arguments],
-            env=_bare_env(self._directory),
-            cwd=self._directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_WALLET_TIMEOUT_S,
+        told = _wallets(self._command.with_name("python")).run(
+            ["-h", self._mint_url, "-y", *arguments], self._directory
         )
-        if ended.returncode != 0:
-            raise PeerUnavailable(f"cashu {arguments[0]}: {ended.stdout}{ended.stderr}"[-2000:])
-        return ended.stdout
+        out, error = ((self._directory / name).read_text() for name in (_OUT, _ERROR))
+        if told != 0:
+            raise PeerUnavailable(f"cashu {arguments[0]}: {out}{error}"[-2000:])
+        return out
+
+
+class _Wallets:
+    """The process that wallets are forked from, one at a time: `nutshell_wallets.py`."""
+
+    def __init__(self, python: Path) -> None:
+        self._lock = threading.Lock()
+        self._process = subprocess.Popen(
+            [str(python), str(HERE / "nutshell_wallets.py")],
+            env={"PATH": os.environ.get("PATH", "")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        atexit.register(self.close)
+
+    def run(self, arguments: Sequence[str], home: Path) -> int:
+        """Run one to its end; gives its exit code. What it says is in two files of its home."""
+        order = {"arguments": arguments, "cwd": str(home), "env": _bare_env(home)}
+        order |= {"out": str(home / _OUT), "error": str(home / _ERROR)}
+        orders, answers = self._process.stdin, self._process.stdout
+        assert orders is not None
+        assert answers is not None
+        with self._lock:
+            orders.write(json.dumps(order).encode() + b"\n")
+            orders.flush()
+            if not select.select([answers], [], [], _WALLET_TIMEOUT_S)[0]:
+                raise PeerUnavailable(f"cashu {arguments} does not end")
+            return int(answers.readline())
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate()
+
+
+_wallets = cache(_Wallets)
 
 
 def _bare_env(home: Path) -> dict[str, str]:

@@ -96,8 +96,6 @@ class Dialect(Protocol):
     provider: str
     host: str
     events: list[dict[str, Any]]
-    #: Answers by the keys of their calls.
-    answered: Any
     #: The kinds of cards that payers have stored, by how charges of them fare.
     kinds: tuple[str, ...]
     #: What chance makes of the call that is being carried out.
@@ -184,16 +182,9 @@ class ModelProvider:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.moods.is_down:
             return await drop(send)
-        if self.moods.happens(self.moods.refuses) and not self._is_repeated(scope):
+        if self.moods.happens(self.moods.refuses):  # perhaps a copy of what was carried out
             return await respond(send, 429, b'{"error": {"code": "rate_limit"}}')
         return await self.dialect(scope, receive, send)
-
-    def _is_repeated(self, scope: Scope) -> bool:
-        """Whether a call has a key that was answered: a proxy that repeats one tells the last
-        answer, which must not be a refusal of what was carried out."""
-        named = (b"idempotency-key", b"paypal-request-id")
-        keys = [value.decode() for name, value in scope["headers"] if name.lower() in named]
-        return any(known.endswith(key) for key in keys for known in self.dialect.answered)
 
     # ── what happens at it ───────────────────────────────────────────────────────────────────────
 

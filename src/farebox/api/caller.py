@@ -105,7 +105,7 @@ async def _by_key(
     key = await context.keys.authenticate(secret)
     if isinstance(key, KeyRefused):
         if key.reason is KeyRefusedReason.EXPIRED and key.key is not None and expired_too:
-            return _owner(key.key)
+            return await _owner(context, key.key)
         if key.reason is KeyRefusedReason.UNKNOWN:
             # Known keys are never shut out: behind a shared proxy all callers have one address.
             wait_s = context.failures.wait_s(incoming.address)
@@ -113,11 +113,14 @@ async def _by_key(
                 return too_many_failures(wait_s)
             context.failures.failed(incoming.address)
         return refusal(f"key_{key.reason.value}", key.message, {})
-    return _owner(key)
+    return await _owner(context, key)
 
 
-def _owner(key: ApiKey) -> Caller:
-    return Caller(key.account, key.masked, key.refund_method, key.refund_terms, key)
+async def _owner(context: ApiContext, key: ApiKey) -> Caller:
+    method = key.refund_method
+    if method not in context.payments.methods:
+        method = await context.payments.way_back(key.account)
+    return Caller(key.account, key.masked, method, key.refund_terms, key)
 
 
 async def _by_token(context: ApiContext, incoming: Incoming, credential: str) -> Caller | Answer:

@@ -22,6 +22,7 @@ from farebox.cli.requests import (
     Facts,
     GiveFound,
     ListKeys,
+    ListWithdrawals,
     MoveCapital,
     Reconcile,
     Recover,
@@ -37,6 +38,7 @@ from farebox.cli.requests import (
 from farebox.cli.restoring import give, reconcile
 from farebox.cli.signing import sign, unsigned
 from farebox.cli.totals import balance
+from farebox.cli.withdrawals import withdrawals
 from farebox.clock import iso
 from farebox.errors import InvalidInput
 from farebox.identity import ApiKey, KeysExhausted, KeyTerms, new_account
@@ -57,7 +59,16 @@ _OUT = frozenset({REFUND, PAYOUT})
 _ASKED_AT_ONCE = 16
 
 #: What may be asked of a closed book.
-_WHILE_CLOSED = (Balance, ListKeys, ShowKey, RevokeKey, Examine, Reconcile, Unsigned)
+_WHILE_CLOSED = (
+    Balance,
+    ListKeys,
+    ListWithdrawals,
+    ShowKey,
+    RevokeKey,
+    Examine,
+    Reconcile,
+    Unsigned,
+)
 
 
 async def carry_out(house: Farebox, request: Request) -> Facts:
@@ -83,6 +94,8 @@ async def carry_out(house: Farebox, request: Request) -> Facts:
             return await _key_facts(house.ledger, revoked or _no_key(key_id))
         case Withdraw():
             return await _withdraw(house, request)
+        case ListWithdrawals():
+            return await withdrawals(house, request)
         case MoveCapital():
             return await _capital(house, request)
         case Recover():
@@ -134,7 +147,9 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
         raise InvalidInput(f"{wanted.method} pays out {', '.join(codes)}, not {wanted.asset}")
     known = await house.operations.get(wanted.id)
     if known is None and wanted.again:
-        raise InvalidInput(f"no withdrawal {wanted.id!r} was begun: nothing left by that name")
+        raise InvalidInput(
+            f"no withdrawal {wanted.id!r} was begun: `farebox withdraw --list` shows all"
+        )
     metadata = {ONLY_MINT: normalize_mint_url(wanted.mint)} if wanted.mint else {}
     metadata |= {"refund_currency": wanted.asset} if wanted.asset else {}
     async with house.withdrawing:
@@ -305,6 +320,9 @@ async def _create_key(house: Farebox, wanted: CreateKey) -> Facts:
     )
     if not terms.is_printable:
         raise InvalidInput("a label or address is too long or not printable")
+    nowhere = house.payments.no_way_to(terms.refund_address)
+    if nowhere is not None:
+        raise InvalidInput(nowhere.message)
     made = await house.keys.create(new_account(), terms)
     if isinstance(made, KeysExhausted):
         raise InvalidInput(

@@ -21,6 +21,11 @@ from farebox.settings import Settings, read_root_key
 from farebox.signer import Signer
 
 _EXIT_BROKEN = 1
+_WAYS_OUT = {
+    # The books are whole then, and money is missing.
+    Invariant.COVER: "see `When something was lost` in docs/operating.md",
+    Invariant.MEDIUM: "see `When the file is damaged` in docs/operating.md",
+}
 _PROGRESS_EVERY = 100_000
 
 
@@ -61,10 +66,8 @@ def verdict_facts(verdict: Verdict) -> dict[str, object]:
 def verdict_text(verdict: Verdict) -> str:
     """What people are told of it."""
     if isinstance(verdict, Broken):
-        # The books are whole then, and money is missing: that is mended otherwise.
-        is_lost = verdict.invariant is Invariant.COVER
-        way_out = "\nsee `When something was lost` in docs/operating.md" if is_lost else ""
-        return f"BROKEN: {verdict.invariant}\n{verdict}{way_out}"
+        way_out = _WAYS_OUT.get(verdict.invariant, "")
+        return f"BROKEN: {verdict.invariant}\n{verdict}\n{way_out}".rstrip()
     return _text(verdict[0])
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-import msgspec
 import structlog
 
 from farebox.gateway import problems
@@ -35,18 +34,15 @@ from farebox.gateway.channel_endpoints import send_endpoint
 from farebox.gateway.deadlines import Deadlines
 from farebox.gateway.delivery import Call, Supervision
 from farebox.gateway.exchange import Outgoing
+from farebox.gateway.names import named, rename
 from farebox.gateway.upstream import Upstream, Upstreams
-from farebox.ids import derived_id
 from farebox.paywall.channel_service import ChannelService
 from farebox.paywall.model import (
     Admission,
     Answer,
     BearerMoney,
     EmbeddedMoney,
-    KeyPresented,
-    Presented,
 )
-from farebox.paywall.named import name_of
 from farebox.paywall.service import Paywall
 from farebox.pricing.request import RequestFacts, ask_for_usage, read_request
 from farebox.pricing.tokens import TokenCounter
@@ -56,7 +52,6 @@ _log = structlog.get_logger("farebox.gateway")
 
 _ALLOWED: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _STREAM_RECEIPT: Final = b"x-farebox-stream-receipt"
-_NAME: Final = b"idempotency-key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +197,7 @@ class Gateway:
         facts, is_metered = self._read(method, target, body)
         upstream = self._upstreams.find(facts.path)
         asked = with_query(target, scope)
-        presented = _named(self._paywall.read(scope["headers"], method, asked), scope, asked, body)
+        presented = named(self._paywall.read(scope["headers"], method, asked), scope, asked, body)
         if isinstance(presented, Answer):
             refused: Answer | None = presented
         elif upstream is None:
@@ -225,7 +220,7 @@ class Gateway:
         if isinstance(admission, Answer):
             await send_answer(send, admission, method=method)
             return
-        _rename(outgoing.headers, admission.account)
+        rename(outgoing.headers, admission.account)
         outgoing.headers.append((b"x-request-id", admission.request_id.encode()))
         await self.carrier.deliver(
             admission, call, lambda: self._upstreams.open(upstream, outgoing), receive, send
@@ -259,29 +254,6 @@ class Gateway:
 @lru_cache(maxsize=2048)
 def _facts_of(method: str, path: str) -> RequestFacts:
     return read_request(method, path, None)
-
-
-def _named(
-    presented: Presented | Answer, scope: Scope, asked: str, body: bytes
-) -> Presented | Answer:
-    """With the caller's name for the request, where an account pays and there is one."""
-    if not isinstance(presented, KeyPresented | BearerMoney):
-        return presented
-    raw = header(scope["headers"], _NAME)
-    if not raw:
-        return presented
-    # A name told before had the "?" of an empty query in it, too.
-    target = asked if scope["query_string"] else f"{asked}?"
-    name = name_of(raw, scope["method"], target, body)
-    return name if isinstance(name, Answer) else msgspec.structs.replace(presented, name=name)
-
-
-def _rename(headers: list[tuple[bytes, bytes]], account: str) -> None:
-    """The service knows all callers by one credential: a name that two of them chose would have it
-    give one the answer of the other."""
-    for at, (header_name, name) in enumerate(headers):
-        if header_name == _NAME:
-            headers[at] = (_NAME, derived_id("named", account, name).encode())
 
 
 def _call(scope: Scope, facts: RequestFacts, body: bytes, upstream: Upstream) -> Call:

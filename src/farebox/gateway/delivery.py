@@ -5,7 +5,8 @@
 | a short answer                            | it, with receipt and change    | its usage          |
 | a stream                                  | each chunk; the end after the  | its usage          |
 |                                           | settling commit                |                    |
-| 4xx, 5xx, no answer, none in time         | the answer, or a problem       | nothing            |
+| 3xx, 4xx, 5xx, no answer, none in time    | the answer, or a problem       | nothing            |
+| a 200 that is an error and nothing else   | it                             | nothing            |
 | the caller left before the answer began   |                                | nothing            |
 | the caller left in the middle of it       |                                | what was delivered |
 | the upstream broke off, or fell silent    | an error frame, a broken body  | what was metered   |
@@ -31,6 +32,7 @@ from farebox.gateway.exchange import (
     Patience,
     UpstreamDied,
     UpstreamFailed,
+    UpstreamRefusedUs,
     UpstreamUnreachable,
 )
 from farebox.gateway.headers import for_caller
@@ -48,8 +50,6 @@ _log = structlog.get_logger("farebox.gateway")
 #: How much of a stream may pass before it is looked at again whether the hold covers it.
 _CHECK_BYTES: Final = 16 * 1024
 _NO_BODY: Final = frozenset({204, 304})
-#: An upstream's answers about our own credentials.
-_ABOUT_US: Final = frozenset({401, 402, 407})
 #: The last events of the protocols: they wait for the settling commit.
 _LAST_EVENTS: Final = (
     b"[DONE]",
@@ -211,15 +211,15 @@ class Delivery:
             return Refused(problems.upstream_unreachable())
         except UpstreamFailed:
             return Refused(problems.upstream_failed())
+        except UpstreamRefusedUs as refused:
+            _log.warning("upstream.refused_us", status=refused.status)
+            return Refused(problems.upstream_refused_us(refused.status))
         self._exchange = exchange
         asked_s, self._progress_s = self._progress_s, self._loop.time()
         self._tally.first_byte.add(self._progress_s - asked_s)
-        if exchange.status in _ABOUT_US:
-            _log.warning("upstream.refused_us", status=exchange.status)
-            return Refused(problems.upstream_refused_us(exchange.status))
         kind = header(exchange.headers, b"content-type")
         self._is_stream = kind[:17].lower() == b"text/event-stream"
-        fine = exchange.status < 400
+        fine = _serves(exchange)
         if self._admission.client_tx_ref and fine:
             self._frames = stream_format(kind.decode("latin-1"))
         if fine and self._meter.must_read and not _is_plain(exchange.headers):
@@ -339,7 +339,7 @@ class Delivery:
     def _interrupted(self, why: Why) -> Outcome:
         match why:
             case Why.CALLER_LEFT:
-                begun = self._exchange is not None and self._exchange.status < 400
+                begun = self._exchange is not None and _serves(self._exchange)
                 return Gone(Ended.CLIENT_LEFT if begun else Ended.REFUSED)
             case Why.UPSTREAM_SLOW | Why.UPSTREAM_SILENT:
                 if not self._head_sent:
@@ -395,6 +395,8 @@ class Delivery:
 
         The answer goes out all the same: it was paid for, and the bill is remembered.
         """
+        if self._meter.is_only_error:
+            ended = Ended.REFUSED
         began_s = self._loop.time()
         try:
             return await self._paywall.settle(self._admission, self._meter.usage(), ended)
@@ -441,6 +443,12 @@ _FAILED: Final = "The gateway failed; what was delivered is charged."
 
 def _headers_of(settlement: Settlement | None) -> Headers:
     return () if settlement is None else settlement.headers
+
+
+def _serves(exchange: Exchange) -> bool:
+    """Whether an answer is what was paid for. A redirect only says where that might be had, and
+    "not modified" that the caller has it."""
+    return exchange.status < 300
 
 
 def _is_plain(headers: Headers) -> bool:

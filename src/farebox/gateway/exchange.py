@@ -19,6 +19,14 @@ class UpstreamFailed(RailUnavailable):
     """The app behind us raised an exception before it answered."""
 
 
+class UpstreamRefusedUs(RailUnavailable):
+    """A foreign service answers about our own credentials, which is no business of the caller's."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the upstream answered {status}")
+        self.status = status
+
+
 class UpstreamDied(RailUnavailable):
     """The upstream broke off in the middle of an answer."""
 

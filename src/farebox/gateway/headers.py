@@ -74,7 +74,13 @@ def for_upstream(headers: RawHeaders, kept_out: frozenset[bytes]) -> list[tuple[
     named = _named_by_connection(headers)
     if named:
         kept_out = kept_out.union(named)
-    return [pair for pair in headers if pair[0] not in kept_out]
+    return [
+        pair
+        for pair in headers
+        if pair[0] not in kept_out
+        # CGI's heirs (WSGI, PHP) take the one for the other.
+        and (b"_" not in pair[0] or pair[0].replace(b"_", b"-") not in kept_out)
+    ]
 
 
 def for_caller(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -26,6 +26,8 @@ _BUFFER_LOW_BYTES: Final = 65_536
 _IDLE_MAX: Final = 512
 _IDLE_MAX_S: Final = 15
 _SWITCHING_PROTOCOLS: Final = 101
+#: Any but chunked is one that nobody asked for, and that we cannot undo.
+_CODING: Final = b"transfer-encoding"
 _SAY_THE_END: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -183,6 +185,12 @@ class _Connection(asyncio.Protocol):
 
     # What the parser calls.
 
+    def on_message_begin(self) -> None:
+        if self._exchange is None:
+            # An answer that nobody asked for, or the end of one that was longer than it said: what
+            # comes next on this connection would pass for somebody else's.
+            self._transport.abort()
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name.lower(), value))
 
@@ -193,8 +201,11 @@ class _Connection(asyncio.Protocol):
         if exchange is None or (status < 200 and status != _SWITCHING_PROTOCOLS):
             return
         self._ends_with_connection = _SAY_THE_END.isdisjoint([name for name, _ in headers])
-        if status == _SWITCHING_PROTOCOLS or self._head_bytes > _HEAD_MAX_BYTES + (
-            _BUFFER_HIGH_BYTES
+        coded = any(name == _CODING and value.lower() != b"chunked" for name, value in headers)
+        if (
+            coded
+            or status == _SWITCHING_PROTOCOLS
+            or self._head_bytes > _HEAD_MAX_BYTES + (_BUFFER_HIGH_BYTES)
         ):
             self.abort()
             return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Awaitable, Callable
 
 from farebox.gateway.asgi import App, Message, Receive, Scope
@@ -30,6 +31,12 @@ class Inbox:
         self._has_room = asyncio.Event()
         self._has_room.set()
         self._left = False
+        self._read = hashlib.sha256()
+
+    @property
+    def digest(self) -> bytes:
+        """What the app has read of the request's body, as far as it tells requests apart."""
+        return self._read.digest()
 
     @property
     def has_left(self) -> bool:
@@ -42,8 +49,10 @@ class Inbox:
             if self._kept is not None:
                 message, self._kept = self._kept, None
                 self._has_room.set()
-                return message
-            return await self._next()
+            else:
+                message = await self._next()
+        self._read.update(message.get("body", b""))
+        return message
 
     async def left(self) -> Message:
         """Returns when the caller has left."""

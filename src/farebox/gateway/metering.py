@@ -16,7 +16,7 @@ from farebox.clock import NS_PER_S
 from farebox.paywall.model import Headers
 from farebox.pricing.book import Quote
 from farebox.pricing.request import ApiProtocol, RequestFacts
-from farebox.pricing.stream import StreamMeter
+from farebox.pricing.stream import StreamMeter, is_only_error
 from farebox.pricing.tokens import BYTES_PER_TOKEN, TokenCounter
 from farebox.pricing.usage import (
     Usage,
@@ -32,6 +32,8 @@ from farebox.pricing.usage import (
 ANSWER_MAX_BYTES: Final = 1024 * 1024
 #: Of a longer one, this much of its end is kept.
 _END_KEPT_BYTES: Final = 64 * 1024
+#: No error of an upstream is longer.
+_ERROR_MAX_BYTES: Final = 16 * 1024
 
 
 class AnswerMeter:
@@ -52,11 +54,13 @@ class AnswerMeter:
         self._now_s = now_s
         self._started_s = now_s()
         self._headers: Headers = ()
+        self._is_stream = False
         self._stream: StreamMeter | None = None
         self._body_bytes = 0
+        self._begun = bytearray()
         self._end = bytearray()
-        # What a fixed price was paid for need not be read.
-        self._reads = not quote.terms.is_fixed and facts.protocol is not ApiProtocol.OTHER
+        # What is not sold by its tokens need not be read for them.
+        self._reads = quote.terms.by_token and facts.protocol is not ApiProtocol.OTHER
         self._reads_unit = quote.unit is not None and quote.unit.field is not None
 
     @property
@@ -72,6 +76,7 @@ class AnswerMeter:
     def begin(self, headers: Headers, *, is_stream: bool, strip_usage_chunk: bool) -> None:
         """The head of the answer is there."""
         self._headers = headers
+        self._is_stream = is_stream
         if is_stream and (self._reads or strip_usage_chunk):
             self._stream = StreamMeter(
                 self._facts.protocol,
@@ -84,16 +89,22 @@ class AnswerMeter:
         """Take the next bytes; returns those to send on."""
         if self._stream is not None:
             chunk = self._stream.feed(chunk)
-        self._keep_end(chunk)
-        self._body_bytes += len(chunk)
+        self._keep(chunk)
         return chunk
 
     def finish(self) -> bytes:
         """The upstream has ended: what is still to be sent on."""
         rest = self._stream.finish() if self._stream is not None else b""
-        self._keep_end(rest)
-        self._body_bytes += len(rest)
+        self._keep(rest)
         return rest
+
+    @property
+    def is_only_error(self) -> bool:
+        """Whether all that came, of whatever status, is an error of the upstream's."""
+        protocol, begun = self._facts.protocol, bytes(self._begun)
+        if self._body_bytes > len(begun):
+            return False
+        return is_only_error(protocol, begun, is_stream=self._is_stream)
 
     def usage(self) -> Usage:
         """What was used so far."""
@@ -115,7 +126,10 @@ class AnswerMeter:
             micro_units=self._micro_units(),
         )
 
-    def _keep_end(self, chunk: bytes) -> None:
+    def _keep(self, chunk: bytes) -> None:
+        self._body_bytes += len(chunk)
+        if self._body_bytes <= _ERROR_MAX_BYTES and self._facts.protocol is not ApiProtocol.OTHER:
+            self._begun += chunk
         if not self.must_read or (self._stream is not None and not self._reads_unit):
             return
         self._end += chunk

@@ -39,9 +39,9 @@ from farebox.gateway.carrier import Carrier
 from farebox.gateway.delivery import Call
 from farebox.gateway.exchange import Patience
 from farebox.gateway.inner import Inbox, InnerExchange
+from farebox.gateway.names import named
 from farebox.paywall.model import Admission, Answer
 from farebox.pricing.book import PriceBook
-from farebox.pricing.model import Component
 from farebox.pricing.parse import parse_price
 from farebox.pricing.request import RequestFacts, read_request
 
@@ -50,15 +50,6 @@ R = TypeVar("R")
 #: An app in our own process is waited for; only its caller may grow impatient.
 _FOR_EVER_S: Final = 10**9
 _PATIENCE: Final = Patience(_FOR_EVER_S, _FOR_EVER_S)
-_PER_TOKEN: Final = frozenset(
-    {
-        Component.INPUT_TOKEN,
-        Component.OUTPUT_TOKEN,
-        Component.CACHED_TOKEN,
-        Component.REASONING_TOKEN,
-        Component.IMAGE,
-    }
-)
 
 
 class House(Protocol):
@@ -144,9 +135,10 @@ class Paywall:
 class _Visit:
     """One request: what it has to pay is decided when its endpoint is called, or never."""
 
-    def __init__(self, carrier: Carrier, scope: Scope) -> None:
+    def __init__(self, carrier: Carrier, scope: Scope, inbox: Inbox) -> None:
         self._carrier = carrier
         self._scope = scope
+        self._inbox = inbox
         self._is_asked = False
         raw = scope.get("raw_path") or scope["path"].encode()
         path = raw.decode("latin-1")
@@ -162,7 +154,8 @@ class _Visit:
             raise FareboxError("a request is paid for once, before it is answered")
         self._is_asked = True
         scope = self._scope
-        presented = self._carrier.paywall.read(scope["headers"], scope["method"], self._target)
+        found = self._carrier.paywall.read(scope["headers"], scope["method"], self._target)
+        presented = named(found, scope, self._target, self._inbox.digest)
         answer: Admission | Answer
         if isinstance(presented, Answer):
             self._carrier.tally.answered(presented)
@@ -192,9 +185,9 @@ _visit: ContextVar[_Visit] = ContextVar("farebox_visit")
 
 
 async def _run(carrier: Carrier, app: App, scope: Scope, receive: Receive, send: Send) -> None:
-    visit = _Visit(carrier, scope)
-    _visit.set(visit)
     inbox = Inbox(receive)
+    visit = _Visit(carrier, scope, inbox)
+    _visit.set(visit)
     exchange = InnerExchange(app, {**scope, "extensions": {}}, inbox, visit.undecided)
     try:
         decided = await visit.decided
@@ -245,7 +238,7 @@ def price(
     frameworks do. Raises InvalidSettings.
     """
     rule = msgspec.structs.replace(parse_price(text), max_seconds=max_seconds, max_bytes=max_bytes)
-    if any(component in _PER_TOKEN for component, _ in rule.prices):
+    if rule.is_counted:
         raise InvalidSettings("price", text, "a price by the request, second or byte")
     book = PriceBook([rule])
 

@@ -16,7 +16,12 @@ from typing import Self
 import structlog
 
 from farebox.gateway.asgi import RawHeaders, header
-from farebox.gateway.exchange import Outgoing, Patience, UpstreamUnreachable
+from farebox.gateway.exchange import (
+    Outgoing,
+    Patience,
+    UpstreamRefusedUs,
+    UpstreamUnreachable,
+)
 from farebox.gateway.headers import KEPT_FROM_UPSTREAM, for_upstream
 from farebox.gateway.http1 import Http1Exchange, Origin, Pool
 
@@ -25,6 +30,8 @@ _log = structlog.get_logger("farebox.gateway")
 #: After a failed connection an address comes last for this long, doubled each time.
 _DOWN_FIRST_S = 1
 _DOWN_MOST_S = 30
+#: Answers about our own credentials.
+_ABOUT_US = frozenset({401, 402, 407})
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +142,8 @@ class Upstreams:
     async def open(self, upstream: Upstream, outgoing: Outgoing) -> Http1Exchange:
         """Send a request; returns when the head of the answer is there.
 
-        Raises UpstreamUnreachable. How long to wait is the caller's to say, by cancelling.
+        Raises UpstreamUnreachable, UpstreamRefusedUs. How long to wait is the caller's to say, by
+        cancelling.
         """
         now_s = asyncio.get_running_loop().time()
         for address in upstream.in_order(now_s):
@@ -153,5 +161,8 @@ class Upstreams:
             except BaseException:
                 exchange.close()
                 raise
+            if exchange.status in _ABOUT_US:
+                exchange.close()
+                raise UpstreamRefusedUs(exchange.status)
             return exchange
         raise UpstreamUnreachable("no address of the upstream could be reached")

@@ -47,6 +47,9 @@ def _group(address: str) -> str:
     if ":" not in address:
         return address
     try:
-        return str(ipaddress.IPv6Network((address.partition("%")[0], _IPV6_PREFIX), strict=False))
+        known = ipaddress.IPv6Address(address.partition("%")[0])
     except ValueError:
         return address
+    if known.ipv4_mapped is not None:  # a socket of both kinds writes all of IPv4 in one /64
+        return str(known.ipv4_mapped)
+    return str(ipaddress.IPv6Network((known, _IPV6_PREFIX), strict=False))

@@ -224,6 +224,11 @@ class AbstractPaymentMethod(abc.ABC):
         """Prepare to give back. Here: refused, for methods that cannot."""
         return Refusal("refund_not_supported", f"{self.payment_type} cannot refund")
 
+    def can_pay_to(self, address: str) -> bool:
+        """Whether this reads as an address that it could still pay in a year: a Lightning address,
+        not an invoice. Cheap, no I/O, never raises. Here: it cannot tell."""
+        return True
+
     def standing(self) -> Standing:
         """Whether it works now, from memory. Here: it does."""
         return Standing(works=True)

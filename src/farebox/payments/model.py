@@ -33,6 +33,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     kind: str
     account: str
+    method: str = ""  # the payment type of the method that carries it out, where one does
     hold: str
     plan: bytes
     far_hold: str = ""

@@ -39,6 +39,7 @@ from farebox.ledger.model import (
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
 from farebox.payments.carrying import ReceivePlan, Receiving, Sending, SendPlan
+from farebox.payments.deposits import DEPOSIT
 from farebox.payments.exchange import (
     ONLY_BITCOIN,
     Exchange,
@@ -216,22 +217,56 @@ class Payments:
             request, amount=affordable(quoted, request.amount), fee_max=fee_max, quoted=quoted
         )
 
-    def assets_out(self, method: str) -> tuple[str, ...]:
-        """What a method pays out in, by its codes; one that is no rail in bitcoin alone."""
+    def assets_out(self, method: str, wanted: str = "") -> tuple[str, ...]:
+        """What a method pays out in: `wanted` first where it does, then bitcoin, then the rest."""
         rail = self.methods[method]
         if not isinstance(rail, DepositMethod):
             return (BTC.code,)
-        return tuple(one.asset.code for one in rail.terms().assets if one.payouts is not None)
+        codes = [one.asset.code for one in rail.terms().assets if one.payouts is not None]
+        first = [code for code in (wanted.upper(), BTC.code) if code in codes]
+        return tuple(dict.fromkeys((*first, *codes)))
 
     def asset_out(self, method: str, wanted: str = "") -> str:
-        """What a method pays out in: `wanted` where it does, else bitcoin or what it has first."""
-        codes = self.assets_out(method)
-        first = [code for code in (wanted.upper(), BTC.code) if code in codes]
-        return (*first, *codes, BTC.code)[0]
+        """The first of those; bitcoin where it pays out nothing, which is refused then."""
+        return (*self.assets_out(method, wanted), BTC.code)[0]
 
     def gives_back_only(self, method: str) -> bool:
         """Whether a method pays nobody but who has paid by it; one that is not here does not."""
         return any(one.gives_back_only for one in self.methods if one.payment_type == method)
+
+    def no_way_to(self, address: str) -> Refusal | None:
+        """Why nobody here could pay to a refund address: to be said before a key is made with it.
+
+        By its look alone: whether somebody is there shows when it is paid.
+        """
+        methods = [one for one in self.methods if not one.gives_back_only]
+        if not address or any(one.can_pay_to(address) for one in methods):
+            return None
+        return Refusal(
+            "refund_address_invalid",
+            f"nothing here can pay to {address[:_SHOWN_CHARS]!r}: name a Lightning address or an "
+            "LNURL (an invoice lapses), or an address of a chain that GET /v1/methods names",
+        )
+
+    async def way_back(self, account: str, first: str = "", address: str = "") -> str:
+        """The method that gives an account's money back, to its refund `address` if it has one.
+
+        `first` is what its key remembers, which is nothing where the operator made the key and what
+        is no longer there where he took the method out: then it is one that the account was paid
+        by, or any.
+        """
+        paid = await self._ledger.store.find(DEPOSIT, {"account": account}, limit=_PAID_BY_MAX)
+        order = [first, *(row.value.source for _, row in paid)]
+        order = [name for name in order if name in self.methods]
+        order += [one.payment_type for one in self.methods]
+        fits = (
+            name
+            for name in order
+            if not address
+            or self.methods[name].gives_back_only
+            or self.methods[name].can_pay_to(address)
+        )
+        return next(fits, order[0] if order else "")
 
     async def refund(
         self,
@@ -242,14 +277,18 @@ class Payments:
         operation_id: str,
         destination: str = "",
         metadata: dict[str, str] | None = None,
+        asset: str = "",
     ) -> Refunded | Pending | Refusal:
-        """Give back up to `amount_msat` from an account, at most once for one `operation_id`."""
+        """Give back up to `amount_msat` from an account, at most once for one `operation_id`.
+
+        In `asset`; "" is what `metadata` wants, or what the method pays out in first.
+        """
         request = RefundRequest(
             operation_id,
             amount_msat,
             destination,
             metadata or {},
-            asset=self.asset_out(method, (metadata or {}).get("refund_currency", "")),
+            asset=asset or self.asset_out(method, (metadata or {}).get("refund_currency", "")),
         )
         return await self.send(account, request, method=method)
 
@@ -307,6 +346,7 @@ class Payments:
             id=operation_id,
             kind="receive",
             account=account,
+            method=method.payment_type,
             hold=hold,
             plan=self._signer.seal(msgspec.json.encode(stored), operation_id),
         )
@@ -327,6 +367,7 @@ class Payments:
                 id=request.operation_id,
                 kind=kind,
                 account=account,
+                method=method.payment_type,
                 hold=hold_id(request.operation_id, at[0]),
                 far_hold=hold_id(request.operation_id, at[1]) if at[1:] else "",
                 asset=BTC.code if request.quoted else request.asset,
@@ -381,6 +422,8 @@ class Payments:
 
 
 _NOT_COVERED = Refusal("insufficient_balance", "the balance does not cover this amount")
+#: Of a wrong address in a sentence, of an account's deposits that are looked at.
+_SHOWN_CHARS, _PAID_BY_MAX = 80, 20
 _UNRIPE = Refusal(
     "funds_not_ripe",
     "card money can be spent here at once, and leaves by another way only once its payer can no "

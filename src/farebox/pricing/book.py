@@ -81,6 +81,7 @@ class NoPriceReason(enum.StrEnum):
     NO_RULE = "no price is set for this method, path and model"
     UNREADABLE = "the request cannot be read for its price"
     TOO_LARGE = "the request could cost more than can be counted"
+    UNCOUNTED = "the price is by the token, and nothing counts the tokens of such a request"
 
 
 class NoPrice(msgspec.Struct, frozen=True):
@@ -113,11 +114,13 @@ class _Entry:
         "_matches_path",
         "_offer",
         "fixed_msat",
+        "is_counted",
         "rule",
     )
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
+        self.is_counted = rule.is_counted
         self._matches_path: Glob | None = glob(rule.path) if rule.path != "*" else None
         self._matches_model = glob(rule.model) if rule.model is not None else None
         self._compiled_with: Rate | None = None
@@ -207,6 +210,9 @@ class PriceBook:
         entry = self._entry(facts)
         if isinstance(entry, NoPrice):
             return entry
+        # Neither a batch nor a download tells its tokens: it would be served for nothing.
+        if entry.is_counted and facts.protocol is ApiProtocol.OTHER:
+            return NoPrice(NoPriceReason.UNCOUNTED)
         offer = entry.offer(rates, now_ns)
         if isinstance(offer, RateStale):
             return offer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from fractions import Fraction
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -37,6 +37,18 @@ class Component(enum.StrEnum):
     SECOND = "per_second"
     BYTE = "per_byte"
     UNIT = "per_unit"
+
+
+#: What only the protocols that are understood tell, and nothing else can be counted by.
+COUNTED: Final = frozenset(
+    {
+        Component.IMAGE,
+        Component.INPUT_TOKEN,
+        Component.OUTPUT_TOKEN,
+        Component.CACHED_TOKEN,
+        Component.REASONING_TOKEN,
+    }
+)
 
 
 class Price(msgspec.Struct, frozen=True):
@@ -90,6 +102,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     def currencies(self) -> frozenset[Currency]:
         """The currencies its prices are written in."""
         return frozenset(price.currency for _, price in self.prices)
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether its price is by what only an understood protocol tells."""
+        return any(component in COUNTED for component, _ in self.prices)
 
 
 class Glob(Protocol):

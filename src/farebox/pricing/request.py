@@ -254,7 +254,8 @@ def _facts(
         invalid = misnamed
     else:
         attached = find_attachments(document)
-    given = [limit for limit in limits if limit is not None]
+    # Some servers take zero for no limit at all.
+    given = [limit for limit in limits if limit]
     return RequestFacts(
         method=method,
         path=path,

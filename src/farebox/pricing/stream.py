@@ -21,10 +21,13 @@ from farebox.pricing.usage import (
     Report,
     Usage,
     UsageSource,
+    answer_texts,
     count_prompt,
     decoded,
+    is_error,
     message_texts,
     read_report,
+    read_usage,
     settled,
 )
 
@@ -184,8 +187,9 @@ class StreamMeter:
 
     def _note_usage(self, document: dict[str, Any]) -> None:
         usage = _find_usage(self._protocol, document)
-        # Later figures replace earlier ones: all protocols report running totals.
-        newer = {key: usage[key] for key in _USAGE_KEYS if usage.get(key) is not None}
+        # Later figures replace earlier ones: all protocols report running totals. A zero is what
+        # some send until they know.
+        newer = {key: usage[key] for key in _USAGE_KEYS if usage.get(key)}
         reported = {**self._reported, **newer}
         report = read_report(self._protocol, reported)
         if report.output_tokens is None and self._report.output_tokens is not None:
@@ -223,6 +227,21 @@ class StreamMeter:
         for at in range(0, done, _TEXT_BLOCK_CHARS):
             self._counted_tokens += self._counter.count(text[at : at + _TEXT_BLOCK_CHARS])
         self._text = text[done:]
+
+
+def is_only_error(protocol: ApiProtocol, answer: bytes, *, is_stream: bool) -> bool:
+    """Whether an answer of a good status is an error and nothing else: no text, no usage."""
+    if b'"error"' not in answer:
+        return False
+    if not is_stream:
+        whole = decoded(answer)
+        texts = answer_texts(protocol, whole)
+        return is_error(whole) and not any(texts) and not read_usage(protocol, answer)
+    events = [_document(event) for event in _EVENT_END.split(answer)]
+    for event in events:
+        if _find_usage(protocol, event) or any(_event_texts(protocol, event)):
+            return False
+    return any(map(is_error, events))
 
 
 def _document(event: bytes) -> dict[str, Any]:

@@ -42,18 +42,15 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
     minimum_msat: int = 0
 
     @property
+    def by_token(self) -> bool:
+        """Whether it matters how many tokens a request uses."""
+        tokens = (self.input_token, self.output_token, self.cached_token, self.reasoning_token)
+        return any(tokens)
+
+    @property
     def is_fixed(self) -> bool:
         """Whether a request costs the same whatever it uses."""
-        return not (
-            self.image
-            or self.input_token
-            or self.output_token
-            or self.cached_token
-            or self.reasoning_token
-            or self.nanosecond
-            or self.byte
-            or self.micro_unit
-        )
+        return not (self.image or self.by_token or self.nanosecond or self.byte or self.micro_unit)
 
 
 def compile_terms(rule: Rule, msat_per_usd: Fraction | None) -> Terms:

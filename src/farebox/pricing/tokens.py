@@ -98,6 +98,15 @@ def prompt_texts(document: object, depth: int = 8) -> Iterator[str]:
             yield from _texts(part, depth)
 
 
+def prompt_token_ids(document: object) -> int:
+    """How many tokens a decoded request names by their numbers, in one list or in several."""
+    if not isinstance(document, dict):
+        return 0
+    listed = [document[key] for key in ("prompt", "input") if isinstance(document.get(key), list)]
+    listed += [inner for ids in listed for inner in ids if isinstance(inner, list)]
+    return sum(type(number) is int for ids in listed for number in ids)
+
+
 _SKIPPED_KEYS: Final = frozenset(
     {"type", "role", "id", "call_id", "tool_call_id", "tool_use_id", "cache_control"}
     | {"image_url", "source", "input_audio", "file", "file_data", "image", "audio"}

@@ -1,9 +1,10 @@
 """What an answer used: as the upstream reports it, or as we count it.
 
 Reports are claims by somebody who may err or lie: a number that is negative, absurd or no whole
-number counts as not reported, a part larger than its whole is dropped, and the quote's maximum
-bounds the rest. In our figures cached tokens are always part of the input and reasoning tokens
-always part of the output, whatever the protocol does.
+number counts as not reported, and so do the zeros of a report on no prompt at all; a part larger
+than its whole is dropped, and the quote's maximum bounds the rest. In our figures cached tokens
+are always part of the input and reasoning tokens always part of the output, whatever the protocol
+does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import msgspec
 from farebox.pricing.model import UnitSource
 from farebox.pricing.request import ApiProtocol
 from farebox.pricing.terms import MICROS_PER_UNIT
-from farebox.pricing.tokens import TokenCounter, prompt_texts
+from farebox.pricing.tokens import TokenCounter, prompt_texts, prompt_token_ids
 
 #: More than this in one answer is no honest report.
 TOKENS_MAX: Final = 10**9
@@ -75,7 +76,11 @@ def read_report(protocol: ApiProtocol, usage: object) -> Report:
     """Read the `usage` object of an answer or a stream event. Never raises."""
     if not isinstance(usage, dict) or protocol is ApiProtocol.OTHER:
         return NO_REPORT
-    return _READERS[protocol](usage)
+    report = _READERS[protocol](usage)
+    if report.input_tokens == 0:  # nothing answers no prompt: who says so has not counted
+        output_tokens = report.output_tokens or None
+        return msgspec.structs.replace(report, input_tokens=None, output_tokens=output_tokens)
+    return report
 
 
 def read_usage(protocol: ApiProtocol, answer: bytes) -> Usage | None:
@@ -129,8 +134,9 @@ def settled(report: Report, counted_input: int, counted_output: int, source: Usa
 
 
 def count_prompt(request: bytes, counter: TokenCounter) -> int:
-    """Count the tokens of the texts in a request's body."""
-    return sum(map(counter.count, prompt_texts(decoded(request))))
+    """Count the tokens of the texts in a request's body, and those that it names by number."""
+    document = decoded(request)
+    return sum(map(counter.count, prompt_texts(document))) + prompt_token_ids(document)
 
 
 def read_units(source: UnitSource, headers: Mapping[str, str], answer: bytes) -> int | None:
@@ -173,6 +179,18 @@ def answer_texts(protocol: ApiProtocol, document: object) -> Iterator[str]:
             yield from _strings(block, ("text", "thinking", "name"))
             if isinstance(block.get("input"), dict):
                 yield _as_text(block["input"])
+
+
+def is_error(document: object) -> bool:
+    """Whether a decoded answer, or an event of one, says that something went wrong."""
+    if not isinstance(document, dict):
+        return False
+    within = document.get("response")  # where a responses stream says that it failed
+    return bool(
+        document.get("error")
+        or document.get("type") == "error"
+        or (isinstance(within, dict) and within.get("error"))
+    )
 
 
 def message_texts(message: object) -> Iterator[str]:

@@ -33,6 +33,7 @@ from farebox.settings.values import (
     HEADERS,
     MEMO,
     NAME,
+    ORIGIN,
     PATH_PREFIX,
     SECRET,
     URL,
@@ -139,6 +140,12 @@ class GatewaySettings:
         "The address callers know us by, for the links in answers. Left out, it is taken from "
         "`listen`.",
         "https://api.example.com",
+    )
+    cors_origins: tuple[str, ...] = setting(
+        many(ORIGIN),
+        'Pages of these origins may call from a browser; "*" is any. None: no page can read an '
+        "answer.",
+        [],
     )
     body_bytes_max: int = setting(
         integer(1, 1024 * _MIB), "The largest request body; a larger one is 413.", 10 * _MIB

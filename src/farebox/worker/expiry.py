@@ -8,7 +8,7 @@
 A key without a refund address keeps its balance: its owner takes it out with the expired key. One
 whose money may still be taken back (`payments.maturity`) stays due until that is ripe. By a method
 that only gives back (cards) it goes to who has paid, whatever the address, one payment after the
-other.
+other, in each currency.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _PAGE = 100
 #: Payments of one key that are given back, each by itself.
 _PAYMENTS_MAX = 64
 _UNRIPE = "funds_not_ripe"
+#: Refusals where nothing, or no more, was paid in a currency: there may be in the next.
+_NONE_IN_THIS = frozenset({"amount_too_small", "nothing_to_refund"})
 #: Other refusals that pass by themselves.
 _PASSING = frozenset(
     {
@@ -109,16 +111,22 @@ class KeyExpiry:
         )
 
     async def _refund(self, key: ApiKey, amount_msat: int, operation_id: str) -> bool | None:
-        gives_back_only = self._payments.gives_back_only(key.refund_method)
+        method = await self._payments.way_back(key.account, key.refund_method, key.refund_address)
+        gives_back_only = self._payments.gives_back_only(method)
         try:
-            told = await self._payments.refund(
-                key.account,
-                amount_msat,
-                method=key.refund_method,
-                operation_id=operation_id,
-                destination="" if gives_back_only else key.refund_address,
-                metadata=key.refund_terms,
-            )
+            assets = self._payments.assets_out(method, key.refund_currency) or ("",)
+            for asset in assets if gives_back_only else assets[:1]:
+                told = await self._payments.refund(
+                    key.account,
+                    amount_msat,
+                    method=method,
+                    operation_id=operation_id,
+                    destination="" if gives_back_only else key.refund_address,
+                    metadata=key.refund_terms,
+                    asset=asset,
+                )
+                if not isinstance(told, Refusal) or told.code not in _NONE_IN_THIS:
+                    break
         except RailError as error:
             _log.warning("expiry.refund_delayed", key=key.id, reason=str(error))
             return False

@@ -18,7 +18,7 @@ from contextlib import aclosing, suppress
 import msgspec
 import structlog
 
-from farebox.clock import running_s
+from farebox.clock import NS_PER_S, running_s
 from farebox.errors import RailError
 from farebox.ids import derived_id
 from farebox.ledger.model import Put, Unit
@@ -31,6 +31,8 @@ _log = structlog.get_logger("farebox.watch")
 
 #: Pauses between two tries of a subscription: 1, 2, 4 … up to this.
 _PAUSE_MOST_S = 60
+#: A line that held for so long was a good one, also where nobody has paid meanwhile.
+_WELL_S = 300
 
 
 class WatchCursor(msgspec.Struct, frozen=True):
@@ -98,12 +100,15 @@ class RailWatch:
     async def _listen(self) -> None:
         """Without end; a rail that cannot be heard is tried again, ever less often."""
         while True:
+            began_ns = self._ledger.clock.elapsed_ns()
             try:
                 await self.listen_once()
             except RailError as error:
                 _log.warning("watch.line_broken", rail=self.name, reason=str(error))
             except Exception:  # a defect here must not end the watch for good
                 _log.exception("watch.failed", rail=self.name)
+            if self._ledger.clock.elapsed_ns() - began_ns >= _WELL_S * NS_PER_S:
+                self._failures = 0
             await asyncio.sleep(min(2**self._failures, _PAUSE_MOST_S))
             self._failures = min(self._failures + 1, 6)
 

@@ -54,6 +54,8 @@ class FakePaypal:
     answered: dict[str, tuple[str, int, Document]] = field(default_factory=dict)
     lose: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
+    #: Calls whose next are refused: the account may not make them now.
+    refuses: Counter[str] = field(default_factory=Counter)
     #: How many of the next captures the payer's card declines.
     poor: int = 0
     #: Whether an order that was declined still counts as approved: PayPal's reference does not say.
@@ -74,6 +76,9 @@ class FakePaypal:
             return await self._let_in(headers, raw, send)
         if headers.get("authorization") != f"Bearer {self.access_token}" or not self.access_token:
             return await respond(send, 401, b"{}")
+        if self.refuses[name] > 0:
+            self.refuses[name] -= 1
+            return await respond(send, 403, b'{"name": "NOT_AUTHORIZED"}')
         query = dict(parse_qsl(scope["query_string"].decode()))
         key = headers.get("paypal-request-id", "")
         status, told = self._once(method, steps, raw, query, key)
@@ -132,7 +137,7 @@ class FakePaypal:
                 mine = [
                     {"dispute_id": name}
                     for name, one in self.disputes.items()
-                    if one["capture"] == query["disputed_transaction_id"]
+                    if query["disputed_transaction_id"] in _captures(one)
                 ]
                 return 200, {"items": mine}
             case ("get", ["customer", "disputes", name]):
@@ -238,7 +243,7 @@ class FakePaypal:
         return refund
 
     def _is_taken_back(self, capture_id: str) -> bool:
-        mine = [one for one in self.disputes.values() if one["capture"] == capture_id]
+        mine = [one for one in self.disputes.values() if capture_id in _captures(one)]
         return any(each["money_movements"][-1]["type"] == "DEBIT" for each in mine)
 
     def _refund_happened(self, name: str, refund_id: str, capture_id: str) -> None:
@@ -322,20 +327,28 @@ class FakePaypal:
         refund["status"] = "FAILED"
         self._refund_happened("PAYMENT.REFUND.FAILED", refund_id, payments["captures"][0]["id"])
 
-    def dispute(self, order_id: str, cents: int, fee: int) -> str:
-        """A payer, or their bank, takes money back."""
-        capture = self.orders[order_id]["purchase_units"][0]["payments"]["captures"][0]["id"]
+    def dispute(self, order_id: str, cents: int, fee: int, *others: str) -> str:
+        """A payer, or their bank, takes money back: of one payment, or of others in one go."""
+        units = [self.orders[one]["purchase_units"][0] for one in (order_id, *others)]
+        captures = [one["payments"]["captures"][0] for one in units]
         name = f"PP-{secrets.token_hex(6)}".upper()
         moved = [("DISPUTE_SETTLEMENT", cents), ("CHARGEBACK_FEE", fee)]
         self.disputes[name] = {
             "dispute_id": name,
             "status": "WAITING_FOR_SELLER_RESPONSE",
-            "capture": capture,
+            "capture": captures[0]["id"],
+            "disputed_transactions": [
+                {"seller_transaction_id": one["id"], "gross_amount": one["amount"]}
+                for one in captures
+            ],
             "money_movements": [_moved("DEBIT", reason, amount) for reason, amount in moved],
         }
-        resource = {"disputed_transactions": [{"seller_transaction_id": capture}]}
-        self.happened("CUSTOMER.DISPUTE.CREATED", resource)
+        self._disputed("CREATED", name)
         return name
+
+    def _disputed(self, what: str, name: str) -> None:
+        named = [{"seller_transaction_id": one} for one in _captures(self.disputes[name])]
+        self.happened(f"CUSTOMER.DISPUTE.{what}", {"disputed_transactions": named})
 
     def win(self, name: str) -> None:
         """The money comes again; the fee stays."""
@@ -345,10 +358,12 @@ class FakePaypal:
 
     def lose_dispute(self, name: str) -> None:
         """Nothing more is moved."""
-        dispute = self.disputes[name]
-        dispute["status"] = "RESOLVED"
-        resource = {"disputed_transactions": [{"seller_transaction_id": dispute["capture"]}]}
-        self.happened("CUSTOMER.DISPUTE.RESOLVED", resource)
+        self.disputes[name]["status"] = "RESOLVED"
+        self._disputed("RESOLVED", name)
+
+
+def _captures(dispute: Document) -> list[str]:
+    return [str(one["seller_transaction_id"]) for one in dispute["disputed_transactions"]]
 
 
 def fee_of(cents: int) -> int:

@@ -65,8 +65,11 @@ class FakeStripe:
     answered: dict[str, tuple[Document, int, Document]] = field(default_factory=dict)
     lose: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
-    #: Calls whose next are refused for coming too fast: nothing is carried out or remembered.
-    too_fast: Counter[str] = field(default_factory=Counter)
+    #: Calls whose next are refused: the account may not make them now.
+    refuses: Counter[str] = field(default_factory=Counter)
+    #: Calls whose next a proxy sends twice: the first is carried out, and what is told is the
+    #: refusal of the second, which has come too fast.
+    sent_twice: Counter[str] = field(default_factory=Counter)
     is_down: bool = False
     #: What the account settles: dollars as they are, else at 92 to 100.
     settles: str = "usd"
@@ -82,10 +85,13 @@ class FakeStripe:
             return await respond(send, 503, b"{}")
         if headers.get("authorization") != f"Bearer {self.api_key}":
             return await respond(send, 401, b'{"error": {"type": "invalid_request_error"}}')
-        if self.too_fast[name] > 0:
-            self.too_fast[name] -= 1
-            return await respond(send, 429, b'{"error": {"code": "rate_limit"}}')
+        if self.refuses[name] > 0:
+            self.refuses[name] -= 1
+            return await respond(send, 403, b'{"error": {"type": "invalid_request_error"}}')
         status, told = self._once(method, path, given, headers.get("idempotency-key", ""))
+        if self.sent_twice[name] > 0:
+            self.sent_twice[name] -= 1
+            return await respond(send, 429, b'{"error": {"code": "rate_limit"}}')
         if self.lose[name] > 0:
             self.lose[name] -= 1
             return await drop(send)
@@ -121,7 +127,7 @@ class FakeStripe:
                 mine = [
                     one for one in self.intents.values() if one["customer"] == given["customer"]
                 ]
-                return {"data": mine[::-1]}
+                return {"data": _behind(mine[::-1], given)}
             case ("get", ["payment_intents", name]):
                 return self._with_charge(_found(self.intents, name))
             case ("post", ["payment_intents", name, "cancel"]):
@@ -286,18 +292,14 @@ class FakeStripe:
     # ── events ───────────────────────────────────────────────────────────────────────────────────
 
     def _happened(self, name: str, about: Document) -> None:
-        event = {"id": _id("evt"), "object": "event", "type": name, "data": {"object": about}}
-        self.events.append(event)
+        event = {"id": _id("evt"), "object": "event", "type": name, "created": now_s()}
+        self.events.append(event | {"data": {"object": about}})
 
     def _events(self, given: Document) -> Document:
-        limit, known = int(given.get("limit", 10)), [one["id"] for one in self.events]
-        if "ending_before" not in given:
-            end = known.index(given["starting_after"]) if "starting_after" in given else len(known)
-            return {"data": self.events[:end][::-1][:limit]}
-        if given["ending_before"] not in known:
-            raise Refused(404, "resource_missing")
-        start = known.index(given["ending_before"]) + 1
-        return {"data": self.events[start : start + limit][::-1]}
+        since = int(given.get("created", {}).get("gte", 0))
+        oldest_first = sorted(self.events, key=lambda one: int(one["created"]))
+        listed = [one for one in oldest_first[::-1] if one["created"] >= since]
+        return {"data": _behind(listed, given)}
 
     async def tell(self, event: Document | None = None, *, secret: str = "") -> int:
         """Send an event, the newest, to the webhook; gives the status of the answer."""

@@ -34,7 +34,7 @@ from farebox.rails.stripe import StripeConfig, StripeConnector, check_signature,
 from farebox.rails.stripe.answers import decline_of
 from farebox.rails.web.breaker import Breaker
 from farebox.testing.asgi import Receive, Scope, Send, respond, serving
-from tests.contract.rail.fake_stripe import FakeStripe
+from tests.contract.rail.fake_stripe import Document, FakeStripe
 from tests.integration.whole_house import listening
 from tests.peers.stripe import Localstripe, StripeMock
 
@@ -161,7 +161,7 @@ class TestAtLocalstripe:
             for _ in range(20):
                 headers, body = await asyncio.wait_for(told.get(), 60)
                 notice = await card_desk.hear(headers, body)
-                if isinstance(notice, Notice) and notice.reference == taken.reference:
+                if isinstance(notice, Notice) and taken.reference in notice.references:
                     break
             else:
                 raise AssertionError("nothing was told of the payment")
@@ -209,7 +209,16 @@ async def test_a_stripe_that_cannot_be_reached_has_carried_out_nothing(dead_port
 
 
 @pytest.mark.parametrize(
-    ("status", "body"), [(500, b"{}"), (409, b"{}"), (200, b"{"), (200, b'{"id": "pi_1"}')]
+    ("status", "body"),
+    [
+        (500, b"{}"),
+        (409, b"{}"),
+        (200, b"{"),
+        (200, b'{"id": "pi_1"}'),
+        # To a copy that a proxy has sent: the first may have been carried out.
+        (429, b'{"error": {"code": "rate_limit"}}'),
+        (403, b"<html>"),  # what stands before Stripe
+    ],
 )
 async def test_an_answer_that_says_nothing_is_unknown_never_a_no(status: int, body: bytes) -> None:
     async def muddled(scope: Scope, receive: Receive, send: Send) -> None:
@@ -296,4 +305,69 @@ async def test_events_of_other_kinds_are_in_nobodys_way(shop: FakeStripe) -> Non
         shop._happened("invoice.upcoming", {"object": "invoice", "id": None, "payment_intent": {}})
         shop._happened("payment_intent.created", {"object": "payment_intent", "id": "pi_2"})
         told, _ = await connector.notices(cursor)
-        assert [one.reference for one in told] == ["pi_1", "pi_2"]
+        assert [name for one in told for name in one.references] == ["pi_1", "pi_2"]
+
+
+def paid(name: str, at_s: int) -> Document:
+    """An event that was made at a time, whenever it is listed."""
+    about = {"object": "payment_intent", "id": name}
+    return {"id": f"evt_of_{name}", "created": at_s, "data": {"object": about}}
+
+
+async def all_told(connector: Connector, cursor: str) -> list[str]:
+    """What is told from a cursor on, until nothing is left."""
+    told: list[str] = []
+    while True:
+        page, beyond = await connector.notices(cursor)
+        told += [name for one in page for name in one.references]
+        if beyond == cursor:
+            return told
+        cursor = beyond
+
+
+@pytest.mark.parametrize("cursor", ["", "evt_as_cursors_once_were", "0 "])
+@pytest.mark.parametrize("apart_s", [1, 60])
+async def test_events_are_told_once_and_in_order_however_many_have_come(
+    shop: FakeStripe, cursor: str, apart_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farebox.rails.stripe.connector._EVENTS_MAX", 120)
+    monkeypatch.setattr("farebox.rails.stripe.connector._LATE_MAX", 50)
+    async with connected(shop.url, shop.api_key) as connector:
+        _, first = await connector.notices("")
+        wanted = [f"pi_{number}" for number in range(350)]
+        shop.events += [paid(name, NOW_S + at * apart_s) for at, name in enumerate(wanted)]
+        assert await all_told(connector, cursor or first) == wanted
+
+
+async def test_an_event_that_is_listed_after_newer_ones_is_told_once(shop: FakeStripe) -> None:
+    async with connected(shop.url, shop.api_key) as connector:
+        shop.events.append(paid("pi_first", NOW_S - 700))
+        _, cursor = await connector.notices("")
+        for name, at_s in (("pi_new", NOW_S), ("pi_late", NOW_S - 500), ("pi_later", NOW_S - 500)):
+            shop.events.append(paid(name, at_s))
+            told, cursor = await connector.notices(cursor)
+            assert [one.references for one in told] == [(name,)]
+        assert await connector.notices(cursor) == ([], cursor)
+
+
+async def test_more_events_than_can_be_read_are_never_left_out_in_silence(
+    shop: FakeStripe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farebox.rails.stripe.connector._PAGES_MAX", 2)
+    async with connected(shop.url, shop.api_key) as connector:
+        _, cursor = await connector.notices("")
+        shop.events += [paid(f"pi_{number}", NOW_S) for number in range(201)]
+        with pytest.raises(RailUnavailable):
+            await connector.notices(cursor)
+
+
+async def test_a_charge_is_found_behind_a_hundred_others_of_its_payer(shop: FakeStripe) -> None:
+    async with connected(shop.url, shop.api_key) as connector:
+        stored = await connector.store("pm_good", "payer_1")
+        assert isinstance(stored, StoredToken)
+        order = CardOrder("ord_1", 1_250, "USD", stored.customer, stored.token)
+        taken = await connector.authorise(order, asked_before=False)
+        for _ in range(120):
+            shop._intent({"amount": "100", "currency": "usd", "customer": stored.customer})
+        shop.answered.clear()  # its key is forgotten by now
+        assert await connector.authorise(order, asked_before=True) == taken

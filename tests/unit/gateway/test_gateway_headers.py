@@ -37,6 +37,13 @@ async def test_what_the_operator_sets_replaces_what_the_caller_sent() -> None:
     assert "key" not in repr(config)
 
 
+async def test_what_is_kept_out_is_kept_out_with_underscores_too() -> None:
+    upstream = Upstream(UpstreamConfig(("http://x",), headers={"X-Tenant": "ours"}))
+    names = (b"x_tenant", b"x_cashu", b"x_http_method_override", b"transfer_encoding")
+    given = [*((name, b"theirs") for name in names), (b"x_other", b"1")]
+    assert upstream.headers(given, is_metered=False) == [(b"x_other", b"1"), (b"x-tenant", b"ours")]
+
+
 async def test_an_address_that_failed_comes_last_for_a_while() -> None:
     upstream = Upstream(UpstreamConfig(("http://a", "http://b")))
     first, second = upstream.addresses

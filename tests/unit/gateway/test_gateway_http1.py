@@ -98,6 +98,30 @@ async def test_answers_on_the_way_are_passed_over() -> None:
         assert (b"link", b"x") not in answer.headers
 
 
+async def test_what_is_left_of_an_answer_is_nobody_elses() -> None:
+    """A body longer than it said may hold what looks like the answer to the next request."""
+    hidden = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n"
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(PLAIN + hidden)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"poison" + PLAIN)
+        await reader.read(1)
+
+    async with line(script) as it:
+        assert await whole(await it.ask()) == b"ok"
+        assert await whole(await it.ask()) == b"ok"
+        assert it.connections == 2
+
+
+async def test_a_coding_that_nobody_asked_for_is_no_answer() -> None:
+    packed = b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n"
+    async with line(saying(packed)) as it:
+        with pytest.raises(UpstreamUnreachable):
+            await it.ask()
+
+
 async def test_a_body_without_a_length_ends_with_its_connection() -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -171,3 +171,10 @@ def test_an_ipv6_network_shares_one_bucket() -> None:
     limit.failed("2001:db8::1")
     assert limit.wait_s("2001:db8::2") > 0
     assert limit.wait_s("2001:db8:0:1::1") == 0
+
+
+def test_callers_by_ipv4_are_told_apart_on_a_socket_of_both_kinds() -> None:
+    limit = FailureLimit(ManualClock(), failures_max=1, window_s=60)
+    limit.failed("::ffff:192.0.2.1")
+    assert limit.wait_s("192.0.2.1") > 0
+    assert limit.wait_s("::ffff:192.0.2.2") == 0

@@ -246,6 +246,33 @@ async def test_the_subscription_resumes_behind_what_it_has_credited(bench: Bench
     assert await bench.available() == 3 * ASKED
 
 
+async def test_a_line_that_held_for_a_while_is_taken_up_again_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing was paid meanwhile; one that breaks at once is tried ever less often."""
+    lasts_s = iter((0, 0, 0, 0, 900, 0, 0))
+    pauses: list[float] = []
+    is_over = asyncio.Event()
+
+    async def listen() -> None:
+        bench.clock.advance(next(lasts_s))
+        raise RailUnavailable("the line is broken")
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 7:
+            is_over.set()
+            await asyncio.Event().wait()
+
+    listener = RailWatch(bench.tray, bench.requests, bench.ledger)
+    monkeypatch.setattr(listener, "listen_once", listen)
+    monkeypatch.setattr("farebox.worker.watch.asyncio.sleep", sleep)
+    await listener.poll()
+    await is_over.wait()
+    await listener.stop()
+    assert pauses == [1, 2, 4, 8, 1, 2, 4]
+
+
 async def test_what_nobody_asked_for_is_left_alone(bench: Bench) -> None:
     stranger = Sighting("somebody", "coin", 5, DepositState.CONFIRMED)
     assert await bench.requests.seen("tray", stranger) is None

@@ -216,6 +216,22 @@ def test_an_upstream_that_reports_too_much_is_capped() -> None:
     assert charge(quote, Usage(output_tokens=5)) == Charge(5_000)
 
 
+@pytest.mark.parametrize("price", ["1 sat / 1k input tokens", "5 sat + 1 sat / image"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/messages/batches"),
+        ("GET", "/v1/responses/resp_1"),
+        ("POST", "/api/chat"),
+        ("POST", "/V1/Chat/Completions"),
+    ],
+)
+def test_what_tells_no_tokens_has_no_price_by_the_token(method: str, path: str, price: str) -> None:
+    facts = read_request(method, path, b"{}")
+    quoted = PriceBook([parse_price(price)]).quote(facts, {}, NOW_NS, "q")
+    assert quoted == NoPrice(NoPriceReason.UNCOUNTED)
+
+
 def test_the_body_is_needed_only_where_the_price_depends_on_it() -> None:
     book = PriceBook(
         [

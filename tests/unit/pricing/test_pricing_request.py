@@ -88,6 +88,9 @@ def test_limits_and_choices_of_a_chat_are_read() -> None:
     [
         ("/v1/completions", {"max_tokens": 7, "prompt": ["a", "b"], "best_of": 3, "n": 2}, 7, 6),
         ("/v1/completions", {"prompt": [1, 2, 3]}, None, 1),
+        # Some servers take zero for no limit.
+        (CHAT, {"max_tokens": 0}, None, 1),
+        (CHAT, {"max_tokens": 0, "max_completion_tokens": 9}, 9, 1),
         ("/v1/completions", {"prompt": [[1, 2], [3]]}, None, 2),
         ("/v1/responses", {"max_output_tokens": 7}, 7, 1),
         ("/v1/messages", {"max_tokens": 7, "max_output_tokens": 1}, 7, 1),

@@ -230,6 +230,19 @@ def test_what_was_reported_credibly_is_not_unsaid() -> None:
     assert (usage.output_tokens, usage.estimated) == (7, False)
 
 
+def test_a_zero_until_the_end_gives_no_text_away_to_who_leaves_before() -> None:
+    zeros = {"prompt_tokens": 11, "completion_tokens": 0, "total_tokens": 11}
+    usage = run([event(chat_delta("12345678", usage=zeros))])[1]
+    assert (usage.input_tokens, usage.output_tokens) == (11, 2)
+
+
+def test_a_zero_does_not_take_back_what_was_told() -> None:
+    told = {"type": "message_start", "message": {"usage": {"input_tokens": 30}}}
+    end = {"type": "message_delta", "usage": {"input_tokens": 0, "output_tokens": 5}}
+    usage = run([event(told), event(end)], ApiProtocol.MESSAGES)[1]
+    assert (usage.input_tokens, usage.output_tokens, usage.estimated) == (30, 5, False)
+
+
 def test_a_usage_chunk_without_its_last_line_end_is_taken_out_too() -> None:
     cut_short = event(USAGE_CHUNK)[:-1]
     sent, usage = run([event(chat_delta("a")), cut_short], strip=True)

@@ -14,7 +14,14 @@ from farebox.pricing import tokens
 from farebox.pricing.model import UnitSource
 from farebox.pricing.request import ApiProtocol
 from farebox.pricing.tokens import EstimatingCounter, TiktokenCounter, local_tokenizer, prompt_texts
-from farebox.pricing.usage import Usage, UsageSource, measure_answer, read_units, read_usage
+from farebox.pricing.usage import (
+    Usage,
+    UsageSource,
+    count_prompt,
+    measure_answer,
+    read_units,
+    read_usage,
+)
 
 CHAT, MESSAGES = ApiProtocol.CHAT, ApiProtocol.MESSAGES
 
@@ -171,6 +178,42 @@ def test_only_what_a_report_leaves_out_is_counted() -> None:
         CHAT, json.dumps(REQUEST).encode(), json.dumps(answer).encode(), EstimatingCounter()
     )
     assert (usage.input_tokens, usage.output_tokens, usage.estimated) == (77, 2, True)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "zeros"),
+    [
+        (CHAT, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}),
+        (MESSAGES, {"input_tokens": 0, "output_tokens": 0}),
+        (ApiProtocol.EMBEDDINGS, {"prompt_tokens": 0, "total_tokens": 0}),
+    ],
+)
+def test_a_report_of_zeros_is_no_report(protocol: ApiProtocol, zeros: dict[str, int]) -> None:
+    answer = {"choices": [{"message": {"content": "12345678"}}], "usage": zeros}
+    answer["content"] = [{"text": "12345678"}]
+    usage = measure_answer(
+        protocol, json.dumps(REQUEST).encode(), json.dumps(answer).encode(), EstimatingCounter()
+    )
+    written = 0 if protocol is ApiProtocol.EMBEDDINGS else 2
+    assert (usage.input_tokens, usage.output_tokens, usage.estimated) == (2, written, True)
+
+
+def test_input_that_was_all_in_the_cache_is_no_zero() -> None:
+    usage = read(MESSAGES, {"input_tokens": 0, "cache_read_input_tokens": 9, "output_tokens": 1})
+    assert usage == Usage(input_tokens=9, cached_tokens=9, output_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokens"),
+    [
+        ({"prompt": [5, 6, 7]}, 3),
+        ({"input": [[5, 6], [7]]}, 3),
+        ({"input": ["1234", [5, 6]]}, 3),
+        ({"prompt": [True, None, 1.5]}, 0),
+    ],
+)
+def test_a_prompt_of_token_numbers_is_counted(asked: dict[str, Any], tokens: int) -> None:
+    assert count_prompt(json.dumps(asked).encode(), EstimatingCounter()) == tokens
 
 
 def test_other_protocols_use_bytes_and_no_tokens() -> None:

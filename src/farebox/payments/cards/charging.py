@@ -133,7 +133,10 @@ class Charging:
         told: Outcome = await rail.connector.authorise(asked, asked_before=asked_before)
         if isinstance(told, Authorised):  # a provider that reserves first
             key = f"{order}-capture"
-            told = await rail.connector.capture(told.reference, 0, plan.asset, key)
+            reserved = told.reference
+            told = await rail.connector.capture(reserved, 0, plan.asset, key)
+            if isinstance(told, Declined) and told.decline is Decline.TECHNICAL:
+                told = Unknown(told.message, reserved)  # it is reserved still
         if isinstance(told, RequiresAction) and self._ledger.clock.now_ns() >= plan.act_until:
             told = await rail.connector.void(told.reference, f"{order}-void")
         if isinstance(told, RequiresAction | Unknown) and told.reference:

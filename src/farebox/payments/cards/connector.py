@@ -69,7 +69,7 @@ class Connector(Protocol):
         """Take what was reserved or approved, at most all of it; 0 is all."""
         ...
 
-    async def void(self, reference: str, key: str) -> Voided | Declined | Unknown:
+    async def void(self, reference: str, key: str) -> Voided | Unknown:
         """Release what was reserved."""
         ...
 

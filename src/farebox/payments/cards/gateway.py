@@ -20,11 +20,16 @@ import msgspec
 from farebox.clock import NS_PER_S
 from farebox.ids import derived_id
 from farebox.ledger.model import Applied, Put, Unit
-from farebox.ledger.service import Ledger, State
+from farebox.ledger.service import Ledger, RowName, State
 from farebox.payments.cards.charging import CHARGE, Candidate, ChargePlan, Charging
 from farebox.payments.cards.method import CardMethod
 from farebox.payments.cards.model import Declined, Forged, RequiresAction
-from farebox.payments.cards.records import STORED_METHOD, StoredMethod
+from farebox.payments.cards.records import (
+    CHOSEN_METHOD,
+    STORED_METHOD,
+    ChosenMethod,
+    StoredMethod,
+)
 from farebox.payments.cards.routing import Successes, route
 from farebox.payments.exchange import Exchange
 from farebox.payments.method import Refusal, no_rate
@@ -87,8 +92,9 @@ class PaymentGateway:
         name = (provider, notice.id)
         if name in self._heard:
             return None
-        async for sighting in rail.about(notice.reference):
-            await self._requests.seen(provider, sighting)
+        for reference in notice.references:
+            async for sighting in rail.about(reference):
+                await self._requests.seen(provider, sighting)
         self._heard[name] = None
         if len(self._heard) > _HEARD_MAX:
             self._heard.popitem(last=False)
@@ -98,9 +104,12 @@ class PaymentGateway:
 
     async def stored(self, account: str) -> list[StoredMethod]:
         """An account's methods, the default first, then the oldest."""
+        chosen = await self._ledger.store.get(CHOSEN_METHOD, account)
         found = await self._ledger.store.find(STORED_METHOD, {"account": account})
         kept = [row.value for _, row in found if not row.value.removed_at]
-        return sorted(kept, key=lambda one: (not one.is_default, one.created_at))
+        wanted = chosen.value.method if chosen else ""
+        kept.sort(key=lambda one: (one.id != wanted, one.created_at, one.id))
+        return [msgspec.structs.replace(one, is_default=one is kept[0]) for one in kept]
 
     async def add(self, account: str, provider: str, token: str) -> StoredMethod | Refusal:
         """Keep what a payer's browser gave the provider. The first is the default.
@@ -131,68 +140,60 @@ class PaymentGateway:
                 customer=told.customer,
                 label=told.label,
                 expires=told.expires,
-                is_default=not kept,
                 created_at=now_ns,
             )
             version = state.version(STORED_METHOD, key)
             return Unit(f"{key}:add:{version}", puts=(Put(STORED_METHOD, key, made, version),))
 
         await self._ledger.transact([(STORED_METHOD, key)], decide)
-        row = await self._ledger.store.get(STORED_METHOD, key)
-        assert row is not None, "it was just stored"
-        return row.value
+        return await self._stored_one(account, key) or _GONE
 
     async def make_default(self, account: str, method_id: str) -> StoredMethod | None:
         """Charge this one first from now on; None: the account has none of that name."""
-        kept = await self.stored(account)
-        if method_id not in {one.id for one in kept}:
+        if await self._stored_one(account, method_id) is None:
             return None
-
-        def decide(state: State, _: int) -> Unit | None:
-            puts = []
-            for one in kept:
-                row = state.row(STORED_METHOD, one.id)
-                assert row is not None, "methods are never dropped from the book"
-                changed = msgspec.structs.replace(row.value, is_default=one.id == method_id)
-                if changed != row.value:
-                    puts.append(Put(STORED_METHOD, one.id, changed, row.version))
-            name = ":".join(f"{one.key}@{one.expect}" for one in puts)
-            return Unit(derived_id("default", method_id, name), puts=tuple(puts)) if puts else None
-
-        await self._ledger.transact([(STORED_METHOD, one.id) for one in kept], decide)
-        return next(one for one in await self.stored(account) if one.id == method_id)
+        await self._choose(account, method_id)
+        return await self._stored_one(account, method_id)
 
     async def remove(self, account: str, method_id: str) -> bool:
         """Drop one, here and at its provider; False: the account has none of that name.
 
         The oldest of the others is the default after one that was. Raises RailUnavailable.
         """
-        kept = await self.stored(account)
-        found = next((one for one in kept if one.id == method_id), None)
+        found = await self._stored_one(account, method_id)
         if found is None:
             return False
-        heir = next((one.id for one in kept if one.id != method_id), method_id)
         rail = self.rails.get(found.provider)
         if rail is not None:
             await rail.connector.forget(found.token)
+        rows: list[RowName] = [(STORED_METHOD, method_id), (CHOSEN_METHOD, account)]
 
         def decide(state: State, now_ns: int) -> Unit | None:
             row = state.row(STORED_METHOD, method_id)
             if row is None or row.value.removed_at:
                 return None
-            gone = msgspec.structs.replace(row.value, removed_at=now_ns, is_default=False)
+            gone = msgspec.structs.replace(row.value, removed_at=now_ns)
             puts = [Put(STORED_METHOD, method_id, gone, row.version)]
-            next_one = state.row(STORED_METHOD, heir)
-            if row.value.is_default and next_one is not None and heir != method_id:
-                chosen = msgspec.structs.replace(
-                    next_one.value, is_default=not next_one.value.removed_at
-                )
-                puts.append(Put(STORED_METHOD, heir, chosen, next_one.version))
+            chosen = state.row(CHOSEN_METHOD, account)
+            if chosen is not None and chosen.value.method == method_id:
+                puts.append(Put(CHOSEN_METHOD, account, ChosenMethod(""), chosen.version))
             return Unit(f"{method_id}:remove:{row.version}", puts=tuple(puts))
 
-        rows = [(STORED_METHOD, one) for one in dict.fromkeys((method_id, heir))]
         await self._ledger.transact(rows, decide)
         return True
+
+    async def _stored_one(self, account: str, method_id: str) -> StoredMethod | None:
+        return next((one for one in await self.stored(account) if one.id == method_id), None)
+
+    async def _choose(self, account: str, method_id: str) -> None:
+        def decide(state: State, _: int) -> Unit | None:
+            if state.value(CHOSEN_METHOD, account) == ChosenMethod(method_id):
+                return None
+            version = state.version(CHOSEN_METHOD, account)
+            put = Put(CHOSEN_METHOD, account, ChosenMethod(method_id), version)
+            return Unit(derived_id("default", account, method_id, str(version)), puts=(put,))
+
+        await self._ledger.transact([(CHOSEN_METHOD, account)], decide)
 
     # ── charging them ────────────────────────────────────────────────────────────────────────────
 
@@ -239,3 +240,6 @@ class PaymentGateway:
             candidates=tuple(Candidate(one.provider, one.token, one.customer) for one in chosen),
             act_until=self._ledger.clock.now_ns() + _ACT_S * NS_PER_S,
         )
+
+
+_GONE = Refusal("method_unknown", "it was removed as it was added")

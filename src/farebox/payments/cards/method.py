@@ -159,7 +159,7 @@ class CardMethod(DepositMethod):
             yield Watched(_NOTHING, cursor)  # so that nothing is missed from here on
         while True:
             notices, after = await self.connector.notices(cursor)
-            for reference in dict.fromkeys(one.reference for one in notices):
+            for reference in dict.fromkeys(name for one in notices for name in one.references):
                 async for sighting in self.about(reference):
                     yield Watched(sighting, "")
             if after == cursor:

@@ -181,10 +181,10 @@ class StoredToken:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A provider says that something has happened to a payment. What, it is asked for."""
+    """A provider says that something has happened to payments. What, it is asked for."""
 
     id: str
-    reference: str
+    references: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

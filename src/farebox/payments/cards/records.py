@@ -46,7 +46,10 @@ GIVING = RecordType("card_refund", Giving, indexes=(("payment",), ("operation_id
 
 
 class StoredMethod(msgspec.Struct, frozen=True, kw_only=True):
-    """A payer's card or account at a provider, by the provider's names for it."""
+    """A payer's card or account at a provider, by the provider's names for it.
+
+    `is_default` is told where it is read; what is chosen stands in a row of the account's.
+    """
 
     id: str
     account: str
@@ -66,6 +69,18 @@ class StoredMethod(msgspec.Struct, frozen=True, kw_only=True):
 STORED_METHOD = RecordType("stored_method", StoredMethod, indexes=(("account",),))
 
 
+class ChosenMethod(msgspec.Struct, frozen=True):
+    """Which of an account's methods its payer wants charged first; its key is the account.
+
+    Where that is none that is kept, the oldest is the default.
+    """
+
+    method: str
+
+
+CHOSEN_METHOD = RecordType("chosen_method", ChosenMethod)
+
+
 class ChargeProgress(msgspec.Struct, frozen=True):
     """Which of its candidates a charge is at; those before have definitely declined.
 
@@ -78,4 +93,4 @@ class ChargeProgress(msgspec.Struct, frozen=True):
 
 CHARGE_PROGRESS = RecordType("card_charge", ChargeProgress)
 
-RECORDS = (CARD_MONEY, GIVING, STORED_METHOD, CHARGE_PROGRESS)
+RECORDS = (CARD_MONEY, GIVING, STORED_METHOD, CHOSEN_METHOD, CHARGE_PROGRESS)

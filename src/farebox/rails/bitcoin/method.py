@@ -178,6 +178,10 @@ class BitcoinMethod(DepositMethod):
         """What a payment out may cost: by its bytes, not by its amount."""
         return self._paying.fee_max_msat()
 
+    def can_pay_to(self, address: str) -> bool:
+        """An address of this network, bare or as a URI."""
+        return self._paying.is_address(address)
+
     async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
         """To an address of this chain."""
         return await self._paying.plan(request)

@@ -236,6 +236,14 @@ class EvmMethod(DepositMethod):
         """What gas would cost at the operator's cap; all of it where nobody can say."""
         return self._payouts.fee_at_cap(asset) or amount
 
+    def can_pay_to(self, address: str) -> bool:
+        """An address, or one with this chain's name before it."""
+        try:
+            read_address(address, self.config.chain_id)
+        except InvalidCredential:
+            return False
+        return True
+
     async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
         """To an address on this chain that is none of ours."""
         try:

@@ -41,13 +41,11 @@ from farebox.payments.cards.model import (
 )
 from farebox.rails.paypal.config import PaypalConfig
 from farebox.rails.paypal.documents import (
-    Capture,
     Dispute,
     Disputes,
     Event,
     Events,
     LoneCapture,
-    Movement,
     Order,
     Refund,
     VaultToken,
@@ -82,7 +80,6 @@ _PHASES = {
     "SAVED": Phase.OPEN,
     "VOIDED": Phase.ENDED,
 }
-_FEES = ("DISPUTE_FEE", "DISPUTE_SETTLEMENT_FEE", "CHARGEBACK_FEE")
 
 
 class PaypalConnector:
@@ -193,6 +190,8 @@ class PaypalConnector:
                 outcome = again
             case Order() if again.status == "APPROVED":
                 outcome = await self.capture(name, 0, order.currency, order.order)
+                if isinstance(outcome, Declined) and outcome.decline is Decline.TECHNICAL:
+                    outcome = Unknown(outcome.message)  # an earlier one may be under way
             case Order():
                 outcome = _outcome(again)
         return Unknown(outcome.reason, name) if isinstance(outcome, Unknown) else outcome
@@ -229,12 +228,14 @@ class PaypalConnector:
         outcome = _outcome(told)
         return outcome if isinstance(outcome, Captured | Declined) else Unknown("not captured yet")
 
-    async def void(self, reference: str, key: str) -> Voided | Declined | Unknown:
+    async def void(self, reference: str, key: str) -> Voided | Unknown:
         """Nothing to call: an order that is not captured takes nothing, and ends by itself."""
         told = await self._line.ask(
             "get", f"/v2/checkout/orders/{quote(reference, safe='')}", Order
         )
-        if not isinstance(told, Order):
+        if isinstance(told, Declined):
+            return Unknown(told.message)
+        if isinstance(told, Unknown):
             return told
         is_taken = told.capture is not None and told.capture.is_taken
         return Unknown("it was taken meanwhile") if is_taken else Voided(reference)
@@ -283,7 +284,7 @@ class PaypalConnector:
             return Forged("PayPal does not know it")
         if told.verification_status != "SUCCESS":
             return Forged("PayPal did not send it")
-        return Notice(event.id, event.reference) if event.reference else None
+        return Notice(event.id, event.references) if event.references else None
 
     async def notices(self, cursor: str) -> tuple[list[Notice], str]:
         """Events from a time on but those already told, oldest first.
@@ -302,7 +303,8 @@ class PaypalConnector:
         late = iso(max(0, unix_s(events[-1].create_time) - _LATE_S) * NS_PER_S)
         since = max(since, late, events[-_LATE_MAX:][0].create_time)
         known = ",".join(one.id for one in events if one.create_time >= since)
-        return [Notice(one.id, one.reference) for one in new if one.reference], f"{since} {known}"
+        notices = [Notice(one.id, one.references) for one in new if one.references]
+        return notices, f"{since} {known}"
 
     async def _newest(self) -> str:
         """The newest event, by PayPal's clock: what happens while ours is ahead is behind it."""
@@ -363,9 +365,7 @@ class PaypalConnector:
             phase = _PHASES.get(order.status, Phase.OPEN)
             return CardPayment(order.unit.custom_id, order.id, "", phase, currency)
         refunds = order.unit.payments.refunds
-        moved = await self._moved(capture)
-        fees = [one for one in moved if one.reason in _FEES]
-        rest = [one for one in moved if one.reason not in _FEES]
+        disputes = await self._disputes(capture.id)
         return CardPayment(
             order=order.unit.custom_id,
             reference=order.id,
@@ -376,19 +376,18 @@ class PaypalConnector:
             at_s=capture.at_s or self._clock.now_ns() // NS_PER_S,
             refunds=tuple(_marked(one) for one in refunds if not one.is_undone),
             undone=tuple(_marked(one) for one in refunds if one.is_undone),
-            disputed=_taken(rest),
-            fees=capture.fee + _taken(fees) - sum(one.fee_again for one in refunds),
+            disputed=sum(one.taken(capture.id) for one in disputes),
+            fees=capture.fee
+            + sum(one.fees(capture.id) for one in disputes)
+            - sum(one.fee_again for one in refunds),
         )
 
-    async def _moved(self, capture: Capture) -> list[Movement]:
-        """What disputes have moved of our money. Each is asked for: the list doesn't say."""
-        query = {"disputed_transaction_id": capture.id, "page_size": str(_DISPUTES_MAX)}
+    async def _disputes(self, capture_id: str) -> list[Dispute]:
+        """Each is asked for: the list doesn't say what they have moved."""
+        query = {"disputed_transaction_id": capture_id, "page_size": str(_DISPUTES_MAX)}
         page = await self._line.sure("get", "/v1/customer/disputes", Disputes, query=query)
-        moved: list[Movement] = []
-        for one in page.items:
-            path = f"/v1/customer/disputes/{quote(one.dispute_id, safe='')}"
-            moved += (await self._line.sure("get", path, Dispute)).money_movements
-        return [one for one in moved if one.affected_party == "SELLER"]
+        paths = [f"/v1/customer/disputes/{quote(one.dispute_id, safe='')}" for one in page.items]
+        return [await self._line.sure("get", path, Dispute) for path in paths]
 
     def _unit(self, order: str, amount: int, fee: int, currency: str) -> dict[str, object]:
         parts = {"item_total": money(amount, currency), "handling": money(fee, currency)}
@@ -397,11 +396,6 @@ class PaypalConnector:
             "description": self._config.title,
             "amount": money(amount + fee, currency) | ({"breakdown": parts} if fee else {}),
         }
-
-
-def _taken(moved: list[Movement]) -> int:
-    signs = {"DEBIT": 1, "CREDIT": -1}
-    return sum(signs.get(one.type, 0) * one.amount.amount for one in moved if one.amount)
 
 
 def _outcome(order: Order) -> Outcome:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from datetime import datetime
+from itertools import takewhile
 
 import msgspec
 
@@ -11,6 +14,9 @@ from farebox.money import format_decimal, parse_decimal
 
 #: Decimals of the currencies that are used here.
 _SCALE = 2
+#: Reasons of a movement that PayPal keeps for itself.
+_FEES = ("DISPUTE_FEE", "DISPUTE_SETTLEMENT_FEE", "CHARGEBACK_FEE")
+_SIGNS = {"DEBIT": 1, "CREDIT": -1}
 
 
 class Money(msgspec.Struct, frozen=True):
@@ -173,12 +179,50 @@ class Movement(msgspec.Struct, frozen=True):
     reason: str = ""
     amount: Money | None = None
 
+    @property
+    def taken(self) -> int:
+        """Below zero it was given."""
+        return _SIGNS.get(self.type, 0) * self.amount.amount if self.amount else 0
+
+
+class Disputed(msgspec.Struct, frozen=True):
+    """A payment that a dispute is about, by the name of its capture."""
+
+    seller_transaction_id: str = ""
+    gross_amount: Money | None = None
+
 
 class Dispute(msgspec.Struct, frozen=True):
-    """A payer, or their bank, wants money back."""
+    """A payer, or their bank, wants money back: of one payment, or of several at once."""
 
     dispute_id: str
     money_movements: list[Movement] = []
+    disputed_transactions: list[Disputed] = []
+
+    def taken(self, capture_id: str) -> int:
+        """What it has taken from us of a payment, less what it gave back."""
+        return self._part(capture_id, (one for one in self._ours if one.reason not in _FEES))
+
+    def fees(self, capture_id: str) -> int:
+        """What it has cost us for a payment."""
+        return self._part(capture_id, (one for one in self._ours if one.reason in _FEES))
+
+    @property
+    def _ours(self) -> Iterator[Movement]:
+        return (one for one in self.money_movements if one.affected_party == "SELLER")
+
+    def _part(self, capture_id: str, moved: Iterable[Movement]) -> int:
+        """What is moved is told for all of its payments together: each has a part by what was paid
+        with it, and the parts come to the whole."""
+        total = sum(one.taken for one in moved)
+        paid: Counter[str] = Counter()
+        for one in self.disputed_transactions:
+            paid[one.seller_transaction_id] += one.gross_amount.amount if one.gross_amount else 1
+        if capture_id not in paid:
+            return total  # it is told by no name of ours
+        before = sum(paid[one] for one in takewhile(lambda one: one != capture_id, paid))
+        whole = paid.total() or 1
+        return total * (before + paid[capture_id]) // whole - total * before // whole
 
 
 class DisputeName(msgspec.Struct, frozen=True):
@@ -193,15 +237,11 @@ class Disputes(msgspec.Struct, frozen=True):
     items: list[DisputeName] = []
 
 
-class _Disputed(msgspec.Struct, frozen=True):
-    seller_transaction_id: str = ""
-
-
 class _Resource(msgspec.Struct, frozen=True):
     id: str = ""
     supplementary_data: Supplementary = Supplementary()
     links: list[Link] = []
-    disputed_transactions: list[_Disputed] = []
+    disputed_transactions: list[Disputed] = []
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -213,22 +253,23 @@ class Event(msgspec.Struct, frozen=True):
     resource: msgspec.Raw = msgspec.Raw(b"{}")
 
     @property
-    def reference(self) -> str:
-        """The order that it is about, or "/" and a capture's name; "" for neither: there are events
-        of other kinds."""
+    def references(self) -> tuple[str, ...]:
+        """The orders that it is about, or "/" and the names of captures; none: there are events of
+        other kinds."""
         try:
             resource = msgspec.json.decode(self.resource, type=_Resource)
         except msgspec.DecodeError:
-            return ""
+            return ()
         if self.event_type.startswith("CHECKOUT.ORDER."):
-            return resource.id
-        if resource.supplementary_data.related_ids.order_id:
-            return resource.supplementary_data.related_ids.order_id
+            return (resource.id,) if resource.id else ()
+        if order := resource.supplementary_data.related_ids.order_id:
+            return (order,)
         if self.event_type.startswith("CUSTOMER.DISPUTE."):
             names = [one.seller_transaction_id for one in resource.disputed_transactions]
-            return f"/{names[0]}" if names and names[0] else ""
-        captures = [one.href for one in resource.links if "/payments/captures/" in one.href]
-        return f"/{captures[0].rpartition('/')[2]}" if captures else ""
+        else:
+            ups = [one.href for one in resource.links if "/payments/captures/" in one.href]
+            names = [ups[0].rpartition("/")[2]] if ups else []
+        return tuple(f"/{name}" for name in names if name)
 
 
 class Events(msgspec.Struct, frozen=True):

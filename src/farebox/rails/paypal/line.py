@@ -4,9 +4,12 @@
 |--------------------------------------------|---------------------------------------------------|
 | 422 with an issue                          | hard or soft by the list below; unlisted: hard    |
 | 400, 404                                   | hard: this order cannot be                        |
-| 401 once more, 403, 429; no connection     | technical: nothing was carried out                |
-| 409, 5xx, no answer, an answer cut short,  | unknown, and asked with the same request id       |
+| 401 once more; 403 of PayPal's own; no     | technical: nothing was carried out                |
+| connection                                 |                                                   |
+| 409, 429, 5xx, no answer, one cut short,   | unknown, and asked with the same request id       |
 | 422: it is still at it                     |                                                   |
+
+429 may be the answer to a copy that a proxy has made of a call, when the first was carried out.
 """
 
 from __future__ import annotations
@@ -204,8 +207,8 @@ def decline_of(issue: str) -> Decline:
 def _meaning(status: int, raw: bytes) -> bytes | Declined:
     if 200 <= status < 300:
         return raw or b"{}"
-    if status in (403, 429):
-        return Declined(Decline.TECHNICAL, f"status_{status}", "PayPal takes no such call now")
+    if status == 403 and _read(raw, ErrorJson).issue:  # else it is of something before PayPal
+        return Declined(Decline.TECHNICAL, "status_403", "PayPal takes no such call now")
     if status in (400, 404, 422):
         issue = _read(raw, ErrorJson).issue[:64] or f"status_{status}"
         if issue == _IN_PROGRESS:

@@ -4,8 +4,10 @@
 |-------------------------------------------|----------------------------------------------------|
 | 402 with a decline code                   | hard or soft by the lists below; unlisted: hard    |
 | 400, 404                                  | hard: this card or order cannot be charged         |
-| 401, 403, 429                             | technical: nothing was carried out                 |
-| 409, 5xx, no answer, an answer cut short  | unknown, and asked with the same key               |
+| 401, 403                                  | technical: nothing was carried out                 |
+| 409, 429, 5xx, no answer, one cut short   | unknown, and asked with the same key               |
+
+429 may be the answer to a copy that a proxy has made of a call, when the first was carried out.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def meaning(error: stripe.StripeError) -> Declined | Unknown:
             code = str(_detail(error, "decline_code") or error.code or "card_declined")
             return Declined(decline_of(code), code, f"the card was declined: {code}")
         case stripe.RateLimitError():
-            return Declined(Decline.TECHNICAL, "rate_limited", "Stripe takes no more calls now")
+            return Unknown("Stripe takes no more calls now")
         case stripe.AuthenticationError() | stripe.PermissionError():
             return Declined(Decline.TECHNICAL, "not_let_in", "Stripe does not let us in")
         case stripe.IdempotencyError():

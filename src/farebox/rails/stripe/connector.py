@@ -10,8 +10,9 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -47,15 +48,13 @@ from farebox.rails.stripe.documents import (
     Balance,
     Charge,
     Dispute,
-    Disputes,
     Event,
-    Events,
+    L,
     Method,
     Named,
+    Page,
     PaymentIntent,
-    PaymentIntents,
     Refund,
-    Refunds,
     Session,
 )
 from farebox.rails.stripe.moved import Moved, moved
@@ -71,8 +70,8 @@ _MARK = "farebox"
 _PAGE, _PAGES_MAX = 100, 1_000
 #: Of more events than this the oldest are told first, and the others from there on.
 _EVENTS_MAX = 10_000
-#: The cursor of an account to which nothing has happened yet.
-_BEGINNING = "beginning"
+#: An event may be listed after newer ones: so far back they are read again, or so many.
+_LATE_S, _LATE_MAX = 600, 500
 _NAMED = re.compile(r"(?<![A-Za-z0-9])((?:cs|pi)_(?:test_|live_)?[A-Za-z0-9]{8,128})")
 _UNDONE = ("failed", "canceled")
 _PHASES = {
@@ -246,7 +245,7 @@ class StripeConnector:
             return Captured(told.id, told.id, amount or told.amount)
         return told
 
-    async def void(self, reference: str, key: str) -> Voided | Declined | Unknown:
+    async def void(self, reference: str, key: str) -> Voided | Unknown:
         """Cancel a payment intent. A no is no end of it: its payer may have been quicker."""
         path = f"/v1/payment_intents/{reference}/cancel"
         told = _read(await self._ask("post", path, idempotency_key=key), PaymentIntent)
@@ -293,35 +292,32 @@ class StripeConnector:
             event = msgspec.json.decode(body, type=Event)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
-        return Notice(event.id, event.reference) if event.reference else None
+        return Notice(event.id, (event.reference,)) if event.reference else None
 
     async def notices(self, cursor: str) -> tuple[list[Notice], str]:
-        """Events behind a cursor, oldest first. Raises RailUnavailable, RailRejected."""
-        if not cursor:
-            newest = await self._sure(Events, "get", "/v1/events", limit=1)
-            return [], newest.data[0].id if newest.data else _BEGINNING
-        events = await self._events_behind(cursor)
-        told = [Notice(one.id, one.reference) for one in events if one.reference]
-        return told, events[-1].id if events else cursor
+        """Events from a time on but those already told, oldest first.
 
-    async def _events_behind(self, cursor: str) -> list[Event]:
-        if cursor != _BEGINNING:
-            try:
-                page = await self._sure(
-                    Events, "get", "/v1/events", limit=_PAGE, ending_before=cursor
-                )
-            except RailRejected:  # Stripe keeps events for thirty days, and this is gone
-                _log.warning("stripe.cursor_gone")
-            else:
-                return page.data[::-1]
-        found: list[Event] = []
-        for _ in range(_PAGES_MAX):
-            before = {"starting_after": found[-1].id} if found else {}
-            page = await self._sure(Events, "get", "/v1/events", limit=_PAGE, **before)
-            found = [*found, *page.data][-_EVENTS_MAX:]
-            if len(page.data) < _PAGE:
-                break
-        return found[::-1]
+        The cursor is that time, some minutes before the newest event, and the names of all that
+        were told since then. What is no such cursor is one from the beginning: Stripe keeps events
+        for thirty days. Raises RailUnavailable, RailRejected.
+        """
+        if not cursor:
+            newest = (await self._sure(Page[Event], "get", "/v1/events", limit=1)).data
+            return [], f"{newest[0].created} {newest[0].id}" if newest else "0 "
+        time, _, names = cursor.partition(" ")
+        since, told = int(time) if time.isdecimal() else 0, frozenset(names.split(","))
+        # Of too many the oldest, and the others from there on.
+        kept: deque[Event] = deque(maxlen=_EVENTS_MAX)
+        async for one in self._listed(Page[Event], "/v1/events", created={"gte": since}):
+            kept.append(one)
+        events = list(kept)[::-1]
+        new = [one for one in events if one.id not in told]
+        if not new:
+            return [], cursor
+        since = max(since, events[-1].created - _LATE_S, events[-_LATE_MAX:][0].created)
+        known = ",".join(one.id for one in events if one.created >= since)
+        notices = [Notice(one.id, (one.reference,)) for one in new if one.reference]
+        return notices, f"{since} {known}"
 
     async def balances(self) -> Mapping[str, int]:
         """With what is not yet available. What went to a bank account is not in it.
@@ -351,10 +347,8 @@ class StripeConnector:
         if charge is not None and charge.captured:  # what is undone is in no sum of the charge
             refunds = await self._refunds(external)
         if charge is not None and charge.disputed:
-            found = await self._sure(
-                Disputes, "get", "/v1/disputes", payment_intent=external, limit=_PAGE
-            )
-            disputes = found.data
+            listed = self._listed(Page[Dispute], "/v1/disputes", payment_intent=external)
+            disputes = [one async for one in listed]
         total = moved(charge, intent.currency, disputes) if charge is not None else Moved()
         if total.settled and (intent.currency, total.settled) not in self._converted:
             self._converted.add((intent.currency, total.settled))
@@ -375,26 +369,36 @@ class StripeConnector:
 
     async def _found(self, order: CardOrder) -> Outcome | None:
         """What became of an order whose answer was lost; None: no trace of it."""
-        told = await self._ask("get", "/v1/payment_intents", customer=order.customer, limit=_PAGE)
-        page = _read(told, PaymentIntents)
-        if not isinstance(page, PaymentIntents):
+        listed = self._listed(Page[PaymentIntent], "/v1/payment_intents", customer=order.customer)
+        try:
+            async with aclosing(listed):
+                async for one in listed:
+                    if one.metadata.get(_MARK) == order.order:
+                        return _outcome(one)
+        except RailError:
             return Unknown("Stripe does not tell which payments it has")
-        mine = [one for one in page.data if one.metadata.get(_MARK) == order.order]
-        return _outcome(mine[0]) if mine else None
+        return None
 
     async def _refunds(self, external: str) -> list[Refund]:
         """All of a payment: one that is left out would count as undone. Raises RailUnavailable,
         RailRejected."""
-        found: list[Refund] = []
+        listed = self._listed(Page[Refund], "/v1/refunds", payment_intent=external)
+        return [one async for one in listed]
+
+    async def _listed(
+        self, shape: type[Page[L]], path: str, **which: object
+    ) -> AsyncGenerator[L, None]:
+        """All of a list, the newest first. Raises RailUnavailable, also where it has no end;
+        RailRejected."""
+        behind: dict[str, object] = {}
         for _ in range(_PAGES_MAX):
-            behind = {"starting_after": found[-1].id} if found else {}
-            page = await self._sure(
-                Refunds, "get", "/v1/refunds", payment_intent=external, limit=_PAGE, **behind
-            )
-            found += page.data
+            page = await self._sure(shape, "get", path, limit=_PAGE, **which, **behind)
+            for one in page.data:
+                yield one
             if len(page.data) < _PAGE:
-                return found
-        raise RailUnavailable("Stripe has more refunds of one payment than can be counted")
+                return
+            behind = {"starting_after": page.data[-1].id}
+        raise RailUnavailable(f"Stripe lists more at {path} than can be read")
 
     async def _sure(self, shape: type[T], method: str, path: str, **params: object) -> T:
         return _decoded(_known(await self._ask(method, path, **params)), shape)

@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Generic, Protocol, TypeVar
+
 import msgspec
+
+
+class Listed(Protocol):
+    """Anything that comes in lists, and is named there."""
+
+    @property
+    def id(self) -> str:
+        """Stripe's name for it."""
+        ...
+
+
+L = TypeVar("L", bound=Listed)
+
+
+class Page(msgspec.Struct, Generic[L], frozen=True):
+    """A part of a list, the newest first."""
+
+    data: list[L]
 
 
 class BalanceTransaction(msgspec.Struct, frozen=True):
@@ -109,24 +129,6 @@ class Dispute(msgspec.Struct, frozen=True):
     balance_transactions: list[BalanceTransaction] = []
 
 
-class Refunds(msgspec.Struct, frozen=True):
-    """A page of refunds."""
-
-    data: list[Refund]
-
-
-class Disputes(msgspec.Struct, frozen=True):
-    """A page of disputes."""
-
-    data: list[Dispute]
-
-
-class PaymentIntents(msgspec.Struct, frozen=True):
-    """A page of payments."""
-
-    data: list[PaymentIntent]
-
-
 class _Subject(msgspec.Struct, frozen=True):
     object: str
     id: str = ""
@@ -142,6 +144,7 @@ class Event(msgspec.Struct, frozen=True):
 
     id: str
     data: _Data
+    created: int = 0
 
     @property
     def reference(self) -> str:
@@ -153,12 +156,6 @@ class Event(msgspec.Struct, frozen=True):
         if subject.object in ("payment_intent", "checkout.session"):
             return subject.id
         return subject.payment_intent or ""
-
-
-class Events(msgspec.Struct, frozen=True):
-    """A page of events, the newest first."""
-
-    data: list[Event]
 
 
 class _Card(msgspec.Struct, frozen=True):

@@ -1,0 +1,85 @@
+"""What sweeps knows for itself how deep deposits are, whoever watches the chain.
+
+The chain is the model of `test_evm_arrivals.py`; `test_evm_sweeping_anvil.py` has a real one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from farebox.clock import SystemClock
+from farebox.ledger.service import Ledger
+from farebox.payments import Refusal
+from farebox.payments.exchange import Exchange
+from farebox.rails.evm.fees import Fees
+from farebox.rails.evm.gas import PLAIN_GAS, Gas, L1Fee
+from farebox.rails.evm.outbox import Call
+from farebox.rails.evm.sending import Parcel
+from farebox.rails.evm.sweeping import Sweeping, SweepTerms
+from farebox.stores.sqlite import SqliteStore
+from tests.integration.evm_desk import RECORDS
+from tests.unit.rails.test_evm_arrivals import ACCOUNT, CONFIRMATIONS, Chain, Payment, Watcher
+
+COIN = 10**9
+TREASURY = "0x" + "cd" * 20
+
+
+class Sender:
+    """As much of sending as a sweep of coin asks for; keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.terms = SimpleNamespace(chain="model", native="ETH")
+        self.keys = SimpleNamespace(
+            can_sweep=True, learn=lambda address, index: None, addresses=(TREASURY,)
+        )
+        self.chain = self
+        self.sent: list[Parcel] = []
+
+    async def offer(self) -> Fees:
+        return Fees(max_fee=1, tip=1)
+
+    async def open_slots(self) -> list[Any]:
+        return []
+
+    async def balance(self, address: str) -> int:
+        return COIN
+
+    async def gas(self, sender: str, call: Call) -> int:
+        return PLAIN_GAS
+
+    async def send(self, parcel: Parcel) -> object:
+        self.sent.append(parcel)
+        return object()
+
+
+async def test_a_process_that_sweeps_and_does_not_watch_sweeps_what_another_has_seen(
+    tmp_path: Path,
+) -> None:
+    store = SqliteStore(tmp_path / "book.db", RECORDS, clock=SystemClock())
+    ledger, chain, sender = Ledger(store, SystemClock()), Chain(), Sender()
+    watching, sweeping = Watcher(chain, ledger), Watcher(chain, ledger)
+    sending = cast("Any", sender)
+    sweeper = Sweeping(
+        SweepTerms(assets={"ETH": ""}, treasuries=(TREASURY,)),
+        sending,
+        Gas(sending, L1Fee.NONE),
+        sweeping.arrivals,
+        ledger,
+        Exchange(),
+    )
+    made = await watching.requests.ask("model", "ETH", None, ACCOUNT, opens_account=False)
+    assert not isinstance(made, Refusal)
+    address = made.request.reference
+    chain.waiting.append(Payment(f"0x{secrets.token_hex(32)}", address, COIN))
+    chain.mine()
+    await watching.look()
+    assert await sweeper.run() == 0  # it may vanish yet
+    for _ in range(CONFIRMATIONS):
+        chain.mine()
+    await watching.look()
+    assert await sweeper.run() == 1
+    assert [one.sender for one in sender.sent] == [address]
+    await store.close()
