@@ -28,7 +28,6 @@ from pathlib import Path
 
 import msgspec
 
-from farebox import cli
 from tests import reaper
 
 #: What can be forked, and what it imports late; each command of the command line as well.
@@ -190,9 +189,10 @@ def _mind(told: socket.socket, output: Sequence[int]) -> None:
 
 
 def _main() -> None:
-    commands = [one.name for one in pkgutil.iter_modules(cli.__path__, f"{cli.__name__}.")]
-    for module in (*_IMPORTED, *commands):
+    for module in _IMPORTED:
         importlib.import_module(module)
+    for command in pkgutil.iter_modules(importlib.import_module("farebox.cli").__path__):
+        importlib.import_module(f"farebox.cli.{command.name}")
     gc.collect()
     gc.freeze()
     order = _serve(socket.socket(fileno=os.dup(0)))
@@ -201,7 +201,19 @@ def _main() -> None:
     os.environ.clear()
     os.environ.update(order.env)
     sys.argv = [order.module, *order.arguments]
-    runpy.run_module(order.module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(order.module, run_name="__main__", alter_sys=True)
+    except SystemExit as left:
+        if isinstance(left.code, int):
+            atexit.register(_leave, left.code)
+        raise
+
+
+def _leave(code: int) -> None:
+    """The last thing, once all threads have ended: Python need not take apart what it imported."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tests import reaper
+from tests import forked, reaper
+from tests.forked import Forked
 from tests.peers.install import PeerUnavailable
 
 _FIRST_PORT, _PORTS = 10_000, 22_000
@@ -36,6 +37,8 @@ def free_port() -> int:
 
 class PeerProcess:
     """One process in a process group of its own, its output in a file; it ends with ours."""
+
+    _process: subprocess.Popen[bytes] | Forked
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         self._log = log
@@ -112,3 +115,19 @@ class PeerProcess:
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
             os.killpg(self._process.pid, number)
+
+
+class OwnProcess(PeerProcess):
+    """A program of ours, `python -m module`, that starts at once."""
+
+    def __init__(self, module: str, *arguments: str, log: Path) -> None:
+        self._log = log
+        with log.open("ab") as output:
+            self._process = forked.start(
+                module,
+                *arguments,
+                cwd=log.parent,
+                env=os.environ,
+                stdout=output.fileno(),
+                stderr=output.fileno(),
+            )
