@@ -178,7 +178,8 @@ class Farebox:
             Offers(self.cashu.mints, self.cashu.locked.public_key),
             Receipts(self.signer),
             processes=self.processes,
-            public_url=public_url(self.settings),
+            # An app that mounts us, and a machine of many addresses, listen elsewhere than we know.
+            public_url=self.settings.gateway.public_url or "",
             change_as_credit=_changes_as_credit(self.settings.ecash.change),
             till=self.channels.till if self.channels else None,
         )
