@@ -128,9 +128,6 @@ class Farebox:
         self._commits = Commits()
         self._probes = {"/healthz": self._health, "/readyz": self._ready}
         self._reconciled = asyncio.Lock()
-        #: What is free is read before it is held: two at once would take the same out twice, and
-        #: the second one out of what customers own.
-        self.withdrawing = asyncio.Lock()
         self._closing = AsyncExitStack()
 
     async def __aenter__(self) -> Self:

@@ -29,6 +29,7 @@ from farebox.ledger.model import (
     Kind,
     Mismatch,
     Open,
+    Put,
     Refused,
     Replayed,
     Stale,
@@ -278,10 +279,12 @@ class Payments:
         destination: str = "",
         metadata: dict[str, str] | None = None,
         asset: str = "",
+        puts: tuple[Put, ...] = (),
     ) -> Refunded | Pending | Refusal:
         """Give back up to `amount_msat` from an account, at most once for one `operation_id`.
 
-        In `asset`; "" is what `metadata` wants, or what the method pays out in first.
+        In `asset`; "" is what `metadata` wants, or what the method pays out in first. `puts` join
+        the opening commit; where one of those rows has moved it is refused as OVERTAKEN.
         """
         request = RefundRequest(
             operation_id,
@@ -289,6 +292,7 @@ class Payments:
             destination,
             metadata or {},
             asset=asset or self.asset_out(method, (metadata or {}).get("refund_currency", "")),
+            puts=puts,
         )
         return await self.send(account, request, method=method)
 
@@ -386,8 +390,12 @@ class Payments:
             )
             kept = kept_back(kept_msat, account, operation.id, len(holds))
             guard = Guard(MATURING, account, row.version if row else ABSENT)
-            changes = Changes((*holds, *kept), plan.puts, guards=(guard,))
+            changes = Changes((*holds, *kept), (*plan.puts, *request.puts), guards=(guard,))
             outcome = await self._operations.open(operation, changes)
+            if isinstance(outcome, Stale | Taken) and any(
+                outcome.kind == one.record.kind for one in request.puts
+            ):
+                return OVERTAKEN
             if isinstance(outcome, Refused) and outcome.step >= len(holds):
                 return _UNRIPE
             if isinstance(outcome, Refused) and outcome.code is Code.EXCEEDS_DEBITS:
@@ -421,6 +429,7 @@ class Payments:
                 return Pending(done.id)
 
 
+OVERTAKEN = Refusal("overtaken", "what it was decided by has changed; try again")
 _NOT_COVERED = Refusal("insufficient_balance", "the balance does not cover this amount")
 #: Of a wrong address in a sentence, of an account's deposits that are looked at.
 _SHOWN_CHARS, _PAID_BY_MAX = 80, 20

@@ -130,7 +130,9 @@ class Batches:
                 draft = await self._wallet.build(outputs, rate, spendable)
             except NotEnough:
                 reason = "the wallet holds too little that is confirmed; it waits"
-                waiting = waiting[: len(waiting) // 2]
+                free = frozenset(spendable)
+                total_sat = sum(one.amount_sat for one in view.coins if one.outpoint in free)
+                waiting = fewer(waiting, total_sat)
                 continue
             limits = [row.value.fee_max_sat for _, row in waiting]
             if draft.fee_sat > sum(limits):
@@ -432,6 +434,24 @@ class Batches:
             raise InvalidCredential("it has changed meanwhile: look at it again")
         await self._operations.reopen(key)
         return await self._operations.advance(key)
+
+
+def fewer(
+    waiting: Sequence[tuple[str, Row[Payout]]], total_sat: int
+) -> Sequence[tuple[str, Row[Payout]]]:
+    """Fewer payments, where all of these were too many: one that is too large holds up no other.
+
+    Those that the coins suffice for, the oldest first; without the largest where it was the fee
+    that they did not suffice for.
+    """
+    fitting = []
+    for one in waiting:
+        if one[1].value.amount_sat <= total_sat:
+            total_sat -= one[1].value.amount_sat
+            fitting.append(one)
+    if len(fitting) == len(waiting):
+        fitting.remove(max(fitting, key=lambda one: one[1].value.amount_sat))
+    return fitting
 
 
 def shares(fee_sat: int, limits: Sequence[int]) -> list[int]:

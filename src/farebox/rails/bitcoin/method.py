@@ -90,8 +90,7 @@ class BitcoinMethod(DepositMethod):
         except InvalidInput as error:
             raise InvalidCredential(str(error)) from None
         if not _TXID.fullmatch(text):
-            self.wallet.script(text)
-            return text
+            return self.wallet.address(text)
         view = self.wallet.view
         paid = [
             coin

@@ -44,8 +44,8 @@ from farebox.payments.method import no_rate
 from farebox.payments.model import Changes
 from farebox.rails.evm.contracts import answered, calldata, topic
 from farebox.rails.evm.fees import TooDear, is_worth
+from farebox.rails.evm.links import read_address
 from farebox.rails.evm.outbox import INTENT, Call, Intent, IntentState, SlotState, custody_of
-from farebox.rails.evm.payouts import read_address
 from farebox.rails.evm.reads import Receipt
 from farebox.rails.evm.records import RESERVATION, Reservation, ReservationState
 from farebox.rails.evm.sending import Held, Parcel, Sending
