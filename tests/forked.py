@@ -28,7 +28,7 @@ from pathlib import Path
 
 import msgspec
 
-from farebox import cli
+from tests import reaper
 
 #: What can be forked, and what it imports late; each command of the command line as well.
 _IMPORTED = (
@@ -86,6 +86,7 @@ class Forked:
             with suppress(TimeoutError, BlockingIOError):
                 self.returncode = _number(self._told)
                 self._told.close()
+                reaper.forget(self.pid)
         return self.returncode
 
 
@@ -107,7 +108,9 @@ class _Nursery:
         with theirs, self._lock:  # what two had ordered at once would arrive as one
             raw = msgspec.json.encode(order) + b"\n"
             socket.send_fds(self._orders, [raw], [theirs.fileno(), out, error])
-            return Forked(_number(told), told)
+            child = Forked(_number(told), told)
+            reaper.watch(child.pid)
+            return child
 
     def close(self) -> None:
         """End it; what it has forked lives on."""
@@ -186,9 +189,10 @@ def _mind(told: socket.socket, output: Sequence[int]) -> None:
 
 
 def _main() -> None:
-    commands = [one.name for one in pkgutil.iter_modules(cli.__path__, f"{cli.__name__}.")]
-    for module in (*_IMPORTED, *commands):
+    for module in _IMPORTED:
         importlib.import_module(module)
+    for command in pkgutil.iter_modules(importlib.import_module("farebox.cli").__path__):
+        importlib.import_module(f"farebox.cli.{command.name}")
     gc.collect()
     gc.freeze()
     order = _serve(socket.socket(fileno=os.dup(0)))
@@ -197,7 +201,19 @@ def _main() -> None:
     os.environ.clear()
     os.environ.update(order.env)
     sys.argv = [order.module, *order.arguments]
-    runpy.run_module(order.module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(order.module, run_name="__main__", alter_sys=True)
+    except SystemExit as left:
+        if isinstance(left.code, int):
+            atexit.register(_leave, left.code)
+        raise
+
+
+def _leave(code: int) -> None:
+    """The last thing, once all threads have ended: Python need not take apart what it imported."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

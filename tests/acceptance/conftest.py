@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.acceptance.world import Mint, Server, start_server
-from tests.peers.process import PeerProcess, free_port
+from tests.peers.process import OwnProcess, free_port
 
 _READY_S = 60
 
 
 def _process(module: str, path: str, folder: Path) -> Iterator[str]:
     port = free_port()
-    command = [sys.executable, "-m", module, "--port", str(port)]
-    process = PeerProcess(command, os.environ, folder / f"{module}.log")
+    process = OwnProcess(module, "--port", str(port), log=folder / f"{module}.log")
     url = f"http://127.0.0.1:{port}"
     try:
         process.wait_ready(url + path, _READY_S)

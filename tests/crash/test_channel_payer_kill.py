@@ -7,9 +7,11 @@ answer that died with it, never more.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import httpx
 import msgspec
@@ -33,12 +35,14 @@ from farebox.testing.channels import PlayContract
 from farebox.wire.subrav.didauth import sign_did_auth
 from farebox.wire.subrav.documents import read_recovered_proposal, read_stored_voucher
 from farebox.wire.subrav.payload import HEADER_NAME
+from tests import forked
 from tests.crash.points import Kind, Point, read_point
 from tests.crash.victim import Switch
 from tests.integration.channel_house import FRAGMENT, HOUSE_DID, KEY, PRICE_MSAT, House, house
 
 #: Two for each request: before it is sent, and when its answer has come.
 COMMITS, REQUESTS = 4, 2
+_ENDS_S = 120
 CODEC = HttpPaymentCodec()
 POINTS = [
     Point(Kind.COMMIT, number, after=after)
@@ -159,15 +163,17 @@ async def live(order: Order) -> None:
 
 async def lives(order: Order) -> tuple[int, list[str]]:
     """Run a payer's process; how it ended and what it told."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.crash.test_channel_payer_kill"),
-        msgspec.json.encode(order).decode(),
-        stdout=asyncio.subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-    )
-    out, _ = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode().split()
+    with TemporaryFile("w+") as out:
+        process = forked.start(
+            "tests.crash.test_channel_payer_kill",
+            msgspec.json.encode(order).decode(),
+            cwd=Path(__file__).parents[2],
+            env=os.environ,
+            stdout=out.fileno(),
+        )
+        ended = await asyncio.to_thread(process.wait, _ENDS_S)
+        out.seek(0)
+        return ended, out.read().split()
 
 
 async def lives_whole(order: Order) -> tuple[int, PayerSubChannel]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import secrets
 import signal
@@ -11,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -97,6 +99,14 @@ class Nursery:
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait(_WAIT_S)
+
+
+@cache
+def the_nursery() -> Nursery:
+    """The one of this process, which ends with it."""
+    nursery = Nursery()
+    atexit.register(nursery.close)
+    return nursery
 
 
 @dataclass(frozen=True, slots=True)

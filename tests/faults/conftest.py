@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.acceptance.conftest import mint, upstream
-from tests.crash.world import Nursery
+from tests.crash.world import Nursery, the_nursery
 
 __all__ = ["mint", "nursery", "upstream"]
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
+def nursery() -> Nursery:
+    return the_nursery()

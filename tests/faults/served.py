@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
 import time
 import urllib.error
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ from farebox.wire.cashu.token import decode_token, encode_token
 from farebox.wire.cashu.wallet_keys import WalletKeys
 from tests.acceptance.world import Answered, Mint, Server, call, start_server
 from tests.peers.nutshell import Nutshell
-from tests.peers.process import PeerProcess, free_port
+from tests.peers.process import OwnProcess, free_port
 
 PRICE_SAT = 10
 CHAT = {"model": "play-1", "max_tokens": 10, "messages": [{"role": "user", "content": "Hi"}]}
@@ -52,10 +51,10 @@ class Peer:
         self.url = f"http://127.0.0.1:{port}"
         self._ready = self.url + ready
         self._log = folder / f"{module}.log"
-        self._command = [sys.executable, "-m", module, "--port", str(port), *arguments]
+        self._command = (module, "--port", str(port), *arguments)
 
     def start(self) -> None:
-        self._process = PeerProcess(self._command, os.environ, self._log)
+        self._process = OwnProcess(*self._command, log=self._log)
         self._process.wait_ready(self._ready, _READY_S)
 
     def kill(self) -> None:

@@ -53,10 +53,11 @@ PEERS = {
 
 
 class _OnePeerOneWorker(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Hands out tests one by one, and all tests of a peer at once."""
+    """Hands out tests one by one, and all tests of a peer at once: of the one named last."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return next((peer for peer in PEERS if peer in nodeid), nodeid)
+        last = max(PEERS, key=nodeid.rfind)
+        return last if last in nodeid else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from tests import forked, reaper
+from tests.forked import Forked
 from tests.peers.install import PeerUnavailable
 
 _FIRST_PORT, _PORTS = 10_000, 22_000
@@ -34,7 +36,9 @@ def free_port() -> int:
 
 
 class PeerProcess:
-    """One process in a process group of its own, its output in a file."""
+    """One process in a process group of its own, its output in a file; it ends with ours."""
+
+    _process: subprocess.Popen[bytes] | Forked
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         self._log = log
@@ -48,6 +52,7 @@ class PeerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        reaper.watch(self._process.pid)
 
     def wait_ready(self, url: str, timeout_s: float) -> None:
         """Until `url` answers 200. Raises PeerUnavailable with the last output."""
@@ -94,15 +99,35 @@ class PeerProcess:
         """Ask it to end, and end it if it does not. Does nothing once it has ended."""
         self._signal(signal.SIGTERM)
         try:
-            self._process.wait(_STOP_TIMEOUT_S)
+            self._ended()
         except subprocess.TimeoutExpired:
             self.kill()
 
     def kill(self) -> None:
         """SIGKILL: it gets no chance to finish anything."""
         self._signal(signal.SIGKILL)
+        self._ended()
+
+    def _ended(self) -> None:
         self._process.wait(_STOP_TIMEOUT_S)
+        reaper.forget(self._process.pid)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
             os.killpg(self._process.pid, number)
+
+
+class OwnProcess(PeerProcess):
+    """A program of ours, `python -m module`, that starts at once."""
+
+    def __init__(self, module: str, *arguments: str, log: Path) -> None:
+        self._log = log
+        with log.open("ab") as output:
+            self._process = forked.start(
+                module,
+                *arguments,
+                cwd=log.parent,
+                env=os.environ,
+                stdout=output.fileno(),
+                stderr=output.fileno(),
+            )

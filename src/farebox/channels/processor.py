@@ -127,13 +127,12 @@ class PaymentProcessor:
         if isinstance(turn, Rejected):
             return self._counted(self._failed(found, turn))
         sub = self._payee.sub_channels
-        channel_id, fragment = turn.channel.channel_id, turn.sub_channel.vm_id_fragment
-        if not await sub.take_turn(channel_id, fragment):
+        if not await sub.take_turn(turn.key):
             return self._counted(self._failed(found, _BUSY))
         try:
             standing = await sub.serve(turn, Charge(cost.amount, cost.pico_usd))
         finally:
-            sub.give_turn(channel_id, fragment)
+            sub.give_turn(turn.key)
         result = self._told(found, turn, standing.verdict, standing.row)
         return self._counted(self._claimed(result, turn, standing.row))
 
@@ -317,9 +316,8 @@ class PaymentProcessor:
     async def _begin(
         self, found: _Found, turn: Turn, floor: Cost
     ) -> Admission | PaymentProcessingResult:
-        channel_id, fragment = turn.channel.channel_id, turn.sub_channel.vm_id_fragment
         sub = self._payee.sub_channels
-        if not await sub.take_turn(channel_id, fragment):
+        if not await sub.take_turn(turn.key):
             return self._counted(self._failed(found, _BUSY))
         keeps_turn = False
         try:
@@ -334,7 +332,7 @@ class PaymentProcessor:
             keeps_turn = isinstance(standing.verdict, Accepted | Clear)
         finally:
             if not keeps_turn:
-                sub.give_turn(channel_id, fragment)
+                sub.give_turn(turn.key)
         if not keeps_turn:
             return self._counted(self._told(found, turn, standing.verdict, standing.row))
         result = PaymentProcessingResult(
@@ -359,7 +357,7 @@ class PaymentProcessor:
         try:
             row = await self._payee.sub_channels.settle(channel_id, fragment, charge)
         finally:
-            self._payee.sub_channels.give_turn(channel_id, fragment)
+            self._payee.sub_channels.give_turn(turn.key)
         chain_id = self._payee.contract.chain_id
         pending = row.pending if charge is not None else None
         return msgspec.structs.replace(

@@ -12,7 +12,12 @@ from farebox.books import book_place, open_audit
 from farebox.cli.options import DataOption, SettingsOption, read_settings
 from farebox.cli.output import JsonOption, columns, progress, sat, show
 from farebox.errors import InvalidInput
-from farebox.ledger.checkpoint import Checkpoint, open_checkpoint, seal_checkpoint
+from farebox.ledger.checkpoint import (
+    CHECKPOINT_FILE,
+    Checkpoint,
+    open_checkpoint,
+    seal_checkpoint,
+)
 from farebox.ledger.invariants import Verified
 from farebox.ledger.invariants import verify as verify_book
 from farebox.ledger.replay import Broken, Invariant
@@ -80,7 +85,7 @@ class _Vouched:
     """The checkpoint of the last verify, sealed with a key of the root key's."""
 
     def __init__(self, settings: Settings) -> None:
-        self._path: Path = settings.data_dir / "verified.checkpoint"
+        self._path: Path = settings.data_dir / CHECKPOINT_FILE
         self._key = Signer(read_root_key(settings.data_dir, os.environ)).derive("checkpoint")
 
     def read(self) -> Checkpoint:

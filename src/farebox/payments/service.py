@@ -29,6 +29,7 @@ from farebox.ledger.model import (
     Kind,
     Mismatch,
     Open,
+    Put,
     Refused,
     Replayed,
     Stale,
@@ -284,16 +285,23 @@ class Payments:
         destination: str = "",
         metadata: dict[str, str] | None = None,
         asset: str = "",
+        puts: tuple[Put, ...] = (),
     ) -> Refunded | Pending | Refusal:
         """Give back up to `amount_msat` from an account, at most once for one `operation_id`.
 
         In `asset`; "" is what `metadata` wants, or what the method pays out in first. Of one that
-        is named and held the amount is in its own unit.
+        is named and held the amount is in its own unit. `puts` join the opening commit; where one
+        of those rows has moved it is refused as OVERTAKEN.
         """
         terms = metadata or {}
         fitting = self.assets_for_msat(method, terms.get("refund_currency", ""))
         request = RefundRequest(
-            operation_id, amount_msat, destination, terms, asset=asset or (*fitting, BTC.code)[0]
+            operation_id,
+            amount_msat,
+            destination,
+            terms,
+            asset=asset or (*fitting, BTC.code)[0],
+            puts=puts,
         )
         return await self.send(account, request, method=method)
 
@@ -391,8 +399,12 @@ class Payments:
             )
             kept = kept_back(kept_msat, account, operation.id, len(holds))
             guard = Guard(MATURING, account, row.version if row else ABSENT)
-            changes = Changes((*holds, *kept), plan.puts, guards=(guard,))
+            changes = Changes((*holds, *kept), (*plan.puts, *request.puts), guards=(guard,))
             outcome = await self._operations.open(operation, changes)
+            if isinstance(outcome, Stale | Taken) and any(
+                outcome.kind == one.record.kind for one in request.puts
+            ):
+                return OVERTAKEN
             if isinstance(outcome, Refused) and outcome.step >= len(holds):
                 return _UNRIPE
             if isinstance(outcome, Refused) and outcome.code is Code.EXCEEDS_DEBITS:
@@ -426,6 +438,7 @@ class Payments:
                 return Pending(done.id)
 
 
+OVERTAKEN = Refusal("overtaken", "what it was decided by has changed; try again")
 _NOT_COVERED = Refusal("insufficient_balance", "the balance does not cover this amount")
 #: Of a wrong address in a sentence, of an account's deposits that are looked at.
 _SHOWN_CHARS, _PAID_BY_MAX = 80, 20

@@ -45,6 +45,7 @@ class Problem(enum.StrEnum):
     BODY_TOO_LARGE = "the body is too large to be read"
     BODY_NOT_JSON = "the body is not a JSON object"
     BODY_AMBIGUOUS = "the body has a key twice, or in unusual capitals"
+    MODELS_MANY = "the body names other models to fall back to"
     FIELD_INVALID = "model, stream or a limit has a value of the wrong kind or size"
 
 
@@ -116,6 +117,10 @@ _KEYS: Final = (
     "input",
 )
 _KEY_SET: Final = frozenset(_KEYS)
+#: By these OpenRouter and LiteLLM are told to serve another model than the one that is priced.
+_FALLBACKS: Final = frozenset(
+    {"models", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks"}
+)
 _QUOTED_KEYS: Final = tuple(f'"{key}"'.encode() for key in _KEYS)
 #: A printable ASCII character written as an escape: it could hide a second "model".
 _ESCAPED_ASCII: Final = re.compile(rb"\\u00[2-7]")
@@ -249,11 +254,13 @@ def _facts(
         or choices is None
         or -1 in limits
     )
+    many = False
     if protocol is ApiProtocol.OTHER:
         attached = Attachments()
         invalid = misnamed
     else:
         attached = find_attachments(document)
+        many = any(document.get(key) for key in _FALLBACKS & document.keys())
     # Some servers take zero for no limit at all.
     given = [limit for limit in limits if limit]
     return RequestFacts(
@@ -268,7 +275,7 @@ def _facts(
         text_bytes=max(body_bytes - attached.inline_bytes, 0),
         images=attached.images,
         open_input=attached.open_input,
-        problem=Problem.FIELD_INVALID if invalid else None,
+        problem=Problem.FIELD_INVALID if invalid else Problem.MODELS_MANY if many else None,
     )
 
 

@@ -137,8 +137,8 @@ class GatewaySettings:
     listen: Address = setting(ADDRESS, "Where to listen.", "127.0.0.1:8080")
     public_url: str | None = optional(
         URL,
-        "The address callers know us by, for the links in answers. Left out, it is taken from "
-        "`listen`.",
+        "The address callers know us by, for the links in answers. Left out, they are relative, "
+        "and where they cannot be (wallets, channels, providers) taken from `listen`.",
         "https://api.example.com",
     )
     cors_origins: tuple[str, ...] = setting(

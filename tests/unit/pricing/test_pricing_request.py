@@ -128,6 +128,12 @@ def test_a_limit_of_the_wrong_kind_is_a_problem(field: dict[str, Any]) -> None:
     assert facts.model is None
 
 
+@pytest.mark.parametrize("key", ["models", "fallbacks", "context_window_fallbacks"])
+def test_a_model_to_fall_back_to_is_a_problem(key: str) -> None:
+    assert read({"model": "cheap", key: ["dear"]}).problem is Problem.MODELS_MANY
+    assert read({"model": "cheap", key: []}).problem is None
+
+
 @pytest.mark.parametrize(
     "body",
     [

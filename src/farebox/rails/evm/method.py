@@ -233,6 +233,11 @@ class EvmMethod(DepositMethod):
         await self._arrivals.advance()
         return await self._arrivals.of_address(reference)
 
+    @property
+    def behind(self) -> int | None:
+        """Blocks from where it has looked to the newest."""
+        return self._arrivals.behind
+
     async def watch(self, cursor: str) -> AsyncGenerator[Watched, None]:
         """What arrives from now on. The cursor is the rail's own: it moves without payments too."""
         while True:
