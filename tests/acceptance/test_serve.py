@@ -10,6 +10,7 @@ import socket
 import stat
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 
@@ -164,7 +165,7 @@ def test_a_stream_is_paid_and_links_to_its_change(standing: Server, mint: Mint) 
     streamed = call(url, {"X-Cashu": token}, {**CHAT, "stream": True})
     assert streamed.status == 200
     assert streamed.body.rstrip().endswith(b"data: [DONE]")
-    link = streamed.headers["link"].partition(">")[0].removeprefix("<")
+    link = urljoin(url, streamed.headers["link"].partition(">")[0].removeprefix("<"))
     told = call(link, {"X-Cashu": token}).json()
     assert decode_token(told["token"]).amount == 54
     assert call(link, {"X-Cashu": token}).json() == told
