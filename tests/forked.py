@@ -28,6 +28,8 @@ from pathlib import Path
 
 import msgspec
 
+from tests import reaper
+
 #: What can be forked, and what it imports late; each command of the command line as well.
 _IMPORTED = (
     "farebox.bootstrap",
@@ -84,6 +86,7 @@ class Forked:
             with suppress(TimeoutError, BlockingIOError):
                 self.returncode = _number(self._told)
                 self._told.close()
+                reaper.forget(self.pid)
         return self.returncode
 
 
@@ -105,7 +108,9 @@ class _Nursery:
         with theirs, self._lock:  # what two had ordered at once would arrive as one
             raw = msgspec.json.encode(order) + b"\n"
             socket.send_fds(self._orders, [raw], [theirs.fileno(), out, error])
-            return Forked(_number(told), told)
+            child = Forked(_number(told), told)
+            reaper.watch(child.pid)
+            return child
 
     def close(self) -> None:
         """End it; what it has forked lives on."""

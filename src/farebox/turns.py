@@ -53,15 +53,17 @@ class TurnsByKey:
         """`queue_max`: how many may wait for the turn of one key."""
         self._queue_max = queue_max
         self._wait_max_s = wait_max_s
-        #: Who waits, by each key whose turn somebody has.
-        self._queues: dict[str, _Queue] = {}
+        #: Who waits, by each key whose turn somebody has; None: nobody does, as nearly always.
+        self._queues: dict[str, _Queue | None] = {}
 
     async def take(self, key: str) -> bool:
         """Wait for the turn; False when too many do, or it does not come in time."""
-        queue = self._queues.get(key)
-        if queue is None:
-            self._queues[key] = deque()
+        if key not in self._queues:
+            self._queues[key] = None
             return True
+        queue = self._queues[key]
+        if queue is None:
+            queue = self._queues[key] = deque()
         if len(queue) >= self._queue_max:
             return False
         return await _wait(queue, self._wait_max_s, lambda: self.give_back(key))

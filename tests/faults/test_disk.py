@@ -113,7 +113,7 @@ def test_a_full_disk_takes_no_money_and_what_was_under_way_is_settled_when_there
     made = house.ask("/create", {}, body)
     assert made is not None
     key = {"Authorization": f"Bearer {made.json()['api_key']}"}
-    slow = {**CHAT, "x-play": "slow=1.5"}
+    slow = {**CHAT, "x-play": "slow=5"}
     embedded, waiting = house.token(64), [house.token(32) for _ in range(4)]
     with ThreadPoolExecutor(4) as callers:
         under_way = [

@@ -132,7 +132,7 @@ class EvmHouse(RailHouse):
         await self.pay(asked, amount)
         await self.mine()
         await self.until_credited(asked)
-        body = {"initial_balance_token": asked["pay"], "claim_secret": asked["claim_secret"]}
+        body = {"initial_balance_token": asked["uri"], "claim_secret": asked["claim_secret"]}
         made = await self.post("/create", body)
         assert made.status_code == 200, made.text
         return str(made.json()["api_key"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from farebox.clock import NS_PER_S, ManualClock
-from farebox.identity import KeyTerms
+from farebox.identity import KeyTerms, NewKey, new_account
 from farebox.ledger.model import ABSENT, Put, Unit
 from farebox.payments import RefundRequest, Refusal
 from farebox.payments.maturity import MATURING, Lot, Maturing
@@ -73,6 +73,24 @@ async def test_without_a_place_to_go_it_stays_for_the_owner(
     assert not play.sent
     answer = await world.post("/refund", {"lightning_address": "me@example.com"}, bearer=key)
     assert answer.json()["amount_msat"] == 5_000
+
+
+async def test_a_key_that_the_operator_made_is_refunded_as_well(
+    world: World, play: PlayMoney
+) -> None:
+    """Nobody has paid when it is made: how its money goes back is seen from what came since."""
+    expires_at = world.clock.now_ns() + 60 * NS_PER_S
+    terms = KeyTerms(expires_at=expires_at, refund_address="me@example.com")
+    made = await world.keys.create(new_account(), terms)
+    assert isinstance(made, NewKey)
+    await world.post("/topup", {"cashu_token": "play:later:700"}, bearer=made.secret)
+    back = await world.post(
+        "/refund", {"amount_msat": 300, "destination": "a@b.example"}, bearer=made.secret
+    )
+    assert back.json()["amount_msat"] == 300
+    world.clock.advance(60)
+    assert await expiry_of(world).run() == 1
+    assert list(play.sent.values()) == [300, 400]
 
 
 async def test_money_that_another_key_may_spend_stays(world: World, play: PlayMoney) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from farebox.api import owns_path
 from farebox.clock import NS_PER_S, ManualClock
+from farebox.identity import KeyTerms, NewKey, new_account
 from tests.integration.api_world import PlayMoney, World, methods_of, problem_of, world_of
 
 ALIASES = ["", "/v1/wallet", "/v1/balance"]
@@ -48,6 +49,27 @@ async def test_every_endpoint_answers_under_every_name(world: World, alias: str)
         for name in ("create", "topup", "info", "refund"):
             assert owns_path(f"{path}/{name}")
     assert not owns_path("/v1/chat/completions")
+
+
+async def test_a_key_that_the_operator_made_gives_its_money_back(world: World) -> None:
+    made = await world.keys.create(new_account(), KeyTerms())
+    assert isinstance(made, NewKey)
+    problem_of(await world.post("/refund", bearer=made.secret), 402, "insufficient_balance")
+    await world.post("/topup", {"cashu_token": "play:b:1000"}, bearer=made.secret)
+    refunded = (await world.post("/refund", bearer=made.secret)).json()
+    assert refunded["amount_msat"] == 1_000
+    assert refunded["token"].startswith("play:")
+
+
+async def test_a_refund_address_that_nothing_can_pay_to_takes_no_money(
+    world: World, play: PlayMoney, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(play, "can_pay_to", lambda address: "@" in address)
+    terms = {"initial_balance_token": "play:a:5000", "refund_address": "mistyped"}
+    problem = problem_of(await world.post("/create", terms), 400, "refund_address_invalid")
+    assert "mistyped" in problem["detail"]
+    assert play.receives == 0
+    assert await world.created("play:a:5000", refund_address="me@example.com")
 
 
 async def test_create_keeps_the_terms_of_its_owner(world: World, play: PlayMoney) -> None:

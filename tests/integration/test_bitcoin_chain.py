@@ -40,6 +40,8 @@ async def test_a_deposit_is_credited_spent_refunded_and_paid_out(
     await asyncio.to_thread(bitcoin.node.mine)
     assert (await house.until(asked, "credited"))["credited_msat"] == 50_000_000
     key = await house.key_of(asked)
+    scanned = {"cashu_token": f"BITCOIN:{asked['pay'].upper()}"}  # as QR codes have it
+    assert (await house.post("/topup", scanned, key)).json() == {"msats": 50_000_000}
     spent = await house.http.get("/echo", headers={"Authorization": f"Bearer {key}"})
     assert spent.status_code == 200
     assert await house.balance_msat(key) == 50_000_000 - PRICE_MSAT

@@ -11,6 +11,7 @@ from farebox.errors import RailUnavailable
 from farebox.rails.bitcoin.core import Core
 from farebox.wire.bitcoin import read_tx
 from tests.integration.bitcoin_house import (
+    PAYOUT_CONFIRMATIONS,
     BitcoinHouse,
     bitcoin_house,
     bitcoin_settings,
@@ -263,6 +264,26 @@ async def test_fees_have_a_limit_and_dust_is_refused_with_the_reason(
         other = await house.post("/v1/payouts", {**body, "destination": mainnet}, key)
         assert other.json()["code"] == "destination_invalid"
         assert await house.balance_msat(key) == IN_SAT * 1_000
+
+
+async def test_a_payment_that_the_coins_do_not_suffice_for_holds_up_no_other(
+    tmp_path: Path, bitcoin: BitcoinChain
+) -> None:
+    async with bitcoin_house(tmp_path, terms(bitcoin)) as house:
+        small, _ = await house.credited(bitcoin, 2 * OUT_SAT)
+        large, _ = await house.credited(bitcoin, IN_SAT, blocks=1)  # not deep enough to be spent
+        to, other = bitcoin.payer.address(90), bitcoin.payer.address(91)
+        await house.paid_out(large, to, 3 * OUT_SAT, "large")
+        await house.paid_out(small, other, OUT_SAT, "small")
+        first = await waiting(bitcoin)
+        await mine(house, bitcoin)
+        assert await asyncio.to_thread(bitcoin.payer.received_sat, 91) == OUT_SAT
+        assert await asyncio.to_thread(bitcoin.payer.received_sat, 90) == 0
+        await waiting(bitcoin, beside=first)
+        for _ in range(PAYOUT_CONFIRMATIONS):
+            await mine(house, bitcoin)
+        assert await asyncio.to_thread(bitcoin.payer.received_sat, 90) == 3 * OUT_SAT
+        await house.settled()
 
 
 async def test_what_no_batch_can_take_for_hours_goes_back_to_its_account(

@@ -249,11 +249,12 @@ async def test_who_leaves_a_stream_is_asked_for_what_was_delivered(tmp_path: Pat
     async with house(tmp_path) as shop:
         await shop.open()
         path = "/v1/chat/completions"
-        headers = shop.payment(path, method="POST") | {"x-play": "slow=0.02"}
+        headers = shop.payment(path, method="POST") | {"x-play": "slow=0.5"}
         body = CHAT | {"stream": True}
         async with shop.http.stream("POST", path, headers=headers, json=body) as answer:
-            async for _ in answer.aiter_bytes():
-                break
+            pieces = answer.aiter_bytes()
+            await anext(pieces)  # the first event has no words in it
+            await anext(pieces)
         asked = await shop.asks()  # it waits for its turn, until the other is settled
         assert (asked.status, asked.code) == (402, "PAYMENT_REQUIRED")
         owed = asked.proposal.accumulated_amount

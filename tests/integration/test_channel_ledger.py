@@ -52,14 +52,16 @@ class Bank:
     processes: Processes
     clock: ManualClock
 
-    async def opens(self, payee: str, collateral: int = 60_000) -> ChannelInfo:
+    async def opens(
+        self, payee: str, collateral: int = 60_000, key: SigningKey = KEY
+    ) -> ChannelInfo:
         return await self.contract.open_channel_with_sub_channel(
             payer_did=PAYER,
             payee_did=payee,
             asset_id="BTC",
             collateral=collateral,
             fragment="key",
-            key=KEY.public,
+            key=key.public,
         )
 
     async def has(self, account: str) -> int:
@@ -147,6 +149,23 @@ async def test_a_reopened_channel_pays_no_voucher_of_its_old_epoch(tmp_path: Pat
         with pytest.raises(RailRejected):
             await town.contract.claim(voucher(old, 2_000, 2))
         assert await town.contract.claim(voucher(new, 300)) == 300
+
+
+async def test_a_key_that_was_lost_signs_no_more_once_the_channel_is_opened_anew(
+    tmp_path: Path,
+) -> None:
+    async with bank(tmp_path) as town:
+        old = await town.opens(SELLER)
+        await town.contract.authorize_sub_channel(old.channel_id, "stolen", KEY.public)
+        another = SigningKey(KeyType.SECP256K1, b"\x02" * 32)
+        with pytest.raises(RailRejected, match="another key"):
+            await town.opens(SELLER, key=another)
+        await town.contract.close_as_payee(old.channel_id)
+        new = await town.opens(SELLER, key=another)
+        for fragment in ("key", "stolen"):
+            with pytest.raises(RailRejected):
+                await town.contract.claim(voucher(new, 1_000, vm_id_fragment=fragment))
+        assert await town.contract.sub_channel(new.channel_id, "stolen") is None
 
 
 @pytest.mark.parametrize(

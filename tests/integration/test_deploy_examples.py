@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from farebox.bootstrap import Farebox
 from farebox.cli import app
 from farebox.cli.serve import _LAST_WORDS_S
 from farebox.operating import Metrics
+from farebox.operating.vitals import Verification
 from farebox.payments.rail import Holding
 from farebox.settings import Settings, load_settings
 from tests.architecture.sources import ROOT
@@ -70,6 +74,7 @@ async def exposed(tmp_path: Path) -> dict[str, set[str]]:
             place.mint.calls.ends.add("swap answered")
         [watch] = house._watches
         watch.looked_at_s, watch.holdings = 0, (Holding(watch.rail.place, "BTC", 1),)
+        house.vitals.verification = Verification(0, 0)
         house._deposits.moves.add("lightning credited")
         metrics: Metrics = house.operator._metrics
         text = (await metrics.exposition()).decode()
@@ -162,6 +167,84 @@ def test_the_unit_starts_a_command_that_exists_and_gives_it_time_to_stop() -> No
     [stop_s] = re.findall(r"(?m)^TimeoutStopSec=(\d+)$", UNIT)
     gateway = Settings().gateway
     assert int(stop_s) > gateway.drain_s + gateway.stop_grace_s + _LAST_WORDS_S
+
+
+def test_the_unit_s_command_is_read_and_its_data_are_in_a_directory_that_systemd_makes() -> None:
+    values = dict(re.findall(r"(?m)^(\w+)=(.*)$", UNIT))
+    program, command, *flags = shlex.split(values["ExecStart"])
+    assert program == "/opt/farebox/bin/farebox"
+    given = commands()[command].make_context(command, flags).params
+    assert given["data"] == Path("/var/lib") / values["StateDirectory"]
+    assert given["settings"] == Path("/etc/farebox/farebox.toml")
+    assert values["User"] == values["Group"] == "farebox"
+    assert f"useradd --system --home-dir {given['data']} farebox" in UNIT
+
+
+# ── an image ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Containerfile, an instruction after the other."""
+    text = re.sub(r"(?m)^#.*\n", "", (DEPLOY / "Containerfile").read_text())
+    lines = text.replace("\\\n", " ").splitlines()
+    return [(name, rest) for name, _, rest in (line.partition(" ") for line in lines) if name]
+
+
+def is_sent(path: str) -> bool:
+    """Whether the image's build gets a file of the checkout: the last pattern that fits decides."""
+    sent, parts = True, [path, *map(str, Path(path).parents)]
+    for line in re.findall(r"(?m)^[^#\n].*$", (ROOT / ".dockerignore").read_text()):
+        pattern = line.removeprefix("!").removeprefix("**/")
+        if any(fnmatch(part, pattern) or part.endswith(f"/{pattern}") for part in parts):
+            sent = line.startswith("!")
+    return sent
+
+
+def test_the_image_gets_what_the_package_is_built_of_and_nothing_else() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for needed in (project["readme"], "LICENSE", "pyproject.toml", "src/farebox/cli/serve.py"):
+        assert (ROOT / needed).exists()
+        assert is_sent(needed), needed
+    for private in ("farebox.toml", "farebox-data/root.key", ".git/config", ".venv/bin/python"):
+        assert not is_sent(private), private
+    assert not is_sent("src/farebox/__pycache__/x.pyc")
+    [build] = [rest for name, rest in instructions() if "pip install" in rest]
+    [extra] = re.findall(r'"/src\[(\w+)\]"', build)
+    assert extra in project["optional-dependencies"]
+
+
+def test_the_image_runs_the_server_as_a_user_that_owns_nothing_but_the_books() -> None:
+    told = instructions()
+    last = max(at for at, (name, _) in enumerate(told) if name == "FROM")
+    stages = {rest.split(" AS ")[1] for name, rest in told if " AS " in rest}
+    final = dict(told[last:])
+    for name, rest in told:
+        if name == "COPY" and "--from=" in rest:
+            assert re.findall(r"--from=(\w+)", rest)[0] in stages
+    user = final["USER"]
+    assert user not in ("root", "0")
+    assert re.search(rf"useradd .*--uid \d+ .*{user}", final["RUN"])
+    assert f"--owner {user} --mode 0700 {final['VOLUME']}" in final["RUN"]
+    assert f"FAREBOX_DATA_DIR={final['VOLUME']} " in final["ENV"]
+    assert json.loads(final["ENTRYPOINT"]) == ["farebox"]
+    [command] = json.loads(final["CMD"])
+    assert command in commands()
+
+
+def test_the_containers_of_the_compose_file_fit_the_image() -> None:
+    final = dict(instructions())
+    service = read("compose.yaml")["services"]["farebox"]
+    assert (DEPLOY / service["build"]["context"]).resolve() == ROOT
+    assert (ROOT / service["build"]["dockerfile"]).exists()
+    assert service["volumes"] == [f"books:{final['VOLUME']}"]
+    assert "books" in read("compose.yaml")["volumes"]
+    command, *flags = service["command"]
+    assert commands()[command].make_context(command, flags).params["price"] == "10 sat"
+    asked = re.search(r'"http://127\.0\.0\.1:(\d+)(/\w+)"', service["healthcheck"]["test"][3])
+    assert asked is not None
+    assert asked[1] in final["EXPOSE"].split()
+    assert f"FAREBOX_METRICS__LISTEN=0.0.0.0:{asked[1]} " in final["ENV"]
+    assert f"`{asked[2]}`" in PAGE.partition("### Probes")[2].partition("### ")[0]
 
 
 def test_the_compose_file_s_settings_are_accepted_with_the_image_s() -> None:

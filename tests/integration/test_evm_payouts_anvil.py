@@ -80,9 +80,27 @@ async def test_bad_destinations_are_refused(till: Till) -> None:
         (DEPLOYER, "destination_is_contract"),
     ):
         assert await till.refused(destination, AMOUNT) == code, destination
-    fine = f"ethereum:{somebody()}@{till.desk.sending.terms.chain_id}"
-    quote = await till.payouts.quote(RefundRequest("q", AMOUNT, fine, asset="ETH"))
-    assert not isinstance(quote, Refusal)
+    chain_id = till.desk.sending.terms.chain_id
+    of_token = f"ethereum:{till.token.address}@{chain_id}/transfer?address={somebody()}"
+    for fine, asset in (
+        (f"ethereum:{somebody()}@{chain_id}", "ETH"),
+        (f"ethereum:{somebody()}@{chain_id}", "TOK"),
+        (f"ethereum:{somebody()}@{chain_id}?value={AMOUNT}", "ETH"),
+        (of_token, "TOK"),
+        (f"{of_token}&uint256={AMOUNT}", "TOK"),
+    ):
+        quote = await till.payouts.quote(RefundRequest("q", AMOUNT, fine, asset=asset))
+        assert not isinstance(quote, Refusal), (fine, quote)
+    for other, asset in (
+        (f"ethereum:{somebody()}@{chain_id}?value={AMOUNT}", "TOK"),
+        (f"ethereum:{somebody()}@{chain_id}?value={AMOUNT + 1}", "ETH"),
+        (of_token, "ETH"),
+        (f"{of_token}&uint256={AMOUNT + 1}", "TOK"),
+    ):
+        exact = RefundRequest("q", AMOUNT, other, is_exact=True, asset=asset)
+        quote = await till.payouts.quote(exact)
+        assert isinstance(quote, Refusal), other
+        assert quote.code == "destination_invalid"
 
 
 async def test_limits_allow_list_and_fee_limit_hold(anvil: Anvil, tmp_path: Path) -> None:

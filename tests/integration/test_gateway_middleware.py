@@ -82,6 +82,7 @@ async def test_an_example_sells_its_endpoint(
             assert unpaid.status == 402
             assert unpaid.headers["x-cashu"].startswith("creqA")
         async with it.get("/square/7", it.token(32)) as paid:
+            assert paid.links["payment-change"]["url"].origin() == paid.url.origin()
             assert (paid.status, await paid.json()) == (200, {"square": 49})
             assert decode_token(paid.headers["x-cashu"]).amount == 22
             assert paid.headers["x-farebox-receipt"]

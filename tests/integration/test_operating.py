@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 from farebox.bootstrap import Farebox
+from farebox.clock import NS_PER_S
 from farebox.errors import InvalidSettings, StoreError
+from farebox.ledger.checkpoint import CHECKPOINT_FILE, Checkpoint, seal_checkpoint
 from farebox.operating import Verdict, Vitals
 from farebox.rails.web.breaker import FAILURES_TO_OPEN, PAUSE_S
 from farebox.settings import load_settings
@@ -99,6 +102,26 @@ async def test_a_book_that_cannot_be_written_is_unready_until_it_can(
     assert (await readiness(house))[0] == 503
     await house.farebox.vitals.look()  # nobody pays meanwhile: it has to try by itself
     assert (await readiness(house))[0] == 200
+
+
+async def test_what_was_not_verified_yet_is_told_until_it_is(house: WholeHouse) -> None:
+    farebox = house.farebox
+    await farebox.worker.stop()  # so that no event comes but the request's
+    await house.http.get("/echo", headers=house.auth())
+    _, samples = await scrape(house)
+    events = of(samples, "farebox_book_events")
+    assert of(samples, "farebox_event_lag", consumer="verify") == events > 0
+    assert not any(name == "farebox_verified_seconds_ago" for name, _ in samples)
+    checkpoint = Checkpoint(event=int(events))
+    sealed = seal_checkpoint(checkpoint, farebox.signer.derive("checkpoint"))
+    path = farebox.settings.data_dir / CHECKPOINT_FILE
+    path.write_bytes(sealed)
+    os.utime(path, (house.clock.now_ns() / NS_PER_S, house.clock.now_ns() / NS_PER_S))
+    house.clock.advance(60)
+    await farebox.vitals.look()
+    _, samples = await scrape(house)
+    assert of(samples, "farebox_event_lag", consumer="verify") == 0
+    assert of(samples, "farebox_verified_seconds_ago") == pytest.approx(60)
 
 
 async def test_a_full_disk_is_unready(house: WholeHouse) -> None:

@@ -18,7 +18,6 @@ from farebox.ledger.model import Applied, Kind, Open, Transfer, Unit
 from farebox.money import BTC
 from farebox.payments import Refusal
 from farebox.payments.service import Pending, Received, Refunded
-from farebox.rails.cashu.config import custody_account
 from farebox.rails.cashu.records import ProofUse
 from farebox.settings import load_settings
 from farebox.testing.asgi import serving
@@ -91,20 +90,22 @@ async def test_a_withdrawal_comes_from_the_mint_that_was_named(tmp_path: Path) -
 
 
 async def test_two_withdrawals_at_once_take_what_is_free_out_once(tmp_path: Path) -> None:
-    async with earning(tmp_path, 64) as (house, mints):
+    """Half of what was earned is made good to customers: each mint has what is left of it."""
+    async with earning(tmp_path, 64, 65) as (house, mints):
         lost = (
             Open("expense:lost", BTC.code, Kind.EXPENSE),
-            Transfer("expense:lost", custody_account(mints[0].url, "sat"), 32_000, "lost"),
+            Open("customer:one", BTC.code, Kind.CUSTOMER),
+            Transfer("expense:lost", "customer:one", 65_000, "lost"),
         )
         assert isinstance(await house.store.commit(Unit("lost", lost)), Applied)
-        wanted = [Withdraw(f"w{number}", 32_000) for number in range(2)]
-        first, second = await asyncio.gather(
+        wanted = [Withdraw(f"w{at}", 64_000, "", mint.url) for at, mint in enumerate(mints)]
+        told = await asyncio.gather(
             *(carry_out(house, one) for one in wanted), return_exceptions=True
         )
-        assert isinstance(first, dict)
-        assert first["amount_msat"] == 32_000
-        assert isinstance(second, InvalidInput)
-        assert "0 sat are beyond what customers own" in str(second)
+        (taken,) = (one for one in told if isinstance(one, dict))
+        (refused,) = (one for one in told if isinstance(one, InvalidInput))
+        assert taken["amount_msat"] == 64_000
+        assert "0 sat are beyond what customers own" in str(refused)
 
 
 async def test_a_token_tried_again_is_not_taken_for_the_try_before(tmp_path: Path) -> None:

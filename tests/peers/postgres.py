@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 
+from tests import reaper
 from tests.peers.install import PeerUnavailable, postgres_programs, run, server_user, unprivileged
 from tests.peers.process import free_port
 
@@ -97,6 +98,11 @@ class Postgres:
         options = " ".join(f"-c {key}={value}" for key, value in settings.items())
         log = str(self.directory / "log")
         self._run("pg_ctl", "-w", "-l", log, "-o", f"-p {self._port} {options}", "start")
+        self._watched = self._postmaster()
+        reaper.watch(self._watched)
+
+    def _postmaster(self) -> int:
+        return int((self._data / "postmaster.pid").read_text().split()[0])
 
     def keep(self) -> None:
         """Keep the data as it is while the server is stopped, to begin with it again."""
@@ -111,11 +117,12 @@ class Postgres:
 
     def kill(self) -> None:
         """SIGKILL to every process of it: the machine is gone, as far as anybody can tell."""
-        postmaster = int((self._data / "postmaster.pid").read_text().split()[0])
+        postmaster = self._postmaster()
         children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
         for pid in (postmaster, *map(int, children)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        reaper.forget(self._watched)
 
     def promote(self) -> None:
         """Make a standby the primary, and wait until it is."""
@@ -124,6 +131,7 @@ class Postgres:
     def stop(self, mode: str = "fast") -> None:
         """End it: `fast` in good order, `immediate` as if its processes had been killed."""
         self._run("pg_ctl", "-w", "-m", mode, "stop")
+        reaper.forget(self._watched)
 
     def restart(self, mode: str = "fast") -> None:
         """Stop it and start it on the same data and port."""

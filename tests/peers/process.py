@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tests import forked
+from tests import forked, reaper
 from tests.forked import Forked
 from tests.peers.install import PeerUnavailable
 
@@ -36,7 +36,7 @@ def free_port() -> int:
 
 
 class PeerProcess:
-    """One process in a process group of its own, its output in a file."""
+    """One process in a process group of its own, its output in a file; it ends with ours."""
 
     _process: subprocess.Popen[bytes] | Forked
 
@@ -52,6 +52,7 @@ class PeerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        reaper.watch(self._process.pid)
 
     def wait_ready(self, url: str, timeout_s: float) -> None:
         """Until `url` answers 200. Raises PeerUnavailable with the last output."""
@@ -98,14 +99,18 @@ class PeerProcess:
         """Ask it to end, and end it if it does not. Does nothing once it has ended."""
         self._signal(signal.SIGTERM)
         try:
-            self._process.wait(_STOP_TIMEOUT_S)
+            self._ended()
         except subprocess.TimeoutExpired:
             self.kill()
 
     def kill(self) -> None:
         """SIGKILL: it gets no chance to finish anything."""
         self._signal(signal.SIGKILL)
+        self._ended()
+
+    def _ended(self) -> None:
         self._process.wait(_STOP_TIMEOUT_S)
+        reaper.forget(self._process.pid)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:

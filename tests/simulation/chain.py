@@ -391,6 +391,10 @@ class ModelWallet:
     async def close(self) -> None:
         """Nothing is kept open."""
 
+    def address(self, text: str) -> str:
+        """An address as it is written here. Raises InvalidCredential."""
+        return self.script(text).decode().rstrip()
+
     def script(self, address: str) -> bytes:
         """Its output script. Raises InvalidCredential."""
         if not address.startswith(_ADDRESS):

@@ -246,6 +246,10 @@ class DiskReader:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
 
+    def damage(self) -> str:
+        """Nothing: it is memory."""
+        return ""
+
     def last_seq(self) -> int:
         """The last unit's number."""
         return len(self._disk.units)

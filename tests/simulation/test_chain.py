@@ -15,7 +15,8 @@ def chain_of() -> ModelChain:
 
 
 def test_the_models_wallet_is_called_as_the_real_one_is() -> None:
-    for name in ("info", "fee_rate", "broadcast", "sync", "build", "bump", "script", "close"):
+    names = ("info", "fee_rate", "broadcast", "sync", "build", "bump", "address", "script", "close")
+    for name in names:
         real, model = (
             list(inspect.signature(getattr(one, name)).parameters.values())
             for one in (Wallet, ModelWallet)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming
-from farebox.api.problems import unauthorised
+from farebox.api.problems import bad_request, unauthorised
 from farebox.errors import InvalidCredential
 from farebox.identity import ApiKey, KeyRefused, KeyRefusedReason, token_account
 from farebox.payments import PaymentCredentials, Refusal
@@ -20,6 +20,10 @@ _HINT_CHARS = 6
 _CREDITED_ELSEWHERE = (
     "The money is on the account it was credited to. If that is the token's own, the token as "
     "bearer opens it."
+)
+_NO_MONEY = (
+    "The call brings no money: name it as `initial_balance_token` to POST /create, and as "
+    "`cashu_token` to POST /topup; accepted are: {}."
 )
 
 
@@ -57,6 +61,8 @@ async def parse_credential(context: ApiContext, credential: str) -> PaymentCrede
     """Read a credential with the first method that can; nothing moves."""
     credential = credential.strip()
     methods = context.payments.methods
+    if not credential:
+        return bad_request("credential_missing", _NO_MONEY.format(", ".join(methods.accepted())))
     fits = 0 < len(credential) <= CREDENTIAL_MAX_CHARS and credential.isascii()
     method = methods.detect(credential) if fits else None
     if method is None:
@@ -105,7 +111,7 @@ async def _by_key(
     key = await context.keys.authenticate(secret)
     if isinstance(key, KeyRefused):
         if key.reason is KeyRefusedReason.EXPIRED and key.key is not None and expired_too:
-            return _owner(key.key)
+            return await _owner(context, key.key)
         if key.reason is KeyRefusedReason.UNKNOWN:
             # Known keys are never shut out: behind a shared proxy all callers have one address.
             wait_s = context.failures.wait_s(incoming.address)
@@ -113,11 +119,14 @@ async def _by_key(
                 return too_many_failures(wait_s)
             context.failures.failed(incoming.address)
         return refusal(f"key_{key.reason.value}", key.message, {})
-    return _owner(key)
+    return await _owner(context, key)
 
 
-def _owner(key: ApiKey) -> Caller:
-    return Caller(key.account, key.masked, key.refund_method, key.refund_terms, key)
+async def _owner(context: ApiContext, key: ApiKey) -> Caller:
+    method = key.refund_method
+    if method not in context.payments.methods:
+        method = await context.payments.way_back(key.account)
+    return Caller(key.account, key.masked, method, key.refund_terms, key)
 
 
 async def _by_token(context: ApiContext, incoming: Incoming, credential: str) -> Caller | Answer:

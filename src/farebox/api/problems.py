@@ -14,7 +14,7 @@ from farebox.errors import (
     StoreError,
 )
 from farebox.ids import new_id
-from farebox.paywall.dialects import Problem, problem, refusal
+from farebox.paywall.dialects import Problem, problem, refusal, sentence
 from farebox.paywall.model import Answer
 
 _log = structlog.get_logger("farebox.api")
@@ -99,7 +99,7 @@ def from_exception(error: Exception) -> Answer:
         case HTTPException(status_code=status) if status < 500:
             return problem(Problem(status, "bad_request", "Bad request", "It cannot be read."))
         case InvalidInput():
-            return bad_request("invalid_input", f"{error}.")
+            return bad_request("invalid_input", sentence(str(error)))
         case StoreBusy():
             return _unavailable("busy", "Too much is waiting to be written; try again.")
         case OutcomeUnknown() | StoreError():

@@ -157,7 +157,10 @@ def _terms(
     )
     if not terms.is_printable:
         return bad_request("text_invalid", "A label or address is too long or not printable.")
-    return terms
+    if context.payments.gives_back_only(terms.refund_method):
+        return terms
+    nowhere = context.payments.no_way_to(terms.refund_address)
+    return terms if nowhere is None else refused(nowhere)
 
 
 def _has_a_key() -> Answer:

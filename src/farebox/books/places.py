@@ -15,6 +15,7 @@ from farebox.ledger.processes import PROCESS
 from farebox.ledger.records import RecordType
 from farebox.ledger.standing import BOOK
 from farebox.ledger.store import Store
+from farebox.payments.capital import OURS
 from farebox.payments.cards.records import RECORDS as CARD_RECORDS
 from farebox.payments.conversions import CONVERSION
 from farebox.payments.deposits import DEPOSIT, DEPOSIT_REQUEST
@@ -47,6 +48,7 @@ RECORDS: tuple[RecordType[Any], ...] = (
     MATURING,
     NAMED,
     OPERATION,
+    OURS,
     PROCESS,
     REQUEST,
     ROOT_SEAL,

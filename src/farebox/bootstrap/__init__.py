@@ -128,9 +128,6 @@ class Farebox:
         self._commits = Commits()
         self._probes = {"/healthz": self._health, "/readyz": self._ready}
         self._reconciled = asyncio.Lock()
-        #: What is free is read before it is held: two at once would take the same out twice, and
-        #: the second one out of what customers own.
-        self.withdrawing = asyncio.Lock()
         self._closing = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -181,7 +178,8 @@ class Farebox:
             Offers(self.cashu.mints, self.cashu.locked.public_key),
             Receipts(self.signer),
             processes=self.processes,
-            public_url=public_url(self.settings),
+            # An app that mounts us, and a machine of many addresses, listen elsewhere than we know.
+            public_url=self.settings.gateway.public_url or "",
             change_as_credit=_changes_as_credit(self.settings.ecash.change),
             till=self.channels.till if self.channels else None,
         )

@@ -25,9 +25,10 @@ from farebox.rails.evm.fees import GWEI
 from farebox.rails.evm.gas import Gas, L1Fee
 from farebox.rails.evm.gathering import Gathering
 from farebox.rails.evm.keys import Keys, deposit_key, keys_from
+from farebox.rails.evm.links import read_address
 from farebox.rails.evm.method import EvmMethod, Taking, fault_of
 from farebox.rails.evm.outbox import Call
-from farebox.rails.evm.payouts import Payouts, PayoutTerms, read_address
+from farebox.rails.evm.payouts import Payouts, PayoutTerms
 from farebox.rails.evm.reads import RpcChain
 from farebox.rails.evm.rpc import Rpc, open_rpc_session
 from farebox.rails.evm.scan import RpcScan, Scan

@@ -47,9 +47,11 @@ _CEILINGS_MAX = 50_000
 class Turn(msgspec.Struct, frozen=True):
     """A request's turn on a sub-channel, with what the chain says of it now.
 
-    `once` names the request where it may be served but once, in whatever process it comes again.
+    `key` is that of the sub-channel's row. `once` names the request where it may be served but
+    once, in whatever process it comes again.
     """
 
+    key: str
     channel: ChannelInfo
     sub_channel: SubChannelInfo
     voucher: SignedSubRAV | None
@@ -122,22 +124,22 @@ class SubChannels:
         return [(key, row.value) for key, row in found]
 
     @asynccontextmanager
-    async def turn(self, channel_id: str, fragment: str) -> AsyncIterator[bool]:
+    async def turn(self, key: str) -> AsyncIterator[bool]:
         """One request's turn on a sub-channel in this process; False: it did not come in time."""
-        came = await self.take_turn(channel_id, fragment)
+        came = await self.take_turn(key)
         try:
             yield came
         finally:
             if came:
-                self.give_turn(channel_id, fragment)
+                self.give_turn(key)
 
-    def take_turn(self, channel_id: str, fragment: str) -> Awaitable[bool]:
-        """Wait for the turn. `give_turn` must follow when it came."""
-        return self._turns.take(sub_channel_key(channel_id, fragment))
+    def take_turn(self, key: str) -> Awaitable[bool]:
+        """Wait for the turn of a sub-channel. `give_turn` must follow when it came."""
+        return self._turns.take(key)
 
-    def give_turn(self, channel_id: str, fragment: str) -> None:
+    def give_turn(self, key: str) -> None:
         """Let the next one in."""
-        self._turns.give_back(sub_channel_key(channel_id, fragment))
+        self._turns.give_back(key)
 
     # ── changes ──────────────────────────────────────────────────────────────────────────────────
 
@@ -156,44 +158,31 @@ class SubChannels:
         With nothing to ask for, or where the verdict lets nothing be served, a good voucher is
         still taken. A request that the collateral doesn't cover is `Rejected`, its voucher taken.
         """
-        backing = turn.channel.backing
-        is_new_limit = self._ceilings.get(backing) != turn.ceiling
-
-        def decide(row: SubChannel | None, draft: Draft) -> Verdict:
-            verdict = weigh(row, voucher_of(turn), self.chain_id)
-            if isinstance(verdict, Accepted):
-                assert turn.voucher is not None
-                draft.accept(turn.voucher)
-            elif isinstance(verdict, Rejected):
-                return verdict
-            if ask is not None and draft.row.serving is not None:
-                return _BEING_SERVED
-            if ask is not None and draft.row.pending is None:
-                if _is_behind(draft.row, turn.sub_channel):
-                    return _BEHIND
-                if is_new_limit:
-                    draft.limit(turn.ceiling)
-                if isinstance(ask, Charge):
-                    draft.propose(ask.cost, ask.cost_pico_usd, service_tx_ref)
-                else:
-                    draft.begin(
-                        self._processes.name, ask.cap, ask.floor, ask.floor_pico_usd, ask.request
-                    )
-                    if ask.keep is not None:
-                        ask.keep(draft)
-            return verdict
-
-        once = "" if ask is None else turn.once
-        standing = await self._change(turn, decide, once, synced=synced)
-        is_taken = isinstance(standing, Standing) and standing.verdict is _BEING_SERVED
+        # A key that is new to us has no row that a close could have frozen: its first commit holds
+        # on to there being none.
+        opening = () if self._rows.knows(turn.key) else await self._unless_closing(turn)
+        backing, ceiling = turn.channel.backing, turn.ceiling
+        is_new_limit = self._ceilings.get(backing) != ceiling
+        asked = _Asked(
+            turn, ask, service_tx_ref, opening, is_new_limit, self.chain_id, self._processes.name
+        )
+        outcome = await self._rows.decide(turn.key, asked.whole, synced=synced)
+        is_taken = isinstance(outcome, Standing) and outcome.verdict is _BEING_SERVED
         if is_taken and await self._settle_abandoned(turn):
-            standing = await self._change(turn, decide, once, synced=synced)
-        if isinstance(standing, Standing):
-            if ask is not None and isinstance(standing.verdict, Accepted | Clear):
-                self._limited(backing, turn.ceiling)
-            return standing
-        if standing.code is not Code.EXCEEDS_CEILING:
-            raise StoreError(f"a sub-channel cannot be charged: {standing.code}")
+            outcome = await self._rows.decide(turn.key, asked.whole, synced=synced)
+        if isinstance(outcome, Refused):
+            return await self._uncovered(turn, ask, outcome)
+        standing = asked.standing(outcome)
+        if ask is not None and isinstance(standing.verdict, Accepted | Clear):
+            self._limited(backing, ceiling)
+        return standing
+
+    async def _uncovered(
+        self, turn: Turn, ask: Charge | Cover | None, refused: Refused
+    ) -> Standing:
+        """A request that the collateral does not cover; its voucher is taken all the same."""
+        if refused.code is not Code.EXCEEDS_CEILING:
+            raise StoreError(f"a sub-channel cannot be charged: {refused.code}")
         if ask is not None and turn.voucher is not None:
             await self.serve(turn, None)
         row = await self.read(turn.channel.channel_id, turn.sub_channel.vm_id_fragment)
@@ -235,7 +224,7 @@ class SubChannels:
         def whole(found: Row[SubChannel] | None, now: int) -> Unit | SubChannel:
             if found is None:
                 raise StoreError(f"there is no sub-channel {key}")
-            draft = Draft(unit_id, found.value, found.version, now)
+            draft = Draft(unit_id, key, found.value, found.version, now)
             decide(found.value, draft)
             changed.append(draft.row)
             is_same = draft.row is found.value and not draft.is_joined
@@ -303,54 +292,6 @@ class SubChannels:
         await self.change(channel_id, fragment, decide)
         return True
 
-    async def _change(
-        self,
-        turn: Turn,
-        decide: Callable[[SubChannel | None, Draft], Verdict],
-        once: str,
-        *,
-        synced: bool,
-    ) -> Standing | Refused:
-        fragment = turn.sub_channel.vm_id_fragment
-        key = sub_channel_key(turn.channel.channel_id, fragment)
-        made: list[Standing] = []
-        unit_id = once or new_id("srv")  # a reference of the payer's may come twice
-        fingerprint = _of_this_call() if once else b""
-
-        # A key that is new to us has no row that a close could have frozen: its first commit holds
-        # on to there being none.
-        opening = () if self._rows.knows(key) else await self._unless_closing(turn)
-
-        def whole(found: Row[SubChannel] | None, now: int) -> Unit | Standing:
-            if found is not None and found.value.epoch > turn.channel.epoch:
-                return Standing(_OLD_EPOCH, found.value)
-            if (found is None and opening is None) or (found and _is_frozen(found.value, turn)):
-                return Standing(_CLOSING, None if found is None else found.value)
-            draft = _draft(unit_id, turn, found, now)
-            before = draft.row
-            verdict = decide(draft.row if found is not None else None, draft)
-            if draft.row is before:
-                return Standing(verdict, None if found is None else found.value)
-            made.append(Standing(verdict, draft.row))
-            unit = draft.unit(fingerprint)
-            if found is None and opening:
-                return msgspec.structs.replace(unit, guards=opening)
-            return unit
-
-        outcome = await self._rows.decide(key, whole, synced=synced)
-        match outcome:
-            case Standing():
-                return outcome
-            case Applied() | Replayed(Applied()):
-                return made[-1]
-            case Refused():
-                return outcome
-            case Mismatch():
-                return Standing(USED_BEFORE, None)
-            case Stale(CHANNEL_CLOSE.kind):
-                return Standing(_CLOSING, None)
-        raise StoreError(f"a sub-channel cannot be changed: {outcome}")
-
     async def _unless_closing(self, turn: Turn) -> tuple[Guard, ...] | None:
         """Holds on to what stands of a channel's closing; None: its epoch is being closed."""
         channel_id = turn.channel.channel_id
@@ -365,6 +306,105 @@ class SubChannels:
         if len(self._ceilings) >= _CEILINGS_MAX:
             self._ceilings.clear()
         self._ceilings[backing] = ceiling
+
+
+class _Asked:
+    """One call of `serve`: decides what becomes of the row, as often as another was faster."""
+
+    __slots__ = (
+        "_ask",
+        "_chain_id",
+        "_fingerprint",
+        "_is_new_limit",
+        "_made",
+        "_opening",
+        "_process",
+        "_reference",
+        "_turn",
+        "_unit_id",
+    )
+
+    def __init__(
+        self,
+        turn: Turn,
+        ask: Charge | Cover | None,
+        reference: str,
+        opening: tuple[Guard, ...] | None,
+        is_new_limit: bool,
+        chain_id: int,
+        process: str,
+    ) -> None:
+        once = "" if ask is None else turn.once
+        request = ask.request if isinstance(ask, Cover) else ""
+        self._turn = turn
+        self._ask = ask
+        self._reference = reference
+        self._opening = opening
+        self._is_new_limit = is_new_limit
+        self._chain_id = chain_id
+        self._process = process
+        # Fresh, as a request's id is; a reference of the payer's may come twice.
+        self._unit_id = once or request or new_id("srv")
+        self._fingerprint = _of_this_call() if once else b""
+        self._made: Standing | None = None
+
+    def whole(self, found: Row[SubChannel] | None, now: int) -> Unit | Standing:
+        """The unit that does it, or why nothing is to be done."""
+        turn, opening = self._turn, self._opening
+        if found is not None and found.value.epoch > turn.channel.epoch:
+            return Standing(_OLD_EPOCH, found.value)
+        if (found is None and opening is None) or (found and _is_frozen(found.value, turn)):
+            return Standing(_CLOSING, None if found is None else found.value)
+        draft = _draft(self._unit_id, turn, found, now)
+        before = draft.row
+        verdict = self._weighed(None if found is None else before, draft)
+        if draft.row is before:
+            return Standing(verdict, None if found is None else found.value)
+        self._made = Standing(verdict, draft.row)
+        unit = draft.unit(self._fingerprint)
+        if found is None and opening:
+            return msgspec.structs.replace(unit, guards=opening)
+        return unit
+
+    def _weighed(self, row: SubChannel | None, draft: Draft) -> Verdict:
+        turn, ask = self._turn, self._ask
+        verdict = weigh(row, voucher_of(turn), self._chain_id)
+        if isinstance(verdict, Accepted):
+            assert turn.voucher is not None
+            draft.accept(turn.voucher)
+        elif isinstance(verdict, Rejected):
+            return verdict
+        if ask is None:
+            return verdict
+        if draft.row.serving is not None:
+            return _BEING_SERVED
+        if draft.row.pending is not None:
+            return verdict
+        if _is_behind(draft.row, turn.sub_channel):
+            return _BEHIND
+        if self._is_new_limit:
+            draft.limit(turn.ceiling)
+        if isinstance(ask, Charge):
+            draft.propose(ask.cost, ask.cost_pico_usd, self._reference)
+            return verdict
+        draft.begin(self._process, ask.cap, ask.floor, ask.floor_pico_usd, ask.request)
+        if ask.keep is not None:
+            ask.keep(draft)
+        return verdict
+
+    def standing(self, outcome: Outcome | Standing) -> Standing:
+        """How it stands after what became of that."""
+        match outcome:
+            case Applied() | Replayed(Applied()):
+                assert self._made is not None
+                return self._made
+            case Standing():
+                return outcome
+            case Mismatch():
+                return Standing(USED_BEFORE, None)
+            case Stale(CHANNEL_CLOSE.kind):
+                return Standing(_CLOSING, None)
+        raise StoreError(f"a sub-channel cannot be changed: {outcome}")
 
 
 def _of_this_call() -> bytes:
@@ -419,8 +459,8 @@ def _draft(unit_id: str, turn: Turn, found: Row[SubChannel] | None, now: int) ->
     amount, nonce = sub.last_claimed_amount, sub.last_confirmed_nonce
     if found is None:
         row = opened(turn.channel, sub.vm_id_fragment, amount, nonce)
-        return Draft(unit_id, row, ABSENT, now)
-    draft = Draft(unit_id, found.value, found.version, now)
+        return Draft(unit_id, turn.key, row, ABSENT, now)
+    draft = Draft(unit_id, turn.key, found.value, found.version, now)
     if found.value.epoch != turn.channel.epoch:
         draft.reopen(turn.channel, amount, nonce)
     return draft

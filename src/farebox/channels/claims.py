@@ -63,6 +63,7 @@ class ClaimOutcome(enum.StrEnum):
     UNKNOWN = "unknown"
 
 
+_CLOSED = ChannelStatus.CLOSED
 _AGAIN = (ClaimOutcome.REFUSED, ClaimOutcome.UNDERWAY, ClaimOutcome.UNKNOWN)
 
 
@@ -280,11 +281,11 @@ class ClaimScheduler:
         contract, sub_channels = self._payee.contract, self._payee.sub_channels
         try:
             channel = await contract.channel(row.channel_id)
-            sub = await contract.sub_channel(row.channel_id, row.fragment)
-            if channel is None or sub is None or channel.epoch < row.epoch:
+            if channel is None or channel.epoch < row.epoch:
                 return False
             if channel.epoch == row.epoch:
-                if channel.status is not ChannelStatus.CLOSED or sub.epoch != row.epoch:
+                sub = await contract.sub_channel(row.channel_id, row.fragment)
+                if sub is None or sub.epoch != row.epoch or channel.status is not _CLOSED:
                     return False
                 ceiling, paid_to = await self._payee.ceiling(channel), contract.paid_to(channel)
                 await sub_channels.claimed(row, sub.last_claimed_amount, paid_to, ceiling)

@@ -184,7 +184,7 @@ class LedgerContract:
         """Lock collateral from the payer's account; an open channel takes it as a top-up.
 
         The same `operation_id` again locks nothing more. A closed one opens again in a new epoch,
-        where nothing signed before is worth anything.
+        where nothing signed before is worth anything, and no key of before may sign.
         Raises RailRejected: the account does not hold so much, or the channel is closing.
         """
         payer, fragment = did_account(payer_did), check_fragment(fragment)
@@ -406,10 +406,7 @@ def _with_key(channel: LedgerChannel, fragment: str, key: VerificationKey) -> Le
 
 
 def _reopened(channel: LedgerChannel) -> LedgerChannel:
-    fresh = {
-        fragment: msgspec.structs.replace(sub, claimed=0, nonce=0)
-        for fragment, sub in channel.sub_channels.items()
-    }
+    """In its next epoch, where no key may sign yet: closing is how one that was lost is revoked."""
     return msgspec.structs.replace(
-        channel, epoch=channel.epoch + 1, status=ChannelStatus.ACTIVE, sub_channels=fresh
+        channel, epoch=channel.epoch + 1, status=ChannelStatus.ACTIVE, sub_channels={}
     )

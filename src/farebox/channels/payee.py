@@ -9,11 +9,13 @@ from typing import Generic, TypeVar
 
 from farebox.channels.book import Charge, Standing, SubChannels, Turn
 from farebox.channels.chain import ChannelInfo, PayeeContract, SubChannelInfo
+from farebox.channels.checks import SignatureChecks
 from farebox.channels.model import (
     PaymentErrorCode,
     VerificationResult,
     accepted_voucher,
     proposed,
+    sub_channel_key,
 )
 from farebox.channels.pending import PendingSubRAVStore
 from farebox.channels.postings import custody_account
@@ -30,7 +32,6 @@ from farebox.clock import NS_PER_S
 from farebox.errors import InvalidInput, RailError, StoreError
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
-from farebox.wire.subrav.keys import verify_sub_rav
 from farebox.wire.subrav.model import ErrorCode, SignedSubRAV, SubRAV
 
 _K = TypeVar("_K", bound=Hashable)
@@ -81,6 +82,7 @@ class PaymentChannelPayeeClient:
         self.sub_channels = SubChannels(ledger, processes, contract.chain_id, wait_s=wait_s)
         self.pending = PendingSubRAVStore(self.sub_channels, self.generate_proposal)
         self._clock = ledger.clock
+        self._checks = SignatureChecks()
         self._channels: _Remembered[str, ChannelInfo] = _Remembered()
         self._subs: _Remembered[tuple[str, str], SubChannelInfo] = _Remembered()
         self._balances: _Remembered[tuple[str, str], int] = _Remembered()
@@ -162,11 +164,12 @@ class PaymentChannelPayeeClient:
             refused = check_terms(voucher.sub_rav, channel, self.contract.chain_id)
             if refused is not None:
                 return refused
-            if not verify_sub_rav(voucher, sub_channel.key):
+            if not await self._checks.verify(voucher, sub_channel.key):
                 return Rejected(
                     ErrorCode.INVALID_SIGNATURE, f"The voucher is not signed by {fragment}."
                 )
-        return Turn(channel, sub_channel, voucher, 0, once)
+        key = sub_channel_key(channel_id, fragment)
+        return Turn(key, channel, sub_channel, voucher, 0, once)
 
     async def covered(self, turn: Turn) -> Turn | Rejected:
         """A turn with what the collateral covers."""
@@ -191,7 +194,7 @@ class PaymentChannelPayeeClient:
                 },
             )
         ceiling = min(balance, self.policy.exposure_max)
-        return Turn(turn.channel, turn.sub_channel, turn.voucher, ceiling, turn.once)
+        return Turn(turn.key, turn.channel, turn.sub_channel, turn.voucher, ceiling, turn.once)
 
     async def ceiling(self, channel: ChannelInfo) -> int:
         """How much may stand unclaimed against a channel's collateral. Raises RailError."""
@@ -262,7 +265,7 @@ class PaymentChannelPayeeClient:
             turn = await self.covered(turn)
         if isinstance(turn, Rejected):
             raise InvalidInput(f"{turn.code}: {turn.message}")
-        async with self.sub_channels.turn(channel_id, vm_id_fragment) as came:
+        async with self.sub_channels.turn(turn.key) as came:
             if not came:
                 raise StoreError("the sub-channel is busy; try again")
             standing = await self.sub_channels.serve(turn, Charge(amount, 0), description)

@@ -36,7 +36,6 @@ from farebox.channels.model import (
     SubChannel,
     Voucher,
     opened,
-    sub_channel_key,
 )
 from farebox.ledger.model import (
     Event,
@@ -66,9 +65,9 @@ def custody_account(backing: str) -> str:
 
 
 @lru_cache(maxsize=NAMED_MAX)
-def receivable_account(channel_id: str, fragment: str) -> str:
-    """The cost of the one request of a sub-channel that is not signed for."""
-    return f"receivable:channel:{sub_channel_key(channel_id, fragment)}"
+def receivable_account(key: str) -> str:
+    """The cost of the one request of a sub-channel (its row's key) that is not signed for."""
+    return f"receivable:channel:{key}"
 
 
 @lru_cache(maxsize=NAMED_MAX)
@@ -99,13 +98,27 @@ class _Left(msgspec.Struct, frozen=True, gc=False):
 class Draft:
     """A unit in the making: the row as it will be, and what is posted with it."""
 
-    def __init__(self, unit_id: str, row: SubChannel, version: int, now: int) -> None:
+    __slots__ = (
+        "_custody",
+        "_events",
+        "_id",
+        "_key",
+        "_left",
+        "_now",
+        "_puts",
+        "_receivable",
+        "_steps",
+        "_version",
+        "row",
+    )
+
+    def __init__(self, unit_id: str, key: str, row: SubChannel, version: int, now: int) -> None:
         """`unit_id` is fresh: two processes that decide on one version must not be one unit."""
         self.row = row
         self._version = version
         self._now = now
-        self._key = sub_channel_key(row.channel_id, row.fragment)
-        self._receivable = receivable_account(row.channel_id, row.fragment)
+        self._key = key
+        self._receivable = receivable_account(key)
         self._custody = custody_account(row.backing)
         self._id = unit_id
         self._steps: list[Step] = []

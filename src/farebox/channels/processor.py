@@ -127,13 +127,12 @@ class PaymentProcessor:
         if isinstance(turn, Rejected):
             return self._counted(self._failed(found, turn))
         sub = self._payee.sub_channels
-        channel_id, fragment = turn.channel.channel_id, turn.sub_channel.vm_id_fragment
-        if not await sub.take_turn(channel_id, fragment):
+        if not await sub.take_turn(turn.key):
             return self._counted(self._failed(found, _BUSY))
         try:
             standing = await sub.serve(turn, Charge(cost.amount, cost.pico_usd))
         finally:
-            sub.give_turn(channel_id, fragment)
+            sub.give_turn(turn.key)
         result = self._told(found, turn, standing.verdict, standing.row)
         return self._counted(self._claimed(result, turn, standing.row))
 
@@ -235,14 +234,11 @@ class PaymentProcessor:
             auto_claims_triggered=counts.claims,
         )
 
-    async def find_pending_proposal(self, channel_id: str, nonce: int) -> SubRAV | None:
-        """The proposal of this nonce that waits for its signature."""
-        return await self._payee.pending.find(channel_id, nonce)
-
-    @property
-    def pending_store(self) -> PendingSubRAVStore:
-        """Where proposals are found."""
-        return self._payee.pending
+    async def find_pending_proposal(
+        self, channel_id: str, nonce: int, vm_id_fragment: str = ""
+    ) -> SubRAV | None:
+        """The proposal of this nonce that waits for its signature, on one sub-channel or on any."""
+        return await self._payee.pending.find(channel_id, nonce, vm_id_fragment)
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────
 
@@ -320,9 +316,8 @@ class PaymentProcessor:
     async def _begin(
         self, found: _Found, turn: Turn, floor: Cost
     ) -> Admission | PaymentProcessingResult:
-        channel_id, fragment = turn.channel.channel_id, turn.sub_channel.vm_id_fragment
         sub = self._payee.sub_channels
-        if not await sub.take_turn(channel_id, fragment):
+        if not await sub.take_turn(turn.key):
             return self._counted(self._failed(found, _BUSY))
         keeps_turn = False
         try:
@@ -337,7 +332,7 @@ class PaymentProcessor:
             keeps_turn = isinstance(standing.verdict, Accepted | Clear)
         finally:
             if not keeps_turn:
-                sub.give_turn(channel_id, fragment)
+                sub.give_turn(turn.key)
         if not keeps_turn:
             return self._counted(self._told(found, turn, standing.verdict, standing.row))
         result = PaymentProcessingResult(
@@ -362,7 +357,7 @@ class PaymentProcessor:
         try:
             row = await self._payee.sub_channels.settle(channel_id, fragment, charge)
         finally:
-            self._payee.sub_channels.give_turn(channel_id, fragment)
+            self._payee.sub_channels.give_turn(turn.key)
         chain_id = self._payee.contract.chain_id
         pending = row.pending if charge is not None else None
         return msgspec.structs.replace(

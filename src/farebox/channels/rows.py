@@ -58,11 +58,12 @@ class SubChannelRows:
                 try:
                     outcome = await store.commit(decision, synced=synced)
                 finally:
-                    if isinstance(outcome, Applied):
-                        put = decision.puts[0]
-                        self._remember(key, Row(put.value, put.expect + 1))
-                    else:
+                    if not isinstance(outcome, Applied):
                         self._known.pop(key, None)
+                if isinstance(outcome, Applied):
+                    put = decision.puts[0]
+                    self._remember(key, Row(put.value, put.expect + 1))
+                    return outcome
                 if not isinstance(outcome, Stale | Taken) or outcome.key != key:
                     return outcome
             elif is_fresh:

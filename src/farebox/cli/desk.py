@@ -22,6 +22,7 @@ from farebox.cli.requests import (
     Facts,
     GiveFound,
     ListKeys,
+    ListWithdrawals,
     MoveCapital,
     Reconcile,
     Recover,
@@ -37,27 +38,39 @@ from farebox.cli.requests import (
 from farebox.cli.restoring import give, reconcile
 from farebox.cli.signing import sign, unsigned
 from farebox.cli.totals import balance
+from farebox.cli.withdrawals import withdrawals
 from farebox.clock import iso
 from farebox.errors import InvalidInput
 from farebox.identity import ApiKey, KeysExhausted, KeyTerms, new_account
-from farebox.ledger.cover import covers_of
+from farebox.ledger.model import Put
 from farebox.ledger.service import Ledger
 from farebox.money import AMOUNT_END, BTC, parse_decimal
 from farebox.operating import Finding, Verdict
 from farebox.payments import Refusal
-from farebox.payments.capital import CapitalMove, move_capital
+from farebox.payments.capital import CapitalMove, free_of, move_capital
 from farebox.payments.exchange import REVENUE, balance_of
 from farebox.payments.model import Operation, OperationState, Rejected, Succeeded
-from farebox.payments.service import PAYOUT, REFUND, Pending, Refunded
+from farebox.payments.service import OVERTAKEN, PAYOUT, REFUND, Pending, Refunded
 from farebox.rails.cashu.choose import ONLY_MINT
 from farebox.rails.cashu.config import MSAT_PER_UNIT, custody_account
 from farebox.wire.cashu.model import normalize_mint_url
 
 _OUT = frozenset({REFUND, PAYOUT})
 _ASKED_AT_ONCE = 16
+#: Withdrawals that may be quicker than one before it is refused.
+_TRIES_MAX = 16
 
 #: What may be asked of a closed book.
-_WHILE_CLOSED = (Balance, ListKeys, ShowKey, RevokeKey, Examine, Reconcile, Unsigned)
+_WHILE_CLOSED = (
+    Balance,
+    ListKeys,
+    ListWithdrawals,
+    ShowKey,
+    RevokeKey,
+    Examine,
+    Reconcile,
+    Unsigned,
+)
 
 
 async def carry_out(house: Farebox, request: Request) -> Facts:
@@ -83,6 +96,8 @@ async def carry_out(house: Farebox, request: Request) -> Facts:
             return await _key_facts(house.ledger, revoked or _no_key(key_id))
         case Withdraw():
             return await _withdraw(house, request)
+        case ListWithdrawals():
+            return await withdrawals(house, request)
         case MoveCapital():
             return await _capital(house, request)
         case Recover():
@@ -134,11 +149,12 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
         raise InvalidInput(f"{wanted.method} pays out {', '.join(codes)}, not {wanted.asset}")
     known = await house.operations.get(wanted.id)
     if known is None and wanted.again:
-        raise InvalidInput(f"no withdrawal {wanted.id!r} was begun: nothing left by that name")
+        raise InvalidInput(
+            f"no withdrawal {wanted.id!r} was begun: `farebox withdraw --list` shows all"
+        )
     metadata = {ONLY_MINT: normalize_mint_url(wanted.mint)} if wanted.mint else {}
-    metadata |= {"refund_currency": wanted.asset} if wanted.asset else {}
-    async with house.withdrawing:
-        amount = 0 if known else await _to_withdraw(house, wanted)
+    for _ in range(_TRIES_MAX):
+        amount, puts = (0, ()) if known else await _to_withdraw(house, wanted)
         if known is None and amount == 0:
             raise InvalidInput(
                 "there is nothing to withdraw: `farebox balance` shows what was earned"
@@ -150,7 +166,11 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
             operation_id=wanted.id,
             destination=wanted.destination,
             metadata=metadata,
+            asset=house.payments.asset_out(wanted.method, wanted.asset),
+            puts=puts,
         )
+        if left != OVERTAKEN:
+            break
     match left:
         case Refunded(asset=BTC.code):
             return {"id": wanted.id, "amount_msat": left.amount, **left.reply}
@@ -164,8 +184,9 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
             assert_never(left)
 
 
-async def _to_withdraw(house: Farebox, wanted: Withdraw) -> int:
-    """How much: msat, or of an asset that is kept as it comes all that was earned of it.
+async def _to_withdraw(house: Farebox, wanted: Withdraw) -> tuple[int, tuple[Put, ...]]:
+    """How much: msat, or of an asset that is kept as it comes all that was earned of it; and what
+    keeps another process from counting on the same.
 
     What was earned and then lost is not there any more, whatever the account says. Raises
     InvalidInput.
@@ -176,14 +197,16 @@ async def _to_withdraw(house: Farebox, wanted: Withdraw) -> int:
     if wanted.amount_msat is not None and is_held:
         raise InvalidInput(f"{asset} is kept as it comes: leave the amount out, and all of it goes")
     kept_in = asset if is_held else BTC.code
-    revenue = await house.ledger.store.account(balance_of(REVENUE, kept_in))
-    cover = (await covers_of(house.ledger.store)).get(kept_in)
-    free = max(0, cover.surplus - (revenue.debits_pending if revenue else 0)) if cover else 0
+    free = await free_of(house.ledger, kept_in)
+    puts = (free.taken(wanted.id),)
     if wanted.amount_msat is None:
-        return min(revenue.available if revenue else 0, free, there)
-    if wanted.amount_msat > free:
-        raise InvalidInput(f"nothing was withdrawn: {sat(free)} are beyond what customers own")
-    return wanted.amount_msat
+        revenue = await house.ledger.store.account(balance_of(REVENUE, kept_in))
+        return min(revenue.available if revenue else 0, free.amount, there), puts
+    if wanted.amount_msat > free.amount:
+        raise InvalidInput(
+            f"nothing was withdrawn: {sat(free.amount)} are beyond what customers own"
+        )
+    return wanted.amount_msat, puts
 
 
 async def _held_at(house: Farebox, mint: str) -> int:
@@ -305,6 +328,9 @@ async def _create_key(house: Farebox, wanted: CreateKey) -> Facts:
     )
     if not terms.is_printable:
         raise InvalidInput("a label or address is too long or not printable")
+    nowhere = house.payments.no_way_to(terms.refund_address)
+    if nowhere is not None:
+        raise InvalidInput(nowhere.message)
     made = await house.keys.create(new_account(), terms)
     if isinstance(made, KeysExhausted):
         raise InvalidInput(

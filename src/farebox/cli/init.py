@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -47,8 +50,8 @@ def init(
         chosen["price"] = [{"price": price}]
     settings = load_settings(None, {}, _rooted(chosen, file))
     parse_rules(settings.prices)
-    _write_new(file, render_settings(chosen))
-    root_key = create_root_key(settings.data_dir)
+    with _new_file(file, render_settings(chosen)):
+        root_key = create_root_key(settings.data_dir)
     facts = {"settings": str(file), "data_dir": str(settings.data_dir), "root_key": str(root_key)}
     show(
         facts,
@@ -62,15 +65,30 @@ def _rooted(chosen: dict[str, object], file: Path) -> dict[str, object]:
     return {"data_dir": str(file.absolute().parent / "farebox-data"), **chosen}
 
 
-def _write_new(path: Path, text: str) -> None:
-    """Write a file that must not exist yet: nobody's settings are overwritten."""
+@contextmanager
+def _new_file(path: Path, text: str) -> Iterator[None]:
+    """A file that must not exist yet, under its name once the block has ended well.
+
+    Nobody's settings are overwritten, and a block that fails leaves none behind: the next try
+    would be told that they are there.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    exists = InvalidSettings(
+        "(file)", f"{path}, which exists", "a new file: move the old one away, or name another"
+    )
+    if path.exists():
+        raise exists
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _FILE_MODE)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _FILE_MODE)
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
+        yield
+        os.link(draft, path)  # not replace: somebody may have been quicker
     except FileExistsError:
-        allowed = "a new file: move the old one away, or name another"
-        raise InvalidSettings("(file)", f"{path}, which exists", allowed) from None
+        raise exists from None
     except OSError as error:
         found = f"{path} ({error.strerror})"
         raise InvalidSettings("(file)", found, "a file that we may write") from None
+    finally:
+        with suppress(OSError):
+            draft.unlink()

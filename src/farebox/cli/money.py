@@ -9,8 +9,11 @@ import typer
 
 from farebox.cli.book import ask
 from farebox.cli.options import DataOption, SettingsOption, amount_msat, read_settings
-from farebox.cli.output import JsonOption, columns, progress, sat, show
-from farebox.cli.requests import Balance, Facts, Withdraw, new_withdrawal
+from farebox.cli.output import JsonOption, columns, none_left, progress, sat, show
+from farebox.cli.requests import Balance, Facts, ListWithdrawals, Withdraw, new_withdrawal
+from farebox.errors import InvalidInput
+
+_PAGE_MAX = 1_000
 
 
 def balance(
@@ -78,12 +81,25 @@ def withdraw(
     again: Annotated[
         str | None, typer.Option(help="The id of a withdrawal that broke off: finish or show it.")
     ] = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Take nothing: list what was withdrawn, oldest first.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option(min=1, max=_PAGE_MAX, help="With --list: how many at once.")
+    ] = 100,
+    after: Annotated[str, typer.Option(help="With --list: go on behind this cursor.")] = "",
     settings: SettingsOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take your earnings out, as a token or to Lightning. Customers' money stays."""
-    withdrawal_id = again or new_withdrawal()
+    if listed:
+        if any((amount, to, mint, asset, again)):
+            raise InvalidInput("--list takes nothing out: leave the amount and its options away")
+        page = ask(read_settings(settings, data), ListWithdrawals(after=after, limit=limit))
+        show(page, _listed_text(page, after), as_json=as_json)
+        return
+    withdrawal_id = new_withdrawal() if again is None else again
     wanted_msat = None if amount is None else amount_msat(amount)
     if again is None:
         command = f"farebox withdraw --again {shlex.quote(withdrawal_id)}"
@@ -103,3 +119,22 @@ def _withdrawn_text(facts: Facts) -> str:
         return f"{facts['token']}\nworth {sat(facts['amount_msat'])}: whoever has it can spend it"
     told = f"{facts['amount']} of {facts['asset']}" if "asset" in facts else ""
     return f"{told or sat(facts['amount_msat'])} went to {facts.get('recipient', 'its receiver')}"
+
+
+def _listed_text(page: Facts, after: str) -> str:
+    rows = [_listed_row(one) for one in page["withdrawals"]]
+    if not rows:
+        return none_left("withdrawals", after)
+    text = columns([("ID", "BEGUN", "METHOD", "STATE", "AMOUNT", "TO"), *rows])
+    if page["next"]:
+        text += f"\nmore with: --after {page['next']}"
+    return f"{text}\na token is told again by `farebox withdraw --again ID`"
+
+
+def _listed_row(one: Facts) -> tuple[str, ...]:
+    if "amount_msat" in one:
+        amount = "" if one["amount_msat"] is None else sat(one["amount_msat"])
+    else:
+        amount = "" if one["amount"] is None else f"{one['amount']} of {one['asset']}"
+    told = one["to"] or one["reason"]
+    return (one["id"], one["at"], one["method"], one["state"], amount, told)

@@ -65,6 +65,13 @@ class Withdraw(msgspec.Struct, frozen=True, tag="withdraw"):
     again: bool = False
 
 
+class ListWithdrawals(msgspec.Struct, frozen=True, tag="withdraw list"):
+    """A page of withdrawals behind a cursor, oldest first."""
+
+    after: str = ""
+    limit: int = 100
+
+
 class MoveCapital(msgspec.Struct, frozen=True, tag="capital"):
     """Note capital that was put in at a way to pay, or is taken out there, once for one `id`.
 
@@ -135,6 +142,7 @@ Request = (
     | ShowKey
     | RevokeKey
     | Withdraw
+    | ListWithdrawals
     | MoveCapital
     | Recover
     | Reopen

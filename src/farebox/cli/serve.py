@@ -29,6 +29,7 @@ from farebox.cli.logs import write_library_logs, write_logs
 from farebox.cli.options import DataOption, SettingsOption, read_settings
 from farebox.cli.output import JsonOption, progress, show
 from farebox.errors import FareboxError, InvalidSettings
+from farebox.gateway.cors import Cors
 from farebox.pricing.parse import format_price, parse_rules
 from farebox.settings import Address, MintPolicy, Settings, create_root_key, read_root_key
 
@@ -130,7 +131,9 @@ async def _serve(
     ):
         # The house cuts what outlasts the grace; this is for what even then does not end.
         patience_s = math.ceil(found.gateway.stop_grace_s) + _LAST_WORDS_S
-        config = server_config(house.app, found.gateway.header_bytes_max, stop_timeout_s=patience_s)
+        origins = found.gateway.cors_origins
+        app = Cors(house.app, origins) if origins else house.app
+        config = server_config(app, found.gateway.header_bytes_max, stop_timeout_s=patience_s)
         server = _Server(config, house, announce)
         quieten_collector()
         with server.stopped_by_signals():

@@ -9,10 +9,16 @@ from typing import Annotated
 import typer
 
 from farebox.books import book_place, open_audit
+from farebox.cli.book import require_book
 from farebox.cli.options import DataOption, SettingsOption, read_settings
 from farebox.cli.output import JsonOption, columns, progress, sat, show
 from farebox.errors import InvalidInput
-from farebox.ledger.checkpoint import Checkpoint, open_checkpoint, seal_checkpoint
+from farebox.ledger.checkpoint import (
+    CHECKPOINT_FILE,
+    Checkpoint,
+    open_checkpoint,
+    seal_checkpoint,
+)
 from farebox.ledger.invariants import Verified
 from farebox.ledger.invariants import verify as verify_book
 from farebox.ledger.replay import Broken, Invariant
@@ -21,6 +27,11 @@ from farebox.settings import Settings, read_root_key
 from farebox.signer import Signer
 
 _EXIT_BROKEN = 1
+_WAYS_OUT = {
+    # The books are whole then, and money is missing.
+    Invariant.COVER: "see `When something was lost` in docs/operating.md",
+    Invariant.MEDIUM: "see `When the file is damaged` in docs/operating.md",
+}
 _PROGRESS_EVERY = 100_000
 
 
@@ -34,6 +45,7 @@ def verify(
 ) -> None:
     """Check every invariant and the audit chain, also while a server runs."""
     found = read_settings(settings, data)
+    require_book(found)
     vouched = _Vouched(found)
     result = check_book(found, vouched.read() if since_last else Checkpoint())
     if not isinstance(result, Broken):
@@ -61,10 +73,8 @@ def verdict_facts(verdict: Verdict) -> dict[str, object]:
 def verdict_text(verdict: Verdict) -> str:
     """What people are told of it."""
     if isinstance(verdict, Broken):
-        # The books are whole then, and money is missing: that is mended otherwise.
-        is_lost = verdict.invariant is Invariant.COVER
-        way_out = "\nsee `When something was lost` in docs/operating.md" if is_lost else ""
-        return f"BROKEN: {verdict.invariant}\n{verdict}{way_out}"
+        way_out = _WAYS_OUT.get(verdict.invariant, "")
+        return f"BROKEN: {verdict.invariant}\n{verdict}\n{way_out}".rstrip()
     return _text(verdict[0])
 
 
@@ -77,7 +87,7 @@ class _Vouched:
     """The checkpoint of the last verify, sealed with a key of the root key's."""
 
     def __init__(self, settings: Settings) -> None:
-        self._path: Path = settings.data_dir / "verified.checkpoint"
+        self._path: Path = settings.data_dir / CHECKPOINT_FILE
         self._key = Signer(read_root_key(settings.data_dir, os.environ)).derive("checkpoint")
 
     def read(self) -> Checkpoint:

@@ -140,7 +140,7 @@ class _Sale:
     async def _start(self, message: Message) -> None:
         headers = [*message.get("headers", []), _EXPOSE]
         content_type = next((v for k, v in headers if k.lower() == b"content-type"), b"")
-        if message["status"] >= 400:
+        if message["status"] >= 300:  # nothing was served, as in `delivery`
             await self._release()
         else:
             self.form = stream_format(content_type.decode("latin-1"))

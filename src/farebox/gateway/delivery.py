@@ -5,7 +5,7 @@
 | a short answer                            | it, with receipt and change    | its usage          |
 | a stream                                  | each chunk; the end after the  | its usage          |
 |                                           | settling commit                |                    |
-| 4xx, 5xx, no answer, none in time         | the answer, or a problem       | nothing            |
+| 3xx, 4xx, 5xx, no answer, none in time    | the answer, or a problem       | nothing            |
 | a 200 that is an error and nothing else   | it                             | nothing            |
 | the caller left before the answer began   |                                | nothing            |
 | the caller left in the middle of it       |                                | what was delivered |
@@ -219,7 +219,7 @@ class Delivery:
         self._tally.first_byte.add(self._progress_s - asked_s)
         kind = header(exchange.headers, b"content-type")
         self._is_stream = kind[:17].lower() == b"text/event-stream"
-        fine = exchange.status < 400
+        fine = _serves(exchange)
         if self._admission.client_tx_ref and fine:
             self._frames = stream_format(kind.decode("latin-1"))
         if fine and self._meter.must_read and not _is_plain(exchange.headers):
@@ -252,7 +252,7 @@ class Delivery:
         if header(exchange.headers, b"content-length"):
             return declared_length(exchange.headers) <= ANSWER_MAX_BYTES
         known = self._call.facts.protocol is not ApiProtocol.OTHER
-        return known or exchange.has_ended or kind[:16].lower() == b"application/json"
+        return known or exchange.has_ended or _is_json(kind)
 
     async def _read_whole(self, exchange: Exchange) -> tuple[bytes, bool]:
         """The answer, and whether that is all of it. Raises UpstreamDied."""
@@ -339,7 +339,7 @@ class Delivery:
     def _interrupted(self, why: Why) -> Outcome:
         match why:
             case Why.CALLER_LEFT:
-                begun = self._exchange is not None and self._exchange.status < 400
+                begun = self._exchange is not None and _serves(self._exchange)
                 return Gone(Ended.CLIENT_LEFT if begun else Ended.REFUSED)
             case Why.UPSTREAM_SLOW | Why.UPSTREAM_SILENT:
                 if not self._head_sent:
@@ -443,6 +443,17 @@ _FAILED: Final = "The gateway failed; what was delivered is charged."
 
 def _headers_of(settlement: Settlement | None) -> Headers:
     return () if settlement is None else settlement.headers
+
+
+def _serves(exchange: Exchange) -> bool:
+    """Whether an answer is what was paid for. A redirect only says where that might be had, and
+    "not modified" that the caller has it."""
+    return exchange.status < 300
+
+
+def _is_json(kind: bytes) -> bool:
+    """Whether it is one JSON document; `application/json-seq` and the like are streams of them."""
+    return kind[:16].lower() == b"application/json" and kind[16:17] in (b"", b";", b" ")
 
 
 def _is_plain(headers: Headers) -> bool:

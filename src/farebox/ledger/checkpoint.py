@@ -15,6 +15,8 @@ from farebox.ledger.audit import GENESIS
 from farebox.ledger.model import HoldRow, Kind
 from farebox.ledger.replay import Balance, Replay
 
+#: Its name in the data directory.
+CHECKPOINT_FILE = "verified.checkpoint"
 _MAC_BYTES = 32
 
 
@@ -112,3 +114,16 @@ def open_checkpoint(sealed: bytes, key: bytes) -> Checkpoint:
         return msgspec.msgpack.decode(payload, type=Checkpoint)
     except msgspec.DecodeError as error:
         raise SignerError("the checkpoint was made by another version; verify whole") from error
+
+
+class _Upto(msgspec.Struct, frozen=True):
+    event: int
+
+
+def event_of(sealed: bytes) -> int:
+    """The last event that a checkpoint vouches for, read without its key: enough for a gauge, and
+    for nothing that is believed. 0 where it cannot be read."""
+    try:
+        return msgspec.msgpack.decode(sealed[_MAC_BYTES:], type=_Upto).event
+    except msgspec.DecodeError:
+        return 0

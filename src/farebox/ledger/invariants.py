@@ -2,7 +2,8 @@
 
 Streams; keeps in memory one balance per account and the holds that are open. From a checkpoint it
 replays only what came after, and then trusts rows and resolved holds that are older; balances, open
-holds and counts are compared in full either way.
+holds and counts are compared in full either way. Whole, it also asks whether what the book is kept
+in is sound: an index that lost an entry hides an operation from who looks for it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ class AuditReader(Protocol):
 
     Every method raises StoreCorrupt, which names the place, for what cannot be read.
     """
+
+    def damage(self) -> str:
+        """The first thing wrong with what the book is kept in, below its rows; "" for nothing."""
+        ...
 
     def last_seq(self) -> int:
         """The number of the last unit, 0 when there is none."""
@@ -119,6 +124,7 @@ def verify(
     audit = _Audit(reader, checkpoint or Checkpoint())
     try:
         audit.check_start()
+        audit.check_medium()
         audit.check_units(progress)
         audit.check_accounts()
         audit.check_holds()
@@ -159,6 +165,11 @@ class _Audit:
             raise BrokenError(
                 Invariant.CHAIN, unit.name, self.digest.hex(), f"{unit.digest.hex()} as its digest"
             )
+
+    def check_medium(self) -> None:
+        """Every page can be read, and every index has its rows; only when verifying whole."""
+        if not self.seq and (found := self.reader.damage()):
+            raise BrokenError(Invariant.MEDIUM, "the database file", "sound pages", found)
 
     def check_units(self, progress: Callable[[int], None]) -> None:
         """Numbers, times, chain and replay of every unit."""

@@ -30,6 +30,7 @@ from farebox.money import AMOUNT_END
 class Invariant(enum.StrEnum):
     """What must always hold of a book, in the order in which it is checked."""
 
+    MEDIUM = "what the book is kept in is sound, every page and index of it"
     ORDER = "units and events are numbered without gaps, and time never goes back"
     CHAIN = "every unit hashes to its digest, from the first on"
     UNIT = "a unit is well formed"

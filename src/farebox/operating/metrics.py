@@ -20,7 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
-from farebox.clock import running_s
+from farebox.clock import NS_PER_S, running_s
 from farebox.errors import StoreError
 from farebox.operating.census import Census, CensusTaker
 from farebox.operating.findings import Verdict
@@ -67,6 +67,7 @@ class Metrics(Collector):
         """Samples of this moment."""
         yield from self._requests()
         yield from self._commits()
+        yield from self._events()
         yield from self._mints()
         yield from self._rails()
         yield from self._upstreams()
@@ -156,6 +157,27 @@ class Metrics(Collector):
             ("book_events", "The number of the book's last event.", commits.event),
         ):
             yield _gauge(f"farebox_{name}", doc, [((), value)])
+
+    def _events(self) -> Iterator[Metric]:
+        """How far those are who read events: the book's, or those of a chain."""
+        verified, event = self._vitals.verification, self._parts.commits.event
+        lags = {"verify": max(0, event - (verified.event if verified else 0))}
+        for watch in self._parts.watches:
+            if watch.rail.behind is not None and watch.looked_at_s is not None:
+                lags[watch.name] = watch.rail.behind
+        yield _gauge(
+            "farebox_event_lag",
+            "Events that a consumer has yet to read: `verify` of the book's, a watcher of its "
+            "chain's blocks.",
+            _by_name(lags),
+            "consumer",
+        )
+        ago_s = max(0, self._parts.clock.now_ns() / NS_PER_S - verified.at_s) if verified else 0
+        yield _gauge(
+            "farebox_verified_seconds_ago",
+            "How long ago `farebox verify` last found the book whole, from this data directory.",
+            [((), ago_s)] if verified else [],
+        )
 
     def _mints(self) -> Iterator[Metric]:
         places = self._parts.mints.listed()

@@ -18,6 +18,7 @@ from farebox.clock import NS_PER_S, Clock, running_s
 from farebox.errors import StoreError
 from farebox.gateway import Gateway, Upstreams
 from farebox.ids import new_id
+from farebox.ledger.checkpoint import CHECKPOINT_FILE, event_of
 from farebox.ledger.model import Kind, Open, Unit
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
@@ -63,6 +64,15 @@ class Parts:
     doors: Doors
 
 
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The last time that `farebox verify` found the book whole, from this data directory."""
+
+    #: Up to which event, and when, in seconds of the system's clock.
+    event: int
+    at_s: float
+
+
 class Vitals:
     """What is known of one house's health."""
 
@@ -71,10 +81,13 @@ class Vitals:
         self.free_bytes = free_bytes(parts.data_dir)
         #: The process was told to stop: balancers shall send nothing more.
         self.is_stopping = False
+        self.verification: Verification | None = None
 
     async def look(self) -> None:
         """Read what has to be asked for. The worker calls it every few seconds."""
-        self.free_bytes = await asyncio.to_thread(free_bytes, self._parts.data_dir)
+        data_dir = self._parts.data_dir
+        self.free_bytes = await asyncio.to_thread(free_bytes, data_dir)
+        self.verification = await asyncio.to_thread(_verification, data_dir, self.verification)
         if self._parts.commits.is_failing:
             # While nobody pays, only a write tells that the book can be written again; and while
             # nobody is sent here because it cannot, nobody pays.
@@ -158,6 +171,18 @@ class Vitals:
             else fine(f"upstream {one.path or '/'}", "nothing is known against it")
             for one in services
         ]
+
+
+def _verification(data_dir: Path, known: Verification | None) -> Verification | None:
+    """What the checkpoint beside the book says; read again only where it is another one."""
+    path = data_dir / CHECKPOINT_FILE
+    try:
+        at_s = path.stat().st_mtime
+        if known is None or known.at_s != at_s:
+            known = Verification(event_of(path.read_bytes()), at_s)
+    except OSError:
+        return None
+    return known
 
 
 def _rail(rail: DepositMethod) -> Finding:

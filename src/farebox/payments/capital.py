@@ -10,32 +10,42 @@
 | it is taken out        | the same, the other way round                                     |
 
 Nothing is sent: the operator moves the money, at the node or from the bank, and says so here. It
-bears losses: custody must cover what customers and providers are owed, and of capital no more goes
-out than is beyond that.
+bears losses: custody must cover what customers and providers are owed, and of what is ours, earned
+or paid in, no more goes out than is beyond that. Whatever lets some of it go moves one row of the
+book in the same commit: of two that counted on the same, whoever is second counts anew, in
+whichever process.
 """
 
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 
 import msgspec
 
 from farebox.ledger.cover import covers_of
 from farebox.ledger.model import (
+    ABSENT,
     Applied,
     Code,
     Event,
     Kind,
     Open,
+    Outcome,
+    Put,
     Refused,
     Replayed,
+    Stale,
     Step,
+    Taken,
     Transfer,
     Unit,
 )
+from farebox.ledger.records import RecordType
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
 from farebox.payments.exchange import (
+    REVENUE,
     Exchange,
     Quoted,
     balance_of,
@@ -50,6 +60,39 @@ from farebox.payments.method import Refusal, no_rate
 from farebox.payments.rail import DepositMethod
 
 CAPITAL = "capital"
+_TRIES_MAX = 16
+
+
+class Ours(msgspec.Struct, frozen=True):
+    """What of our own money went out last; the key is the asset."""
+
+    left_by: str
+
+
+OURS = RecordType("ours", Ours)
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """How much of an asset may go out as ours: what is there beyond what others own."""
+
+    asset: str
+    amount: int
+    version: int
+
+    def taken(self, by: str) -> Put:
+        """What joins the unit that lets some of it go."""
+        return Put(OURS, self.asset, Ours(by), self.version)
+
+
+async def free_of(ledger: Ledger, asset: str) -> Free:
+    """As it stands now; what is on its way out counts as gone. Every account is read."""
+    row = await ledger.store.get(OURS, asset)
+    revenue = await ledger.store.account(balance_of(REVENUE, asset))
+    cover = (await covers_of(ledger.store)).get(asset)
+    leaving = revenue.debits_pending if revenue else 0
+    amount = max(0, cover.surplus - leaving) if cover else 0
+    return Free(asset, amount, row.version if row else ABSENT)
 
 
 class Flow(enum.StrEnum):
@@ -93,18 +136,30 @@ async def move_capital(
         quoted = msgspec.structs.replace(quoted, spread_ppm=0)  # nothing is earned from oneself
     kept_in = BTC.code if quoted else move.asset
     moved = CapitalMoved(balance_of(CAPITAL, kept_in), kept_in, _counted(move, quoted))
-    if move.flow is Flow.OUT and await ledger.store.outcome(move.unit) is None:
-        cover = (await covers_of(ledger.store)).get(kept_in)
-        if cover is None or cover.surplus < moved.counted:
-            return _NOT_FREE
-    unit = Unit(
-        move.unit,
-        await _steps(ledger, rail, move, moved, quoted),
-        events=(Event(f"capital.{move.flow}", moved.account, {"amount": str(moved.counted)}),),
-        fingerprint=f"{move.flow} {rail.custody(move.asset)} {move.asset} {move.amount}".encode(),
-        reply=msgspec.json.encode(moved),
-    )
-    match await ledger.store.commit(unit):
+    told = f"{move.flow} {rail.custody(move.asset)} {move.asset} {move.amount}"
+    for _ in range(_TRIES_MAX):
+        puts: tuple[Put, ...] = ()
+        if move.flow is Flow.OUT and await ledger.store.outcome(move.unit) is None:
+            free = await free_of(ledger, kept_in)
+            if free.amount < moved.counted:
+                return _NOT_FREE
+            puts = (free.taken(move.unit),)
+        unit = Unit(
+            move.unit,
+            await _steps(ledger, rail, move, moved, quoted),
+            puts=puts,
+            events=(Event(f"capital.{move.flow}", moved.account, {"amount": str(moved.counted)}),),
+            fingerprint=told.encode(),
+            reply=msgspec.json.encode(moved),
+        )
+        outcome = await ledger.store.commit(unit)
+        if not isinstance(outcome, Stale | Taken):
+            return _told(outcome)
+    return _BUSY
+
+
+def _told(outcome: Outcome) -> CapitalMoved | Refusal:
+    match outcome:
         case Applied(reply=reply) | Replayed(Applied(reply=reply)):
             return msgspec.json.decode(reply, type=CapitalMoved)
         case Refused(code=Code.EXCEEDS_CEILING):
@@ -117,6 +172,7 @@ async def move_capital(
             return Refusal("operation_taken", "this name has moved something else already")
 
 
+_BUSY = Refusal("busy", "too much of it is going out at once; try again")
 _NOT_FREE = Refusal(
     "capital_bound", "custody would not cover what is owed any more: it has borne a loss"
 )

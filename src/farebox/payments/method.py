@@ -115,7 +115,8 @@ class RefundRequest:
     of it. `account` is whose money it is. `is_exact`: the receiver gets `amount` to the unit and
     the fees come on top.
     `fee_max` is the most that may go in fees; None leaves it to the operator's settings. `quoted`
-    is the rate that the core converts at, if any.
+    is the rate that the core converts at, if any. `puts` join the opening commit: whoever asks has
+    decided by these rows.
     """
 
     operation_id: str
@@ -127,6 +128,7 @@ class RefundRequest:
     asset: str = BTC.code
     quoted: Quoted | None = None
     account: str = ""
+    puts: tuple[Put, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,11 @@ class AbstractPaymentMethod(abc.ABC):
     async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
         """Prepare to give back. Here: refused, for methods that cannot."""
         return Refusal("refund_not_supported", f"{self.payment_type} cannot refund")
+
+    def can_pay_to(self, address: str) -> bool:
+        """Whether this reads as an address that it could still pay in a year: a Lightning address,
+        not an invoice. Cheap, no I/O, never raises. Here: it cannot tell."""
+        return True
 
     def standing(self) -> Standing:
         """Whether it works now, from memory. Here: it does."""

@@ -33,6 +33,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     kind: str
     account: str
+    method: str = ""  # the payment type of the method that carries it out, where one does
     hold: str
     plan: bytes
     far_hold: str = ""
@@ -117,7 +118,7 @@ class Handler(Protocol):
     async def attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:
         """Call outside, or, when an attempt may already have left, ask first.
 
-        RailRejected and RailUnavailable count as Rejected and Unresolved; any other exception is
-        Unresolved too, because nobody knows what had happened by then.
+        A definite no is a value, Rejected. Any exception is Unresolved, a RailRejected too: a node
+        that refuses a question says nothing of the payment, which may have left by then.
         """
         ...

@@ -178,6 +178,12 @@ class DepositMethod(AbstractPaymentMethod):
         It may tell what was told before, and of what nobody here has asked for.
         """
 
+    @property
+    def behind(self) -> int | None:
+        """How many blocks are known here that were not looked through for payments yet, as of the
+        last look; None: nobody looks here, or it goes otherwise."""
+        return None
+
     @abc.abstractmethod
     def fee_max(self, amount: int, asset: str) -> int:
         """The most that paying out an amount may cost, in the asset's own unit."""

@@ -25,6 +25,9 @@ class PaymentMethods:
         """The first method that can handle the credential."""
         return next((method for method in self if method.can_handle(credential)), None)
 
+    def __contains__(self, payment_type: object) -> bool:
+        return payment_type in self._methods
+
     def __getitem__(self, payment_type: str) -> AbstractPaymentMethod:
         return self._methods[payment_type]
 

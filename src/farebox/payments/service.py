@@ -29,6 +29,7 @@ from farebox.ledger.model import (
     Kind,
     Mismatch,
     Open,
+    Put,
     Refused,
     Replayed,
     Stale,
@@ -39,6 +40,7 @@ from farebox.ledger.model import (
 from farebox.ledger.service import Ledger
 from farebox.money import BTC
 from farebox.payments.carrying import ReceivePlan, Receiving, Sending, SendPlan
+from farebox.payments.deposits import DEPOSIT
 from farebox.payments.exchange import (
     ONLY_BITCOIN,
     Exchange,
@@ -229,9 +231,49 @@ class Payments:
         """The first of those; bitcoin where it pays out nothing, which is refused then."""
         return (*self.assets_out(method, wanted), BTC.code)[0]
 
+    def assets_for_msat(self, method: str, wanted: str = "") -> tuple[str, ...]:
+        """The same of those that an account's msat can leave in: what is held is no part of it."""
+        return tuple(
+            one for one in self.assets_out(method, wanted) if one not in self.exchange.held
+        )
+
     def gives_back_only(self, method: str) -> bool:
         """Whether a method pays nobody but who has paid by it; one that is not here does not."""
         return any(one.gives_back_only for one in self.methods if one.payment_type == method)
+
+    def no_way_to(self, address: str) -> Refusal | None:
+        """Why nobody here could pay to a refund address: to be said before a key is made with it.
+
+        By its look alone: whether somebody is there shows when it is paid.
+        """
+        methods = [one for one in self.methods if not one.gives_back_only]
+        if not address or any(one.can_pay_to(address) for one in methods):
+            return None
+        return Refusal(
+            "refund_address_invalid",
+            f"nothing here can pay to {address[:_SHOWN_CHARS]!r}: name a Lightning address or an "
+            "LNURL (an invoice lapses), or an address of a chain that GET /v1/methods names",
+        )
+
+    async def way_back(self, account: str, first: str = "", address: str = "") -> str:
+        """The method that gives an account's money back, to its refund `address` if it has one.
+
+        `first` is what its key remembers, which is nothing where the operator made the key and what
+        is no longer there where he took the method out: then it is one that the account was paid
+        by, or any.
+        """
+        paid = await self._ledger.store.find(DEPOSIT, {"account": account}, limit=_PAID_BY_MAX)
+        order = [first, *(row.value.source for _, row in paid)]
+        order = [name for name in order if name in self.methods]
+        order += [one.payment_type for one in self.methods]
+        fits = (
+            name
+            for name in order
+            if not address
+            or self.methods[name].gives_back_only
+            or self.methods[name].can_pay_to(address)
+        )
+        return next(fits, order[0] if order else "")
 
     async def refund(
         self,
@@ -243,17 +285,23 @@ class Payments:
         destination: str = "",
         metadata: dict[str, str] | None = None,
         asset: str = "",
+        puts: tuple[Put, ...] = (),
     ) -> Refunded | Pending | Refusal:
         """Give back up to `amount_msat` from an account, at most once for one `operation_id`.
 
-        In `asset`; "" is what `metadata` wants, or what the method pays out in first.
+        In `asset`; "" is what `metadata` wants, or what the method pays out in first. Of one that
+        is named and held the amount is in its own unit. `puts` join the opening commit; where one
+        of those rows has moved it is refused as OVERTAKEN.
         """
+        terms = metadata or {}
+        fitting = self.assets_for_msat(method, terms.get("refund_currency", ""))
         request = RefundRequest(
             operation_id,
             amount_msat,
             destination,
-            metadata or {},
-            asset=asset or self.asset_out(method, (metadata or {}).get("refund_currency", "")),
+            terms,
+            asset=asset or (*fitting, BTC.code)[0],
+            puts=puts,
         )
         return await self.send(account, request, method=method)
 
@@ -311,6 +359,7 @@ class Payments:
             id=operation_id,
             kind="receive",
             account=account,
+            method=method.payment_type,
             hold=hold,
             plan=self._signer.seal(msgspec.json.encode(stored), operation_id),
         )
@@ -331,6 +380,7 @@ class Payments:
                 id=request.operation_id,
                 kind=kind,
                 account=account,
+                method=method.payment_type,
                 hold=hold_id(request.operation_id, at[0]),
                 far_hold=hold_id(request.operation_id, at[1]) if at[1:] else "",
                 asset=BTC.code if request.quoted else request.asset,
@@ -349,8 +399,12 @@ class Payments:
             )
             kept = kept_back(kept_msat, account, operation.id, len(holds))
             guard = Guard(MATURING, account, row.version if row else ABSENT)
-            changes = Changes((*holds, *kept), plan.puts, guards=(guard,))
+            changes = Changes((*holds, *kept), (*plan.puts, *request.puts), guards=(guard,))
             outcome = await self._operations.open(operation, changes)
+            if isinstance(outcome, Stale | Taken) and any(
+                outcome.kind == one.record.kind for one in request.puts
+            ):
+                return OVERTAKEN
             if isinstance(outcome, Refused) and outcome.step >= len(holds):
                 return _UNRIPE
             if isinstance(outcome, Refused) and outcome.code is Code.EXCEEDS_DEBITS:
@@ -384,7 +438,10 @@ class Payments:
                 return Pending(done.id)
 
 
+OVERTAKEN = Refusal("overtaken", "what it was decided by has changed; try again")
 _NOT_COVERED = Refusal("insufficient_balance", "the balance does not cover this amount")
+#: Of a wrong address in a sentence, of an account's deposits that are looked at.
+_SHOWN_CHARS, _PAID_BY_MAX = 80, 20
 _UNRIPE = Refusal(
     "funds_not_ripe",
     "card money can be spent here at once, and leaves by another way only once its payer can no "

@@ -118,8 +118,7 @@ class ChannelTill:
         why = _NO_RATE if cap is None else self._too_dear(payment, cap)
         if cap is None or why is not None:
             return await self._unserved(payment, turn, why or _NO_RATE)
-        channel_id, fragment = turn.channel.channel_id, turn.sub_channel.vm_id_fragment
-        if not await self.payee.sub_channels.take_turn(channel_id, fragment):
+        if not await self.payee.sub_channels.take_turn(turn.key):
             return _refusal(_BUSY, payment)
         self._turns[request_id] = covered
         admitted = None
@@ -169,8 +168,7 @@ class ChannelTill:
         """Let the next request of its sub-channel in. Without effect for all others."""
         turn = self._turns.pop(request_id, None)
         if turn is not None:
-            fragment = turn.sub_channel.vm_id_fragment
-            self.payee.sub_channels.give_turn(turn.channel.channel_id, fragment)
+            self.payee.sub_channels.give_turn(turn.key)
 
     async def _turn(self, payment: ChannelPresented, address: str) -> Turn | Answer:
         """The sub-channel that is paid on, everything proven but how the voucher weighs."""
@@ -302,9 +300,7 @@ def _cost(done: Request, cap: int) -> int:
 
 def _account(turn: Turn) -> str:
     """Whose history a request is in: the payer's own account here, where it has one."""
-    return account_of(turn.channel.payer_did) or receivable_account(
-        turn.channel.channel_id, turn.sub_channel.vm_id_fragment
-    )
+    return account_of(turn.channel.payer_did) or receivable_account(turn.key)
 
 
 def _refusal(why: Rejected, payment: ChannelPresented, sub_rav: SubRAV | None = None) -> Answer:

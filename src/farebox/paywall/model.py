@@ -105,7 +105,7 @@ class Ended(enum.StrEnum):
     """How a forwarded request ended; decides what is charged."""
 
     COMPLETE = "complete"
-    REFUSED = "refused"  # by the upstream: 4xx or 5xx, or not reached at all: nothing is charged
+    REFUSED = "refused"  # by the upstream: no 2xx, or not reached at all: nothing is charged
     CLIENT_LEFT = "client_left"  # charged for what the upstream had delivered
     UPSTREAM_DIED = "upstream_died"  # in mid-stream: charged for what was metered
     CUT = "cut"  # by us, at the end of the hold

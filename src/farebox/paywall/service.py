@@ -96,7 +96,7 @@ class Paywall:
         till: ChannelTill | None = None,
     ) -> None:
         """`change_as_credit` holds where the payer says nothing. Without a `till` no channel
-        pays."""
+        pays. Without a `public_url` links are relative to what was asked."""
         self._ledger = ledger
         self._payments = payments
         self._keys = keys

@@ -106,7 +106,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_counted(self) -> bool:
         """Whether its price is by what only an understood protocol tells."""
-        return any(component in COUNTED for component, _ in self.prices)
+        return any(component in COUNTED and price.each for component, price in self.prices)
 
 
 class Glob(Protocol):

@@ -8,7 +8,6 @@ key in other capitals, a path with dot segments) carries a problem, and is not p
 from __future__ import annotations
 
 import enum
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -45,6 +44,7 @@ class Problem(enum.StrEnum):
     BODY_TOO_LARGE = "the body is too large to be read"
     BODY_NOT_JSON = "the body is not a JSON object"
     BODY_AMBIGUOUS = "the body has a key twice, or in unusual capitals"
+    MODELS_MANY = "the body names other models to fall back to"
     FIELD_INVALID = "model, stream or a limit has a value of the wrong kind or size"
 
 
@@ -116,6 +116,10 @@ _KEYS: Final = (
     "input",
 )
 _KEY_SET: Final = frozenset(_KEYS)
+#: By these OpenRouter and LiteLLM are told to serve another model than the one that is priced.
+_FALLBACKS: Final = frozenset(
+    {"models", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks"}
+)
 _QUOTED_KEYS: Final = tuple(f'"{key}"'.encode() for key in _KEYS)
 #: A printable ASCII character written as an escape: it could hide a second "model".
 _ESCAPED_ASCII: Final = re.compile(rb"\\u00[2-7]")
@@ -202,10 +206,8 @@ def _read_body(body: bytes) -> dict[str, Any] | Problem:
         document = _decode(body)
         if type(document) is not dict:
             return Problem.BODY_NOT_JSON
-        if _may_repeat_key(body, document):
-            json.loads(body, object_pairs_hook=_unique)
-    except _Repeated:
-        return Problem.BODY_AMBIGUOUS
+        if _repeats_key(body, document):
+            return Problem.BODY_AMBIGUOUS
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return Problem.BODY_NOT_JSON
     for key in document:
@@ -215,22 +217,20 @@ def _read_body(body: bytes) -> dict[str, Any] | Problem:
     return document
 
 
-def _may_repeat_key(body: bytes, document: dict[str, Any]) -> bool:
-    """Whether the slow check is due. Decoders keep one of two equal keys and say nothing."""
+def _repeats_key(body: bytes, document: dict[str, Any]) -> bool:
+    """Whether a key that bears on the price stands there twice, or is written with escapes.
+
+    Decoders keep one of two equal keys and say nothing. What they have not kept tells.
+    """
     # Each key that is there is written at least once, unless with escapes.
-    if sum(map(body.count, _QUOTED_KEYS)) > len(_KEY_SET & document.keys()):
-        return True
-    return b"\\u00" in body and _ESCAPED_ASCII.search(body) is not None
-
-
-class _Repeated(Exception):
-    """A key that bears on the price stands twice in one object."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> None:
-    keys = [key for key, _ in pairs if key in _KEY_SET]
-    if len(keys) != len(set(keys)):
-        raise _Repeated
+    is_plain = sum(map(body.count, _QUOTED_KEYS)) <= len(_KEY_SET & document.keys())
+    if is_plain and not (b"\\u00" in body and _ESCAPED_ASCII.search(body)):
+        return False
+    kept = b"\n".join(msgspec.json.decode(body, type=dict[str, msgspec.Raw]).values())
+    for key, quoted in zip(_KEYS, _QUOTED_KEYS, strict=True):
+        if body.count(quoted) - kept.count(quoted) > (key in document):
+            return True
+    return len(_ESCAPED_ASCII.findall(body)) > len(_ESCAPED_ASCII.findall(kept))
 
 
 def _facts(
@@ -249,11 +249,13 @@ def _facts(
         or choices is None
         or -1 in limits
     )
+    many = False
     if protocol is ApiProtocol.OTHER:
         attached = Attachments()
         invalid = misnamed
     else:
         attached = find_attachments(document)
+        many = any(document.get(key) for key in _FALLBACKS & document.keys())
     # Some servers take zero for no limit at all.
     given = [limit for limit in limits if limit]
     return RequestFacts(
@@ -268,7 +270,7 @@ def _facts(
         text_bytes=max(body_bytes - attached.inline_bytes, 0),
         images=attached.images,
         open_input=attached.open_input,
-        problem=Problem.FIELD_INVALID if invalid else None,
+        problem=Problem.FIELD_INVALID if invalid else Problem.MODELS_MANY if many else None,
     )
 
 

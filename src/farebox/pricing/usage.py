@@ -221,11 +221,12 @@ def _read_openai(usage: dict[str, Any]) -> Report:
     completion = _whole(usage.get("completion_tokens"))
     reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
     total = _whole(usage.get("total_tokens"))
-    if prompt is not None and completion is not None and reasoning is not None:
+    if prompt is not None and completion is not None and total is not None:
         # OpenAI counts reasoning within the completion. Some that follow its protocol put it
-        # beside; then the total tells, and leaving it out would give the reasoning away.
-        beside = total == prompt + completion + reasoning
-        completion += reasoning if beside else 0
+        # beside, or tell it in the total alone: leaving it out would give the reasoning away.
+        beside = max(total - prompt - completion, 0)
+        reasoning = beside if reasoning is None else reasoning
+        completion += beside
     return Report(
         input_tokens=prompt,
         output_tokens=completion,

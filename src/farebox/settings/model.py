@@ -33,6 +33,7 @@ from farebox.settings.values import (
     HEADERS,
     MEMO,
     NAME,
+    ORIGIN,
     PATH_PREFIX,
     SECRET,
     URL,
@@ -136,9 +137,15 @@ class GatewaySettings:
     listen: Address = setting(ADDRESS, "Where to listen.", "127.0.0.1:8080")
     public_url: str | None = optional(
         URL,
-        "The address callers know us by, for the links in answers. Left out, it is taken from "
-        "`listen`.",
+        "The address callers know us by, for the links in answers. Left out, they are relative, "
+        "and where they cannot be (wallets, channels, providers) taken from `listen`.",
         "https://api.example.com",
+    )
+    cors_origins: tuple[str, ...] = setting(
+        many(ORIGIN),
+        'Pages of these origins may call from a browser; "*" is any. None: no page can read an '
+        "answer.",
+        [],
     )
     body_bytes_max: int = setting(
         integer(1, 1024 * _MIB), "The largest request body; a larger one is 413.", 10 * _MIB

@@ -183,6 +183,13 @@ def _url(raw: object, _: Where) -> str:
     return text.rstrip("/")
 
 
+def _origin(raw: object, _: Where) -> str:
+    text = _text(raw)
+    if text != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[0-9a-z._:\[\]-]{1,255}", text):
+        raise ValueError
+    return text
+
+
 def _feed_url(raw: object, _: Where) -> str:
     parts = urlsplit(_text(raw))
     if parts.scheme != "https" or not parts.hostname or parts.username or parts.password:
@@ -300,6 +307,11 @@ def _secret(raw: object, where: Where) -> Secret:
 FLAG = Kind("true or false", _flag)
 ADDRESS = Kind("host:port, with an IPv6 host in [brackets]", _address, textual=True)
 URL = Kind("an http:// or https:// URL without credentials, query or fragment", _url, textual=True)
+ORIGIN = Kind(
+    'an origin as browsers send it, such as "https://app.example.com", or "*"',
+    _origin,
+    textual=True,
+)
 FEED_URL = Kind("an https:// URL without credentials", _feed_url, textual=True)
 PATH_PREFIX = Kind("a path that begins with /", _path_prefix, textual=True)
 DIRECTORY = Kind("a directory", _path, textual=True)

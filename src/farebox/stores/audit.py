@@ -51,6 +51,10 @@ class BookReader(ABC):
     def _many(self, sql: str, values: Sequence[object]) -> Iterator[Sequence[Any]]:
         """The rows of a query, of which there may be more than memory holds."""
 
+    @abstractmethod
+    def damage(self) -> str:
+        """The first thing wrong with what the book is kept in, below its rows; "" for nothing."""
+
     def __enter__(self) -> Self:
         return self
 

@@ -111,14 +111,15 @@ class KeyExpiry:
         )
 
     async def _refund(self, key: ApiKey, amount_msat: int, operation_id: str) -> bool | None:
-        gives_back_only = self._payments.gives_back_only(key.refund_method)
+        method = await self._payments.way_back(key.account, key.refund_method, key.refund_address)
+        gives_back_only = self._payments.gives_back_only(method)
         try:
-            assets = self._payments.assets_out(key.refund_method, key.refund_currency) or ("",)
+            assets = self._payments.assets_for_msat(method, key.refund_currency) or ("",)
             for asset in assets if gives_back_only else assets[:1]:
                 told = await self._payments.refund(
                     key.account,
                     amount_msat,
-                    method=key.refund_method,
+                    method=method,
                     operation_id=operation_id,
                     destination="" if gives_back_only else key.refund_address,
                     metadata=key.refund_terms,

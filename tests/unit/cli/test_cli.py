@@ -83,6 +83,22 @@ def test_init_leaves_nothing_behind_when_a_choice_is_wrong(wrong: list[str], run
     assert os.listdir() == []
 
 
+def test_init_that_finds_no_place_for_its_data_can_be_called_again(run: Run) -> None:
+    Path("full").write_text("a file, where a directory is asked for")
+    code, out, error = run("init", "--data", "full/data")
+    assert (code, out) == (2, "")
+    assert error.startswith("error: setting data_dir")
+    assert os.listdir() == ["full"]
+    assert run("init", "--data", "data")[0] == 0
+
+
+def test_init_that_finds_no_place_for_its_file_makes_no_data(run: Run) -> None:
+    code, out, error = run("init", "nowhere/farebox.toml", "--data", "data")
+    assert (code, out) == (2, "")
+    assert "No such file or directory" in error
+    assert os.listdir() == []
+
+
 def test_the_root_key_is_never_on_the_screen(run: Run) -> None:
     _, out, error = run("init")
     key = Path("farebox-data/root.key").read_text().strip()

@@ -44,6 +44,11 @@ def read(protocol: ApiProtocol, usage: object) -> Usage | None:
             },
             Usage(input_tokens=100, cached_tokens=40, output_tokens=50, reasoning_tokens=30),
         ),
+        (  # reasoning that the total alone tells
+            CHAT,
+            {"prompt_tokens": 8, "completion_tokens": 9, "total_tokens": 39},
+            Usage(input_tokens=8, output_tokens=31, reasoning_tokens=22),
+        ),
         (  # reasoning beside the completion, as the total shows
             CHAT,
             {

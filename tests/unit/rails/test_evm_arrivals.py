@@ -299,3 +299,18 @@ async def test_depth_is_not_counted_from_a_branch_that_has_not_what_was_seen(
     told += await watcher.arrivals.of_address(made.request.reference)
     assert [one.state for one in told] == [DepositState.DETECTED] * 2
     await store.close()
+
+
+async def test_who_catches_up_says_how_far_behind_it_is(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "book.db", RECORDS, clock=SystemClock())
+    chain = Chain()
+    watcher = Watcher(chain, Ledger(store, SystemClock()))
+    told = [watcher.arrivals.behind]
+    await watcher.arrivals.advance()
+    for _ in range(16):
+        chain.mine()
+    while not await watcher.arrivals.advance():
+        told.append(watcher.arrivals.behind)
+    told.append(watcher.arrivals.behind)
+    assert told == [None, 9, 2, 0]
+    await store.close()

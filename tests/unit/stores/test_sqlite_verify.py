@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -38,6 +39,7 @@ from farebox.stores.sqlite import SqliteStore
 from farebox.stores.sqlite.audit import SqliteAuditReader
 
 KEY = bytes(range(32))
+PAGE = 4_096
 
 
 class State(enum.StrEnum):
@@ -485,6 +487,40 @@ def test_a_book_that_is_torn_is_told_as_broken(book: Path) -> None:
     raw[4096:] = b"\xff" * (len(raw) - 4096)
     book.write_bytes(raw)
     assert isinstance(audit(book), Broken)
+
+
+def overwrite(path: Path, page: int, raw: bytes = b"") -> None:
+    """Put other bytes into a page of the file, which counts its pages from 1."""
+    with path.open("r+b") as file:
+        file.seek((page - 1) * PAGE)
+        file.write(raw.ljust(PAGE, b"\x00"))
+
+
+def test_whichever_page_of_the_file_is_lost_it_is_told(book: Path) -> None:
+    whole = book.read_bytes()
+    for page in range(2, len(whole) // PAGE + 1):
+        overwrite(book, page)
+        found = audit(book)
+        assert isinstance(found, Broken), f"page {page}"
+        assert found.invariant is Invariant.MEDIUM
+        assert "\n" not in found.found
+        book.write_bytes(whole)
+    passed(book)
+
+
+def test_a_row_that_an_index_lost_is_told(book: Path) -> None:
+    """Whoever asks the index for what is due would never find that row."""
+    db = apsw.Connection(str(book))
+    root = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'record_test_job_0'").get
+    db.close()
+    assert isinstance(root, int)
+    overwrite(book, root, b"\x0a" + bytes(4) + (PAGE).to_bytes(2, "big"))  # a leaf with no entry
+    found = audit(book)
+    assert isinstance(found, Broken)
+    assert "missing from index record_test_job_0" in str(found)
+    with contextlib.closing(apsw.Connection(str(book))) as db:
+        db.execute("REINDEX")  # the way out that the operator is told
+    passed(book)
 
 
 def test_what_is_no_book_is_refused(tmp_path: Path) -> None:

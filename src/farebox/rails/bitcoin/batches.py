@@ -69,6 +69,8 @@ from farebox.rails.bitcoin.wallet import Draft, NotEnough, Wallet
 _log = structlog.get_logger("farebox.bitcoin")
 
 KIND = "bitcoin_batch"
+#: What may still be signed, and be carried out.
+_LIVING = (BatchState.UNSIGNED, BatchState.SENT)
 _SAFE_DEPTH = 100
 _WAITING_MAX = 1_000
 #: A replacement pays at least a quarter more, and the pool's own least step (BIP-125, rule 4).
@@ -130,7 +132,9 @@ class Batches:
                 draft = await self._wallet.build(outputs, rate, spendable)
             except NotEnough:
                 reason = "the wallet holds too little that is confirmed; it waits"
-                waiting = waiting[: len(waiting) // 2]
+                free = frozenset(spendable)
+                total_sat = sum(one.amount_sat for one in view.coins if one.outpoint in free)
+                waiting = fewer(waiting, total_sat)
                 continue
             limits = [row.value.fee_max_sat for _, row in waiting]
             if draft.fee_sat > sum(limits):
@@ -359,7 +363,7 @@ class Batches:
 
     async def tend(self, view: View) -> None:
         """One round: new batches, news of old ones, and again what a reorganisation took back."""
-        for state in (BatchState.UNSIGNED, BatchState.SENT):
+        for state in _LIVING:
             for key, row in await self._ledger.store.find(BATCH, {"state": state}):
                 await self._tend_sent(key, row.value, view)
         for key, row in await self._ledger.store.find(BATCH, {"state": BatchState.PAID}):
@@ -405,7 +409,7 @@ class Batches:
     async def unsigned(self) -> dict[str, Batch]:
         """The batches that wait for a signature, also of a dearer form of what was sent."""
         found = dict[str, Batch]()
-        for state in (BatchState.UNSIGNED, BatchState.SENT):
+        for state in _LIVING:
             rows = await self._ledger.store.find(BATCH, {"state": state})
             found |= {key: row.value for key, row in rows if row.value.psbt}
         return found
@@ -417,7 +421,7 @@ class Batches:
     async def sign(self, key: str, psbt: str) -> Operation:
         """Take a batch's PSBT back, signed, and send it. Raises InvalidCredential."""
         row = await self._ledger.store.get(BATCH, key)
-        if row is None or not row.value.psbt:
+        if row is None or not row.value.psbt or row.value.state not in _LIVING:
             raise InvalidCredential("no payment of this name waits for a signature")
         txid, raw = await self._wallet.combined(row.value.psbt, psbt)
         attempt = msgspec.structs.replace(row.value.tries[-1], txid=txid, raw=raw)
@@ -432,6 +436,24 @@ class Batches:
             raise InvalidCredential("it has changed meanwhile: look at it again")
         await self._operations.reopen(key)
         return await self._operations.advance(key)
+
+
+def fewer(
+    waiting: Sequence[tuple[str, Row[Payout]]], total_sat: int
+) -> Sequence[tuple[str, Row[Payout]]]:
+    """Fewer payments, where all of these were too many: one that is too large holds up no other.
+
+    Those that the coins suffice for, the oldest first; without the largest where it was the fee
+    that they did not suffice for.
+    """
+    fitting = []
+    for one in waiting:
+        if one[1].value.amount_sat <= total_sat:
+            total_sat -= one[1].value.amount_sat
+            fitting.append(one)
+    if len(fitting) == len(waiting):
+        fitting.remove(max(fitting, key=lambda one: one[1].value.amount_sat))
+    return fitting
 
 
 def shares(fee_sat: int, limits: Sequence[int]) -> list[int]:

@@ -90,8 +90,7 @@ class BitcoinMethod(DepositMethod):
         except InvalidInput as error:
             raise InvalidCredential(str(error)) from None
         if not _TXID.fullmatch(text):
-            self.wallet.script(text)
-            return text
+            return self.wallet.address(text)
         view = self.wallet.view
         paid = [
             coin
@@ -177,6 +176,10 @@ class BitcoinMethod(DepositMethod):
     def fee_max(self, amount: int, asset: str) -> int:
         """What a payment out may cost: by its bytes, not by its amount."""
         return self._paying.fee_max_msat()
+
+    def can_pay_to(self, address: str) -> bool:
+        """An address of this network, bare or as a URI."""
+        return self._paying.is_address(address)
 
     async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
         """To an address of this chain."""

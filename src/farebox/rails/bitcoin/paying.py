@@ -137,6 +137,14 @@ class Paying:
         refused = msgspec.structs.replace(row.value, state=PayoutState.REFUSED)
         return (Put(PAYOUT, operation_id, refused, row.version),)
 
+    def is_address(self, text: str) -> bool:
+        """Whether this reads as an address of our network."""
+        try:
+            self._wallet.script(read_uri(text)[0])
+        except InvalidInput:
+            return False
+        return True
+
     async def _priced(self, request: RefundRequest) -> _Priced | Refusal:
         if not request.destination:
             return Refusal(

@@ -74,13 +74,23 @@ class Wallet:
 
     # ── addresses ────────────────────────────────────────────────────────────────────────────────
 
+    def address(self, text: str) -> str:
+        """An address as it is written here; QR codes have some in capitals.
+
+        Raises InvalidCredential for no address of this chain.
+        """
+        return str(self._address(text))
+
     def script(self, address: str) -> bytes:
         """Its output script. Raises InvalidCredential for no address of this chain."""
         return bytes(self._script(address).to_bytes())
 
     def _script(self, address: str) -> bdk.Script:
+        return self._address(address).script_pubkey()
+
+    def _address(self, text: str) -> bdk.Address:
         try:
-            return bdk.Address(address, self.keys.network).script_pubkey()
+            return bdk.Address(text, self.keys.network)
         except bdk.AddressParseError:
             raise InvalidCredential(
                 f"this is no address of the {self.keys.network_name} network"

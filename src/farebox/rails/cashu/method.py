@@ -83,6 +83,7 @@ class CashuMethod(AbstractPaymentMethod):
         purse = Purse(self.inventory, Claims(ledger.clock))
         lnurl = Lnurl(guarded, allow_plain_http=config.allow_private)
         self._giving = Giving(self.mints, self.inventory, purse)
+        self._lnurl = lnurl
         self._melting = Melting(self.mints, self.inventory, purse, lnurl)
 
     async def start(self) -> None:
@@ -129,6 +130,10 @@ class CashuMethod(AbstractPaymentMethod):
                 return await self._crossing.receive(job, asked_before=asked_before)
             case other:
                 raise InvalidCredential(f"{type(other).__name__} receives nothing")
+
+    def can_pay_to(self, address: str) -> bool:
+        """A Lightning address or an LNURL, which a mint pays for us."""
+        return self._lnurl.is_lasting(address)
 
     async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
         """A new token, or with a destination a Lightning payment, from where we hold most."""

@@ -120,6 +120,8 @@ class Arrivals:
         self._lock = asyncio.Lock()
         self._told: dict[str, tuple[Sequence[Sighting], int]] = {}
         self._checked: Header | None = None
+        #: Blocks of the chain that were not looked through yet, as of the last look.
+        self.behind: int | None = None
 
     async def begin(self) -> Header:
         """Make sure that everything from now on will be found; the newest block."""
@@ -218,6 +220,7 @@ class Arrivals:
         row = await self._ledger.store.get(CURSOR, terms.chain)
         assert row is not None, "it was begun"
         height = row.value.height
+        self.behind = max(0, int(head.number) - height)
         if height > head.number:
             return True  # a node that is behind, or a chain that is about to be another
         if (await self._scan.hashes({height}))[height] != row.value.block_hash:
@@ -233,6 +236,7 @@ class Arrivals:
         await self._note(found, known)
         put = Put(CURSOR, terms.chain, Cursor(last, tip), row.version)
         await self._ledger.store.commit(Unit(f"cursor:{put.key}:{row.version}:{tip}", puts=(put,)))
+        self.behind = int(head.number) - last
         return last == head.number
 
     async def _found(self, first: int, last: int, known: Mapping[str, Address]) -> list[Arrival]:

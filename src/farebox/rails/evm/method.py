@@ -39,10 +39,11 @@ from farebox.payments.rail import (
 )
 from farebox.rails.evm.addresses import Addresses
 from farebox.rails.evm.arrivals import Arrivals
-from farebox.rails.evm.config import EvmAsset, EvmConfig
+from farebox.rails.evm.config import EvmConfig
 from farebox.rails.evm.holding import holdings_of
+from farebox.rails.evm.links import Link, payment_link, read_address
 from farebox.rails.evm.outbox import custody_of
-from farebox.rails.evm.payouts import Payouts, read_address
+from farebox.rails.evm.payouts import Payouts
 from farebox.rails.evm.records import ARRIVAL
 from farebox.rails.evm.rpc import Quantity, Rpc
 from farebox.rails.evm.scan import Scan
@@ -67,6 +68,10 @@ class Taking(Protocol):
 
     def identity(self, credential: str) -> str:
         """The same for two texts of the same money. Raises InvalidCredential."""
+        ...
+
+    def asset(self, credential: str) -> str:
+        """What it pays in; "" where only the chain tells. Raises InvalidCredential."""
         ...
 
     async def plan(self, credential: str) -> PaymentPlan | Refusal:
@@ -155,8 +160,11 @@ class EvmMethod(DepositMethod):
         """What stands behind a name that is this chain's, a token's or a scheme's with its id."""
         text = credential.strip()
         ours = str(self.config.chain_id)
-        if text.startswith("ethereum:") and text.partition("@")[2] in ("", ours):
-            return text.removeprefix("ethereum:").partition("@")[0]
+        if text.startswith("ethereum:"):
+            try:
+                return read_address(text, self.config.chain_id)
+            except InvalidCredential:
+                return text
         if text.startswith(f"eip155:{ours}:"):
             return text.removeprefix(f"eip155:{ours}:")
         name = _NAMED.match(text)
@@ -178,6 +186,14 @@ class EvmMethod(DepositMethod):
         if isinstance(plan, Refusal):
             return plan
         return replace(plan, payload=f"{kind}:".encode() + plan.payload)
+
+    def get_refund_metadata(self, credentials: PaymentCredentials) -> Mapping[str, str]:
+        """What a signed transfer pays in, so that it goes back in that."""
+        kind = credentials.metadata.get(_KIND)
+        if not isinstance(kind, str):
+            return {}
+        asset = self._takings[kind].asset(credentials.raw_credential.strip())
+        return {"refund_currency": asset} if asset else {}
 
     async def receive_payment(
         self, payload: bytes, *, asked_before: bool
@@ -206,7 +222,7 @@ class EvmMethod(DepositMethod):
         return Payable(
             reference=made.address,
             text=made.address,
-            uri=payment_uri(of, self.config.chain_id, made.address, order.amount),
+            uri=payment_link(Link(made.address, of.token, order.amount), self.config.chain_id),
             custody=self.custody(order.asset),
             amount=order.amount,
             expires_at=self._ledger.clock.now_ns() + self.config.expiry_s * NS_PER_S,
@@ -216,6 +232,11 @@ class EvmMethod(DepositMethod):
         """What has arrived at an address, as the chain has it now."""
         await self._arrivals.advance()
         return await self._arrivals.of_address(reference)
+
+    @property
+    def behind(self) -> int | None:
+        """Blocks from where it has looked to the newest."""
+        return self._arrivals.behind
 
     async def watch(self, cursor: str) -> AsyncGenerator[Watched, None]:
         """What arrives from now on. The cursor is the rail's own: it moves without payments too."""
@@ -230,24 +251,38 @@ class EvmMethod(DepositMethod):
 
     async def quote_refund(self, request: RefundRequest) -> RefundQuote | Refusal:
         """Amount, and what gas costs now with the operator's margin."""
-        return await self._payouts.quote(request)
+        return await self._no_way(request) or await self._payouts.quote(request)
 
     def fee_max(self, amount: int, asset: str) -> int:
         """What gas would cost at the operator's cap; all of it where nobody can say."""
         return self._payouts.fee_at_cap(asset) or amount
 
+    def can_pay_to(self, address: str) -> bool:
+        """An address, or one with this chain's name before it."""
+        try:
+            read_address(address, self.config.chain_id)
+        except InvalidCredential:
+            return False
+        return True
+
     async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
         """To an address on this chain that is none of ours."""
+        if no := await self._no_way(request):
+            return no
+        try:
+            return await self._payouts.plan(request)
+        except RailUnavailable as error:
+            return Refusal("rail_unavailable", str(error))
+
+    async def _no_way(self, request: RefundRequest) -> Refusal | None:
+        """Why what is named is no address to pay."""
         try:
             to = read_address(request.destination, self.config.chain_id)
         except InvalidCredential as error:
             return Refusal("destination_invalid", str(error))
         if await self._addresses.find(to) is not None:
             return Refusal("destination_invalid", "this is a deposit address of this house")
-        try:
-            return await self._payouts.plan(request)
-        except RailUnavailable as error:
-            return Refusal("rail_unavailable", str(error))
+        return None
 
     async def refund_payment(
         self, payload: bytes, *, asked_before: bool
@@ -305,12 +340,3 @@ async def fault_of(config: EvmConfig, rpc: Rpc, scan: Scan, clock: Clock) -> str
     if age_s > config.stale_after_s:
         return f"the newest block is {age_s} s old: chain or node stand still"
     return ""
-
-
-def payment_uri(of: EvmAsset, chain_id: int, address: str, amount: int | None) -> str:
-    """What a wallet opens (EIP-681); amounts in the smallest unit."""
-    if of.token:
-        asked = "" if amount is None else f"&uint256={amount}"
-        return f"ethereum:{of.token}@{chain_id}/transfer?address={address}{asked}"
-    asked = "" if amount is None else f"?value={amount}"
-    return f"ethereum:{address}@{chain_id}{asked}"

@@ -21,7 +21,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import msgspec
-from eth_utils.address import is_checksum_address, to_checksum_address
 
 from farebox.clock import NS_PER_S
 from farebox.errors import InvalidCredential, RailRejected
@@ -45,6 +44,7 @@ from farebox.payments.rail import Limits
 from farebox.rails.evm.contracts import answered, artifact, calldata, topic
 from farebox.rails.evm.fees import Fees
 from farebox.rails.evm.gas import PLAIN_GAS, Gas, L1Fee
+from farebox.rails.evm.links import Link, read_link
 from farebox.rails.evm.outbox import (
     INTENT,
     Call,
@@ -58,7 +58,6 @@ from farebox.rails.evm.outbox import (
 from farebox.rails.evm.reads import Receipt, held, says_no, transfer_of
 from farebox.rails.evm.sending import Held, Parcel, Sending
 
-ZERO_ADDRESS = f"0x{'0' * 40}"
 #: JSON-RPC's code for a call that reverts.
 _REVERTED = 3
 #: An account of a person that lends it code (EIP-7702) is none of a contract.
@@ -102,30 +101,6 @@ class Job(msgspec.Struct, frozen=True):
     to: str
     amount: int
     fee: int
-
-
-def read_address(text: str, chain_id: int) -> str:
-    """An address with its checksum, out of itself, EIP-681 (`ethereum:0x…@1`) or CAIP-10
-    (`eip155:1:0x…`). One that is mixed in case must have the right checksum (EIP-55), a chain
-    that is named must be ours. Raises InvalidCredential.
-    """
-    named, rest = "", text.strip()
-    if rest.startswith("eip155:"):
-        _, named, rest = (*rest.split(":", 2), "", "")[:3]
-    elif rest.startswith("ethereum:"):
-        rest, _, named = rest.removeprefix("ethereum:").removeprefix("pay-").partition("@")
-    if named and named != str(chain_id):
-        raise InvalidCredential(f"the address is for chain {named[:20]}, this is {chain_id}")
-    digits = rest.removeprefix("0x")
-    if rest == digits or len(digits) != 40 or not _is_hex(digits):
-        raise InvalidCredential("an address is 0x and 40 hexadecimal digits")
-    if digits not in (digits.lower(), digits.upper()) and not is_checksum_address(rest):
-        raise InvalidCredential("the address has a wrong checksum (EIP-55): mistyped?")
-    return to_checksum_address(rest)
-
-
-def _is_hex(digits: str) -> bool:
-    return all(one in "0123456789abcdefABCDEF" for one in digits)
 
 
 class Payouts:
@@ -175,11 +150,12 @@ class Payouts:
             known = ", ".join(one.asset for one in self.terms.assets)
             return Refusal("asset_unknown", f"paid out here: {known}")
         try:
-            to = read_address(request.destination, self._sending.terms.chain_id)
+            link = read_link(request.destination, self._sending.terms.chain_id)
         except InvalidCredential as error:
             return Refusal("destination_invalid", str(error))
-        if no := await self._unfit(to):
+        if no := _differs(link, of, request) or await self._unfit(link.to):
             return no
+        to = link.to
         fee = await self._fee(of, to, request.amount)
         if isinstance(fee, Refusal):
             return fee
@@ -401,6 +377,16 @@ class Payouts:
 
         outcome = await self._ledger.transact([(INTENT, operation_id)], decide)
         return isinstance(outcome, Applied)
+
+
+def _differs(link: Link, of: PaidAsset, request: RefundRequest) -> Refusal | None:
+    """Why a link does not ask for what is to be paid."""
+    names_coin = link.amount is not None and not link.token
+    if (link.token or names_coin) and link.token.lower() != of.token.lower():
+        return Refusal("destination_invalid", f"the link asks for something else than {of.asset}")
+    if request.is_exact and link.amount not in (None, request.amount):
+        return Refusal("destination_invalid", f"the link asks for {link.amount} units")
+    return None
 
 
 def failed_items(receipt: Receipt, slot: Slot) -> frozenset[int]:

@@ -195,7 +195,10 @@ class Cln:
             raise refused(answer.status, "")
         known = await self.payment(order.payment_hash)
         if known.state is PaymentState.UNKNOWN:
-            return Payment(PaymentState.FAILED, reason=said(_error(answer).message))
+            error = _error(answer)
+            if not error.code:  # what stands before the node has said it: the call may yet come
+                raise RailUnavailable(f"the node answered with status {answer.status}")
+            return Payment(PaymentState.FAILED, reason=said(error.message))
         return known
 
     async def payment(self, payment_hash: str) -> Payment:

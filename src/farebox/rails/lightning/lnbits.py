@@ -153,7 +153,10 @@ class Lnbits:
         if known.state is PaymentState.UNKNOWN:
             if answer.status in (200, 201):
                 raise RailUnavailable("the node has taken a payment that it does not know")
-            return Payment(PaymentState.FAILED, reason=said(answer.read(_Error).detail))
+            detail = answer.read(_Error).detail
+            if not detail:  # what stands before the node has said it: the call may yet come
+                raise RailUnavailable(f"the node answered with status {answer.status}")
+            return Payment(PaymentState.FAILED, reason=said(detail))
         return known
 
     async def payment(self, payment_hash: str) -> Payment:

@@ -173,7 +173,7 @@ class Lnd:
         lines = self._line.lines(
             "POST", "/v2/router/send", body, wait_s=order.timeout_s + _PAY_SLACK_S
         )
-        reason = "it said no more"
+        error = _Error()
         async with aclosing(lines):
             async for line in lines:
                 streamed = decode(line, _Streamed)
@@ -182,11 +182,12 @@ class Lnd:
                 error = streamed.error or _Error(streamed.code, streamed.message)
                 if _says(error, _SHUT_OUT):
                     raise _let_in()
-                reason = said(error.message)
         # The call has ended, and with an error. Whether anything was begun only the node can tell.
         known = await self.payment(order.payment_hash)
         if known.state is PaymentState.UNKNOWN:
-            return Payment(PaymentState.FAILED, reason=reason)
+            if not error.code:  # what stands before the node has said it: the call may yet come
+                raise _failed(error)
+            return Payment(PaymentState.FAILED, reason=said(error.message))
         return known
 
     async def payment(self, payment_hash: str) -> Payment:

@@ -64,6 +64,7 @@ class LightningMethod(DepositMethod):
         self._breaker = breaker
         self._ledger = ledger
         lnurl = Lnurl(guarded, allow_plain_http=config.allow_private)
+        self._lnurl = lnurl
         self._paying = Paying(config, node, lnurl, ledger)
         self._fault = "the node was not asked yet"
 
@@ -130,6 +131,10 @@ class LightningMethod(DepositMethod):
     def fee_max(self, amount: int, asset: str) -> int:
         """The operator's limit."""
         return self.config.fee_limit_msat(amount)
+
+    def can_pay_to(self, address: str) -> bool:
+        """A Lightning address or an LNURL."""
+        return self._lnurl.is_lasting(address)
 
     async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
         """To an invoice, a Lightning address or an LNURL."""

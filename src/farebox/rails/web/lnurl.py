@@ -84,11 +84,7 @@ class Lnurl:
 
         Raises InvalidCredential for anything else, RailUnavailable, RailRejected.
         """
-        text = destination.strip()
-        if len(text) > _DESTINATION_CHARS_MAX:
-            raise InvalidCredential("the destination is too long")
-        if text[:10].lower() == "lightning:":
-            text = text[10:]
+        text = _bare(destination)
         if _INVOICE.match(text):
             return _fixed(text)
         answer = await self._get(self._pay_url(text), _PayJson)
@@ -96,6 +92,15 @@ class Lnurl:
             raise RailUnavailable("the destination does not offer to be paid")
         callback = self._url(answer.callback)
         return PayEndpoint(callback, answer.min_sendable, answer.max_sendable, answer.metadata)
+
+    def is_lasting(self, destination: str) -> bool:
+        """Whether this reads as a Lightning address or an LNURL; whether one is there, only
+        `resolve` finds out."""
+        try:
+            self._pay_url(_bare(destination))
+        except InvalidCredential:
+            return False
+        return True
 
     async def invoice(self, endpoint: PayEndpoint, amount_msat: int) -> str:
         """An invoice for exactly this amount, and for what the destination said it is for.
@@ -169,6 +174,13 @@ class Lnurl:
         except (msgspec.DecodeError, RecursionError, OverflowError, UnicodeError):
             pass
         raise RailUnavailable(f"the destination's answer (status {status}) cannot be read")
+
+
+def _bare(destination: str) -> str:
+    text = destination.strip()
+    if len(text) > _DESTINATION_CHARS_MAX:
+        raise InvalidCredential("the destination is too long")
+    return text[10:] if text[:10].lower() == "lightning:" else text
 
 
 def _fixed(text: str) -> Fixed:

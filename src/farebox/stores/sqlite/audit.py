@@ -44,6 +44,18 @@ class SqliteAuditReader(BookReader):
         """Let go of the snapshot."""
         self._db.close()
 
+    def damage(self) -> str:
+        """The first thing wrong with the file: a page, a tree, a row that its index lacks.
+
+        The whole `integrity_check` and not the quick one, which leaves indexes out: it takes 7% of
+        the time that the rest of a verification does.
+        """
+        try:
+            found = str(self._db.execute("PRAGMA integrity_check(1)").get)
+        except apsw.Error as error:
+            return str(error)
+        return "" if found == "ok" else " ".join(found.replace("***", "").split())
+
     def _one(self, sql: str, values: Sequence[object]) -> Sequence[Any] | None:
         return next(self._many(sql, values), None)
 

@@ -31,10 +31,13 @@ class StreamFormat(enum.Enum):
     NDJSON = "application/x-ndjson"
 
 
+_FORMATS = {form.value: form for form in StreamFormat}
+
+
 def stream_format(content_type: str) -> StreamFormat | None:
     """The format that a content type tells of; None: such a body carries no payment."""
     kind = content_type.partition(";")[0].strip().lower()
-    return next((each for each in StreamFormat if each.value == kind), None)
+    return _FORMATS.get(kind)
 
 
 def payment_frame(form: StreamFormat, header: str) -> bytes:
