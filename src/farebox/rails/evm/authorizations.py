@@ -253,6 +253,11 @@ class Authorizations:
         of = signed_for(one, self._assets, self._sending.terms.chain_id)
         return derived_id("auth", self._key(one, of.token if of else ""))
 
+    def asset(self, credential: str) -> str:
+        """The token's that its signature is for; "" where it is for none of ours."""
+        of = signed_for(self._read(credential), self._assets, self._sending.terms.chain_id)
+        return of.asset if of else ""
+
     def _key(self, one: Authorization, token: str) -> str:
         parts = (self._sending.terms.chain, token.lower(), one.payer.lower(), one.nonce)
         return ":".join(parts)
