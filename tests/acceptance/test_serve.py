@@ -191,6 +191,7 @@ def test_commands_go_through_the_running_server(
     assert run("keys", "show", key["id"])["balance_msat"] == 22_000
     assert [one["id"] for one in run("keys", "list")["keys"]] == [key["id"]]
     assert run("withdraw", "15 sat")["amount_msat"] == 15_000
+    assert [one["amount_msat"] for one in run("withdraw", "--list")["withdrawals"]] == [15_000]
     assert run("balance")["withdrawable_msat"] == 5_000
     assert run("verify")["ok"] is True
     assert run("recover")["unfinished"] == []

@@ -451,6 +451,25 @@ async def test_a_price_by_the_request_is_that_of_the_units_known_before(tmp_path
         assert (settled.cost, settled.cost_pico_usd) == (3 * ECHO_COST, 3 * ECHO_COST * 100)
 
 
+async def test_two_keys_with_one_nonce_have_a_proposal_each(tmp_path: Path) -> None:
+    async with world(tmp_path) as town:
+        first = await first_request(town)
+        other = SigningKey(KeyType.ED25519, b"\x05" * 32)
+        await town.open(fragment="other", key=other.public)
+        auth = town.authorization("GET", "/echo", fragment="other", key=other)
+        second = (await town.asks(auth=auth)).proposal
+        find, store = town.processor.find_pending_proposal, town.payee.pending
+        assert first.nonce == second.nonce == 1
+        assert await find(CHANNEL_ID, 1, FRAGMENT) == first
+        assert await find(CHANNEL_ID, 1, "other") == second
+        assert await find(CHANNEL_ID, 1) in (first, second)
+        assert await find(CHANNEL_ID, 2) is None
+        assert await store.remove(CHANNEL_ID, 1, "other")
+        assert not await store.remove(CHANNEL_ID, 1, "other")
+        assert (await store.get_stats()).pending_count == 1
+    check_books(tmp_path)
+
+
 async def test_an_expired_proposal_is_written_off_and_still_asked_for(tmp_path: Path) -> None:
     clock = ManualClock()
     async with world(tmp_path, clock=clock) as town:
@@ -475,9 +494,9 @@ async def test_the_store_of_proposals_makes_finds_and_writes_off(tmp_path: Path)
         assert (stats.pending_count, stats.oldest_at) == (1, town.clock.now_ns())
         assert await store.find(CHANNEL_ID, 1) == paid
         assert await store.find(CHANNEL_ID, 2) is None
-        assert not await store.remove(CHANNEL_ID, 2)
-        assert await store.remove(CHANNEL_ID, 1)
-        assert not await store.remove(CHANNEL_ID, 1)
+        assert not await store.remove(CHANNEL_ID, 2, FRAGMENT)
+        assert await store.remove(CHANNEL_ID, 1, FRAGMENT)
+        assert not await store.remove(CHANNEL_ID, 1, FRAGMENT)
         assert (await store.get_stats()).pending_count == 0
         is_refused(await town.asks(), 402, "PAYMENT_REQUIRED")
         assert (await town.asks("/free", sign_sub_rav(paid, KEY))).status == 200

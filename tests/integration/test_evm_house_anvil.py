@@ -54,7 +54,7 @@ async def test_dollars_come_in_are_spent_go_back_and_go_out(house: EvmHouse) -> 
 
     await house.until_swept(asked["pay"])
     back, friend = somebody(), somebody()
-    order: dict[str, object] = {"method": "anvil", "asset": "USDC", "destination": back}
+    order: dict[str, object] = {"destination": back}  # the way it came, and in what
     quote = await house.post(
         "/v1/refunds", {**order, "amount_msat": 1_000_000, "dry_run": True}, key
     )

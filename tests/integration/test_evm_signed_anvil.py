@@ -135,6 +135,7 @@ async def test_what_a_signed_transfer_moved_is_claimed_by_nobody_again(house: Ev
         return await house.balance_msat(key)
 
     assert await house.until(balance_msat) == CREDITED_MSAT
+    assert (await house.get("/info", key))["refund_currency"] == "USDC"
     slots = await house.rail.sending.open_slots()
     transactions = [
         transaction

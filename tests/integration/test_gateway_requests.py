@@ -177,6 +177,21 @@ async def test_a_redirect_passes_and_charges_nothing(tmp_path: Path, status: int
         assert len(door.upstream.asked) == 1, "the gateway itself follows nowhere"
 
 
+async def test_a_redirect_to_the_service_itself_leads_back_here(tmp_path: Path) -> None:
+    """As frameworks do for a slash that is missing: at that address nobody would pay."""
+    upstream = Behaviour()
+
+    async def slash(asked: Asked, send: Send) -> None:
+        to = f"http://{asked.header('host')}{asked.path}/?a=1"
+        await say({}, 307, (b"location", to.encode()))(asked, send)
+
+    upstream.answer = slash
+    async with open_door(tmp_path, upstream=upstream) as (door, caller):
+        url = f"{door.url}/v1/items"
+        async with caller.get(url, headers=door.auth, allow_redirects=False) as answer:
+            assert answer.headers["location"] == "/v1/items/?a=1"
+
+
 async def test_not_modified_charges_nothing(tmp_path: Path) -> None:
     upstream = Behaviour()
 

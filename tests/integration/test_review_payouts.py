@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from farebox.clock import ManualClock
-from farebox.money import BTC
+from farebox.identity import KeyTerms
+from farebox.identity.keys import ApiKey, NewKey
+from farebox.money import BTC, Asset
 from farebox.payments import RefundPlan, RefundQuote, RefundRequest, Refusal
 from farebox.payments.exchange import Exchange
 from farebox.payments.links import WITHDRAW_LINK
@@ -74,6 +76,22 @@ class LightWire(Wire):
     pays_invoices = True
 
 
+class Chain(Wire):
+    """One that pays out in what is held and in what is converted."""
+
+    payment_type = "chain"
+    place = "custody:chain"
+    planned: RefundRequest | None = None
+
+    async def plan_refund(self, request: RefundRequest) -> RefundPlan | Refusal:
+        self.planned = request
+        return Refusal("rail_unavailable", "not now")
+
+    def terms(self) -> Terms:
+        assets = (Asset("DAI", 18), Asset("USD", 2))
+        return Terms(tuple(AssetTerms(one, None, Limits(1, 10**9)) for one in assets), "none", 1)
+
+
 class Dollars:
     """A dollar's cent, at 100,000 dollars for a bitcoin."""
 
@@ -83,8 +101,9 @@ class Dollars:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    methods = methods_of(PlayMoney(), Wire(), LightWire())
-    made = World(tmp_path / "book.db", methods, ManualClock(), Exchange(Dollars()))
+    methods = methods_of(PlayMoney(), Wire(), LightWire(), Chain())
+    exchange = Exchange(Dollars(), held=frozenset({"DAI"}))
+    made = World(tmp_path / "book.db", methods, ManualClock(), exchange)
     await made.processes.start()
     yield made
     await made.close()
@@ -155,3 +174,19 @@ async def test_a_method_is_not_taken_to_pay_out_what_it_does_not(
     answer = await world.post(path, {**body, "dry_run": dry_run}, bearer=key)
     problem_of(answer, 400, "asset_unknown")
     assert await world.balance(key) == 5_000
+
+
+@pytest.mark.parametrize("wanted", ["DAI", "dai", ""])
+async def test_a_balance_in_msat_does_not_leave_in_what_is_held(world: World, wanted: str) -> None:
+    """Else so many msat would be as many units of it."""
+    first = await world.keys.authenticate(await world.created())
+    assert isinstance(first, ApiKey)
+    terms = KeyTerms(refund_method="chain", refund_currency=wanted)
+    key = await world.keys.create(first.account, terms, origin="op")
+    assert isinstance(key, NewKey)
+    told = await world.post("/refund", {"destination": "somebody"}, bearer=key.secret)
+    assert told.json()["code"] == "rail_unavailable", told.text
+    chain = world.payments.methods["chain"]
+    assert isinstance(chain, Chain)
+    assert chain.planned is not None
+    assert (chain.planned.asset, chain.planned.quoted is not None) == ("USD", True)

@@ -57,7 +57,8 @@ def whoever_hands_in_an_invoice_has_its_money() -> AbstractContextManager[object
         if request is None:
             return Rejected("deposit_unknown", "not ours")
         request = await self.look(request)
-        return Claimed(account or request.account, request.credited_msat, opens_account=True)
+        to = account or request.account
+        return Claimed(to, request.credited_msat, opens_account=True, asset=request.asset)
 
     return patch.object(DepositRequests, "claim", claim)
 

@@ -5,11 +5,14 @@ Nothing is taken here; the deposit was credited, or is now, to whom it was addre
 
 from __future__ import annotations
 
+import msgspec
+
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming, document
 from farebox.api.once import Told, once, once_named, settled
 from farebox.api.problems import conflict, keys_exhausted
 from farebox.identity import KeysExhausted, KeyTerms
+from farebox.money import BTC
 from farebox.payments import PaymentCredentials, Refusal
 from farebox.payments.rail import DepositMethod
 from farebox.payments.requests import Claimed
@@ -40,6 +43,8 @@ async def create(
         return claimed
     if not claimed.opens_account:
         return refused(_ANOTHERS)
+    if not terms.refund_currency and claimed.asset != BTC.code:  # back in what it was paid in
+        terms = msgspec.structs.replace(terms, refund_currency=claimed.asset)
     scope = f"{_CREATE}:{credentials.identity_or_hash}"
 
     async def one_key(operation_id: str) -> Told:

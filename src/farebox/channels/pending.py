@@ -54,9 +54,9 @@ class PendingSubRAVStore:
             raise InvalidInput(f"the total would fall, from {row.paid_amount}")
         await self._propose(channel_id, fragment, sub_rav.accumulated_amount - row.paid_amount)
 
-    async def find(self, channel_id: str, nonce: int) -> SubRAV | None:
-        """The proposal of this nonce on any sub-channel of a channel."""
-        row = await self._row(channel_id, nonce)
+    async def find(self, channel_id: str, nonce: int, fragment: str = "") -> SubRAV | None:
+        """The proposal of this nonce on a sub-channel of a channel, or on any of them."""
+        row = await self._row(channel_id, nonce, fragment)
         return None if row is None else proposed(row, self._sub_channels.chain_id)
 
     async def find_latest_by_sub_channel(self, channel_id: str, fragment: str) -> SubRAV | None:
@@ -64,9 +64,9 @@ class PendingSubRAVStore:
         row = await self._sub_channels.read(channel_id, fragment)
         return None if row is None else proposed(row, self._sub_channels.chain_id)
 
-    async def remove(self, channel_id: str, nonce: int) -> bool:
+    async def remove(self, channel_id: str, nonce: int, fragment: str) -> bool:
         """Write off one proposal, in the books; False: there is none, or it was before."""
-        row = await self._row(channel_id, nonce)
+        row = await self._row(channel_id, nonce, fragment)
         if row is None or row.pending_at is None:
             return False
         return await self._sub_channels.write_off(row)
@@ -92,9 +92,10 @@ class PendingSubRAVStore:
         ]
         return PendingSubRAVStats(len(times), min(times, default=None))
 
-    async def _row(self, channel_id: str, nonce: int) -> SubChannel | None:
+    async def _row(self, channel_id: str, nonce: int, fragment: str) -> SubChannel | None:
         for row in await self._sub_channels.of_channel(channel_id):
-            if row.pending is not None and row.pending.nonce == nonce:
+            is_meant = fragment in ("", row.fragment)
+            if is_meant and row.pending is not None and row.pending.nonce == nonce:
                 return row
         return None
 

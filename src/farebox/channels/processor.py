@@ -234,14 +234,11 @@ class PaymentProcessor:
             auto_claims_triggered=counts.claims,
         )
 
-    async def find_pending_proposal(self, channel_id: str, nonce: int) -> SubRAV | None:
-        """The proposal of this nonce that waits for its signature."""
-        return await self._payee.pending.find(channel_id, nonce)
-
-    @property
-    def pending_store(self) -> PendingSubRAVStore:
-        """Where proposals are found."""
-        return self._payee.pending
+    async def find_pending_proposal(
+        self, channel_id: str, nonce: int, vm_id_fragment: str = ""
+    ) -> SubRAV | None:
+        """The proposal of this nonce that waits for its signature, on one sub-channel or on any."""
+        return await self._payee.pending.find(channel_id, nonce, vm_id_fragment)
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────
 

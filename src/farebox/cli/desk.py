@@ -153,7 +153,6 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
             f"no withdrawal {wanted.id!r} was begun: `farebox withdraw --list` shows all"
         )
     metadata = {ONLY_MINT: normalize_mint_url(wanted.mint)} if wanted.mint else {}
-    metadata |= {"refund_currency": wanted.asset} if wanted.asset else {}
     for _ in range(_TRIES_MAX):
         amount, puts = (0, ()) if known else await _to_withdraw(house, wanted)
         if known is None and amount == 0:
@@ -167,6 +166,7 @@ async def _withdraw(house: Farebox, wanted: Withdraw) -> Facts:
             operation_id=wanted.id,
             destination=wanted.destination,
             metadata=metadata,
+            asset=house.payments.asset_out(wanted.method, wanted.asset),
             puts=puts,
         )
         if left != OVERTAKEN:

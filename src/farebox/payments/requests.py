@@ -85,11 +85,15 @@ class RequestStanding:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A deposit whose money is on `account`. `opens_account`: nobody else has a key to it."""
+    """A deposit whose money is on `account`, and the asset that was asked for.
+
+    `opens_account`: nobody else has a key to it.
+    """
 
     account: str
     amount_msat: int
     opens_account: bool
+    asset: str
 
 
 class DepositRequests:
@@ -334,7 +338,7 @@ class DepositRequests:
             return _IN_AN_ACCOUNT
         if not request.is_credited:
             return Refusal("deposit_unpaid", "nothing has arrived for this deposit yet")
-        return Claimed(request.account, request.credited_msat, request.opens_account)
+        return Claimed(request.account, request.credited_msat, request.opens_account, request.asset)
 
     async def _redirect(self, request: DepositRequest, account: str) -> DepositRequest:
         """The request with another account, unless something has arrived on the first already."""

@@ -231,6 +231,12 @@ class Payments:
         """The first of those; bitcoin where it pays out nothing, which is refused then."""
         return (*self.assets_out(method, wanted), BTC.code)[0]
 
+    def assets_for_msat(self, method: str, wanted: str = "") -> tuple[str, ...]:
+        """The same of those that an account's msat can leave in: what is held is no part of it."""
+        return tuple(
+            one for one in self.assets_out(method, wanted) if one not in self.exchange.held
+        )
+
     def gives_back_only(self, method: str) -> bool:
         """Whether a method pays nobody but who has paid by it; one that is not here does not."""
         return any(one.gives_back_only for one in self.methods if one.payment_type == method)
@@ -283,15 +289,18 @@ class Payments:
     ) -> Refunded | Pending | Refusal:
         """Give back up to `amount_msat` from an account, at most once for one `operation_id`.
 
-        In `asset`; "" is what `metadata` wants, or what the method pays out in first. `puts` join
-        the opening commit; where one of those rows has moved it is refused as OVERTAKEN.
+        In `asset`; "" is what `metadata` wants, or what the method pays out in first. Of one that
+        is named and held the amount is in its own unit. `puts` join the opening commit; where one
+        of those rows has moved it is refused as OVERTAKEN.
         """
+        terms = metadata or {}
+        fitting = self.assets_for_msat(method, terms.get("refund_currency", ""))
         request = RefundRequest(
             operation_id,
             amount_msat,
             destination,
-            metadata or {},
-            asset=asset or self.asset_out(method, (metadata or {}).get("refund_currency", "")),
+            terms,
+            asset=asset or (*fitting, BTC.code)[0],
             puts=puts,
         )
         return await self.send(account, request, method=method)

@@ -114,7 +114,7 @@ class KeyExpiry:
         method = await self._payments.way_back(key.account, key.refund_method, key.refund_address)
         gives_back_only = self._payments.gives_back_only(method)
         try:
-            assets = self._payments.assets_out(method, key.refund_currency) or ("",)
+            assets = self._payments.assets_for_msat(method, key.refund_currency) or ("",)
             for asset in assets if gives_back_only else assets[:1]:
                 told = await self._payments.refund(
                     key.account,

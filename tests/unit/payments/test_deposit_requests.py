@@ -384,7 +384,7 @@ async def test_a_claim_needs_the_account_or_the_secret(bench: Bench) -> None:
     assert codes == ["not_addressed_to_you"] * 2 + ["claim_refused"] * 2
     bench.tray.lay(own.request, ASKED)
     claimed = await bench.requests.claim("tray", reference, secret=own.claim_secret)
-    assert claimed == Claimed("customer:new", ASKED, opens_account=True)
+    assert claimed == Claimed("customer:new", ASKED, opens_account=True, asset="BTC")
     late = await bench.requests.claim("tray", reference, account=OWNER, secret=own.claim_secret)
     assert isinstance(late, Refusal)
     assert late.code == "already_credited"

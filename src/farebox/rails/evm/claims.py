@@ -107,6 +107,10 @@ class Claims:
         claim = read_claim(credential, self._chain_id)
         return derived_id("evm-claim", self._chain, claim.transaction, claim.payer)
 
+    def asset(self, credential: str) -> str:
+        """Not told: only the chain knows what was paid."""
+        return ""
+
     async def plan(self, credential: str) -> PaymentPlan | Refusal:
         """Find the payment. Raises RailUnavailable, RailRejected."""
         claim = read_claim(credential, self._chain_id)

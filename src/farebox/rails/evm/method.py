@@ -70,6 +70,10 @@ class Taking(Protocol):
         """The same for two texts of the same money. Raises InvalidCredential."""
         ...
 
+    def asset(self, credential: str) -> str:
+        """What it pays in; "" where only the chain tells. Raises InvalidCredential."""
+        ...
+
     async def plan(self, credential: str) -> PaymentPlan | Refusal:
         """As `AbstractPaymentMethod.plan_payment`."""
         ...
@@ -182,6 +186,14 @@ class EvmMethod(DepositMethod):
         if isinstance(plan, Refusal):
             return plan
         return replace(plan, payload=f"{kind}:".encode() + plan.payload)
+
+    def get_refund_metadata(self, credentials: PaymentCredentials) -> Mapping[str, str]:
+        """What a signed transfer pays in, so that it goes back in that."""
+        kind = credentials.metadata.get(_KIND)
+        if not isinstance(kind, str):
+            return {}
+        asset = self._takings[kind].asset(credentials.raw_credential.strip())
+        return {"refund_currency": asset} if asset else {}
 
     async def receive_payment(
         self, payload: bytes, *, asked_before: bool

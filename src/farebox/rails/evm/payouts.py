@@ -58,7 +58,6 @@ from farebox.rails.evm.outbox import (
 from farebox.rails.evm.reads import Receipt, held, says_no, transfer_of
 from farebox.rails.evm.sending import Held, Parcel, Sending
 
-ZERO_ADDRESS = f"0x{'0' * 40}"
 #: JSON-RPC's code for a call that reverts.
 _REVERTED = 3
 #: An account of a person that lends it code (EIP-7702) is none of a contract.

@@ -1,4 +1,4 @@
-"""The channel contract as bytes: calls of `FareboxChannels.sol`, its answers, one event.
+"""The channel contract as bytes: calls of `FareboxChannels.sol`, and its answers.
 
 Amounts are base units of the token, addresses 0x… text of lower case.
 """
@@ -30,10 +30,6 @@ _SUB_CHANNEL = ("address", "uint128", "uint64", "uint64")
 
 def _selector(signature: str) -> bytes:
     return keccak(text=signature)[:4]
-
-
-#: `Closing(channelId, payee, epoch, closesAt)`; the first two are topics.
-CLOSING_TOPIC = "0x" + keccak(text="Closing(bytes32,address,uint64,uint64)").hex()
 
 
 class ChainStatus(enum.IntEnum):
