@@ -79,6 +79,38 @@ class Placed(msgspec.Struct, frozen=True, rename="camel"):
     logs: tuple[Event, ...]
 
 
+class Inner(msgspec.Struct, frozen=True):
+    """Coin that a contract passed on inside of a transaction: no event tells of it.
+
+    `number` is its place among all that the transaction did.
+    """
+
+    transaction: Hash
+    number: int
+    block_hash: Hash
+    to: str
+    value: int
+
+
+class _Action(msgspec.Struct, frozen=True, rename="camel"):
+    call_type: str = ""
+    to: str | None = None
+    value: Quantity = Quantity(0)
+    refund_address: str | None = None
+    balance: Quantity = Quantity(0)
+
+
+class _Trace(msgspec.Struct, frozen=True, rename="camel"):
+    """One call of a transaction; `trace_address` says inside of which others."""
+
+    type: str
+    action: _Action
+    block_hash: Hash
+    trace_address: tuple[int, ...] = ()
+    transaction_hash: Hash | None = None
+    error: str | None = None
+
+
 class Scan(Protocol):
     """What watching asks of a chain. All raise RailUnavailable, RailRejected."""
 
@@ -92,6 +124,10 @@ class Scan(Protocol):
 
     async def blocks(self, first: int, last: int) -> list[Block]:
         """All blocks of a range, with their transactions."""
+        ...
+
+    async def inner(self, height: int) -> list[Inner]:
+        """What contracts passed on of the coin in a block, where the node traces."""
         ...
 
     async def transfers(
@@ -139,6 +175,10 @@ class RpcScan:
             found += await self._rpc.batch(Block, "eth_getBlockByNumber", some)
         return found
 
+    async def inner(self, height: int) -> list[Inner]:
+        """What contracts passed on of the coin in a block, by `trace_block`."""
+        return passed_on(await self._rpc.call(list[_Trace], "trace_block", hex(height)))
+
     async def transfers(
         self, first: int, last: int, tokens: Sequence[str], to: Collection[str]
     ) -> list[Event]:
@@ -185,3 +225,26 @@ class RpcScan:
         """What an address had of a token after a block."""
         asked = {"to": token, "data": calldata("balanceOf(address)", address)}
         return answered(("uint256",), await self._rpc.call(Data, "eth_call", asked, hex(height)))[0]
+
+
+def passed_on(traces: Sequence[_Trace]) -> list[Inner]:
+    """The calls that moved coin; none inside of one that failed, which has not happened."""
+    by_transaction: dict[Hash, list[_Trace]] = {}
+    for one in traces:
+        if one.transaction_hash is not None:
+            by_transaction.setdefault(one.transaction_hash, []).append(one)
+    found = []
+    for name, calls in by_transaction.items():
+        failed = {one.trace_address for one in calls if one.error is not None}
+        for number, one in enumerate(calls):
+            at, action = one.trace_address, one.action
+            if not at or any(at[:depth] in failed for depth in range(len(at) + 1)):
+                continue
+            to, value = None, 0
+            if one.type == "call" and action.call_type == "call":
+                to, value = action.to, int(action.value)
+            elif one.type == "suicide":
+                to, value = action.refund_address, int(action.balance)
+            if to is not None and value:
+                found.append(Inner(name, number, one.block_hash, to.lower(), value))
+    return found
