@@ -350,7 +350,7 @@ async def examine_chain(found: EvmSettings) -> Examined:
 
 async def _traces(scan: RpcScan, height: int) -> bool:
     try:
-        await scan.inner(height)
+        await scan.inner(height, ())
     except RailRejected:
         return False
     return True

@@ -332,7 +332,8 @@ class Arrivals:
     ) -> list[Arrival]:
         """What contracts passed on in a block, of what others began."""
         found = []
-        for one in await self._scan.inner(int(block.number)):
+        names = [one.hash for one in block.transactions]
+        for one in await self._scan.inner(int(block.number), names):
             if one.block_hash != block.hash:
                 raise RailUnavailable("the chain is being reorganised, or its nodes disagree")
             if one.transaction in theirs and one.to in known and one.value < AMOUNT_END:

@@ -6,10 +6,14 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import msgspec
+import structlog
 
 from farebox.errors import RailRejected
 from farebox.rails.evm.contracts import answered, calldata, topic
 from farebox.rails.evm.rpc import Data, Hash, Quantity, Rpc, decoded
+from farebox.rails.web.bounded import AnswerTooLong
+
+_log = structlog.get_logger("farebox.evm")
 
 TRANSFER = topic("Transfer(address,address,uint256)")
 #: Addresses in one question about events; nodes limit its length.
@@ -126,8 +130,8 @@ class Scan(Protocol):
         """All blocks of a range, with their transactions."""
         ...
 
-    async def inner(self, height: int) -> list[Inner]:
-        """What contracts passed on of the coin in a block, where the node traces."""
+    async def inner(self, height: int, transactions: Sequence[str]) -> list[Inner]:
+        """What contracts passed on of the coin in a block of these, where the node traces."""
         ...
 
     async def transfers(
@@ -168,16 +172,38 @@ class RpcScan:
 
     async def blocks(self, first: int, last: int) -> list[Block]:
         """All blocks of a range, with their transactions."""
-        asked = [(hex(height), True) for height in range(first, last + 1)]
         found: list[Block] = []
-        for start in range(0, len(asked), _BLOCKS_MAX):
-            some = asked[start : start + _BLOCKS_MAX]
-            found += await self._rpc.batch(Block, "eth_getBlockByNumber", some)
+        for start in range(first, last + 1, _BLOCKS_MAX):
+            heights = range(start, min(start + _BLOCKS_MAX, last + 1))
+            try:
+                found += await self._whole(heights)
+            except AnswerTooLong:  # somebody fills blocks: they are read one by one
+                for height in heights:
+                    found += await self._whole([height])
         return found
 
-    async def inner(self, height: int) -> list[Inner]:
-        """What contracts passed on of the coin in a block, by `trace_block`."""
-        return passed_on(await self._rpc.call(list[_Trace], "trace_block", hex(height)))
+    async def _whole(self, heights: Sequence[int]) -> list[Block]:
+        asked = [(hex(height), True) for height in heights]
+        return await self._rpc.batch(Block, "eth_getBlockByNumber", asked)
+
+    async def inner(self, height: int, transactions: Sequence[str]) -> list[Inner]:
+        """What contracts passed on of the coin in a block of these, by `trace_block`.
+
+        Whoever makes the answer longer than is read hides what his own transaction has moved, and
+        stops nobody.
+        """
+        try:
+            return passed_on(await self._rpc.call(list[_Trace], "trace_block", hex(height)))
+        except AnswerTooLong:
+            found: list[Inner] = []
+        for one in transactions:
+            try:
+                told = await self._rpc.call(list[_Trace], "trace_transaction", one)
+            except AnswerTooLong:
+                _log.error("evm.not_traced", height=height, transaction=one)
+                continue
+            found += passed_on(told)
+        return found
 
     async def transfers(
         self, first: int, last: int, tokens: Sequence[str], to: Collection[str]
@@ -201,7 +227,7 @@ class RpcScan:
         }
         try:
             return await self._rpc.call(list[Event], "eth_getLogs", asked)
-        except RailRejected:  # too many for one answer, as most nodes put it
+        except (RailRejected, AnswerTooLong):  # too many for one answer, as most nodes put it
             if first == last:
                 raise
         middle = (first + last) // 2
