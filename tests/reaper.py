@@ -52,17 +52,27 @@ def forget(pid: int) -> None:
     _reaper(os.getpid()).tell("-", pid)
 
 
+def _born(pid: int) -> str:
+    """When a process began, as Linux tells it; "" for none."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
 def _main() -> None:
-    watched: set[int] = set()
+    watched: dict[int, str] = {}
     for line in sys.stdin:
         pid = int(line[1:])
         if line[0] == "+":
-            watched.add(pid)
+            watched[pid] = _born(pid)
         else:
-            watched.discard(pid)
-    for pid in watched:
-        with suppress(OSError):
-            os.killpg(pid, signal.SIGKILL)
+            watched.pop(pid, None)
+    for pid, born in watched.items():
+        if born and born == _born(pid):  # else its number may be another's
+            with suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

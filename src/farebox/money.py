@@ -44,7 +44,6 @@ USD = Asset("USD", 6)
 
 MSAT_PER_SAT = 1_000
 MSAT_PER_BTC = 100_000_000_000
-USD_MICROS = 1_000_000
 
 
 def check_amount(amount: int) -> int:
@@ -64,11 +63,6 @@ def divide(numerator: int, denominator: int, rounding: Rounding) -> int:
 def sat_to_msat(amount_sat: int) -> int:
     """Exact: 1 sat is 1,000 msat."""
     return amount_sat * MSAT_PER_SAT
-
-
-def msat_to_sat(amount_msat: int, rounding: Rounding) -> int:
-    """Whole satoshi in `amount_msat`, the rest rounded as told."""
-    return divide(amount_msat, MSAT_PER_SAT, rounding)
 
 
 def parse_decimal(text: str, scale: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 
 from farebox.bootstrap import Farebox
+from farebox.cli.door import ask_server
 from farebox.ledger.model import Hold, Kind, Open, Put, Unit, hold_id
 from farebox.payments.carrying import SendPlan
 from farebox.payments.model import OPERATION, Operation, OperationState
@@ -132,6 +134,7 @@ def test_a_withdrawal_is_a_token_that_the_mint_takes_and_tells_again(book: Book)
     unknown = book.run("withdraw", "--again", "wd_nobody")
     assert (unknown.code, unknown.out) == (2, "")
     assert "no withdrawal 'wd_nobody' was begun" in unknown.error
+    assert "no withdrawal '' was begun" in book.run("withdraw", "--again", "").error
     assert book.run("balance", "--json").json()["withdrawable_msat"] == 10_000
 
 
@@ -146,7 +149,7 @@ def test_a_withdrawal_pays_a_lightning_invoice_through_the_mint(book: Book) -> N
 
 
 def test_who_lost_a_token_and_its_id_finds_both_again(book: Book) -> None:
-    assert book.run("withdraw", "--list").out == "nothing was withdrawn yet\n"
+    assert book.run("withdraw", "--list").out == "no withdrawals yet\n"
     lost = book.run("withdraw", "6 sat", "--json").json()
     invoice = book.run("withdraw", "20 sat", "--to", book.mint.invoice(12), "--json").json()
     unknown = asyncio.run(book.leave_manual(2_000))
@@ -166,6 +169,9 @@ def test_who_lost_a_token_and_its_id_finds_both_again(book: Book) -> None:
     assert [one["id"] for one in first["withdrawals"]] == [lost["id"]]
     assert [one["id"] for one in rest["withdrawals"]] == [invoice["id"], unknown]
     assert rest["next"] is None
+    assert book.run("withdraw", "--list", "--after", unknown).out == (
+        f"no withdrawals behind {unknown}\n"
+    )
     shown = book.run("withdraw", "--list").out
     assert "6 sat" in shown
     assert "the mint contradicts itself" in shown
@@ -178,6 +184,38 @@ def test_a_list_of_withdrawals_is_asked_for_alone(book: Book) -> None:
     assert (refused.code, refused.out) == (2, "")
     assert "--list takes nothing out" in refused.error
     assert book.run("balance", "--json").json()["withdrawable_msat"] == 30_000
+
+
+def test_of_two_commands_at_once_the_second_waits_for_the_first(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    async def first_is_done_at_the_third_look(*asked: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            lock.close()
+        return await ask_server(*asked)
+
+    with (book.data / "farebox.db.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr("farebox.cli.book.ask_server", first_is_done_at_the_third_look)
+        done = book.run("withdraw", "5 sat", "--json")
+    assert done.json()["amount_msat"] == 5_000
+    assert done.error.count("waiting for it") == 1
+    assert looks == 3
+
+
+def test_a_book_that_another_keeps_is_not_waited_for_without_end(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farebox.cli.book._WAIT_S", 0)
+    with (book.data / "farebox.db.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = book.run("withdraw", "5 sat")
+    assert (refused.code, refused.out) == (2, "")
+    assert "in use by process" in refused.error
 
 
 def test_more_than_was_earned_cannot_be_withdrawn(book: Book) -> None:
@@ -267,7 +305,9 @@ def test_a_command_on_no_book_says_how_to_get_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     capital = ["capital", "1 sat", "--at", "lightning"]
-    for command in (["balance"], ["keys", "list"], ["recover"], ["withdraw"], capital):
+    commands = [["balance"], ["keys", "list"], ["recover"], ["withdraw"], capital]
+    commands += [["verify"], ["backup", "copy.db"], ["export", "copy.book"]]
+    for command in commands:
         refused = run_here(capfd, *command, "--data", "nowhere")
         assert (refused.code, refused.out) == (2, "")
         assert "`farebox serve`" in refused.error

@@ -10,6 +10,7 @@ import socket
 import stat
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 
@@ -164,7 +165,7 @@ def test_a_stream_is_paid_and_links_to_its_change(standing: Server, mint: Mint) 
     streamed = call(url, {"X-Cashu": token}, {**CHAT, "stream": True})
     assert streamed.status == 200
     assert streamed.body.rstrip().endswith(b"data: [DONE]")
-    link = streamed.headers["link"].partition(">")[0].removeprefix("<")
+    link = urljoin(url, streamed.headers["link"].partition(">")[0].removeprefix("<"))
     told = call(link, {"X-Cashu": token}).json()
     assert decode_token(told["token"]).amount == 54
     assert call(link, {"X-Cashu": token}).json() == told
@@ -190,6 +191,7 @@ def test_commands_go_through_the_running_server(
     assert run("keys", "show", key["id"])["balance_msat"] == 22_000
     assert [one["id"] for one in run("keys", "list")["keys"]] == [key["id"]]
     assert run("withdraw", "15 sat")["amount_msat"] == 15_000
+    assert [one["amount_msat"] for one in run("withdraw", "--list")["withdrawals"]] == [15_000]
     assert run("balance")["withdrawable_msat"] == 5_000
     assert run("verify")["ok"] is True
     assert run("recover")["unfinished"] == []

@@ -28,7 +28,8 @@ async def world(tmp_path: Path, play: PlayMoney) -> AsyncIterator[World]:
 @pytest.mark.parametrize(
     ("token", "code"),
     [
-        ("", "credential_not_understood"),
+        ("", "credential_missing"),
+        (" ", "credential_missing"),
         ("nonsense", "credential_not_understood"),
         ("sk-key", "credential_not_understood"),
         ("play:", "credential_malformed"),

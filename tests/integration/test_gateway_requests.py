@@ -59,6 +59,21 @@ async def test_without_payment_nothing_is_forwarded(tmp_path: Path) -> None:
         assert door.upstream.asked == []
 
 
+async def test_anthropics_place_for_a_key_is_read_where_nothing_else_pays(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as (door, caller):
+        key = door.auth["Authorization"].removeprefix("Bearer ")
+        for pays in ({"X-Api-Key": key}, {"X-Api-Key": "sk-ant-theirs", **door.auth}):
+            async with caller.get(door.url, headers=pays) as answer:
+                assert answer.status == 200
+        assert await door.left() == 980_000
+        assert all(asked.header("x-api-key") is None for asked in door.upstream.asked)
+        statuses = []
+        for other in ("sk-none", "anything else"):
+            async with caller.get(door.url, headers={"X-Api-Key": other}) as answer:
+                statuses.append(answer.status)
+        assert statuses == [401, 402]
+
+
 async def test_two_payments_at_once_touch_nothing(tmp_path: Path) -> None:
     async with open_door(tmp_path) as (door, caller):
         both = door.auth | {"X-Cashu": "coin:a:25000"}
@@ -160,6 +175,21 @@ async def test_a_redirect_passes_and_charges_nothing(tmp_path: Path, status: int
             assert answer.headers["x-cashu"] == "coin:change:25000"
         assert await door.house.balance("revenue") == 0
         assert len(door.upstream.asked) == 1, "the gateway itself follows nowhere"
+
+
+async def test_a_redirect_to_the_service_itself_leads_back_here(tmp_path: Path) -> None:
+    """As frameworks do for a slash that is missing: at that address nobody would pay."""
+    upstream = Behaviour()
+
+    async def slash(asked: Asked, send: Send) -> None:
+        to = f"http://{asked.header('host')}{asked.path}/?a=1"
+        await say({}, 307, (b"location", to.encode()))(asked, send)
+
+    upstream.answer = slash
+    async with open_door(tmp_path, upstream=upstream) as (door, caller):
+        url = f"{door.url}/v1/items"
+        async with caller.get(url, headers=door.auth, allow_redirects=False) as answer:
+            assert answer.headers["location"] == "/v1/items/?a=1"
 
 
 async def test_not_modified_charges_nothing(tmp_path: Path) -> None:

@@ -113,6 +113,24 @@ async def test_chunks_arrive_when_they_are_sent(tmp_path: Path) -> None:
             assert await answer.read() == chunk("b") + DONE
 
 
+async def test_a_stream_of_json_documents_is_one_too(tmp_path: Path) -> None:
+    upstream, goes_on = Behaviour(), asyncio.Event()
+
+    async def wait(_: Asked, send: Send) -> None:
+        fields = [(b"content-type", b"application/json-seq")]
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await send({"type": "http.response.body", "body": b"\x1e{}\n", "more_body": True})
+        await goes_on.wait()
+        await send({"type": "http.response.body", "body": b"\x1e{}\n"})
+
+    upstream.answer = wait
+    async with open_door(tmp_path, upstream=upstream) as (door, caller):
+        async with asyncio.timeout(WAIT_S), caller.get(door.url, headers=door.auth) as answer:
+            assert await answer.content.readany() == b"\x1e{}\n"
+            goes_on.set()
+            assert await answer.read() == b"\x1e{}\n"
+
+
 async def test_a_caller_who_leaves_pays_for_what_was_produced(tmp_path: Path) -> None:
     upstream = Behaviour()
 

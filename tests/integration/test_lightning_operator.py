@@ -11,7 +11,7 @@ import pytest
 from farebox.cli import checks
 from farebox.cli.desk import carry_out
 from farebox.cli.money import _balance_text
-from farebox.cli.requests import Balance, Withdraw
+from farebox.cli.requests import Balance, ListWithdrawals, Withdraw
 from farebox.operating import Verdict
 from farebox.settings import Network, Secret
 from tests.integration.lightning_house import lightning_house
@@ -34,6 +34,9 @@ async def test_earnings_are_withdrawn_over_lightning(
             facts = await carry_out(house.farebox, wanted)
             assert (facts["amount_msat"], facts["recipient"]) == (15_000, bill)
         assert await asyncio.to_thread(lightning.payer.received_msat, bill) == 15_000
+        [listed] = (await carry_out(house.farebox, ListWithdrawals()))["withdrawals"]
+        told = [listed[name] for name in ("id", "method", "state", "amount_msat", "to")]
+        assert told == ["wd_1", "lightning", "succeeded", 15_000, bill]
         shown = _balance_text(await carry_out(house.farebox, Balance()))
         assert "held at lightning, main  15 sat" in shown
         assert await house.balance_msat(key) == 10_000

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from farebox.api.context import ApiContext
 from farebox.api.http import Incoming
-from farebox.api.problems import unauthorised
+from farebox.api.problems import bad_request, unauthorised
 from farebox.errors import InvalidCredential
 from farebox.identity import ApiKey, KeyRefused, KeyRefusedReason, token_account
 from farebox.payments import PaymentCredentials, Refusal
@@ -20,6 +20,10 @@ _HINT_CHARS = 6
 _CREDITED_ELSEWHERE = (
     "The money is on the account it was credited to. If that is the token's own, the token as "
     "bearer opens it."
+)
+_NO_MONEY = (
+    "The call brings no money: name it as `initial_balance_token` to POST /create, and as "
+    "`cashu_token` to POST /topup; accepted are: {}."
 )
 
 
@@ -57,6 +61,8 @@ async def parse_credential(context: ApiContext, credential: str) -> PaymentCrede
     """Read a credential with the first method that can; nothing moves."""
     credential = credential.strip()
     methods = context.payments.methods
+    if not credential:
+        return bad_request("credential_missing", _NO_MONEY.format(", ".join(methods.accepted())))
     fits = 0 < len(credential) <= CREDENTIAL_MAX_CHARS and credential.isascii()
     method = methods.detect(credential) if fits else None
     if method is None:

@@ -9,7 +9,7 @@ import typer
 
 from farebox.cli.book import ask
 from farebox.cli.options import DataOption, SettingsOption, amount_msat, read_settings
-from farebox.cli.output import JsonOption, columns, progress, sat, show
+from farebox.cli.output import JsonOption, columns, none_left, progress, sat, show
 from farebox.cli.requests import Balance, Facts, ListWithdrawals, Withdraw, new_withdrawal
 from farebox.errors import InvalidInput
 
@@ -97,9 +97,9 @@ def withdraw(
         if any((amount, to, mint, asset, again)):
             raise InvalidInput("--list takes nothing out: leave the amount and its options away")
         page = ask(read_settings(settings, data), ListWithdrawals(after=after, limit=limit))
-        show(page, _listed_text(page), as_json=as_json)
+        show(page, _listed_text(page, after), as_json=as_json)
         return
-    withdrawal_id = again or new_withdrawal()
+    withdrawal_id = new_withdrawal() if again is None else again
     wanted_msat = None if amount is None else amount_msat(amount)
     if again is None:
         command = f"farebox withdraw --again {shlex.quote(withdrawal_id)}"
@@ -121,10 +121,10 @@ def _withdrawn_text(facts: Facts) -> str:
     return f"{told or sat(facts['amount_msat'])} went to {facts.get('recipient', 'its receiver')}"
 
 
-def _listed_text(page: Facts) -> str:
+def _listed_text(page: Facts, after: str) -> str:
     rows = [_listed_row(one) for one in page["withdrawals"]]
     if not rows:
-        return "nothing was withdrawn yet"
+        return none_left("withdrawals", after)
     text = columns([("ID", "BEGUN", "METHOD", "STATE", "AMOUNT", "TO"), *rows])
     if page["next"]:
         text += f"\nmore with: --after {page['next']}"

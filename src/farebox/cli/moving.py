@@ -10,6 +10,7 @@ import typer
 
 from farebox.books import Exported, export_book, import_book
 from farebox.books import backup as backup_book
+from farebox.cli.book import require_book
 from farebox.cli.options import DataOption, SettingsOption, read_settings
 from farebox.cli.output import JsonOption, progress, show
 from farebox.errors import InvalidInput
@@ -26,6 +27,7 @@ def backup(
 ) -> None:
     """Make a consistent copy of the book, also while it is served. Restored, it opens closed."""
     found = read_settings(settings, data)
+    require_book(found)
     made = backup_book(found, read_root_key(found.data_dir, os.environ), target, progress)
     show(_facts(target, made), f"{target}: {_text(made)}", as_json=as_json)
 
@@ -44,6 +46,7 @@ def export(
     if move != bool(to):
         raise InvalidInput('--move and --to go together: --to "PostgreSQL at db1"')
     found = read_settings(settings, data)
+    require_book(found)
     root_key = read_root_key(found.data_dir, os.environ)
     made = export_book(found, root_key, target, progress, move_to=to)
     show(_facts(target, made), f"{target}: {_text(made)}", as_json=as_json)

@@ -49,3 +49,8 @@ def columns(rows: Iterable[Sequence[str]]) -> str:
         for row in table
     )
     return "\n".join(lines)
+
+
+def none_left(things: str, after: str) -> str:
+    """What an empty page of a list says: that there are none, or none behind the cursor."""
+    return f"no {things} behind {after}" if after else f"no {things} yet"

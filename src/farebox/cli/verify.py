@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from farebox.books import book_place, open_audit
+from farebox.cli.book import require_book
 from farebox.cli.options import DataOption, SettingsOption, read_settings
 from farebox.cli.output import JsonOption, columns, progress, sat, show
 from farebox.errors import InvalidInput
@@ -44,6 +45,7 @@ def verify(
 ) -> None:
     """Check every invariant and the audit chain, also while a server runs."""
     found = read_settings(settings, data)
+    require_book(found)
     vouched = _Vouched(found)
     result = check_book(found, vouched.read() if since_last else Checkpoint())
     if not isinstance(result, Broken):

@@ -252,7 +252,7 @@ class Delivery:
         if header(exchange.headers, b"content-length"):
             return declared_length(exchange.headers) <= ANSWER_MAX_BYTES
         known = self._call.facts.protocol is not ApiProtocol.OTHER
-        return known or exchange.has_ended or kind[:16].lower() == b"application/json"
+        return known or exchange.has_ended or _is_json(kind)
 
     async def _read_whole(self, exchange: Exchange) -> tuple[bytes, bool]:
         """The answer, and whether that is all of it. Raises UpstreamDied."""
@@ -449,6 +449,11 @@ def _serves(exchange: Exchange) -> bool:
     """Whether an answer is what was paid for. A redirect only says where that might be had, and
     "not modified" that the caller has it."""
     return exchange.status < 300
+
+
+def _is_json(kind: bytes) -> bool:
+    """Whether it is one JSON document; `application/json-seq` and the like are streams of them."""
+    return kind[:16].lower() == b"application/json" and kind[16:17] in (b"", b";", b" ")
 
 
 def _is_plain(headers: Headers) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
+from urllib.parse import urlsplit
 
 from farebox.gateway.asgi import RawHeaders
 from farebox.paywall.model import Headers
@@ -88,6 +89,29 @@ def for_caller(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, byte
     named = _named_by_connection(headers)
     kept_out = _KEPT_FROM_CALLER.union(named) if named else _KEPT_FROM_CALLER
     return [pair for pair in headers if pair[0] not in kept_out]
+
+
+def relocated(headers: Headers, url: str) -> Headers:
+    """An upstream's headers whose `Location` is here, where it names itself: at its own address
+    nobody pays, and a caller would not reach it."""
+    base = url.rstrip("/").encode()
+    path = urlsplit(base).path
+    return tuple(
+        (name, _within(value, path if value[:1] == b"/" else base))
+        if name == b"location"
+        else (name, value)
+        for name, value in headers
+    )
+
+
+def _within(location: bytes, base: bytes) -> bytes:
+    if not base or location[: len(base)].lower() != base.lower():
+        return location
+    rest = location[len(base) :]
+    if rest[:1] not in (b"", b"/", b"?", b"#"):
+        return location
+    # What begins with two slashes would name another host.
+    return b"/" + rest.lstrip(b"/")
 
 
 def lowered(headers: RawHeaders) -> Headers:

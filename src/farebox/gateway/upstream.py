@@ -22,7 +22,7 @@ from farebox.gateway.exchange import (
     UpstreamRefusedUs,
     UpstreamUnreachable,
 )
-from farebox.gateway.headers import KEPT_FROM_UPSTREAM, for_upstream
+from farebox.gateway.headers import KEPT_FROM_UPSTREAM, for_upstream, relocated
 from farebox.gateway.http1 import Http1Exchange, Origin, Pool
 
 _log = structlog.get_logger("farebox.gateway")
@@ -164,5 +164,7 @@ class Upstreams:
             if exchange.status in _ABOUT_US:
                 exchange.close()
                 raise UpstreamRefusedUs(exchange.status)
+            if exchange.status != 200:
+                exchange.headers = relocated(exchange.headers, address.url)
             return exchange
         raise UpstreamUnreachable("no address of the upstream could be reached")

@@ -118,7 +118,7 @@ class Handler(Protocol):
     async def attempt(self, operation: Operation, *, asked_before: bool) -> Verdict:
         """Call outside, or, when an attempt may already have left, ask first.
 
-        RailRejected and RailUnavailable count as Rejected and Unresolved; any other exception is
-        Unresolved too, because nobody knows what had happened by then.
+        A definite no is a value, Rejected. Any exception is Unresolved, a RailRejected too: a node
+        that refuses a question says nothing of the payment, which may have left by then.
         """
         ...

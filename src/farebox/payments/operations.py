@@ -40,7 +40,7 @@ import msgspec
 import structlog
 
 from farebox.clock import NS_PER_S
-from farebox.errors import RailRejected, RailUnavailable, StoreError
+from farebox.errors import RailError, StoreError
 from farebox.ledger.model import (
     ABSENT,
     Applied,
@@ -279,9 +279,8 @@ class Operations:
             return Unresolved(f"nothing here handles {operation.kind}", alarm=True)
         try:
             return await handler.attempt(operation, asked_before=asked_before)
-        except RailRejected as error:
-            return Rejected("rail_rejected", str(error))
-        except RailUnavailable as error:
+        except RailError as error:
+            # Also of a no: it was to a question, perhaps, when the payment has long left.
             return Unresolved(str(error))
         except Exception as error:
             _log.exception("operation.attempt_failed", operation=operation.id)

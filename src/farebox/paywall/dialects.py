@@ -29,7 +29,11 @@ from farebox.wire.subrav.payload import HEADER_NAME
 _KEY_PREFIX = "sk-"
 CHANNEL_HEADER = HEADER_NAME.lower().encode()
 _DID_AUTH = f"{SCHEME.lower()} ".encode()
-_READ = frozenset({b"x-cashu", b"authorization", b"x-farebox-change", CHANNEL_HEADER})
+#: Where Anthropic's clients put their key.
+_API_KEY = b"x-api-key"
+_READ = frozenset({b"x-cashu", b"authorization", b"x-farebox-change", _API_KEY, CHANNEL_HEADER})
+#: What in that place is meant for us; whatever else it may be is nobody's payment.
+_OURS = (_KEY_PREFIX.encode(), b"cashu")
 _NO_WISH = ChangeWish()
 #: A credential longer than this is refused before anything reads it.
 CREDENTIAL_MAX_CHARS = 65_536
@@ -106,13 +110,15 @@ def read(
 ) -> Presented | ChannelFound | Answer:
     """Find the one payment in a request's headers; more than one is an error, none touched.
 
-    Names are in lower case, as ASGI has them. `accepted` is what an error says would do. A
-    channel's is not read yet: who sells through none has no use for it.
+    Names are in lower case, as ASGI has them. What is in `X-Api-Key` counts where nothing else
+    does. `accepted` is what an error says would do. A channel's is not read yet: who sells through
+    none has no use for it.
     """
     embedded: list[bytes] = []
     bearer: list[bytes] = []
     channel: list[bytes] = []
     auths: list[bytes] = []
+    api_keys: list[bytes] = []
     wish: ChangeWish | None = _NO_WISH
     for name, value in headers:
         if name not in _READ:
@@ -123,10 +129,14 @@ def read(
             wish = _wish(value)
         elif name == CHANNEL_HEADER:
             channel.append(value)
+        elif name == _API_KEY:
+            api_keys += [value] if value.startswith(_OURS) else ()
         elif value[:7].lower() == b"bearer ":
             bearer.append(value[7:].strip())
         elif value[: len(_DID_AUTH)].lower() == _DID_AUTH:
             auths.append(value)
+    if not (embedded or bearer or channel or auths):
+        bearer = api_keys
     if len(embedded) + len(bearer) + max(len(channel), len(auths)) > 1:
         return problem(
             Problem(

@@ -105,22 +105,6 @@ def format_price(rule: Rule) -> str:
     )
 
 
-def format_rule(rule: Rule) -> dict[str, object]:
-    """A rule as the table that `parse_rule` reads back."""
-    table: dict[str, object] = {"name": rule.name, "path": rule.path}
-    if rule.methods:
-        table["methods"] = list(rule.methods)
-    for component, price in rule.prices:
-        table[component.value] = _format_rate(price)
-    if rule.unit is not None:
-        name = "unit_header" if rule.unit.header is not None else "unit_field"
-        table[name] = rule.unit.header if rule.unit.header is not None else rule.unit.field
-    for name, default in _PLAIN_FIELDS.items():
-        if (value := getattr(rule, name)) != default:
-            table[name] = value
-    return table
-
-
 def decimal_text(amount: Decimal) -> str | None:
     """A non-negative decimal as the text prices are kept in, or None if it is out of bounds."""
     if not amount.is_finite() or (amount.is_signed() and amount != 0) or amount.adjusted() > 17:
@@ -132,24 +116,21 @@ def decimal_text(amount: Decimal) -> str | None:
     return text if _DECIMAL.fullmatch(text) else None
 
 
-_PLAIN_FIELDS: Final[Mapping[str, object]] = {
-    "model": None,
-    "free": False,
-    "minimum_msat": 0,
-    "multiplier": "1",
-    "max_input_tokens": None,
-    "max_output_tokens": None,
-    "max_seconds": None,
-    "max_bytes": None,
-    "max_units": None,
-}
 _KEYS: Final = (
     "name",
     "methods",
     "path",
     "price",
     *(component.value for component in Component),
-    *_PLAIN_FIELDS,
+    "model",
+    "free",
+    "minimum_msat",
+    "multiplier",
+    "max_input_tokens",
+    "max_output_tokens",
+    "max_seconds",
+    "max_bytes",
+    "max_units",
     "unit_header",
     "unit_field",
 )

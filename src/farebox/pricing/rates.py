@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Final, Protocol
 
@@ -66,12 +66,6 @@ class RateFeed(Protocol):
     async def rate(self, currency: str) -> Rate | RateStale:
         """The rate now. Never raises for a source that fails."""
         ...
-
-
-async def current_rates(feed: RateFeed, currencies: Iterable[Currency]) -> dict[Currency, Rate]:
-    """The rates there are now, as `PriceBook.quote` takes them. What has none is not in it."""
-    rates = {currency: await feed.rate(currency) for currency in currencies}
-    return {currency: rate for currency, rate in rates.items() if isinstance(rate, Rate)}
 
 
 class Observation(msgspec.Struct, frozen=True):

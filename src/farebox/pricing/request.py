@@ -8,7 +8,6 @@ key in other capitals, a path with dot segments) carries a problem, and is not p
 from __future__ import annotations
 
 import enum
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -207,10 +206,8 @@ def _read_body(body: bytes) -> dict[str, Any] | Problem:
         document = _decode(body)
         if type(document) is not dict:
             return Problem.BODY_NOT_JSON
-        if _may_repeat_key(body, document):
-            json.loads(body, object_pairs_hook=_unique)
-    except _Repeated:
-        return Problem.BODY_AMBIGUOUS
+        if _repeats_key(body, document):
+            return Problem.BODY_AMBIGUOUS
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return Problem.BODY_NOT_JSON
     for key in document:
@@ -220,22 +217,20 @@ def _read_body(body: bytes) -> dict[str, Any] | Problem:
     return document
 
 
-def _may_repeat_key(body: bytes, document: dict[str, Any]) -> bool:
-    """Whether the slow check is due. Decoders keep one of two equal keys and say nothing."""
+def _repeats_key(body: bytes, document: dict[str, Any]) -> bool:
+    """Whether a key that bears on the price stands there twice, or is written with escapes.
+
+    Decoders keep one of two equal keys and say nothing. What they have not kept tells.
+    """
     # Each key that is there is written at least once, unless with escapes.
-    if sum(map(body.count, _QUOTED_KEYS)) > len(_KEY_SET & document.keys()):
-        return True
-    return b"\\u00" in body and _ESCAPED_ASCII.search(body) is not None
-
-
-class _Repeated(Exception):
-    """A key that bears on the price stands twice in one object."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> None:
-    keys = [key for key, _ in pairs if key in _KEY_SET]
-    if len(keys) != len(set(keys)):
-        raise _Repeated
+    is_plain = sum(map(body.count, _QUOTED_KEYS)) <= len(_KEY_SET & document.keys())
+    if is_plain and not (b"\\u00" in body and _ESCAPED_ASCII.search(body)):
+        return False
+    kept = b"\n".join(msgspec.json.decode(body, type=dict[str, msgspec.Raw]).values())
+    for key, quoted in zip(_KEYS, _QUOTED_KEYS, strict=True):
+        if body.count(quoted) - kept.count(quoted) > (key in document):
+            return True
+    return len(_ESCAPED_ASCII.findall(body)) > len(_ESCAPED_ASCII.findall(kept))
 
 
 def _facts(

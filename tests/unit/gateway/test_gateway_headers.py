@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from farebox.gateway.asgi import declared_length, header, headers_bytes
-from farebox.gateway.headers import KEPT_FROM_UPSTREAM, for_caller, for_upstream
+from farebox.gateway.headers import KEPT_FROM_UPSTREAM, for_caller, for_upstream, relocated
 from farebox.gateway.upstream import Upstream, UpstreamConfig
 
 
@@ -16,6 +18,29 @@ def test_headers_named_by_connection_stay_on_their_hop() -> None:
 def test_a_caller_cannot_name_the_content_type_away() -> None:
     headers = [(b"connection", b"content-type"), (b"content-type", b"text/plain")]
     assert for_upstream(headers, KEPT_FROM_UPSTREAM) == [(b"content-type", b"text/plain")]
+
+
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        (b"http://10.0.0.7:9000/api/v1/x?a=b", b"/v1/x?a=b"),
+        (b"HTTP://10.0.0.7:9000/API", b"/"),
+        (b"http://10.0.0.7:9000/api?a", b"/?a"),
+        (b"http://10.0.0.7:9000/api//evil.example/x", b"/evil.example/x"),
+        (b"http://10.0.0.7:9000/apis", b"http://10.0.0.7:9000/apis"),
+        (b"http://10.0.0.7:90001/api/x", b"http://10.0.0.7:90001/api/x"),
+        (b"https://other.example/api/x", b"https://other.example/api/x"),
+        (b"/api/v1/x", b"/v1/x"),
+        (b"/v1/x", b"/v1/x"),
+        (b"//10.0.0.7:9000/api", b"//10.0.0.7:9000/api"),
+    ],
+)
+def test_a_location_at_the_service_is_told_as_one_here(location: bytes, told: bytes) -> None:
+    headers = ((b"location", location), (b"etag", b'"1"'))
+    assert relocated(headers, "http://10.0.0.7:9000/api") == (
+        (b"location", told),
+        (b"etag", b'"1"'),
+    )
 
 
 def test_money_passes_in_neither_direction() -> None:

@@ -15,7 +15,6 @@ from farebox.money import (
     check_amount,
     divide,
     format_decimal,
-    msat_to_sat,
     parse_decimal,
     sat_to_msat,
 )
@@ -56,8 +55,8 @@ def test_rounding_goes_the_way_it_is_told(numerator: int, denominator: int) -> N
 
 def test_satoshi_and_millisatoshi() -> None:
     assert sat_to_msat(21) == 21_000
-    assert msat_to_sat(1_999, Rounding.DOWN) == 1
-    assert msat_to_sat(1_001, Rounding.UP) == 2
+    assert divide(1_999, 1_000, Rounding.DOWN) == 1
+    assert divide(1_001, 1_000, Rounding.UP) == 2
 
 
 def test_ids_are_unique_and_sorted_by_time() -> None:

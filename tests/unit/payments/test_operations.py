@@ -110,11 +110,8 @@ async def test_success_posts_what_really_moved(journal: Journal) -> None:
     assert journal.rail.asked == [False]
 
 
-@pytest.mark.parametrize("verdict", [Rejected("no", "never"), RailRejected("never")])
-async def test_only_a_definite_rejection_releases_the_hold(
-    journal: Journal, verdict: Verdict | Exception
-) -> None:
-    journal.rail.verdicts = [verdict]
+async def test_only_a_definite_rejection_releases_the_hold(journal: Journal) -> None:
+    journal.rail.verdicts = [Rejected("no", "never")]
     await journal.open()
     done = await journal.operations.advance("op", fresh=True)
     assert done.state is OperationState.REJECTED
@@ -122,7 +119,13 @@ async def test_only_a_definite_rejection_releases_the_hold(
 
 
 @pytest.mark.parametrize(
-    "verdict", [Unresolved("time-out"), RailUnavailable("reset"), ValueError("a bug")]
+    "verdict",
+    [
+        Unresolved("time-out"),
+        RailUnavailable("reset"),
+        RailRejected("no such block"),  # to a question about what has left already
+        ValueError("a bug"),
+    ],
 )
 async def test_a_lost_answer_keeps_the_hold_and_is_asked_for_later(
     journal: Journal, verdict: Verdict | Exception

@@ -19,7 +19,6 @@ from farebox.pricing.rates import (
     RateStale,
     StaleReason,
     StaticFeed,
-    current_rates,
     median_rate,
     msat_per_unit,
 )
@@ -124,10 +123,11 @@ async def test_only_known_currencies_have_a_rate() -> None:
     static = StaticFeed({USD: Fraction(5)}, clock)
     assert await static.rate(Currency.SAT) == RateStale(Currency.SAT, StaleReason.UNKNOWN_CURRENCY)
     assert isinstance(await feed(clock, 1, 1)[0].rate(Currency.SAT), RateStale)
-    rates = await current_rates(static, [USD, Currency.SAT])
-    assert {currency: rate.msat_per_unit for currency, rate in rates.items()} == {USD: 5}
-    assert rates[USD].holds(clock.now_ns())
-    assert not rates[USD].holds(clock.now_ns() + 3600 * NS_PER_S)
+    rate = await static.rate(USD)
+    assert isinstance(rate, Rate)
+    assert rate.msat_per_unit == 5
+    assert rate.holds(clock.now_ns())
+    assert not rate.holds(clock.now_ns() + 3600 * NS_PER_S)
 
 
 def test_a_price_of_one_bitcoin_is_turned_round_exactly() -> None:

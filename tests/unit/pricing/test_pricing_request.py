@@ -142,6 +142,7 @@ def test_a_model_to_fall_back_to_is_a_problem(key: str) -> None:
         b'{"model":"cheap","Model":"dear"}',
         b'{"model":"m","max_tokens":1,"max_tokens":9999}',
         b'{"model":"m","MAX_TOKENS":9999}',
+        b'{"model":"cheap","x":{"model":1},"model":"dear","y":"\\u0041"}',
     ],
 )
 def test_a_body_with_two_readings_is_a_problem(body: bytes) -> None:
@@ -149,6 +150,7 @@ def test_a_body_with_two_readings_is_a_problem(body: bytes) -> None:
 
 
 def test_a_price_key_inside_a_tool_is_no_ambiguity() -> None:
+    assert read({"model": "m", "stop": ["model", "n"], "metadata": {"n": "\x01"}}).problem is None
     schema = {"properties": {"model": {"type": "string"}, "n": {"type": "integer"}}}
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
     assert read({"model": "m", "tools": tools}).problem is None

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from farebox.errors import InvalidInput
+from farebox.clock import SystemClock
+from farebox.errors import InvalidCredential, InvalidInput
+from farebox.ledger.model import ABSENT, Put, Unit
+from farebox.ledger.service import Ledger
 from farebox.payments.deposits import Deposit, DepositState
 from farebox.payments.rail import Limits
 from farebox.rails.bitcoin import BitcoinConfig, Depth
 from farebox.rails.bitcoin.arrivals import judged, where
-from farebox.rails.bitcoin.batches import shares, winner
+from farebox.rails.bitcoin.batches import Batches, shares, winner
 from farebox.rails.bitcoin.chain import Block, ChainInfo, View, is_known
 from farebox.rails.bitcoin.keys import WalletKeys
 from farebox.rails.bitcoin.method import fault_of
-from farebox.rails.bitcoin.records import Batch, BatchState, BatchTry
+from farebox.rails.bitcoin.records import BATCH, Batch, BatchState, BatchTry
+from farebox.stores.sqlite import SqliteStore
 
 #: The mnemonic of BIP-84's own test vectors.
 BIP84 = "abandon " * 11 + "about"
@@ -186,3 +194,18 @@ def test_a_source_on_another_chain_or_behind_is_at_fault() -> None:
 def test_what_is_there_already_is_no_refusal(refusal: str) -> None:
     assert is_known(refusal)
     assert not is_known("insufficient fee, rejecting replacement")
+
+
+@pytest.mark.parametrize("state", [BatchState.PAID, BatchState.OLD, BatchState.DEAD])
+async def test_what_has_come_to_its_end_is_not_signed_any_more(
+    state: BatchState, tmp_path: Path
+) -> None:
+    """A dearer form waited for its signature while an earlier one won, or all have lost."""
+    store = SqliteStore(tmp_path / "book.db", [BATCH], clock=SystemClock())
+    nothing = cast("Any", SimpleNamespace(register=lambda kind, handler: None))
+    batches = Batches(CONFIG, nothing, nothing, Ledger(store, SystemClock()), nothing)
+    batch = replace(_batch("first"), state=state, psbt="cHNidP8=")
+    await store.commit(Unit("made", puts=(Put(BATCH, "batch", batch, ABSENT),)))
+    with pytest.raises(InvalidCredential, match="waits for a signature"):
+        await batches.sign("batch", "cHNidP8=")
+    await store.close()

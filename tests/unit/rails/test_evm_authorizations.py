@@ -7,18 +7,20 @@ real one.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from eth_account import Account
 
 from farebox.clock import NS_PER_S, SystemClock
+from farebox.errors import RailRejected
 from farebox.ledger.model import Unit
 from farebox.ledger.service import Ledger
-from farebox.payments import PaymentResult, Refusal
+from farebox.payments import PaymentResult, Refusal, Rejected, Unresolved
 from farebox.payments.exchange import Exchange
 from farebox.rails.evm.authorizations import Authorizations, AuthorizedAsset
 from farebox.rails.evm.contracts import calldata, topic
@@ -34,6 +36,7 @@ from tests.signed_transfers import credential_of, domain_of
 
 CHAIN_ID, VALUE = 31_337, 5_000_000
 TOKEN = "0x" + "70" * 20
+_CANCELED = topic("AuthorizationCanceled(address,bytes32)")
 _IS_USED = calldata("authorizationState(address,bytes32)", TOKEN, bytes(32))[:10]
 
 
@@ -50,6 +53,9 @@ class Chain:
 
     blocks: int = 500
     strangers: Receipt | None = None
+    is_cancelled: bool = False
+    #: A node may know the state of the newest block, and not yet its events.
+    shows_events: bool = True
 
     async def height(self) -> int:
         return self.blocks
@@ -64,10 +70,18 @@ class Chain:
         return 60_000
 
     async def run(self, sender: str, call: Call) -> bytes:
-        is_used = call.data.startswith(_IS_USED) and self.strangers is not None
-        return int(is_used).to_bytes(32)
+        is_over = self.strangers is not None or self.is_cancelled
+        if call.data.startswith(_IS_USED):
+            return int(is_over).to_bytes(32)
+        if is_over:
+            raise RailRejected("execution reverted", code=3)
+        return b""
 
     async def told(self, contract: str, topics: Sequence[str], since: int) -> str | None:
+        if not self.shows_events:
+            return None
+        if topics[0] == _CANCELED:
+            return f"0x{secrets.token_hex(32)}" if self.is_cancelled else None
         found = self.strangers
         return found.transaction_hash if found and found.block_number >= since else None
 
@@ -75,10 +89,27 @@ class Chain:
         return self.strangers
 
 
-async def test_who_is_quicker_in_a_branch_that_leaves_the_blocks_that_were_there_has_paid(
-    tmp_path: Path,
-) -> None:
-    """The stranger's block is older than the newest was when the transfer was handed in."""
+@dataclass
+class Taken:
+    """A transfer that was handed in."""
+
+    chain: Chain
+    taking: Authorizations
+    payload: bytes
+    ends: tuple[str, str]
+
+    def a_stranger_sends_it(self, blocks_ago: int) -> str:
+        """Gives the transaction."""
+        made = receipt_of(*self.ends, self.chain.blocks - blocks_ago)
+        self.chain.strangers = made
+        return str(made.transaction_hash)
+
+    async def told(self) -> PaymentResult | Rejected | Unresolved:
+        return await self.taking.receive(self.payload)
+
+
+@pytest.fixture
+async def taken(tmp_path: Path) -> AsyncIterator[Taken]:
     store = SqliteStore(tmp_path / "book.db", RECORDS, clock=SystemClock())
     ledger, chain = Ledger(store, SystemClock()), Chain()
     keys, payer = keys_from(secrets.token_hex(32)), Account.create()
@@ -90,9 +121,10 @@ async def test_who_is_quicker_in_a_branch_that_leaves_the_blocks_that_were_there
         Exchange(worths=Dollars()),
         gas_percent=2,
     )
+    ends = (payer.address, keys.addresses[0])
     message = {
-        "from": payer.address,
-        "to": keys.addresses[0],
+        "from": ends[0],
+        "to": ends[1],
         "value": VALUE,
         "validAfter": 0,
         "validBefore": SystemClock().now_ns() // NS_PER_S + 3_600,
@@ -101,14 +133,31 @@ async def test_who_is_quicker_in_a_branch_that_leaves_the_blocks_that_were_there
     plan = await taking.plan(credential_of(payer, domain_of(TOKEN, CHAIN_ID), message))
     assert not isinstance(plan, Refusal), plan
     await store.commit(Unit("opened", puts=plan.puts))
-    chain.strangers = receipt_of(payer.address, keys.addresses[0], chain.blocks - 20)
-    told = await taking.receive(plan.payload)
-    assert isinstance(told, PaymentResult), told
-    assert (told.amount, told.transaction_id.partition(":")[0]) == (
-        VALUE,
-        chain.strangers.transaction_hash,
-    )
+    yield Taken(chain, taking, plan.payload, ends)
     await store.close()
+
+
+async def test_who_is_quicker_in_a_branch_that_leaves_the_blocks_that_were_there_has_paid(
+    taken: Taken,
+) -> None:
+    """The stranger's block is older than the newest was when the transfer was handed in."""
+    transaction = taken.a_stranger_sends_it(20)
+    told = await taken.told()
+    assert isinstance(told, PaymentResult), told
+    assert (told.amount, told.transaction_id.partition(":")[0]) == (VALUE, transaction)
+
+
+async def test_a_node_that_does_not_show_who_has_sent_it_yet_ends_nothing(taken: Taken) -> None:
+    taken.chain.shows_events = False
+    taken.a_stranger_sends_it(20)
+    assert isinstance(await taken.told(), Unresolved)
+    taken.chain.shows_events = True
+    assert isinstance(await taken.told(), PaymentResult)
+
+
+async def test_a_transfer_that_its_payer_has_cancelled_is_refused(taken: Taken) -> None:
+    taken.chain.is_cancelled = True
+    assert isinstance(await taken.told(), Rejected)
 
 
 def receipt_of(payer: str, to: str, height: int) -> Receipt:

@@ -35,6 +35,8 @@ from farebox.rails.bitcoin.records import ADDRESS, ARRIVAL, Arrival, Young
 
 #: No chain has been known to take back so many blocks; until then an arrival stays young.
 _SAFE_DEPTH = 100
+#: A branch that has more work has hardly ever fewer blocks, and never fewer by so many.
+_SHORTER = 10
 _PAGE = 100
 _REMEMBERED_MAX = 200_000
 
@@ -69,7 +71,7 @@ class Arrivals:
                 yield told
         async for outpoint, known in self._young():
             if outpoint not in present and address in ("", known.arrival.address):
-                gone = await self._gone(outpoint, known, view.tip.height)
+                gone = await self._gone(outpoint, known, view)
                 if gone is not None:
                     yield gone
 
@@ -80,8 +82,11 @@ class Arrivals:
         booked = await self._booked(coin.outpoint)
         state = None if booked is None else booked.state
         depth = view.confirmations(coin.block)
+        if state is DepositState.CREDITED and not depth and is_behind(view, known.arrival):
+            return None
         is_over = depth >= _SAFE_DEPTH and state is DepositState.CREDITED
-        await self._keep(coin.outpoint, known, Young.NO if is_over else Young.YES, 0)
+        young, height = Young.NO if is_over else Young.YES, coin.block.height if coin.block else 0
+        await self._keep(coin.outpoint, known, young=young, gone_at=0, height=height)
         if is_over and len(self._over) < _REMEMBERED_MAX:
             self._over.add(coin.outpoint)
         told = judged(state, depth, self._config.confirmations(coin.amount_sat))
@@ -91,14 +96,16 @@ class Arrivals:
         at = coin.block.time_s * NS_PER_S if coin.block else 0
         return _sighting(coin.outpoint, known.arrival, told, seen_in, at)
 
-    async def _gone(self, outpoint: str, known: _Known, height: int) -> Sighting | None:
+    async def _gone(self, outpoint: str, known: _Known, view: View) -> Sighting | None:
+        if is_behind(view, known.arrival):
+            return None
         booked = await self._booked(outpoint)
         if booked is not None and booked.state is not DepositState.REVERSED:
             return _sighting(outpoint, known.arrival, DepositState.REVERSED, booked.seen_in, 0)
         # Somebody who looked a moment earlier may yet have it credited: it is kept an eye on.
-        gone_at = known.arrival.gone_at or height
-        is_over = height - gone_at >= _SAFE_DEPTH
-        await self._keep(outpoint, known, Young.NO if is_over else Young.YES, gone_at)
+        gone_at = known.arrival.gone_at or view.tip.height
+        young = Young.NO if view.tip.height - gone_at >= _SAFE_DEPTH else Young.YES
+        await self._keep(outpoint, known, young=young, gone_at=gone_at)
         return None
 
     async def _known(self, coin: Coin) -> _Known | None:
@@ -114,8 +121,11 @@ class Arrivals:
         row = await self._ledger.store.get(DEPOSIT, f"bitcoin:{outpoint}")
         return None if row is None else row.value
 
-    async def _keep(self, outpoint: str, known: _Known, young: Young, gone_at: int) -> None:
-        fresh = msgspec.structs.replace(known.arrival, young=young, gone_at=gone_at)
+    async def _keep(
+        self, outpoint: str, known: _Known, *, young: Young, gone_at: int, height: int = 0
+    ) -> None:
+        height = height or known.arrival.height
+        fresh = msgspec.structs.replace(known.arrival, young=young, gone_at=gone_at, height=height)
         if fresh == known.arrival and known.version != ABSENT:
             return
         put = Put(ARRIVAL, outpoint, fresh, known.version)
@@ -130,6 +140,13 @@ class Arrivals:
             after = page[-1][0]
             for outpoint, row in page:
                 yield outpoint, _Known(row.value, row.version)
+
+
+def is_behind(view: View, arrival: Arrival) -> bool:
+    """Whether the source is so far from the block that an arrival was in that it says nothing of
+    it: a node that builds its index anew, or was put back. What leaves the chain leaves it shorter
+    by less, if at all."""
+    return view.tip.height + _SHORTER < arrival.height
 
 
 def judged(booked: DepositState | None, depth: int, needed: int) -> DepositState | None:

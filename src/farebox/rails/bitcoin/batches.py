@@ -69,6 +69,8 @@ from farebox.rails.bitcoin.wallet import Draft, NotEnough, Wallet
 _log = structlog.get_logger("farebox.bitcoin")
 
 KIND = "bitcoin_batch"
+#: What may still be signed, and be carried out.
+_LIVING = (BatchState.UNSIGNED, BatchState.SENT)
 _SAFE_DEPTH = 100
 _WAITING_MAX = 1_000
 #: A replacement pays at least a quarter more, and the pool's own least step (BIP-125, rule 4).
@@ -361,7 +363,7 @@ class Batches:
 
     async def tend(self, view: View) -> None:
         """One round: new batches, news of old ones, and again what a reorganisation took back."""
-        for state in (BatchState.UNSIGNED, BatchState.SENT):
+        for state in _LIVING:
             for key, row in await self._ledger.store.find(BATCH, {"state": state}):
                 await self._tend_sent(key, row.value, view)
         for key, row in await self._ledger.store.find(BATCH, {"state": BatchState.PAID}):
@@ -407,7 +409,7 @@ class Batches:
     async def unsigned(self) -> dict[str, Batch]:
         """The batches that wait for a signature, also of a dearer form of what was sent."""
         found = dict[str, Batch]()
-        for state in (BatchState.UNSIGNED, BatchState.SENT):
+        for state in _LIVING:
             rows = await self._ledger.store.find(BATCH, {"state": state})
             found |= {key: row.value for key, row in rows if row.value.psbt}
         return found
@@ -419,7 +421,7 @@ class Batches:
     async def sign(self, key: str, psbt: str) -> Operation:
         """Take a batch's PSBT back, signed, and send it. Raises InvalidCredential."""
         row = await self._ledger.store.get(BATCH, key)
-        if row is None or not row.value.psbt:
+        if row is None or not row.value.psbt or row.value.state not in _LIVING:
             raise InvalidCredential("no payment of this name waits for a signature")
         txid, raw = await self._wallet.combined(row.value.psbt, psbt)
         attempt = msgspec.structs.replace(row.value.tries[-1], txid=txid, raw=raw)

@@ -42,13 +42,15 @@ class Young(enum.StrEnum):
 class Arrival(msgspec.Struct, frozen=True):
     """An output paid to a given address. The key is its outpoint, `txid:index`.
 
-    `gone_at` is the height at which it was found to be gone, 0 while it is there.
+    `gone_at` is the height at which it was found to be gone, 0 while it is there; `height` that of
+    the block where it was seen last, 0 for none.
     """
 
     address: str
     amount_sat: int
     young: Young = Young.YES
     gone_at: int = 0
+    height: int = 0
 
 
 class PayoutState(enum.StrEnum):

@@ -67,6 +67,7 @@ _DOMAIN = keccak(
 )
 _TRANSFER = topic("Transfer(address,address,uint256)")
 _USED = topic("AuthorizationUsed(address,bytes32)")
+_CANCELED = topic("AuthorizationCanceled(address,bytes32)")
 _HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 
 
@@ -381,10 +382,12 @@ class Authorizations:
         one = job.authorization
         if not await self._is_used(job.token, one):
             return None
-        payer = f"0x{one.payer[2:].lower():0>64}"
-        found = await self._chain.told(job.token, (_USED, payer, one.nonce), job.since)
+        which = (f"0x{one.payer[2:].lower():0>64}", one.nonce)
+        found = await self._chain.told(job.token, (_USED, *which), job.since)
         if found is None:
-            return None  # its payer has cancelled it
+            if await self._chain.told(job.token, (_CANCELED, *which), job.since):
+                return None  # by its payer, so that nobody can send it
+            return Unresolved("it is used, and the node does not show by which transaction")
         receipt = await self._chain.receipt(found)
         deep = await self._chain.height() - self._sending.terms.confirmations + 1
         if receipt is None or receipt.block_number > deep:

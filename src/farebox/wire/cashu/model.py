@@ -14,7 +14,6 @@ AMOUNT_END = 2**63
 
 #: Keyset ids in hex: 8 bytes (version 00, or the short form of a longer one) or 33 bytes.
 SHORT_ID_CHARS = 16
-LONG_ID_CHARS = 66
 
 _MINT_URL_MAX_CHARS = 1024
 _KEYSET_ID = re.compile(r"[0-9a-f]{16}|[0-9a-f]{66}")
