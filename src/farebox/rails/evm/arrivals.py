@@ -56,6 +56,9 @@ _PAGE = 500
 _INNER = 1 << 30
 #: What has not changed is told again after so long: its credit may have waited for something.
 _AGAIN_S = 30
+#: Events of a block may be told later than the block, where several nodes answer at one address: so
+#: many blocks are asked about again each time. What is known of them stays as it is.
+_LATE_BLOCKS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +250,8 @@ class Arrivals:
         found: list[Arrival] = []
         if self._tokens:
             tokens = [one.token for one in self._tokens.values()]
-            events = await self._scan.transfers(first, last, tokens, known)
+            since = max(1, first - _LATE_BLOCKS)
+            events = await self._scan.transfers(since, last, tokens, known)
             found += await self._by_event(events, known)
         if self._coin is not None:
             found += await self._by_value(first, last, known)
