@@ -58,13 +58,15 @@ class Payment:
 
 @dataclass
 class Chain:
-    """Blocks with payments in them; what was in none waits. `behind` is how much the node hides."""
+    """Blocks with payments in them; what was in none waits. `behind` is how much the node hides,
+    `events_behind` how much of that its events are: it answers from several places."""
 
     blocks: list[tuple[str, list[Payment]]] = field(
         default_factory=lambda: [("0x" + "00" * 32, [])]
     )
     waiting: list[Payment] = field(default_factory=list)
     behind: int = 0
+    events_behind: int = 0
     other: list[tuple[str, list[Payment]]] | None = None
 
     def mine(self) -> None:
@@ -145,6 +147,7 @@ class Chain:
     async def transfers(
         self, first: int, last: int, tokens: Sequence[str], to: Collection[str]
     ) -> list[Event]:
+        last = min(last, len(self.blocks) - 1 - self.events_behind)
         every = [event for height in range(first, last + 1) for event in self._events(height)]
         return [event for event in every if event.to in to]
 
@@ -313,4 +316,27 @@ async def test_who_catches_up_says_how_far_behind_it_is(tmp_path: Path) -> None:
         told.append(watcher.arrivals.behind)
     told.append(watcher.arrivals.behind)
     assert told == [None, 9, 2, 0]
+    await store.close()
+
+
+async def test_events_that_a_node_shows_later_than_their_blocks_are_found(tmp_path: Path) -> None:
+    """Behind one address there are often many nodes, and not all have the newest block."""
+    store = SqliteStore(tmp_path / "book.db", RECORDS, clock=SystemClock())
+    chain = Chain()
+    watcher = Watcher(chain, Ledger(store, SystemClock()))
+    made = await watcher.requests.ask("model", "TOK", None, ACCOUNT, opens_account=False)
+    assert not isinstance(made, Refusal)
+    name = f"0x{secrets.token_hex(32)}"
+    chain.waiting.append(Payment(name, made.request.reference, 100, times=1))
+    chain.events_behind = 2
+    for _ in range(2):
+        chain.mine()
+        await watcher.look()
+    chain.events_behind = 0
+    for _ in range(CONFIRMATIONS):
+        chain.mine()
+        await watcher.look()
+    account = await store.account(f"{ACCOUNT}/TOK")
+    assert account is not None
+    assert account.available == 100
     await store.close()

@@ -159,9 +159,15 @@ class CardMethod(DepositMethod):
             yield Watched(_NOTHING, cursor)  # so that nothing is missed from here on
         while True:
             notices, after = await self.connector.notices(cursor)
+            silent: RailUnavailable | None = None
             for reference in dict.fromkeys(name for one in notices for name in one.references):
-                async for sighting in self.about(reference):
-                    yield Watched(sighting, "")
+                try:
+                    async for sighting in self.about(reference):
+                        yield Watched(sighting, "")
+                except RailUnavailable as error:  # in the way of no other; all are read again
+                    silent = silent or error
+            if silent is not None:
+                raise silent
             if after == cursor:
                 await asyncio.sleep(_EVENTS_EVERY_S)
                 continue
