@@ -12,11 +12,11 @@ from typing import cast
 
 from farebox.clock import ManualClock
 from farebox.ledger.service import Ledger
-from farebox.rails.evm.fees import GWEI, History
+from farebox.rails.evm.fees import GWEI, Fees, History
 from farebox.rails.evm.keys import keys_from
 from farebox.rails.evm.outbox import STUCK_BLOCKS, Call, Slot
 from farebox.rails.evm.reads import Chain, Receipt
-from farebox.rails.evm.sending import Parcel, Sending, SendTerms
+from farebox.rails.evm.sending import Held, Parcel, Sending, SendTerms
 from farebox.stores.sqlite import SqliteStore
 from tests.integration.evm_desk import RECORDS
 
@@ -87,4 +87,25 @@ async def test_a_sweep_that_is_stuck_is_never_offered_for_more_than_lies_there(
         assert slot.newest.raw, "what is broadcast again and again"
     assert 1 < len(slot.attempts) < 20, "as long as there was coin for it, more was offered"
     assert chain.heard[-1] == slot.newest.raw
+    await store.close()
+
+
+async def test_what_its_sender_could_not_pay_for_takes_no_nonce(tmp_path: Path) -> None:
+    """Gas may get dear between what is left for it and the signing: nothing could follow then."""
+    keys = keys_from(secrets.token_hex(32))
+    store = SqliteStore(tmp_path / "book.db", RECORDS, clock=(clock := ManualClock()))
+    chain = StuckChain(coin=ETHER)
+    terms = SendTerms(chain="dev", chain_id=1, native="ETH")
+    sending = Sending(terms, cast("Chain", chain), keys, Ledger(store, clock))
+    offered = await sending.offer()
+    assert isinstance(offered, Fees)
+    room = 2 * PLAIN_GAS * offered.max_fee
+    sweep = Parcel(keys.addresses[0], Call(TREASURY, ETHER - room, gas=PLAIN_GAS), "sweep:a:ETH")
+    chain.base_fee *= 5
+    assert isinstance(await sending.send(sweep), Held)
+    assert await sending.open_slots() == []
+    chain.base_fee //= 5
+    slot = await sending.send(sweep)
+    assert isinstance(slot, Slot)
+    assert (slot.nonce, most(slot) <= chain.coin) == (0, True)
     await store.close()

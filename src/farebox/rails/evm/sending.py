@@ -164,6 +164,9 @@ class Sending:
             return Held(fees.reason)
         if len(await self.open_slots(parcel.sender)) >= self.terms.in_flight_max:
             return Held("as many transactions as one sender may have are on their way")
+        most = parcel.call.gas * fees.max_fee + parcel.call.value
+        if await self.chain.balance(parcel.sender) < most:
+            return Held("its sender could not pay for it: what is offered for gas has risen")
         lane = lane_of(self.terms.chain, parcel.sender)
         known = await self._ledger.store.get(SENDER, lane)
         first = 0 if known is not None else await self.chain.pending(parcel.sender)

@@ -138,13 +138,14 @@ class Sweeping:
         return sent
 
     async def _free_nonces(self) -> None:
-        """A sweep of coin that has left the chain with its block can't be mined: it would stand in
-        the way of all that arrives there later."""
+        """A sweep of coin that has left the chain with its block, or offers more than is left
+        beside it, can't be mined: it would stand in the way of all that arrives there later."""
         for slot in await self.sending.open_slots():
             is_sweep = slot.purpose.startswith(f"{_SWEEP}:") and slot.state is SlotState.SENT
             if not is_sweep or slot.token or slot.wants_cancel:
                 continue
-            if await self._chain.balance(slot.sender) < slot.call.value:
+            needed = slot.call.value + slot.call.gas * slot.newest.max_fee
+            if await self._chain.balance(slot.sender) < needed:
                 _log.warning("evm.sweep_given_up", address=slot.sender)
                 await self.sending.cancel(slot.key)
 
