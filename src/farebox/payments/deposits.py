@@ -138,7 +138,7 @@ class DepositRequest(msgspec.Struct, frozen=True, kw_only=True):
     `opens_account`: nobody had that account when it was asked for; the claim secret opens it.
     `amount` is in the asset's unit; None: the payer chooses. `deposits` are the keys of what has
     arrived, `credited` is their sum in the asset that was asked for, `credited_msat` in all that
-    became msat. `quoted` is the rate until it expires.
+    became msat. `quoted` is the rate until it expires, of that amount and no more.
     """
 
     id: str

@@ -126,6 +126,13 @@ def sold(quoted: Quoted, amount: int) -> Split:
     return Split(total, account, spread, account - total - spread)
 
 
+def mixed(one: Quoted, amount: int, other: Quoted, rest: int) -> Quoted:
+    """The rate of a whole of which `amount` has one rate and the `rest` another; their spreads are
+    the operator's, and the same."""
+    worth = one.rate * amount + other.rate * rest
+    return Quoted(other.asset, str(worth / (amount + rest)), other.spread_ppm)
+
+
 def affordable(quoted: Quoted, amount_msat: int) -> int:
     """The most of the asset that costs at most `amount_msat`."""
     cost_of_one = quoted.rate * (_MILLION + quoted.spread_ppm) / _MILLION

@@ -40,7 +40,7 @@ from farebox.payments.deposits import (
     marks_of,
     request_key,
 )
-from farebox.payments.exchange import ONLY_BITCOIN, Exchange, Quoted, bought
+from farebox.payments.exchange import ONLY_BITCOIN, Exchange, Quoted, bought, mixed
 from farebox.payments.method import Refusal, no_rate
 from farebox.payments.rail import DepositMethod, DepositOrder, Sighting
 from farebox.payments.registry import PaymentMethods
@@ -156,7 +156,7 @@ class DepositRequests:
             claim_hash=secret_hash(secret),
             created_at=self._ledger.clock.now_ns(),
             expires_at=payable.expires_at,
-            quoted=quoted,
+            quoted=None if payable.amount is None else quoted,
         )
         facts = {"deposit": request.id, "method": method}
         facts |= {"asset": asset, "asked": str(request.amount or 0)}
@@ -235,12 +235,17 @@ class DepositRequests:
         return await self._deposits.report(deposit, request=request.key)
 
     def _rate(self, request: DepositRequest, sighting: Sighting) -> Quoted | None:
-        """The rate that was promised, for what arrives in its time; else the rate now."""
+        """The rate that was promised, for as much as was asked for and in its time; else that of
+        now. A promise for any amount would be an option that its holder has not paid."""
         at = sighting.at or self._ledger.clock.now_ns()
         promised = request.quoted
-        if promised is not None and promised.asset == sighting.asset and at < request.expires_at:
+        if promised is None or promised.asset != sighting.asset or at >= request.expires_at:
+            return self._exchange.quote(sighting.asset)
+        covered = min(sighting.amount, max(0, (request.amount or 0) - request.credited))
+        if covered == sighting.amount:
             return promised
-        return self._exchange.quote(sighting.asset)
+        now = self._exchange.quote(sighting.asset)
+        return None if now is None else mixed(promised, covered, now, sighting.amount - covered)
 
     async def look(self, request: DepositRequest) -> DepositRequest:
         """Ask the rail about one request now. Raises RailUnavailable, RailRejected."""
