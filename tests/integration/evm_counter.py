@@ -149,6 +149,7 @@ def _counter(desk: Desk, tokens: Mapping[str, Contract], mnemonic: str) -> Count
         chain="anvil",
         assets=tuple(one.taken for one in assets),
         settled_blocks=SETTLED_BLOCKS,
+        traces=True,
     )
     scan = RpcScan(desk.rpc)
     arrivals = Arrivals(terms, scan, addresses, desk.keys.addresses, ledger)

@@ -61,6 +61,27 @@ async def test_a_key_that_the_operator_made_gives_its_money_back(world: World) -
     assert refunded["token"].startswith("play:")
 
 
+async def test_a_refund_leaves_by_the_way_that_can_pay_to_its_address(tmp_path: Path) -> None:
+    """The money came as play money, and goes to an address of another way; without one, back."""
+
+    class Chain(PlayMoney):
+        payment_type = "chain"
+
+        def can_handle(self, credential: str) -> bool:
+            return False
+
+        def can_pay_to(self, address: str) -> bool:
+            return address.startswith("bc1")
+
+    play, chain = PlayMoney(), Chain()
+    play.can_pay_to = lambda address: "@" in address  # type: ignore[method-assign]
+    async with world_of(tmp_path / "book.db", methods_of(play, chain), ManualClock()) as world:
+        key = await world.created("play:a:5000", refund_address="bc1q")
+        for body in ({"amount_msat": 1_000}, {"amount_msat": 200, "destination": "me@example.com"}):
+            assert (await world.post("/refund", body, bearer=key)).status_code == 200
+    assert (list(chain.sent.values()), list(play.sent.values())) == ([1_000], [200])
+
+
 async def test_a_refund_address_that_nothing_can_pay_to_takes_no_money(
     world: World, play: PlayMoney, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,11 +17,12 @@ from farebox.channels import (
 )
 from farebox.channels.book import Charge, Turn
 from farebox.channels.claims import ClaimOutcome
-from farebox.channels.model import proposed
+from farebox.channels.model import SUB_CHANNEL, proposed, sub_channel_key
 from farebox.channels.postings import custody_account, loss_account
 from farebox.channels.weighing import Accepted, Rejected
 from farebox.clock import ManualClock
 from farebox.errors import RailRejected
+from farebox.ledger.model import Put, Unit
 from farebox.ledger.processes import Processes
 from farebox.wire.subrav.didauth import parse_did_auth
 from farebox.wire.subrav.keys import KeyType, SigningKey, sign_sub_rav
@@ -126,6 +127,23 @@ async def test_what_an_ended_epoch_owed_is_no_longer_in_the_books(tmp_path: Path
         assert loss.held == 3 * ECHO_COST
         assert await town.claims.trigger(CHANNEL_ID) == ({}, {FRAGMENT: "no_delta"})
     check_books(tmp_path)
+
+
+async def test_what_a_close_of_ours_was_paid_is_no_loss_where_the_payer_is_back_already(
+    tmp_path: Path,
+) -> None:
+    """The close is final, and not yet booked: `CooperativeClose` knows what it has brought."""
+    async with world(tmp_path, claim_policy=ClaimPolicy(min_claim_amount=1)) as town:
+        await town.open()
+        await pays(town)
+        store, key = town.ledger.store, sub_channel_key(CHANNEL_ID, FRAGMENT)
+        found = await store.get(SUB_CHANNEL, key)
+        assert found is not None
+        frozen = msgspec.structs.replace(found.value, is_closing=True)
+        await store.commit(Unit("agreed", puts=(Put(SUB_CHANNEL, key, frozen, found.version),)))
+        await town.contract.close(CHANNEL_ID)
+        await town.open()
+        assert await town.claims.trigger(CHANNEL_ID) == ({}, {FRAGMENT: "refused"})
 
 
 async def test_nothing_is_served_where_no_nonce_is_left(tmp_path: Path) -> None:

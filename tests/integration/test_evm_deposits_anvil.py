@@ -112,6 +112,32 @@ async def test_a_reorganisation_while_nobody_looked_credits_once(counter: Counte
     assert await counter.credited() == 900
 
 
+async def test_what_contracts_pass_on_is_credited_once_and_goes_with_its_block(
+    counter: Counter,
+) -> None:
+    anvil, request = counter.desk.anvil, await counter.asked("ETH")
+    contract = await asyncio.to_thread(anvil.deploy, CONTRACTS / "EtherSender.sol")
+    in_vain = await asyncio.to_thread(contract.send, "sendInVain", request.reference, value=70)
+    assert (await asyncio.to_thread(anvil.mined, in_vain))["status"] == "0x1"
+    sent = await asyncio.to_thread(contract.send, "send", request.reference, value=900)
+    await asyncio.to_thread(anvil.mined, sent)
+    assert anvil.balance(request.reference) == 900
+    raw = await asyncio.to_thread(anvil.rpc, "eth_getRawTransactionByHash", sent)
+    await counter.pay(request, 30)
+    await counter.desk.mine(CONFIRMATIONS)
+    for counter_now in (counter, counter.again()):
+        await counter_now.look()
+        assert await counter.credited("ETH") == 930
+    await asyncio.to_thread(anvil.reorganise, CONFIRMATIONS + 2)
+    await counter.look()
+    assert await counter.credited("ETH") == 0
+    await asyncio.to_thread(anvil.rpc, "eth_sendRawTransaction", raw)
+    await counter.desk.mine(CONFIRMATIONS)
+    await counter.again().look()
+    assert await counter.credited("ETH") == 900
+    assert await counter.states(request) == ["credited", "reversed"]
+
+
 async def test_a_token_that_keeps_a_part_credits_what_came(counter: Counter) -> None:
     request = await counter.asked("FEE")
     await counter.pay(request, 10_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -11,9 +12,10 @@ from farebox.cli import checks
 from farebox.cli.desk import carry_out
 from farebox.cli.money import _balance_text, _withdrawn_text
 from farebox.cli.requests import Balance, Withdraw
-from farebox.errors import InvalidInput
+from farebox.errors import InvalidInput, RailRejected
 from farebox.operating import Verdict
 from farebox.rails.evm.contracts import DEPLOYER, artifact
+from farebox.rails.evm.scan import RpcScan
 from farebox.settings import Secret
 from tests.integration.evm_house import EvmHouse, evm_house, somebody
 from tests.peers.anvil import Anvil
@@ -111,6 +113,10 @@ async def test_the_doctor_asks_the_node_and_says_what_is_wrong(
     with anvil.lacking(DEPLOYER, artifact("Disperse").address):
         assert "batches: the chain lacks" in (await told(batch_wait_s=5))[Verdict.WARNING]
         assert set(await told()) == {Verdict.FINE}
+    assert set(await told(traces=True)) == {Verdict.FINE}
+    refuses = RailRejected("the method trace_block does not exist")
+    with patch.object(RpcScan, "inner", side_effect=refuses):
+        assert "traces: the node does not tell" in (await told(traces=True))[Verdict.WARNING]
     faults: tuple[tuple[dict[str, object], str], ...] = (
         ({"chain_id": 1}, "the node is on chain 31337"),
         ({"url": Secret(f"http://127.0.0.1:{dead_port}/secret-key")}, "gave no answer"),

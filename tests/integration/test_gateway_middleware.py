@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from fastapi import FastAPI, HTTPException
 from fastapi.middleware.gzip import GZipMiddleware
-from fastapi.responses import StreamingResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 
 from farebox.bootstrap import Farebox
 from farebox.errors import InvalidSettings
@@ -122,6 +122,22 @@ async def test_a_key_pays_and_a_failing_endpoint_costs_nothing(tmp_path: Path) -
         async with it.get("/broken", it.token(16)) as answer:
             assert answer.status == 500
             assert (await answer.json())["code"] == "upstream_failed"
+            assert decode_token(answer.headers["x-cashu"]).amount == 16
+        assert await _ended(farebox) == [Ended.REFUSED]
+
+
+async def test_an_endpoint_that_only_points_elsewhere_costs_nothing(tmp_path: Path) -> None:
+    app = FastAPI()
+
+    @app.get("/moved")
+    @price("10 sat")
+    async def moved() -> RedirectResponse:
+        return RedirectResponse("/elsewhere")
+
+    async with shop(app, tmp_path) as (it, farebox):
+        url = f"{it.url}/moved"
+        async with it.caller.get(url, headers=it.token(16), allow_redirects=False) as answer:
+            assert (answer.status, answer.headers["location"]) == (307, "/elsewhere")
             assert decode_token(answer.headers["x-cashu"]).amount == 16
         assert await _ended(farebox) == [Ended.REFUSED]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -305,6 +306,35 @@ async def test_a_body_over_the_limit_is_413_before_money_moves(tmp_path: Path) -
                 assert answer.status == 413
                 assert (await answer.json())["code"] == "body_too_large"
         assert (await door.left(), door.upstream.asked) == (1_000_000, [])
+
+
+async def test_large_bodies_share_what_memory_there_is_and_keep_no_small_one_out(
+    tmp_path: Path,
+) -> None:
+    mib = 1 << 20
+    limits = Limits(body_bytes_max=mib, bodies_bytes_max=mib)
+    async with open_door(tmp_path, limits=limits) as (door, caller):
+        goes_on = asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield b"x" * (mib - 1)
+            await goes_on.wait()
+            yield b"x"
+
+        async def ask(body: object) -> int:
+            async with caller.post(door.url, data=body, headers=door.auth) as answer:
+                return answer.status
+
+        for stays in (False, True):
+            first = asyncio.ensure_future(ask(slow()))
+            await eventually(lambda: ask(b"x" * mib), lambda status: status == 503)
+            assert await ask(b"x" * 60_000) == 200
+            if stays:
+                goes_on.set()
+                assert await first == 200
+            else:
+                first.cancel()
+            await eventually(lambda: ask(b"x" * mib), lambda status: status == 200)
 
 
 async def test_a_body_that_does_not_come_is_408(tmp_path: Path) -> None:

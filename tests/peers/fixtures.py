@@ -78,6 +78,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError("\n".join(nameless))
 
 
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
+    """Refuse those as well that ask for a peer only when they run. Raises pytest.UsageError."""
+    asks = os.environ.get("PYTEST_CURRENT_TEST", "")
+    for peer, fixtures in PEERS.items():
+        if fixturedef.argname in fixtures and peer not in asks:
+            raise pytest.UsageError(f"{asks} must have the name of its peer, {peer}")
+
+
 def missing(peer: str, reason: PeerUnavailable) -> None:
     """Skip the test, or fail it where peers are required."""
     message = f"{peer} is not to be had: {reason}"

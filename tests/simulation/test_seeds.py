@@ -37,8 +37,9 @@ from tests.simulation.world import run
 #: them takes long.
 SEEDS = (1, 4, 11, 26, 9, 14, 18, 32, 40, 50, 126, 98, 122, 244, 196, 220)
 #: Seeds of its scene in which a defect is looked for. A quarter of them find it, or more: that the
-#: house's timing moves does not make the search long, let alone fail.
-TRIED = range(1, 17)
+#: house's timing moves does not make the search long, let alone fail. The one that finds most of
+#: them comes first.
+TRIED = sorted(range(1, 17), key=lambda seed: seed != 7)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

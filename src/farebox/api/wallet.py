@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from farebox.api import claims
@@ -227,6 +229,9 @@ async def refund(context: ApiContext, incoming: Incoming) -> Answer:
     needs_none = context.payments.gives_back_only(caller.refund_method)
     fallback = caller.key.refund_address if caller.key and not needs_none else ""
     destination = next(iter(named), fallback)
+    if destination:  # which may be none of the way that the money came
+        way = await context.payments.way_back(caller.account, caller.refund_method, destination)
+        caller = replace(caller, refund_method=way)
 
     async def act(operation_id: str) -> Told:
         return await _refund(context, caller, asked.amount_msat, destination, operation_id)

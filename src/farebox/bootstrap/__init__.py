@@ -452,6 +452,7 @@ def _upstream_config(upstream: UpstreamSettings) -> UpstreamConfig:
 def _limits(gateway: GatewaySettings) -> Limits:
     return Limits(
         body_bytes_max=gateway.body_bytes_max,
+        bodies_bytes_max=gateway.bodies_bytes_max,
         header_bytes_max=gateway.header_bytes_max,
         requests_max=gateway.requests_max,
         queue_max=gateway.queue_max,

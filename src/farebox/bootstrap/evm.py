@@ -90,6 +90,7 @@ def rail_of(
         chain=found.name,
         assets=tuple(one.taken for one in config.assets),
         settled_blocks=preset.settled_blocks,
+        traces=found.traces,
     )
     scan = RpcScan(rpc)
     arrivals = Arrivals(watch_terms, scan, addresses, keys.addresses, ledger)
@@ -340,8 +341,19 @@ async def examine_chain(found: EvmSettings) -> Examined:
             told = f"the chain lacks {DEPLOYER}, which would put our contract there"
             doubts.append(("batches", told, "set batch_wait_s to 0: payments leave alone"))
         head = await chain.height()
+        if found.traces and not await _traces(scan, head):
+            advice = "name a node that has trace_block, or leave traces out: nothing is seen so"
+            doubts.append(("traces", "the node does not tell what contracts pass on", advice))
     codes = ", ".join(one.asset.code for one in config.assets)
     return Examined("", f"chain {config.chain_id}, block {head}, takes {codes}", tuple(doubts))
+
+
+async def _traces(scan: RpcScan, height: int) -> bool:
+    try:
+        await scan.inner(height, ())
+    except RailRejected:
+        return False
+    return True
 
 
 async def _can_batch(chain: RpcChain) -> bool:

@@ -171,13 +171,13 @@ class SubChannels:
         if is_taken and await self._settle_abandoned(turn):
             outcome = await self._rows.decide(turn.key, asked.whole, synced=synced)
         if isinstance(outcome, Refused):
-            return await self._uncovered(turn, ask, outcome)
+            return await self._not_covered(turn, ask, outcome)
         standing = asked.standing(outcome)
         if ask is not None and isinstance(standing.verdict, Accepted | Clear):
             self._limited(backing, ceiling)
         return standing
 
-    async def _uncovered(
+    async def _not_covered(
         self, turn: Turn, ask: Charge | Cover | None, refused: Refused
     ) -> Standing:
         """A request that the collateral does not cover; its voucher is taken all the same."""

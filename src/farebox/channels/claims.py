@@ -276,7 +276,7 @@ class ClaimScheduler:
         """Whether the row's epoch is over: books what was paid of it, and loses the rest.
 
         Once the channel is in a later epoch nobody tells what was paid in this one: it counts as
-        nothing, as where the sub-channel itself is opened anew.
+        nothing, as where the sub-channel itself is opened anew; but who closed it at once knows.
         """
         contract, sub_channels = self._payee.contract, self._payee.sub_channels
         try:
@@ -289,6 +289,10 @@ class ClaimScheduler:
                     return False
                 ceiling, paid_to = await self._payee.ceiling(channel), contract.paid_to(channel)
                 await sub_channels.claimed(row, sub.last_claimed_amount, paid_to, ceiling)
+            else:
+                now = await sub_channels.read(row.channel_id, row.fragment)
+                if now is None or now.is_closing:
+                    return False
             await sub_channels.lost(row)
         except (RailError, StoreError):
             return False

@@ -14,10 +14,12 @@ book is paid through a clearing account, which its own claim empties again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import msgspec
 
 from farebox.channels.chain import ChannelInfo, ChannelStatus, PaidTo, SubChannelInfo
+from farebox.channels.model import NAMED_MAX
 from farebox.clock import NS_PER_S
 from farebox.errors import InvalidCredential, RailRejected, StoreError
 from farebox.ids import derived_id, new_id
@@ -94,6 +96,7 @@ def account_of(did: str) -> str:
     return f"customer:{name}" if name and name != did else ""
 
 
+@lru_cache(maxsize=NAMED_MAX)
 def ledger_channel_id(payer_did: str, payee_did: str, asset_id: str) -> str:
     """The one channel between two parties in one asset: `0x` and 32 bytes."""
     first, second = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from farebox.channels.book import Charge, Standing, SubChannels, Turn
@@ -32,6 +33,7 @@ from farebox.clock import NS_PER_S
 from farebox.errors import InvalidInput, RailError, StoreError
 from farebox.ledger.processes import Processes
 from farebox.ledger.service import Ledger
+from farebox.wire.subrav.keys import verify_sub_rav
 from farebox.wire.subrav.model import ErrorCode, SignedSubRAV, SubRAV
 
 _K = TypeVar("_K", bound=Hashable)
@@ -76,13 +78,13 @@ class PaymentChannelPayeeClient:
         wait_s: int = 30,
     ) -> None:
         """`wait_s`: how long a request waits for the one before it on its sub-channel."""
+        self.checks = SignatureChecks()
         self.contract = contract
         self.payee_did = payee_did
         self.policy = policy or CreditPolicy()
         self.sub_channels = SubChannels(ledger, processes, contract.chain_id, wait_s=wait_s)
         self.pending = PendingSubRAVStore(self.sub_channels, self.generate_proposal)
         self._clock = ledger.clock
-        self._checks = SignatureChecks()
         self._channels: _Remembered[str, ChannelInfo] = _Remembered()
         self._subs: _Remembered[tuple[str, str], SubChannelInfo] = _Remembered()
         self._balances: _Remembered[tuple[str, str], int] = _Remembered()
@@ -164,7 +166,7 @@ class PaymentChannelPayeeClient:
             refused = check_terms(voucher.sub_rav, channel, self.contract.chain_id)
             if refused is not None:
                 return refused
-            if not await self._checks.verify(voucher, sub_channel.key):
+            if not await self.checks.run(partial(verify_sub_rav, voucher, sub_channel.key)):
                 return Rejected(
                     ErrorCode.INVALID_SIGNATURE, f"The voucher is not signed by {fragment}."
                 )

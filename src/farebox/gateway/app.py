@@ -15,7 +15,9 @@ from farebox.gateway.asgi import (
     App,
     BodyTooLarge,
     CallerLeft,
+    NoRoom,
     Receive,
+    Room,
     Scope,
     Send,
     client_address,
@@ -59,6 +61,7 @@ class Limits:
     """What a gateway takes at most, and how long it waits."""
 
     body_bytes_max: int = 10 * 1024 * 1024
+    bodies_bytes_max: int = 256 * 1024 * 1024
     header_bytes_max: int = 65_536
     requests_max: int = 1024
     queue_max: int = 1024
@@ -99,6 +102,7 @@ class Gateway:
         self._catalogue = catalogue
         self.carrier = Carrier(paywall, counter, supervision)
         self._body_deadlines = Deadlines(limits.body_timeout_s)
+        self._room = Room(max(limits.bodies_bytes_max, limits.body_bytes_max))
         self.turns = Turns(limits.requests_max, limits.queue_max, limits.queue_timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,6 +146,7 @@ class Gateway:
         if refused is not None:
             await self._answer(send, refused, scope)
             return
+        body: bytes | Answer = b""
         try:
             body = await self._read_body(scope, receive)
             if isinstance(body, Answer):
@@ -157,6 +162,8 @@ class Gateway:
             return
         finally:
             self.turns.give_back()
+            if not isinstance(body, Answer):
+                self._room.give_back(len(body))
 
     async def _answer(self, send: Send, answer: Answer, scope: Scope) -> None:
         """Answer a request that nobody tried to authorise."""
@@ -183,11 +190,13 @@ class Gateway:
         if declared_length(scope["headers"]) > bytes_max:
             return problems.body_too_large(bytes_max)
         try:
-            return await self._body_deadlines.wait(read_body(receive, bytes_max))
+            return await self._body_deadlines.wait(read_body(receive, bytes_max, self._room))
         except BodyTooLarge:
             return problems.body_too_large(bytes_max)
         except TimeoutError:
             return problems.body_too_slow()
+        except NoRoom:
+            return problems.busy()
 
     # ── the way through ──────────────────────────────────────────────────────────────────────────
 

@@ -22,6 +22,8 @@ LET_GO: Final = "farebox.let_go"
 
 #: What a header costs beside its name and its value, so that empty ones count too.
 _HEADER_OVERHEAD_BYTES: Final = 4
+#: What each body may have without a share in the room for all.
+_OWN_BYTES: Final = 65_536
 
 
 class BodyTooLarge(InvalidInput):
@@ -32,24 +34,64 @@ class CallerLeft(FareboxError):
     """The caller hung up before its request was whole."""
 
 
-async def read_body(receive: Receive, bytes_max: int) -> bytes:
-    """The whole request body. Raises BodyTooLarge, CallerLeft."""
+class NoRoom(FareboxError):
+    """The bodies of other requests take up all the memory that there is for them."""
+
+
+class Room:
+    """The memory that the bodies of all requests share, beyond what each has of its own: whoever
+    sends large ones keeps none of the small ones out."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._free = bytes_max
+
+    def grow(self, before: int, now: int) -> None:
+        """Make room for a body that has grown. Raises NoRoom; what it had it has still."""
+        more = _shared(now) - _shared(before)
+        if more > self._free:
+            raise NoRoom
+        self._free -= more
+
+    def give_back(self, length: int) -> None:
+        """A body is gone."""
+        self._free += _shared(length)
+
+
+def _shared(length: int) -> int:
+    return max(0, length - _OWN_BYTES)
+
+
+async def read_body(receive: Receive, bytes_max: int, room: Room | None = None) -> bytes:
+    """The whole request body, which whoever asks gives back to `room` when it is gone.
+
+    Raises BodyTooLarge, CallerLeft, NoRoom.
+    """
     message = await receive()
     if not message.get("more_body") and message["type"] == "http.request":
         whole: bytes = message.get("body", b"")
         if len(whole) > bytes_max:
             raise BodyTooLarge
+        if room is not None:
+            room.grow(0, len(whole))
         return whole
-    body = bytearray()
-    while True:
-        if message["type"] == "http.disconnect":
-            raise CallerLeft
-        body += message.get("body", b"")
-        if len(body) > bytes_max:
-            raise BodyTooLarge
-        if not message.get("more_body"):
-            return bytes(body)
-        message = await receive()
+    body, taken = bytearray(), 0
+    try:
+        while True:
+            if message["type"] == "http.disconnect":
+                raise CallerLeft
+            body += message.get("body", b"")
+            if len(body) > bytes_max:
+                raise BodyTooLarge
+            if room is not None:
+                room.grow(taken, len(body))
+                taken = len(body)
+            if not message.get("more_body"):
+                return bytes(body)
+            message = await receive()
+    except BaseException:  # also where it takes too long
+        if room is not None:
+            room.give_back(taken)
+        raise
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:

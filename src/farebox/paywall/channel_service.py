@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -126,7 +127,7 @@ class ChannelService:
         once = derived_id("srv", didauth.SCHEME, auth.key_id, auth.nonce)
         admin = self.admins.get(auth.key_id)
         if admin is not None:
-            refused = self._judge(auth, admin, asked)
+            refused = await self._judge(auth, admin, asked)
             return refused or Caller(auth.signer_did, auth.fragment, "", once, is_admin=True)
         try:
             channel_id = self.channel_id(
@@ -142,7 +143,7 @@ class ChannelService:
                 ErrorCode.SUBCHANNEL_NOT_AUTHORIZED,
                 f"{auth.key_id} has no channel with us; open one.",
             )
-        return self._judge(auth, sub_channel.key, asked) or Caller(
+        return await self._judge(auth, sub_channel.key, asked) or Caller(
             auth.signer_did, auth.fragment, channel_id, once
         )
 
@@ -152,11 +153,13 @@ class ChannelService:
             return None
         return Refused(USED_BEFORE.code, USED_BEFORE.message)
 
-    def _judge(self, auth: didauth.DidAuth, key: VerificationKey, asked: Asked) -> Refused | None:
+    async def _judge(
+        self, auth: didauth.DidAuth, key: VerificationKey, asked: Asked
+    ) -> Refused | None:
         """Why an authorization is not good. What it says of the request is compared with it, though
         the wire leaves that unsigned: it keeps honest mistakes out, and nobody else."""
         now_s = self.clock.now_ns() // NS_PER_S
-        if not auth.verifies(key):
+        if not await self.payee.checks.run(partial(auth.verifies, key)):
             why = "The authorization is not signed by its key."
         elif abs(now_s - auth.timestamp_s) > didauth.WINDOW_S:
             why = f"The authorization's time is more than {didauth.WINDOW_S} s off."

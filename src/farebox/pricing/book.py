@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from farebox.clock import NS_PER_S
 from farebox.money import AMOUNT_END, Rounding, divide
@@ -81,6 +82,7 @@ class NoPriceReason(enum.StrEnum):
     NO_RULE = "no price is set for this method, path and model"
     UNREADABLE = "the request cannot be read for its price"
     TOO_LARGE = "the request could cost more than can be counted"
+    CAPITALS = "it has another price when it is written in other capitals"
     UNCOUNTED = "the price is by the token, and nothing counts the tokens of such a request"
 
 
@@ -110,6 +112,7 @@ class _Entry:
 
     __slots__ = (
         "_compiled_with",
+        "_folded",
         "_matches_model",
         "_matches_path",
         "_offer",
@@ -123,6 +126,10 @@ class _Entry:
         self.is_counted = rule.is_counted
         self._matches_path: Glob | None = glob(rule.path) if rule.path != "*" else None
         self._matches_model = glob(rule.model) if rule.model is not None else None
+        path, model = rule.path.casefold(), rule.model and rule.model.casefold()
+        is_folded = (path, model) == (rule.path, rule.model)
+        #: The same with capitals and small letters taken for one another.
+        self._folded = self if is_folded else _Entry(replace(rule, path=path, model=model))
         self._compiled_with: Rate | None = None
         self._offer: Offer | None = None
         self.fixed_msat: int | None = None
@@ -151,6 +158,18 @@ class _Entry:
         wanted = self._matches_model
         return wanted is None or (model is not None and bool(wanted(model)))
 
+    def costs_as(self, other: _Entry) -> bool:
+        """Whether it has the price of another one, wherever the two hold."""
+        return self is other or _priced(self.rule) == _priced(other.rule)
+
+    def folds_place(self, method: str, path: str) -> bool:
+        """Whether a service that does not tell capitals takes it for this method and path."""
+        return self._folded.matches_place(method, path.casefold())
+
+    def folds(self, method: str, path: str, model: str | None) -> bool:
+        """Whether a service that does not tell capitals takes it for this request."""
+        return self._folded.matches(method, path.casefold(), model and model.casefold())
+
     def offer(self, rates: Mapping[Currency, Rate], now_ns: int) -> Offer | RateStale:
         """Its terms at today's rate, compiled anew only when the rate has changed."""
         if self._offer is not None and self._compiled_with is None:
@@ -172,6 +191,10 @@ class _Entry:
         return self._offer
 
 
+def _priced(rule: Rule) -> Rule:
+    return replace(rule, name="", methods=(), path="*", model=None)
+
+
 class PriceBook:
     """An ordered list of rules. The first that matches a request is its price."""
 
@@ -189,10 +212,12 @@ class PriceBook:
         for position, entry in enumerate(self._entries):
             model = entry.rule.model
             named = model is not None and not is_pattern(model)
-            group = self._by_model.setdefault(model or "", []) if named else self._patterned
+            group = self._patterned
+            if named and model is not None:
+                group = self._by_model.setdefault(model.casefold(), [])
             group.append((position, entry))
         # Bounded, because callers choose the keys.
-        self._found: dict[tuple[str, str, str | None], _Entry | None] = {}
+        self._found: dict[tuple[str, str, str | None], _Entry | NoPrice | None] = {}
         self._body_needed: dict[tuple[str, str], bool] = {}
 
     def with_rules(self, rules: Sequence[Rule]) -> PriceBook:
@@ -240,11 +265,18 @@ class PriceBook:
         """
         key = (method, path)
         if key not in self._body_needed:
-            first = next((entry for entry in self._entries if entry.matches_place(*key)), None)
             if len(self._body_needed) >= _CACHE_MAX:
                 self._body_needed.clear()
-            self._body_needed[key] = first is not None and first.reads_body
+            self._body_needed[key] = self._needs_body(*key)
         return self._body_needed[key]
+
+    def _needs_body(self, method: str, path: str) -> bool:
+        for entry in self._entries:
+            if entry.reads_body and entry.folds_place(method, path):
+                return True
+            if entry.matches_place(method, path):
+                return False
+        return False
 
     def offer(
         self, facts: RequestFacts, rates: Mapping[Currency, Rate], now_ns: int
@@ -261,11 +293,15 @@ class PriceBook:
             candidates = self._in_order(facts.model)
             if len(self._found) >= _CACHE_MAX:
                 self._found.clear()
-            self._found[key] = next((entry for _, entry in candidates if entry.matches(*key)), None)
+            found = next((entry for _, entry in candidates if entry.matches(*key)), None)
+            folded = next((entry for _, entry in candidates if entry.folds(*key)), None)
+            # Many services take /Render for /render: it must not be had at another's price.
+            slips = found is not None and folded is not None and not found.costs_as(folded)
+            self._found[key] = _CAPITALS if slips else found
         return self._found[key] or _NO_RULE
 
     def _in_order(self, model: str | None) -> list[tuple[int, _Entry]]:
-        named = self._by_model.get(model, []) if model is not None else []
+        named = self._by_model.get(model.casefold(), []) if model is not None else []
         if not named:
             return self._patterned
         return sorted([*self._patterned, *named], key=lambda placed: placed[0])
@@ -338,3 +374,4 @@ def _with_images(terms: Terms, images: int) -> Terms:
 
 _NO_USAGE: Final = Usage()
 _NO_RULE: Final = NoPrice(NoPriceReason.NO_RULE)
+_CAPITALS: Final = NoPrice(NoPriceReason.CAPITALS)

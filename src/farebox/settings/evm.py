@@ -156,6 +156,12 @@ class EvmSettings:
     watch_days: int = setting(
         integer(1, 3650), "How long an address is watched after it was given out.", 90
     )
+    traces: bool = setting(
+        FLAG,
+        "Whether coin that contracts pass on is found too, as many exchanges and smart wallets pay "
+        "it. The node must have trace_block: Reth, Erigon, Nethermind and Besu do, few services.",
+        False,
+    )
     fee_cap_gwei: int = setting(
         integer(1, 1_000_000), "Gas that costs more is not bought: what is to leave waits.", 500
     )

@@ -150,6 +150,12 @@ class GatewaySettings:
     body_bytes_max: int = setting(
         integer(1, 1024 * _MIB), "The largest request body; a larger one is 413.", 10 * _MIB
     )
+    bodies_bytes_max: int = setting(
+        integer(1, 1024 * 1024 * _MIB),
+        "The memory that the bodies of all requests under way share, each beyond its first 64 KiB; "
+        "a request that finds none left is 503.",
+        256 * _MIB,
+    )
     header_bytes_max: int = setting(
         integer(8192, _MIB),
         "All request headers together. Tokens travel in a header: leave them room.",

@@ -155,7 +155,7 @@ async def model_side() -> AsyncIterator[Side]:
 
 @pytest.fixture(
     params=[
-        pytest.param("lnd", marks=pytest.mark.peer),
+        pytest.param("lightning", marks=pytest.mark.peer),
         pytest.param("lnbits", marks=pytest.mark.peer),
         "contract fake of cln",
         "model of the simulation",
@@ -164,7 +164,7 @@ async def model_side() -> AsyncIterator[Side]:
 async def side(request: pytest.FixtureRequest) -> AsyncIterator[Side]:
     """Each kind of node in turn."""
     match request.param:
-        case "lnd":
+        case "lightning":
             async with lnd_side(request.getfixturevalue("lightning")) as one:
                 yield one
         case "lnbits":

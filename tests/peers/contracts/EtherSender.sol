@@ -7,4 +7,14 @@ contract EtherSender {
         (bool is_sent,) = to.call{value: msg.value}("");
         require(is_sent, "not taken");
     }
+
+    /// Passes it on inside of a call that fails: it has not happened, and this keeps it.
+    function sendInVain(address payable to) external payable {
+        try this.fail(to, msg.value) {} catch {}
+    }
+
+    function fail(address payable to, uint256 amount) external {
+        (bool is_sent,) = to.call{value: amount}("");
+        require(!is_sent, "undone");
+    }
 }

@@ -216,6 +216,29 @@ def test_an_upstream_that_reports_too_much_is_capped() -> None:
     assert charge(quote, Usage(output_tokens=5)) == Charge(5_000)
 
 
+def test_no_capitals_slip_past_a_rule() -> None:
+    dear = {"path": "/Images/*", "per_request": "9 sat"}
+    big = {"path": "/v1/chat/*", "model": "llama:70b", "per_request": "9 sat"}
+    book = PriceBook([parse_rule(table) for table in (dear, big, {"per_request": "1 sat"})])
+
+    def quoted(path: str, body: bytes | None = None) -> int | NoPriceReason:
+        found = book.quote(read_request("POST", path, body), {}, NOW_NS, "q")
+        assert not isinstance(found, RateStale)
+        return found.reason if isinstance(found, NoPrice) else found.maximum_msat
+
+    assert [quoted(path) for path in ("/Images/Cat", "/other/Cat")] == [9_000, 1_000]
+    assert quoted("/images/Cat") is NoPriceReason.CAPITALS
+    assert book.needs_body("POST", "/V1/Chat/x")
+    for path, model in (("/V1/Chat/x", "llama:70b"), ("/v1/chat/x", "Llama:70B")):
+        assert quoted(path, b'{"model":"%s"}' % model.encode()) is NoPriceReason.CAPITALS
+    assert quoted("/v1/chat/x", b'{"model":"llama:70b"}') == 9_000
+    assert quoted("/v1/chat/x", b'{"model":"Other"}') == 1_000
+    twins = [{"model": name, "per_request": "2 sat"} for name in ("Twin", "twin")]
+    book = PriceBook([parse_rule(table) for table in twins])
+    assert quoted("/v1/chat/x", b'{"model":"twin"}') == 2_000
+    assert quoted("/v1/chat/x", b'{"model":"TWIN"}') is NoPriceReason.NO_RULE
+
+
 @pytest.mark.parametrize("price", ["1 sat / 1k input tokens", "5 sat + 1 sat / image"])
 @pytest.mark.parametrize(
     ("method", "path"),

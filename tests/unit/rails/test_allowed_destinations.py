@@ -16,7 +16,7 @@ from farebox.ledger.service import Ledger
 from farebox.payments import RefundPlan, RefundQuote, RefundRequest, Refusal
 from farebox.payments.model import OPERATION
 from farebox.payments.operations import Operations
-from farebox.rails.lightning import open_node_session
+from farebox.rails.lightning import LightningMethod, open_node_session
 from farebox.rails.lightning.paying import Paying
 from farebox.rails.web.lnurl import Fixed, Lnurl, PayEndpoint
 from farebox.settings import Settings, load_settings
@@ -59,7 +59,9 @@ async def test_on_lightning_they_are_known_by_name(ledger: Ledger) -> None:
     found = settings(**{f"lightning.{name}": told for name, told in terms.items()}).lightning
     lnurl = Nobody()
     async with open_node_session() as session:
-        node, _ = node_of(found, session, ledger.clock)
+        node, breaker = node_of(found, session, ledger.clock)
+        method = LightningMethod(config_of(found), node, breaker, ledger, session)
+        assert not method.pays_invoices  # so nobody gets a withdraw link that nothing would pay
         paying = Paying(config_of(found), node, lnurl, ledger)
         for destination in ("me@example.com", "lnbc1qqq", "you@example.com.evil.org"):
             request = RefundRequest("op_1", 5_000, destination)

@@ -11,7 +11,11 @@ import psycopg
 import pytest
 
 from tests.peers import postgres
-from tests.peers.fixtures import missing, pytest_collection_modifyitems
+from tests.peers.fixtures import (
+    missing,
+    pytest_collection_modifyitems,
+    pytest_fixture_setup,
+)
 from tests.peers.install import PeerUnavailable, main, packaged_postgres, run
 from tests.peers.process import PeerProcess, free_port
 
@@ -53,6 +57,17 @@ def test_a_test_that_does_not_name_its_peer_is_refused(fixture: str) -> None:
         pytest_collection_modifyitems(items)
     item.nodeid += f"[{fixture}]"
     pytest_collection_modifyitems(items)
+
+
+def test_a_test_that_asks_for_its_peer_when_it_runs_names_it_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fixture = cast("pytest.FixtureDef[object]", SimpleNamespace(argname="lightning"))
+    monkeypatch.setenv("PYTEST_CURRENT_TEST", "tests/test_money.py::test_it_comes[lnd] (setup)")
+    with pytest.raises(pytest.UsageError, match="must have the name of its peer"):
+        pytest_fixture_setup(fixture)
+    monkeypatch.setenv("PYTEST_CURRENT_TEST", "tests/test_money.py::test_it_comes[lightning]")
+    pytest_fixture_setup(fixture)
 
 
 def test_an_unknown_peer_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:

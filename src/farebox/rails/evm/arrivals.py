@@ -11,13 +11,13 @@
 
 Found are transactions that carry value to an address, and Transfer events of the listed tokens.
 Value that a contract passes on inside of a transaction (an *internal transfer*, as some exchanges
-and smart wallets make) leaves no trace that a node without tracing could show: it is not found.
+and smart wallets make) is found with `traces`, by a node that has them; others show none of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -44,7 +44,7 @@ from farebox.rails.evm.records import (
     Purse,
     address_key,
 )
-from farebox.rails.evm.scan import TRANSFER, Event, Header, Placed, Scan
+from farebox.rails.evm.scan import TRANSFER, Block, Event, Header, Placed, Scan
 
 _log = structlog.get_logger("farebox.evm")
 
@@ -52,6 +52,8 @@ _log = structlog.get_logger("farebox.evm")
 FINALIZED = 0
 _LEFT_MAX = 8
 _PAGE = 500
+#: Where the numbers of what contracts passed on begin, beyond those of a receipt's events.
+_INNER = 1 << 30
 #: What has not changed is told again after so long: its credit may have waited for something.
 _AGAIN_S = 30
 #: Events of a block may be told later than the block, where several nodes answer at one address: so
@@ -91,7 +93,8 @@ class TakenAsset:
 class WatchTerms:
     """How one chain is watched.
 
-    Nothing vanishes below `settled_blocks`; as many are looked through again when the newest one
+    With `traces` the node is asked what contracts passed on. Nothing vanishes below
+    `settled_blocks`; as many are looked through again when the newest one
     was replaced. At most `step_blocks` are looked through at once.
     """
 
@@ -99,6 +102,7 @@ class WatchTerms:
     assets: tuple[TakenAsset, ...]
     settled_blocks: int = 64
     step_blocks: int = 100
+    traces: bool = False
 
 
 class Arrivals:
@@ -312,28 +316,51 @@ class Arrivals:
         return times
 
     async def _by_value(self, first: int, last: int, known: Mapping[str, Address]) -> list[Arrival]:
-        assert self._coin is not None
-        found = [
-            Arrival(
-                chain=self._terms.chain,
-                address=known[one.to.lower()].address,
-                transaction=one.hash,
-                index=0,
-                asset=self._coin.asset,
-                amount=int(one.value),
-                height=int(block.number),
-                block_hash=block.hash,
-                at_s=int(block.timestamp),
-            )
-            for block in await self._scan.blocks(first, last)
-            for one in block.transactions
-            if one.to and one.to.lower() in known and 0 < one.value < AMOUNT_END
-            if one.sender.lower() not in self._senders
-        ]
-        placed = await self._scan.receipts([one.transaction for one in found])
+        blocks, found = await self._scan.blocks(first, last), list[Arrival]()
+        for block in blocks:
+            theirs = [one for one in block.transactions if one.sender.lower() not in self._senders]
+            found += [
+                self._coin_at(block, one.hash, 0, known[one.to.lower()], int(one.value))
+                for one in theirs
+                if one.to and one.to.lower() in known and 0 < one.value < AMOUNT_END
+            ]
+            if self._terms.traces:
+                found += await self._inside(block, {one.hash for one in theirs}, known)
+        placed = await self._scan.receipts(sorted({one.transaction for one in found}))
         return [
             one for one in found if _placed_in(placed, one.transaction, one.block_hash).status == 1
         ]
+
+    async def _inside(
+        self, block: Block, theirs: Collection[str], known: Mapping[str, Address]
+    ) -> list[Arrival]:
+        """What contracts passed on in a block, of what others began."""
+        found = []
+        names = [one.hash for one in block.transactions]
+        for one in await self._scan.inner(int(block.number), names):
+            if one.block_hash != block.hash:
+                raise RailUnavailable("the chain is being reorganised, or its nodes disagree")
+            if one.transaction in theirs and one.to in known and one.value < AMOUNT_END:
+                index = _INNER + one.number
+                at = known[one.to]
+                found.append(self._coin_at(block, one.transaction, index, at, one.value))
+        return found
+
+    def _coin_at(
+        self, block: Block, transaction: str, index: int, at: Address, amount: int
+    ) -> Arrival:
+        assert self._coin is not None
+        return Arrival(
+            chain=self._terms.chain,
+            address=at.address,
+            transaction=transaction,
+            index=index,
+            asset=self._coin.asset,
+            amount=amount,
+            height=int(block.number),
+            block_hash=block.hash,
+            at_s=int(block.timestamp),
+        )
 
     # ── keeping ──────────────────────────────────────────────────────────────────────────────────
 

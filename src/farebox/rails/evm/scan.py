@@ -6,10 +6,14 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import msgspec
+import structlog
 
 from farebox.errors import RailRejected
 from farebox.rails.evm.contracts import answered, calldata, topic
 from farebox.rails.evm.rpc import Data, Hash, Quantity, Rpc, decoded
+from farebox.rails.web.bounded import AnswerTooLong
+
+_log = structlog.get_logger("farebox.evm")
 
 TRANSFER = topic("Transfer(address,address,uint256)")
 #: Addresses in one question about events; nodes limit its length.
@@ -79,6 +83,38 @@ class Placed(msgspec.Struct, frozen=True, rename="camel"):
     logs: tuple[Event, ...]
 
 
+class Inner(msgspec.Struct, frozen=True):
+    """Coin that a contract passed on inside of a transaction: no event tells of it.
+
+    `number` is its place among all that the transaction did.
+    """
+
+    transaction: Hash
+    number: int
+    block_hash: Hash
+    to: str
+    value: int
+
+
+class _Action(msgspec.Struct, frozen=True, rename="camel"):
+    call_type: str = ""
+    to: str | None = None
+    value: Quantity = Quantity(0)
+    refund_address: str | None = None
+    balance: Quantity = Quantity(0)
+
+
+class _Trace(msgspec.Struct, frozen=True, rename="camel"):
+    """One call of a transaction; `trace_address` says inside of which others."""
+
+    type: str
+    action: _Action
+    block_hash: Hash
+    trace_address: tuple[int, ...] = ()
+    transaction_hash: Hash | None = None
+    error: str | None = None
+
+
 class Scan(Protocol):
     """What watching asks of a chain. All raise RailUnavailable, RailRejected."""
 
@@ -92,6 +128,10 @@ class Scan(Protocol):
 
     async def blocks(self, first: int, last: int) -> list[Block]:
         """All blocks of a range, with their transactions."""
+        ...
+
+    async def inner(self, height: int, transactions: Sequence[str]) -> list[Inner]:
+        """What contracts passed on of the coin in a block of these, where the node traces."""
         ...
 
     async def transfers(
@@ -132,11 +172,37 @@ class RpcScan:
 
     async def blocks(self, first: int, last: int) -> list[Block]:
         """All blocks of a range, with their transactions."""
-        asked = [(hex(height), True) for height in range(first, last + 1)]
         found: list[Block] = []
-        for start in range(0, len(asked), _BLOCKS_MAX):
-            some = asked[start : start + _BLOCKS_MAX]
-            found += await self._rpc.batch(Block, "eth_getBlockByNumber", some)
+        for start in range(first, last + 1, _BLOCKS_MAX):
+            heights = range(start, min(start + _BLOCKS_MAX, last + 1))
+            try:
+                found += await self._whole(heights)
+            except AnswerTooLong:  # somebody fills blocks: they are read one by one
+                for height in heights:
+                    found += await self._whole([height])
+        return found
+
+    async def _whole(self, heights: Sequence[int]) -> list[Block]:
+        asked = [(hex(height), True) for height in heights]
+        return await self._rpc.batch(Block, "eth_getBlockByNumber", asked)
+
+    async def inner(self, height: int, transactions: Sequence[str]) -> list[Inner]:
+        """What contracts passed on of the coin in a block of these, by `trace_block`.
+
+        Whoever makes the answer longer than is read hides what his own transaction has moved, and
+        stops nobody.
+        """
+        try:
+            return passed_on(await self._rpc.call(list[_Trace], "trace_block", hex(height)))
+        except AnswerTooLong:
+            found: list[Inner] = []
+        for one in transactions:
+            try:
+                told = await self._rpc.call(list[_Trace], "trace_transaction", one)
+            except AnswerTooLong:
+                _log.error("evm.not_traced", height=height, transaction=one)
+                continue
+            found += passed_on(told)
         return found
 
     async def transfers(
@@ -161,7 +227,7 @@ class RpcScan:
         }
         try:
             return await self._rpc.call(list[Event], "eth_getLogs", asked)
-        except RailRejected:  # too many for one answer, as most nodes put it
+        except (RailRejected, AnswerTooLong):  # too many for one answer, as most nodes put it
             if first == last:
                 raise
         middle = (first + last) // 2
@@ -185,3 +251,26 @@ class RpcScan:
         """What an address had of a token after a block."""
         asked = {"to": token, "data": calldata("balanceOf(address)", address)}
         return answered(("uint256",), await self._rpc.call(Data, "eth_call", asked, hex(height)))[0]
+
+
+def passed_on(traces: Sequence[_Trace]) -> list[Inner]:
+    """The calls that moved coin; none inside of one that failed, which has not happened."""
+    by_transaction: dict[Hash, list[_Trace]] = {}
+    for one in traces:
+        if one.transaction_hash is not None:
+            by_transaction.setdefault(one.transaction_hash, []).append(one)
+    found = []
+    for name, calls in by_transaction.items():
+        failed = {one.trace_address for one in calls if one.error is not None}
+        for number, one in enumerate(calls):
+            at, action = one.trace_address, one.action
+            if not at or any(at[:depth] in failed for depth in range(len(at) + 1)):
+                continue
+            to, value = None, 0
+            if one.type == "call" and action.call_type == "call":
+                to, value = action.to, int(action.value)
+            elif one.type == "suicide":
+                to, value = action.refund_address, int(action.balance)
+            if to is not None and value:
+                found.append(Inner(name, number, one.block_hash, to.lower(), value))
+    return found

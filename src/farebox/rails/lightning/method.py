@@ -47,7 +47,6 @@ class LightningMethod(DepositMethod):
     """Paid by invoices of one node, pays by the same. `guarded` reaches what callers name."""
 
     payment_type = PAYMENT_TYPE
-    pays_invoices = True
     credential_noun = "an invoice"
     credential_hint = "a Lightning invoice that was issued here (lnbc…)"
 
@@ -60,6 +59,7 @@ class LightningMethod(DepositMethod):
         guarded: aiohttp.ClientSession,
     ) -> None:
         self.config = config
+        self.pays_invoices = not config.allowed
         self.node = node
         self._breaker = breaker
         self._ledger = ledger
@@ -178,7 +178,11 @@ class LightningMethod(DepositMethod):
                 f"{config.fee_base_msat} msat and {config.fee_ppm} millionths of the amount"
             ),
             expected_s=5,
-            destinations=("a Lightning invoice", "a Lightning address", "an LNURL", "a QR code"),
+            destinations=(
+                ("a Lightning invoice", "a Lightning address", "an LNURL", "a QR code")
+                if self.pays_invoices
+                else ("a Lightning address or LNURL that the operator allows",)
+            ),
         )
 
 

@@ -9,6 +9,10 @@ from farebox.errors import RailUnavailable
 _CHUNK_BYTES = 1 << 16
 
 
+class AnswerTooLong(RailUnavailable):
+    """More was sent than is read: asking for the same again is of no use."""
+
+
 async def read_bounded(response: aiohttp.ClientResponse, bytes_max: int, who: str) -> bytes:
     """The body, at most `bytes_max`; `who` answered, for the error. Raises RailUnavailable.
 
@@ -20,5 +24,5 @@ async def read_bounded(response: aiohttp.ClientResponse, bytes_max: int, who: st
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
         raw += chunk
         if len(raw) > bytes_max:
-            raise RailUnavailable(f"{who}'s answer is too long")
+            raise AnswerTooLong(f"{who}'s answer is too long")
     return bytes(raw)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 
 from farebox.errors import InvalidCredential
 from farebox.wire import bech32
@@ -13,6 +14,7 @@ _DID_PREFIX = "did:rooch:"
 _DID_MAX_CHARS = 128
 _ADDRESS_PREFIX = "rooch"
 _ADDRESS_BYTES = 32
+_IDS_MAX = 10_000
 _COIN_TYPE = re.compile(r"0x([0-9a-fA-F]{1,64})::([A-Za-z_]\w{0,127})::([A-Za-z_]\w{0,127})", re.A)
 _MODULE = f"0x{3:064x}::payment_channel::"
 
@@ -41,6 +43,7 @@ def canonical_coin_type(asset_id: str) -> str:
     return f"0x{int(match[1], 16):064x}::{match[2]}::{match[3]}"
 
 
+@lru_cache(maxsize=_IDS_MAX)  # each request that says who asks names it: two checksums in base32
 def channel_id(payer_did: str, payee_did: str, asset_id: str) -> str:
     """The one channel between two parties in one asset. Raises InvalidCredential."""
     coin_type = canonical_coin_type(asset_id).encode()
