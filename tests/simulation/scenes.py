@@ -94,14 +94,14 @@ SCENES: Final[dict[str, Weather]] = {
     ),
     "payments leave an EVM chain together": replace(
         _CLEAR,
-        callers=4,
-        storm_s=60,
+        callers=6,
+        storm_s=150,
         evm=EvmWeather(
             block_s=3,
             reorganises=0.1,
             blocks_payees=1,
             fills=0.9,
-            batch_wait_s=20,
+            batch_wait_s=40,
             senders=2,
             is_at_home=True,
             wire=NetworkWeather(loses_answer=0.02),
