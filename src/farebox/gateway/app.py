@@ -102,7 +102,7 @@ class Gateway:
         self._catalogue = catalogue
         self.carrier = Carrier(paywall, counter, supervision)
         self._body_deadlines = Deadlines(limits.body_timeout_s)
-        self._room = Room(max(limits.bodies_bytes_max, limits.body_bytes_max))
+        self.room = Room(max(limits.bodies_bytes_max, limits.body_bytes_max))
         self.turns = Turns(limits.requests_max, limits.queue_max, limits.queue_timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -163,7 +163,7 @@ class Gateway:
         finally:
             self.turns.give_back()
             if not isinstance(body, Answer):
-                self._room.give_back(len(body))
+                self.room.give_back(len(body))
 
     async def _answer(self, send: Send, answer: Answer, scope: Scope) -> None:
         """Answer a request that nobody tried to authorise."""
@@ -190,7 +190,7 @@ class Gateway:
         if declared_length(scope["headers"]) > bytes_max:
             return problems.body_too_large(bytes_max)
         try:
-            return await self._body_deadlines.wait(read_body(receive, bytes_max, self._room))
+            return await self._body_deadlines.wait(read_body(receive, bytes_max, self.room))
         except BodyTooLarge:
             return problems.body_too_large(bytes_max)
         except TimeoutError:

@@ -43,18 +43,19 @@ class Room:
     sends large ones keeps none of the small ones out."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._free = bytes_max
+        #: How many bytes are left.
+        self.free = bytes_max
 
     def grow(self, before: int, now: int) -> None:
         """Make room for a body that has grown. Raises NoRoom; what it had it has still."""
         more = _shared(now) - _shared(before)
-        if more > self._free:
+        if more > self.free:
             raise NoRoom
-        self._free -= more
+        self.free -= more
 
     def give_back(self, length: int) -> None:
         """A body is gone."""
-        self._free += _shared(length)
+        self.free += _shared(length)
 
 
 def _shared(length: int) -> int:
