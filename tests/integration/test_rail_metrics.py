@@ -68,6 +68,7 @@ async def test_a_node_that_is_away_does_not_work_and_is_not_looked_through(
         [watch] = house.farebox._watches
         await watch.probe()
         assert watch.rail.standing().works
+        await watch.poll()
         await house.asked(21_000)  # so that there is something to ask about
         node.moods.is_down = True
         await watch.probe()

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import os
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -45,6 +46,7 @@ class BitcoinNode:
         self._mining_address = mining_address
         self._rpc, self._peer = free_port(), free_port()
         self._process: PeerProcess | None = None
+        self._mining = threading.Lock()
         directory.mkdir()
 
     @property
@@ -101,7 +103,8 @@ class BitcoinNode:
 
     def mine(self, blocks: int = 1) -> None:
         """Make blocks now, with what waits."""
-        self.call("generate", blocks)
+        with self._mining:  # btcd refuses whoever asks meanwhile
+            self.call("generate", blocks)
 
     def mine_only(self, *raws: bytes) -> None:
         """Make a block of these transactions alone: miners leave out what pays too little."""
