@@ -317,6 +317,8 @@ async def whole_house(
         house = WholeHouse(farebox, mint, upstream, clock, http, url, heard)
         made = await house.present(Door.CREATE, house.token(FUNDED_SAT))
         house.key = made.json()["api_key"]
+        runs = farebox.worker.runs
+        await eventually(lambda: runs["upkeep"].count and runs["sweep"].count)  # they ask mints
         mint.calls.clear()
         yield house
         await house.assert_whole()

@@ -24,7 +24,8 @@ class Job:
 
 @dataclass(slots=True)
 class Runs:
-    """How a job has fared: how often it ran, how often that failed, when it last went well."""
+    """How a job has fared: how often it ran to its end, how often that failed, when it last went
+    well."""
 
     count: int = 0
     failures: int = 0
@@ -59,11 +60,11 @@ class Worker:
 async def _repeat(job: Job, runs: Runs) -> None:
     structlog.contextvars.bind_contextvars(job=job.name)
     while True:
-        runs.count += 1
         try:
             await job.run()
             runs.well_at_s = running_s()
         except Exception:
             runs.failures += 1
             _log.exception("worker.job_failed")
+        runs.count += 1
         await asyncio.sleep(job.every_s)
