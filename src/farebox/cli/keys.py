@@ -8,7 +8,7 @@ import typer
 
 from farebox.cli.book import ask
 from farebox.cli.options import DataOption, SettingsOption, duration_ns, read_settings
-from farebox.cli.output import JsonOption, columns, none_left, sat, show
+from farebox.cli.output import JsonOption, columns, page_text, sat, show
 from farebox.cli.requests import CreateKey, Facts, ListKeys, RevokeKey, ShowKey
 
 _PAGE_MAX = 1_000
@@ -50,13 +50,8 @@ def list_all(
     """List keys, a page at a time."""
     page = ask(read_settings(settings, data), ListKeys(after=after, limit=limit))
     rows = [_row(key) for key in page["keys"]]
-    text = (
-        columns([("ID", "KEY", "STATE", "BALANCE", "LABEL"), *rows])
-        if rows
-        else none_left("keys", after)
-    )
-    if page["next"]:
-        text += f"\nmore with: --after {page['next']}"
+    titles = ("ID", "KEY", "STATE", "BALANCE", "LABEL")
+    text = page_text(titles, rows, "keys", after=after, more=page["next"])
     show(page, text, as_json=as_json)
 
 

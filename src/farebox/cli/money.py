@@ -9,7 +9,7 @@ import typer
 
 from farebox.cli.book import ask
 from farebox.cli.options import DataOption, SettingsOption, amount_msat, read_settings
-from farebox.cli.output import JsonOption, columns, none_left, progress, sat, show
+from farebox.cli.output import JsonOption, columns, page_text, progress, sat, show
 from farebox.cli.requests import Balance, Facts, ListWithdrawals, Withdraw, new_withdrawal
 from farebox.errors import InvalidInput
 
@@ -123,12 +123,9 @@ def _withdrawn_text(facts: Facts) -> str:
 
 def _listed_text(page: Facts, after: str) -> str:
     rows = [_listed_row(one) for one in page["withdrawals"]]
-    if not rows:
-        return none_left("withdrawals", after)
-    text = columns([("ID", "BEGUN", "METHOD", "STATE", "AMOUNT", "TO"), *rows])
-    if page["next"]:
-        text += f"\nmore with: --after {page['next']}"
-    return f"{text}\na token is told again by `farebox withdraw --again ID`"
+    titles = ("ID", "BEGUN", "METHOD", "STATE", "AMOUNT", "TO")
+    text = page_text(titles, rows, "withdrawals", after=after, more=page["next"])
+    return f"{text}\na token is told again by `farebox withdraw --again ID`" if rows else text
 
 
 def _listed_row(one: Facts) -> tuple[str, ...]:

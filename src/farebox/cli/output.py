@@ -51,6 +51,14 @@ def columns(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def none_left(things: str, after: str) -> str:
-    """What an empty page of a list says: that there are none, or none behind the cursor."""
-    return f"no {things} behind {after}" if after else f"no {things} yet"
+def page_text(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], things: str, *, after: str, more: str
+) -> str:
+    """A page of a list behind the cursor `after`, and where the next one begins: `more`, if any.
+
+    One without rows says that there are none, or none behind the cursor.
+    """
+    if not rows:
+        return f"no {things} behind {after}" if after else f"no {things} yet"
+    text = columns([titles, *rows])
+    return f"{text}\nmore with: --after {more}" if more else text
