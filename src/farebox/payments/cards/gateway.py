@@ -152,7 +152,15 @@ class PaymentGateway:
         """Charge this one first from now on; None: the account has none of that name."""
         if await self._stored_one(account, method_id) is None:
             return None
-        await self._choose(account, method_id)
+
+        def decide(state: State, _: int) -> Unit | None:
+            if state.value(CHOSEN_METHOD, account) == ChosenMethod(method_id):
+                return None
+            version = state.version(CHOSEN_METHOD, account)
+            put = Put(CHOSEN_METHOD, account, ChosenMethod(method_id), version)
+            return Unit(derived_id("default", account, method_id, str(version)), puts=(put,))
+
+        await self._ledger.transact([(CHOSEN_METHOD, account)], decide)
         return await self._stored_one(account, method_id)
 
     async def remove(self, account: str, method_id: str) -> bool:
@@ -184,16 +192,6 @@ class PaymentGateway:
 
     async def _stored_one(self, account: str, method_id: str) -> StoredMethod | None:
         return next((one for one in await self.stored(account) if one.id == method_id), None)
-
-    async def _choose(self, account: str, method_id: str) -> None:
-        def decide(state: State, _: int) -> Unit | None:
-            if state.value(CHOSEN_METHOD, account) == ChosenMethod(method_id):
-                return None
-            version = state.version(CHOSEN_METHOD, account)
-            put = Put(CHOSEN_METHOD, account, ChosenMethod(method_id), version)
-            return Unit(derived_id("default", account, method_id, str(version)), puts=(put,))
-
-        await self._ledger.transact([(CHOSEN_METHOD, account)], decide)
 
     # ── charging them ────────────────────────────────────────────────────────────────────────────
 
