@@ -56,6 +56,16 @@ async def pays(town: World, times: int = 1) -> SignedSubRAV:
 # ── closing ──────────────────────────────────────────────────────────────────────────────────────
 
 
+async def assert_lost(town: World, backing: str, amount: int) -> None:
+    """What was owed is a loss, and stands in no custody any more."""
+    custody = await town.ledger.store.account(custody_account(backing))
+    assert custody is not None
+    assert custody.held == 0
+    loss = await town.ledger.store.account(loss_account(ASSET))
+    assert loss is not None
+    assert loss.held == amount
+
+
 async def test_a_payer_does_not_close_at_once_with_a_voucher_of_its_own_making(
     tmp_path: Path,
 ) -> None:
@@ -95,12 +105,7 @@ async def test_what_a_closed_channel_owed_is_no_longer_in_the_books(tmp_path: Pa
         await town.contract.close(CHANNEL_ID)
         assert await town.claims.claim(row) is ClaimOutcome.LOST
         assert await town.payee.pending.cleanup(-1) == 1
-        custody = await town.ledger.store.account(custody_account(backing))
-        assert custody is not None
-        assert custody.held == 0
-        loss = await town.ledger.store.account(loss_account(ASSET))
-        assert loss is not None
-        assert loss.held == 3 * ECHO_COST
+        await assert_lost(town, backing, 3 * ECHO_COST)
         await town.claims.run_once()
         assert town.claims.status.refused == 1
         await town.open()
@@ -119,12 +124,7 @@ async def test_what_an_ended_epoch_owed_is_no_longer_in_the_books(tmp_path: Path
         await town.contract.close(CHANNEL_ID)
         await town.open(fragment="another", key=OTHER.public)
         assert await town.claims.trigger(CHANNEL_ID) == ({}, {FRAGMENT: "channel_closed"})
-        custody = await town.ledger.store.account(custody_account(backing))
-        assert custody is not None
-        assert custody.held == 0
-        loss = await town.ledger.store.account(loss_account(ASSET))
-        assert loss is not None
-        assert loss.held == 3 * ECHO_COST
+        await assert_lost(town, backing, 3 * ECHO_COST)
         assert await town.claims.trigger(CHANNEL_ID) == ({}, {FRAGMENT: "no_delta"})
     check_books(tmp_path)
 
